@@ -1,0 +1,54 @@
+# Every target has a line of help; CI runs what a developer runs.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help
+help: ## Show this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# ---- environment -------------------------------------------------------------------------------------------------
+
+# uv comes from its own hashed pin; it then installs the locked set in seconds and removes whatever isn't in it.
+$(BIN)/uv: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"tokenwire needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Set PYTHON=python3.11, for example.")'
+	@echo "Creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+define install
+	@echo "Installing the locked packages of $(1)"
+	@$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r $(1)
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --offline -e .
+endef
+
+# Either stamp will do to run; the developer's set contains the other.
+$(VENV)/.run: $(BIN)/uv requirements/run.txt pyproject.toml
+	$(call install,requirements/run.txt)
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/uv requirements/dev.txt pyproject.toml
+	$(call install,requirements/dev.txt)
+	@touch $@ $(VENV)/.run
+
+.PHONY: setup
+setup: $(VENV)/.dev ## Create .venv with everything a developer needs
+
+.PHONY: lock
+lock: $(BIN)/uv ## Resolve the lock files anew (requirements/*.txt)
+	@for name in run dev; do \
+	  $(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --python-version 3.11 --all-extras \
+	    $$([ $$name = dev ] && echo --group dev -c requirements/run.txt) --custom-compile-command "make lock" \
+	    pyproject.toml requirements/build.in -o requirements/$$name.txt; done
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --custom-compile-command "make lock" \
+	  requirements/uv.in -o requirements/uv.txt
+
+# ---- the contract ------------------------------------------------------------------------------------------------
+
+.PHONY: protos
+protos: $(VENV)/.dev ## Generate the stubs again after a change to a .proto
+	@$(BIN)/python -m tests.stubs

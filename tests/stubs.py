@@ -1,0 +1,51 @@
+"""Generates the committed stubs; `python -m tests.stubs [DIRECTORY]` writes them into the tree, or elsewhere.
+
+One generator, run by `make protos` and by the test that proves the committed stubs current.
+"""
+
+import sys
+import sysconfig
+from pathlib import Path
+
+from grpc_tools import protoc
+
+ROOT = Path(__file__).parents[1]
+
+# (import root, proto files below it, whether they define services)
+SETS = (
+    ("protos", "tokenwire/v1/*.proto"),
+    (".", "vertex_emulator/*.proto"),
+)
+
+
+def generate(target: Path) -> list[Path]:
+    """Write the stubs of every proto below `target`, laid out as in the tree; returns their paths."""
+    # google/api and google/rpc come from googleapis-common-protos, google/protobuf from grpcio-tools.
+    purelib = sysconfig.get_paths()["purelib"]
+    builtin = Path(purelib) / "grpc_tools" / "_proto"
+    for root, pattern in SETS:
+        protos = sorted((ROOT / root).glob(pattern))
+        if not protos:
+            continue
+        out = target / root
+        out.mkdir(parents=True, exist_ok=True)
+        for proto in protos:
+            arguments = [
+                "protoc",
+                f"-I{ROOT / root}",
+                f"-I{purelib}",
+                f"-I{builtin}",
+                f"--python_out={out}",
+                f"--mypy_out=quiet:{out}",
+                str(proto),
+            ]
+            if "\nservice " in proto.read_text():
+                arguments[-1:-1] = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
+            if protoc.main(arguments) != 0:
+                sys.exit(f"protoc failed on {proto.relative_to(ROOT)}")
+    return sorted(path for root, pattern in SETS for path in (target / root).glob(str(Path(pattern).parent / "*_pb2*")))
+
+
+if __name__ == "__main__":
+    for path in generate(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT):
+        print(path)  # noqa: T201

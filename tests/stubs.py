@@ -23,6 +23,8 @@ def generate(target: Path) -> list[Path]:
     # google/api and google/rpc come from googleapis-common-protos, google/protobuf from grpcio-tools.
     purelib = sysconfig.get_paths()["purelib"]
     builtin = Path(purelib) / "grpc_tools" / "_proto"
+    scripts = Path(sysconfig.get_paths()["scripts"])
+    plugins = [f"--plugin=protoc-gen-{name}={scripts}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
     for root, pattern in SETS:
         protos = sorted((ROOT / root).glob(pattern))
         if not protos:
@@ -32,6 +34,7 @@ def generate(target: Path) -> list[Path]:
         for proto in protos:
             arguments = [
                 "protoc",
+                *plugins,
                 f"-I{ROOT / root}",
                 f"-I{purelib}",
                 f"-I{builtin}",
@@ -43,7 +46,12 @@ def generate(target: Path) -> list[Path]:
                 arguments[-1:-1] = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
             if protoc.main(arguments) != 0:
                 sys.exit(f"protoc failed on {proto.relative_to(ROOT)}")
-    return sorted(path for root, pattern in SETS for path in (target / root).glob(str(Path(pattern).parent / "*_pb2*")))
+    return sorted(
+        path
+        for root, pattern in SETS
+        for path in (target / root / pattern).parent.glob("*_pb2*")
+        if path.is_file()
+    )
 
 
 if __name__ == "__main__":

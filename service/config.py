@@ -1,0 +1,192 @@
+"""Settings: one frozen object, read once from flags and the environment. Nothing else reads either.
+
+Each field of `Settings` is at once a flag (`--port`), a variable (`TOKENWIRE_PORT`), a line of `--help` and a row of
+the README's table. A flag wins over its variable; an empty variable counts as unset.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Self
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingError(ValueError):
+    """A setting has a value it can't have, or one that is needed is missing; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a setting comes from and how it is told to people."""
+
+    variable: str
+    help: str
+    parse: Callable[[str], Any]
+    """Raises ValueError with what is wanted, as in "a whole number from 0 to 65535"."""
+
+
+def setting(default: Any, variable: str, parse: Callable[[str], Any], text: str) -> Any:
+    return field(default=default, metadata={"source": Source(variable, text, parse)})
+
+
+def source(of: "Field[Any]") -> Source:
+    """How the field is set."""
+    found: Source = of.metadata["source"]
+    return found
+
+
+def text(value: str) -> str:
+    return value
+
+
+def names(value: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not found:
+        raise ValueError("a comma-separated list of names")
+    return found
+
+
+def switch(value: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    try:
+        return known[value.lower()]
+    except KeyError:
+        raise ValueError("true or false") from None
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.lower() not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return value.lower()
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high:  # also false for NaN
+            raise ValueError(f"seconds, from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the server was told. Times are in seconds, sizes in bytes."""
+
+    host: str = setting(
+        "127.0.0.1", "TOKENWIRE_HOST", text, "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)"
+    )
+    port: int = setting(50051, "TOKENWIRE_PORT", whole(0, 65535), "port to listen on; 0 picks a free one")
+    model: str = setting("gemini-2.5-flash", "TOKENWIRE_MODEL", text, "the model that answers when a request names none")
+    models: tuple[str, ...] = setting(
+        (), "TOKENWIRE_MODELS", names, "further models on offer, separated by commas; others are NOT_FOUND"
+    )
+    project: str = setting("", "GOOGLE_CLOUD_PROJECT", text, "the Google Cloud project that Vertex AI is billed to")
+    location: str = setting("us-central1", "GOOGLE_CLOUD_LOCATION", text, "the Vertex AI region, or global")
+    emulator: str = setting(
+        "", "VERTEX_EMULATOR_HOST", text, "host:port of a local Vertex; no Google credentials are needed then"
+    )
+    reflection: bool = setting(
+        True, "TOKENWIRE_REFLECTION", switch, "whether grpcurl and friends may ask the server for its schema"
+    )
+    max_prompt_bytes: int = setting(
+        1_048_576,
+        "TOKENWIRE_MAX_PROMPT_BYTES",
+        whole(1, 64 * 1_048_576),
+        "the most text, in bytes of UTF-8, that one request may hold, history included",
+    )
+    default_deadline: float = setting(
+        120.0, "TOKENWIRE_DEFAULT_DEADLINE", seconds(0.1, 3600), "for calls that bring no deadline of their own"
+    )
+    max_deadline: float = setting(
+        600.0, "TOKENWIRE_MAX_DEADLINE", seconds(0.1, 3600), "no call lasts longer, whatever deadline it brings"
+    )
+    grace: float = setting(
+        30.0, "TOKENWIRE_GRACE", seconds(0, 3600), "how long running streams may go on after SIGTERM; a second one ends all"
+    )
+    log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
+
+    def __post_init__(self) -> None:
+        if self.default_deadline > self.max_deadline:
+            raise SettingError(
+                f"TOKENWIRE_DEFAULT_DEADLINE is {self.default_deadline:g}: "
+                f"at most TOKENWIRE_MAX_DEADLINE ({self.max_deadline:g}) is wanted"
+            )
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """Every model on offer, the default first."""
+        return (self.model, *(name for name in self.models if name != self.model))
+
+    @property
+    def address(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
+        """Read the settings.
+
+        Raises SettingError; exits by itself, as argparse does, on --help and on flags that don't exist.
+        """
+        flags = vars(parser(cls, prog).parse_args(argv))
+        values = {}
+        for one in fields(cls):
+            origin = source(one)
+            flag = "--" + one.name.replace("_", "-")
+            for name, value in ((flag, flags[one.name]), (origin.variable, environ.get(origin.variable))):
+                if not value:
+                    continue
+                try:
+                    values[one.name] = origin.parse(value)
+                except ValueError as error:
+                    raise SettingError(f"{name} is {value!r}: {error} is wanted") from None
+                break
+        return cls(**values)
+
+
+def parser(settings: type[Settings], prog: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description="Serve tokenwire.v1.GenerationService: Gemini's answers, streamed over gRPC.",
+        epilog="Each flag can be set by the variable in brackets instead; the flag wins.",
+        allow_abbrev=False,
+    )
+    for one in fields(settings):
+        assert one.default is not MISSING
+        made.add_argument(
+            "--" + one.name.replace("_", "-"),
+            help=f"{source(one).help} [{source(one).variable}; {shown(one.default)}]".replace("%", "%%"),
+            metavar=one.name.rsplit("_", maxsplit=1)[-1].upper(),
+        )
+    return made
+
+
+def shown(default: object) -> str:
+    """A default as people write it."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default) if default not in ("", ()) else "unset"

@@ -1,0 +1,211 @@
+"""Every way a call can fail, each with its gRPC code and a stable reason.
+
+    TokenwireError
+    |- InvalidRequest          INVALID_ARGUMENT     INVALID_FIELD, EMPTY_PROMPT, MALFORMED_REQUEST
+    |- ModelNotFound           NOT_FOUND            MODEL_NOT_FOUND
+    |- NotServed               UNIMPLEMENTED        NOT_SERVED
+    |- NotReady                UNAVAILABLE          STARTING
+    |- Draining                UNAVAILABLE          DRAINING
+    |- DeadlineExceeded        DEADLINE_EXCEEDED    CALLER_DEADLINE, SERVER_DEADLINE
+    |- InternalError           INTERNAL             INTERNAL
+    `- UpstreamError
+       |- UpstreamRejected     INVALID_ARGUMENT     UPSTREAM_REJECTED
+       |- UpstreamNotFound     NOT_FOUND            UPSTREAM_MODEL_NOT_FOUND
+       |- UpstreamCredentials  FAILED_PRECONDITION  UPSTREAM_CREDENTIALS
+       |- UpstreamPrecondition FAILED_PRECONDITION  UPSTREAM_PRECONDITION
+       |- UpstreamQuota        RESOURCE_EXHAUSTED   UPSTREAM_QUOTA
+       |- UpstreamUnavailable  UNAVAILABLE          UPSTREAM_UNAVAILABLE
+       |- UpstreamCut          UNAVAILABLE          UPSTREAM_CUT
+       |- UpstreamDeadline     DEADLINE_EXCEEDED    UPSTREAM_DEADLINE
+       `- UpstreamFault        INTERNAL             UPSTREAM_FAULT
+
+Messages are for the caller's developer and never hold a prompt, an answer, a credential or upstream's own text.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import grpc
+from google.protobuf import any_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "tokenwire"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field of a request that can't be taken."""
+
+    field: str
+    """Its path as in the proto, such as "messages[2].parts[0].text"."""
+    description: str
+    """What it holds and what is wanted."""
+
+
+class TokenwireError(Exception):
+    """A call fails in a known way."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: str
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
+        details: Sequence[message.Message] = (),
+    ) -> None:
+        """`retry_after` in seconds; `metadata` goes into ErrorInfo; `details` are further google.rpc messages."""
+        super().__init__(text)
+        self.text = text
+        if reason is not None:
+            self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.retry_after = retry_after
+        self._details = tuple(details)
+
+    def status(self) -> status_pb2.Status:
+        """This error as callers get it: code, text, and an ErrorInfo before whatever else is known."""
+        details: list[message.Message] = [
+            error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
+        ]
+        if self.retry_after is not None:
+            info = error_details_pb2.RetryInfo()
+            info.retry_delay.FromNanoseconds(round(self.retry_after * 1e9))
+            details.append(info)
+        status = status_pb2.Status(code=self.code.value[0], message=self.text)
+        for detail in (*details, *self._details):
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return status
+
+
+class InvalidRequest(TokenwireError):
+    """The request can't be taken as it is."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "INVALID_FIELD"
+
+    def __init__(self, violations: Sequence[Violation], *, reason: str | None = None) -> None:
+        bad = error_details_pb2.BadRequest(
+            field_violations=[
+                error_details_pb2.BadRequest.FieldViolation(field=one.field, description=one.description)
+                for one in violations
+            ]
+        )
+        text = "; ".join(f"{one.field}: {one.description}" for one in violations)
+        super().__init__(text, reason=reason, details=[bad])
+        self.violations = tuple(violations)
+
+
+class ModelNotFound(TokenwireError):
+    """The request names a model that isn't on offer."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "MODEL_NOT_FOUND"
+
+
+class NotServed(TokenwireError):
+    """The RPC is in the contract but not served yet."""
+
+    code = grpc.StatusCode.UNIMPLEMENTED
+    reason = "NOT_SERVED"
+
+
+class NotReady(TokenwireError):
+    """The server is starting."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "STARTING"
+
+
+class Draining(TokenwireError):
+    """The server is going away."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "DRAINING"
+
+
+class DeadlineExceeded(TokenwireError):
+    """The call lasted longer than the caller or the server allows."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "CALLER_DEADLINE"
+
+
+class InternalError(TokenwireError):
+    """A bug. The caller gets an id that is in the log, and nothing else."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+
+class UpstreamError(TokenwireError):
+    """The model's provider failed; `metadata` has its code and, where it is a plain token, its reason."""
+
+
+class UpstreamRejected(UpstreamError):
+    """It can't take the request."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "UPSTREAM_REJECTED"
+
+
+class UpstreamNotFound(UpstreamError):
+    """It doesn't know a model that this server offers."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "UPSTREAM_MODEL_NOT_FOUND"
+
+
+class UpstreamCredentials(UpstreamError):
+    """It refuses the server's credentials: the server's owner has to act, not the caller."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UPSTREAM_CREDENTIALS"
+
+
+class UpstreamPrecondition(UpstreamError):
+    """The project or region can't be used as it is."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "UPSTREAM_PRECONDITION"
+
+
+class UpstreamQuota(UpstreamError):
+    """A quota there is used up."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "UPSTREAM_QUOTA"
+
+
+class UpstreamUnavailable(UpstreamError):
+    """It is away, or broke off before it answered."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "UPSTREAM_UNAVAILABLE"
+
+
+class UpstreamCut(UpstreamError):
+    """It ended the answer without a finish reason: what came may be anything but whole."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "UPSTREAM_CUT"
+
+
+class UpstreamDeadline(UpstreamError):
+    """It gave up before the caller's deadline had passed."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "UPSTREAM_DEADLINE"
+
+
+class UpstreamFault(UpstreamError):
+    """It failed in a way that is nobody's fault but its own, or said something we can't relay."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "UPSTREAM_FAULT"

@@ -1,0 +1,263 @@
+"""Builds scripts in Python, and reads them from JSON. What each step means is told in script.proto."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+# Imported so that JSON scripts can name these details by their type.
+from google.protobuf import any_pb2, duration_pb2, json_format, wrappers_pb2  # noqa: F401
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2  # noqa: F401
+
+from vertex_emulator import prediction_pb2 as pb
+from vertex_emulator.script_pb2 import (
+    Answer,
+    Blackhole,
+    Blocked,
+    Cut,
+    End,
+    Headers,
+    Repeat,
+    Script,
+    Silence,
+    Status,
+    Step,
+    Usage,
+    When,
+)
+
+# What ends an answer.
+ENDINGS = frozenset({"status", "blocked", "silence", "cut", "blackhole", "end", "tokens"})
+
+Finish = int | str | None
+
+
+class ScriptError(ValueError):
+    """A script can't be played; the message names the place, what stands there and what is wanted."""
+
+
+# ---- building ----------------------------------------------------------------------------------------------------
+
+
+def answer(
+    *steps: str | Step,
+    finish: Finish = "STOP",
+    finish_message: str = "",
+    safety_ratings: Sequence[pb.SafetyRating] = (),
+    usage: Usage | None = None,
+    model_version: str = "",
+    uses: int = 1,
+    model: str = "",
+    user_text: str = "",
+    method: str = "",
+) -> Answer:
+    """One answer; a string is a piece of text.
+
+    `finish` is a name of Candidate.FinishReason, any number, or None for an end without one. `uses` is how many
+    calls it answers, 0 for any number; `model`, `user_text` and `method` say which.
+    """
+    built = Answer(
+        steps=[Step(text=step) if isinstance(step, str) else step for step in steps],
+        uses=uses,
+        finish_message=finish_message,
+        safety_ratings=safety_ratings,
+        usage=usage,
+        model_version=model_version,
+    )
+    built.finish_reason = pb.Candidate.FinishReason.Value(finish) if isinstance(finish, str) else finish or 0  # type: ignore[assignment]  # the enum is open
+    if model or user_text or method:
+        built.when.CopyFrom(When(model=model, user_text=user_text, method=method))
+    return built
+
+
+def usage(prompt: int = 0, candidates: int = 0, *, thoughts: int = 0, cached: int = 0) -> Usage:
+    """The final figures, in tokens; `cached` is part of `prompt`."""
+    return Usage(prompt=prompt, candidates=candidates, thoughts=thoughts, cached=cached)
+
+
+def thought(text: str) -> Step:
+    return Step(thought=text)
+
+
+def response(message: pb.GenerateContentResponse) -> Step:
+    """A chunk exactly as given."""
+    return Step(response=message)
+
+
+def function_call(name: str, arguments: Mapping[str, Any], *, call_id: str = "") -> Step:
+    """A chunk with one tool call."""
+    call = pb.FunctionCall(name=name, id=call_id)
+    call.args.update(arguments)
+    content = pb.Content(role="model", parts=[pb.Part(function_call=call)])
+    return response(pb.GenerateContentResponse(candidates=[pb.Candidate(content=content)]))
+
+
+def text_bytes(data: bytes) -> Step:
+    """A chunk whose text is these bytes, valid UTF-8 or not."""
+    return Step(text_bytes=data)
+
+
+def message_bytes(data: bytes) -> Step:
+    """A message of these bytes, valid protobuf or not."""
+    return Step(message_bytes=data)
+
+
+def delay(seconds: float) -> Step:
+    return Step(delay=_duration(seconds))
+
+
+def wait_for(gate: str) -> Step:
+    return Step(wait_for=gate)
+
+
+def headers(metadata: Mapping[str, str] | None = None) -> Step:
+    """Send the initial metadata now."""
+    return Step(headers=Headers(metadata=metadata))
+
+
+def repeat(count: int, *steps: str | Step, interval: float | None = None) -> Step:
+    """Repeat steps `count` times (0: without end), one turn every `interval` seconds on a fixed clock."""
+    turns = Repeat(count=count, steps=[Step(text=step) if isinstance(step, str) else step for step in steps])
+    if interval is not None:
+        turns.interval.CopyFrom(_duration(interval))
+    return Step(repeat=turns)
+
+
+def status(
+    code: grpc.StatusCode | str,
+    message: str = "",
+    *details: Message,
+    trailing_metadata: Mapping[str, str] | None = None,
+) -> Step:
+    """End with this status; `details` are messages such as google.rpc.error_details_pb2.RetryInfo."""
+    name = code if isinstance(code, str) else code.name
+    built = Status(code=code_pb2.Code.Value(name), message=message, trailing_metadata=trailing_metadata)
+    for detail in details:
+        built.details.add().Pack(detail)
+    return Step(status=built)
+
+
+def blocked(reason: int | str = "SAFETY", message: str = "") -> Step:
+    """Block the prompt: no candidates."""
+    number = (
+        pb.GenerateContentResponse.PromptFeedback.BlockedReason.Value(reason) if isinstance(reason, str) else reason
+    )
+    return Step(blocked=Blocked(reason=number, message=message))  # type: ignore[arg-type]  # the enum is open
+
+
+def silence() -> Step:
+    """Say nothing more; the call stays open until the caller ends it."""
+    return Step(silence=Silence())
+
+
+def cut() -> Step:
+    """Reset the caller's TCP connection (needs the relay)."""
+    return Step(cut=Cut())
+
+
+def blackhole() -> Step:
+    """Swallow everything on the caller's TCP connection (needs the relay)."""
+    return Step(blackhole=Blackhole())
+
+
+def end() -> Step:
+    """End OK at once, without a finish reason."""
+    return Step(end=End())
+
+
+def tokens(total: int, *, billable_characters: int = 0) -> Step:
+    """Answer CountTokens."""
+    return Step(tokens=pb.CountTokensResponse(total_tokens=total, total_billable_characters=billable_characters))
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(round(seconds * 1_000_000_000))
+    return duration
+
+
+# ---- reading and checking ----------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> Script:
+    """Read a JSON script; raises ScriptError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScriptError(f"{path}: {error}") from error
+    try:
+        return parse(text)
+    except ScriptError as error:
+        raise ScriptError(f"{path}: {error}") from error
+
+
+def parse(text: str) -> Script:
+    """Read a script from JSON; raises ScriptError."""
+    try:
+        script = json_format.Parse(text, Script())
+    except json_format.ParseError as error:
+        raise ScriptError(str(error)) from error
+    check(script)
+    return script
+
+
+def check(script: Script) -> None:
+    """Raise ScriptError if the script can't be played."""
+    for index, one in enumerate(script.answers):
+        _check_answer(one, f"answers[{index}]")
+    if script.HasField("default_answer"):
+        _check_answer(script.default_answer, "default_answer")
+
+
+def needs_relay(steps: Sequence[Step]) -> bool:
+    return any(step.WhichOneof("step") in {"cut", "blackhole"} for step in steps)
+
+
+def _check_answer(one: Answer, place: str) -> None:
+    methods = ("", "StreamGenerateContent", "GenerateContent", "CountTokens")
+    if one.when.method not in methods:
+        raise ScriptError(f"{place}.when.method: {one.when.method!r} is none of {', '.join(methods[1:])}")
+    _check_steps(one.steps, f"{place}.steps", repeated=False)
+    counts = one.when.method == "CountTokens"
+    for index, step in enumerate(one.steps):
+        kind = step.WhichOneof("step")
+        if kind == "tokens" and not counts:
+            raise ScriptError(f'{place}.steps[{index}].tokens: only where "when" says {{"method": "CountTokens"}}')
+        if counts and kind not in {"tokens", "delay", "wait_for", "headers", "status", "silence", "cut", "blackhole"}:
+            raise ScriptError(f"{place}.steps[{index}].{kind}: is no answer to CountTokens; use tokens or status")
+
+
+def _check_steps(steps: Sequence[Step], place: str, *, repeated: bool) -> None:
+    for index, step in enumerate(steps):
+        here = f"{place}[{index}]"
+        kind = step.WhichOneof("step")
+        if kind is None:
+            raise ScriptError(f"{here}: says nothing; wanted is text, thought, response, delay, status, ...")
+        last = index == len(steps) - 1
+        if kind in ENDINGS and repeated:
+            raise ScriptError(f"{here}.{kind}: ends the answer, so it can't be repeated; put it behind")
+        endless = kind == "repeat" and step.repeat.count == 0
+        if (kind in ENDINGS or endless) and not last:
+            raise ScriptError(
+                f"{here}.{kind}: ends the answer, so nothing may follow; {len(steps) - 1 - index} step(s) do"
+            )
+        _check_step(step, kind, here)
+
+
+def _check_step(step: Step, kind: str, here: str) -> None:
+    if kind == "delay" and step.delay.ToNanoseconds() < 0:
+        raise ScriptError(f"{here}.delay: {step.delay.ToJsonString()} is negative")
+    if kind == "wait_for" and not step.wait_for:
+        raise ScriptError(f"{here}.wait_for: wanted is the name of a gate")
+    if kind == "status" and step.status.code not in {code.value[0] for code in grpc.StatusCode if code.value[0]}:
+        raise ScriptError(
+            f"{here}.status.code: {step.status.code} is no gRPC error; wanted is UNAVAILABLE, for example"
+        )
+    if kind == "repeat":
+        if step.repeat.interval.ToNanoseconds() < 0:
+            raise ScriptError(f"{here}.repeat.interval: {step.repeat.interval.ToJsonString()} is negative")
+        if not step.repeat.steps:
+            raise ScriptError(f"{here}.repeat.steps: is empty")
+        _check_steps(step.repeat.steps, f"{here}.repeat.steps", repeated=True)

@@ -48,7 +48,16 @@ def names(value: str) -> tuple[str, ...]:
 
 
 def switch(value: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    known = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
     try:
         return known[value.lower()]
     except KeyError:
@@ -95,10 +104,15 @@ class Settings:
     """What the server was told. Times are in seconds, sizes in bytes."""
 
     host: str = setting(
-        "127.0.0.1", "TOKENWIRE_HOST", text, "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)"
+        "127.0.0.1",
+        "TOKENWIRE_HOST",
+        text,
+        "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)",
     )
     port: int = setting(50051, "TOKENWIRE_PORT", whole(0, 65535), "port to listen on; 0 picks a free one")
-    model: str = setting("gemini-2.5-flash", "TOKENWIRE_MODEL", text, "the model that answers when a request names none")
+    model: str = setting(
+        "gemini-2.5-flash", "TOKENWIRE_MODEL", text, "the model that answers when a request names none"
+    )
     models: tuple[str, ...] = setting(
         (), "TOKENWIRE_MODELS", names, "further models on offer, separated by commas; others are NOT_FOUND"
     )
@@ -117,13 +131,28 @@ class Settings:
         "the most text, in bytes of UTF-8, that one request may hold, history included",
     )
     default_deadline: float = setting(
-        120.0, "TOKENWIRE_DEFAULT_DEADLINE", seconds(0.1, 3600), "for calls that bring no deadline of their own"
+        120.0,
+        "TOKENWIRE_DEFAULT_DEADLINE",
+        seconds(0.1, 3600),
+        "for calls that bring no deadline of their own",
     )
     max_deadline: float = setting(
-        600.0, "TOKENWIRE_MAX_DEADLINE", seconds(0.1, 3600), "no call lasts longer, whatever deadline it brings"
+        600.0,
+        "TOKENWIRE_MAX_DEADLINE",
+        seconds(0.1, 3600),
+        "no call lasts longer, whatever deadline it brings",
     )
     grace: float = setting(
-        30.0, "TOKENWIRE_GRACE", seconds(0, 3600), "how long running streams may go on after SIGTERM; a second one ends all"
+        30.0,
+        "TOKENWIRE_GRACE",
+        seconds(0, 3600),
+        "how long running streams may go on after SIGTERM; a second one ends all",
+    )
+    langsmith: bool = setting(
+        False,
+        "TOKENWIRE_LANGSMITH",
+        switch,
+        "whether LangChain may send prompts and answers to LangSmith, if it is set up",
     )
     log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
 
@@ -138,6 +167,18 @@ class Settings:
     def offered(self) -> tuple[str, ...]:
         """Every model on offer, the default first."""
         return (self.model, *(name for name in self.models if name != self.model))
+
+    @property
+    def provider(self) -> str:
+        """Who runs the models, in the words of OpenTelemetry's GenAI conventions."""
+        return "gcp.vertex_ai"
+
+    @property
+    def upstream(self) -> str:
+        """Where the models are, for people."""
+        if self.emulator:
+            return f"the local Vertex at {self.emulator}"
+        return f"Vertex AI, project {self.project}, {self.location}"
 
     @property
     def address(self) -> str:

@@ -24,7 +24,7 @@ Messages are for the caller's developer and never hold a prompt, an answer, a cr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import grpc
 from google.protobuf import any_pb2, message
@@ -66,6 +66,12 @@ class TokenwireError(Exception):
         self.metadata = dict(metadata or {})
         self.retry_after = retry_after
         self._details = tuple(details)
+
+    def after(self, messages: int) -> Self:
+        """This error, saying how far the stream had come when it struck; `messages` were sent before it."""
+        if messages:
+            self.metadata["last_sequence"] = str(messages - 1)
+        return self
 
     def status(self) -> status_pb2.Status:
         """This error as callers get it: code, text, and an ErrorInfo before whatever else is known."""

@@ -1,0 +1,75 @@
+"""Transport: the port, health, reflection, and going away in good order."""
+
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tokenwire.v1 import generation_service_pb2
+from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+
+from service import log
+from service.config import SettingError, Settings
+from service.guard import Guard
+from service.model import Model
+from service.servicer import Servicer
+
+SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+
+_OPTIONS = [
+    # Two servers on one port would share its calls without a word.
+    ("grpc.so_reuseport", 0),
+    # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
+    ("grpc.max_metadata_size", 16 * 1024),
+]
+_ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
+
+
+class Server:
+    """Listens from `start` on; answers from `serve` on; `stop` lets running streams finish."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._health = health.aio.HealthServicer()
+        self._servicer = Servicer(settings)
+        size = settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES
+        self._server = grpc.aio.server(
+            interceptors=[Guard()], options=[*_OPTIONS, ("grpc.max_receive_message_length", size)]
+        )
+        add_GenerationServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if settings.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> int:
+        """Listen, and say NOT_SERVING. Returns the port. Raises SettingError if the address can't be had."""
+        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(self._settings.address)
+        except RuntimeError as error:
+            raise SettingError(
+                f"cannot listen on {self._settings.address}: is something else using it? "
+                "Set TOKENWIRE_HOST or TOKENWIRE_PORT"
+            ) from error
+        await self._server.start()
+        return port
+
+    async def serve(self, model: Model) -> None:
+        """From now on, answer with `model` and say SERVING."""
+        self._servicer.serve(model)
+        await self._say(health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, say NOT_SERVING, and return once running streams have ended or `grace` seconds are over.
+
+        May be called again with a shorter grace.
+        """
+        self._servicer.drain()
+        await self._health.enter_graceful_shutdown()
+        log.say("draining: running streams have %g s", grace)
+        await self._server.stop(grace)
+
+    async def _say(self, status: Any) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)

@@ -1,0 +1,71 @@
+"""The story of one request, from top to bottom."""
+
+import uuid
+from typing import Any
+
+import grpc.aio
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
+
+from service import log, wire
+from service.config import Settings
+from service.deadline import Deadline
+from service.errors import Draining, NotReady, NotServed, TokenwireError
+from service.model import Model
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Servicer(GenerationServiceServicer):
+    """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._model: Model | None = None
+        self._draining = False
+
+    def serve(self, model: Model) -> None:
+        """From now on, answer with `model`."""
+        self._model = model
+
+    def drain(self) -> None:
+        """From now on, refuse new calls."""
+        self._draining = True
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override] # a coroutine that writes: only its own await of a write sees a cancel
+        """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
+        answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
+        model = self._ready()
+        prompt = wire.parse(request, offered=self._settings.offered, max_prompt_bytes=self._settings.max_prompt_bytes)
+        deadline = self._deadline(context)
+        log.note(generation_id=answer.generation_id, request_id=request.request_id or "-", model=prompt.model)
+        try:
+            async with deadline.enforced(), model.stream(prompt, seconds=deadline.remaining()) as events:
+                async for event in events:
+                    await context.write(answer.encode(event))
+        except TokenwireError as error:
+            raise error.after(answer.sequence) from error.__cause__
+        finally:
+            log.note(messages=answer.sequence, finish=answer.finish or "-")
+
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:  # noqa: ARG002
+        """Not served yet; the contract has it already."""
+        raise NotServed("CountTokens is not served yet")
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002
+        """The names on offer, the default first."""
+        return wire.model_list(self._settings.offered, self._settings.provider)
+
+    def _ready(self) -> Model:
+        if self._draining:
+            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
+        if self._model is None:
+            raise NotReady("The server is starting; ask again in a moment", retry_after=1)
+        return self._model
+
+    def _deadline(self, context: Context) -> Deadline:
+        return Deadline.of(
+            context.time_remaining(),
+            default=self._settings.default_deadline,
+            longest=self._settings.max_deadline,
+        )

@@ -1,0 +1,286 @@
+"""What can go wrong for a caller, in classes for programs and in words for people.
+
+    TokenwireError
+    ├── RefusedError             the request has to change
+    │   ├── InvalidRequestError  a field is wrong; `.violations` says which and what is wanted
+    │   └── UnknownModelError    the service doesn't offer that model
+    ├── NotAllowedError          the caller may not do this
+    ├── BusyError                too much at once; `.retry_after` says when to try again
+    ├── UnavailableError         nobody can answer right now: service or model away, shutting down
+    ├── DeadlineError            not done in time
+    ├── CallCancelledError       cancelled, by this side or by the other
+    ├── IncompleteError          the answer broke off, or has a hole
+    └── ServiceError             the service failed, or isn't set up: for its owner to mend
+
+`str(error)` is for a person; `.code`, `.reason` and the like are for a program. A status becomes one of them in
+`explain`, by the table `WORDS`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import cast
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from grpc_status import rpc_status
+
+# The domain of every google.rpc.ErrorInfo that the service sends.
+DOMAIN = "tokenwire"
+
+# Reasons that this side finds by itself; all others are the service's.
+NOT_CONNECTED = "NOT_CONNECTED"
+CONNECTION_LOST = "CONNECTION_LOST"
+NO_COMPLETED = "NO_COMPLETED"
+SEQUENCE_GAP = "SEQUENCE_GAP"
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field that was refused."""
+
+    field: str
+    # As in the request, for example "config.temperature".
+    description: str
+    # What was wrong with it and what is wanted.
+
+    def __str__(self) -> str:
+        if not self.field or self.field in self.description:
+            return self.description
+        return f"{self.field}: {self.description}"
+
+
+class TokenwireError(Exception):
+    """Any failure of a call."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode,
+        reason: str = "",
+        said: str = "",
+        pieces: int = 0,
+        retry_after: float | None = None,
+        violations: tuple[Violation, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        # gRPC's code; OK where the stream ended well but broke its contract.
+        self.reason = reason
+        # The stable reason in UPPER_SNAKE_CASE; empty when none was given.
+        self.said = said
+        # The status message as it came. For logs: it may be transport jargon.
+        self.pieces = pieces
+        # Pieces of text that came before it: not zero means that the answer was cut.
+        self.retry_after = retry_after
+        # Seconds; None where the service didn't say.
+        self.violations = violations
+        self.metadata = dict(metadata or {})
+        # What the service added to the reason.
+
+
+class RefusedError(TokenwireError): ...
+
+
+class InvalidRequestError(RefusedError): ...
+
+
+class UnknownModelError(RefusedError): ...
+
+
+class NotAllowedError(TokenwireError): ...
+
+
+class BusyError(TokenwireError): ...
+
+
+class UnavailableError(TokenwireError): ...
+
+
+class DeadlineError(TokenwireError): ...
+
+
+class CallCancelledError(TokenwireError): ...
+
+
+class IncompleteError(TokenwireError): ...
+
+
+class ServiceError(TokenwireError): ...
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The class of an error and what a person is told."""
+
+    error: type[TokenwireError]
+    text: str
+    # May name {address}, {again} (when to try again), {fields} (what was refused), {said} (the service's own
+    # sentence, or nothing), {within} (the time that was allowed).
+
+
+_Code = grpc.StatusCode
+
+# By code and reason; the reason "" stands for every reason that isn't here.
+WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
+    {
+        (_Code.OK, NO_COMPLETED): Words(
+            IncompleteError, "The answer broke off: the stream ended without saying that it was complete."
+        ),
+        (_Code.OK, SEQUENCE_GAP): Words(IncompleteError, "The stream broke its contract. {said}"),
+        (_Code.CANCELLED, ""): Words(CallCancelledError, "The call was cancelled."),
+        (_Code.UNKNOWN, ""): Words(ServiceError, "The service failed in a way it has no word for. Its log knows more."),
+        (_Code.INVALID_ARGUMENT, ""): Words(InvalidRequestError, "The service refused the request. {fields}"),
+        (_Code.INVALID_ARGUMENT, "EMPTY_PROMPT"): Words(
+            InvalidRequestError, "There is no question to answer: the prompt is empty."
+        ),
+        (_Code.DEADLINE_EXCEEDED, ""): Words(DeadlineError, "The answer was not complete {within}."),
+        (_Code.DEADLINE_EXCEEDED, "FIRST_CHUNK_TIMEOUT"): Words(
+            DeadlineError, "The model did not begin to answer in the time that was allowed for it."
+        ),
+        (_Code.DEADLINE_EXCEEDED, "IDLE_TIMEOUT"): Words(
+            DeadlineError, "The model fell silent in the middle of its answer."
+        ),
+        (_Code.NOT_FOUND, ""): Words(RefusedError, "What was asked for does not exist. {said}"),
+        (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(UnknownModelError, "The service does not offer this model. {said}"),
+        (_Code.ALREADY_EXISTS, ""): Words(RefusedError, "This request has been made before. {said}"),
+        (_Code.PERMISSION_DENIED, ""): Words(NotAllowedError, "You are not allowed to do this at {address}. {said}"),
+        (_Code.UNAUTHENTICATED, ""): Words(
+            NotAllowedError, "The service at {address} does not know you: the key is missing or wrong. {said}"
+        ),
+        (_Code.RESOURCE_EXHAUSTED, ""): Words(BusyError, "The service has no room for this request. {said} {again}"),
+        (_Code.RESOURCE_EXHAUSTED, "SERVER_BUSY"): Words(BusyError, "The service is busy. {again}"),
+        (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(BusyError, "Your quota is used up. {again}"),
+        (_Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"): Words(
+            BusyError, "The model's provider takes no more requests for now. {again}"
+        ),
+        (_Code.FAILED_PRECONDITION, ""): Words(ServiceError, "The service is not ready for this. {said}"),
+        (_Code.FAILED_PRECONDITION, "UPSTREAM_CREDENTIALS"): Words(
+            ServiceError, "The service has no valid credentials for the model's provider. {said}"
+        ),
+        (_Code.ABORTED, ""): Words(UnavailableError, "The service gave this request up. {said} {again}"),
+        (_Code.OUT_OF_RANGE, ""): Words(InvalidRequestError, "The service refused the request. {fields}"),
+        (_Code.UNIMPLEMENTED, ""): Words(
+            ServiceError,
+            "What runs at {address} cannot do this: another service, or an older version. {said}",
+        ),
+        (_Code.INTERNAL, ""): Words(ServiceError, "The service failed. {said}"),
+        (_Code.UNAVAILABLE, ""): Words(UnavailableError, "The service cannot answer now. {said} {again}"),
+        (_Code.UNAVAILABLE, NOT_CONNECTED): Words(
+            UnavailableError, "The service is not running at {address}. Start it with `tokenwire serve`."
+        ),
+        (_Code.UNAVAILABLE, CONNECTION_LOST): Words(
+            IncompleteError, "The connection to the service at {address} was lost."
+        ),
+        (_Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"): Words(
+            UnavailableError, "The model cannot be reached right now. {again}"
+        ),
+        (_Code.UNAVAILABLE, "UPSTREAM_CUT"): Words(
+            IncompleteError, "The model broke off before its answer was complete."
+        ),
+        (_Code.UNAVAILABLE, "DRAINING"): Words(UnavailableError, "The service is shutting down. {again}"),
+        (_Code.DATA_LOSS, ""): Words(IncompleteError, "A part of the answer was lost. {said}"),
+    }
+)
+
+
+def explain(
+    error: grpc.RpcError,
+    *,
+    address: str,
+    timeout: float | None = None,
+    started: bool = False,
+    pieces: int = 0,
+) -> TokenwireError:
+    """Turn gRPC's error into ours: by its code, and by what google.rpc details its trailers carry.
+
+    `timeout` is the call's deadline in seconds; `started`: any message had come; `pieces`: so many were text.
+    """
+    # Every RpcError that a call raises is its own Call; grpc's types don't say so.
+    call = cast("grpc.Call", error)
+    code = call.code()
+    said = call.details() or ""
+    details = _details(call)
+    info = ErrorInfo()
+    known = _unpack(details, info) and info.domain == DOMAIN
+    reason = info.reason if known else ""
+    if not known and code is grpc.StatusCode.UNAVAILABLE:
+        reason = CONNECTION_LOST if started else NOT_CONNECTED
+    retry, refused = RetryInfo(), BadRequest()
+    return put(
+        code,
+        reason,
+        address=address,
+        said=said,
+        # Without our own domain the sentence is a proxy's or the transport's: not for people.
+        quotable=known,
+        timeout=timeout,
+        pieces=pieces,
+        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if _unpack(details, retry) else None,
+        violations=tuple(Violation(one.field, one.description) for one in refused.field_violations)
+        if _unpack(details, refused)
+        else (),
+        metadata=info.metadata if known else None,
+    )
+
+
+def put(
+    code: grpc.StatusCode,
+    reason: str,
+    *,
+    address: str,
+    said: str = "",
+    quotable: bool = True,
+    timeout: float | None = None,
+    pieces: int = 0,
+    retry_after: float | None = None,
+    violations: tuple[Violation, ...] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> TokenwireError:
+    """Make the error for a code and a reason, worded by the table."""
+    words = WORDS.get((code, reason)) or WORDS[code, ""]
+    quoted = _sentence(said[:1].upper() + said[1:]) if quotable else ""
+    text = words.text.format(
+        address=address,
+        again="Try again in a moment." if retry_after is None else f"Try again in {max(1, math.ceil(retry_after))} s.",
+        fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",
+        said=quoted,
+        within="in time" if timeout is None else f"within {timeout:g} s",
+    )
+    if pieces:
+        text += f" The answer was cut after {pieces} piece{'s' * (pieces > 1)}; what you see is incomplete."
+    return words.error(
+        " ".join(text.split()),
+        code=code,
+        reason=reason,
+        said=said,
+        pieces=pieces,
+        retry_after=retry_after,
+        violations=violations,
+        metadata=metadata,
+    )
+
+
+def _sentence(text: str) -> str:
+    return text if not text or text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _details(call: grpc.Call) -> tuple[AnyMessage, ...]:
+    try:
+        status = rpc_status.from_call(call)
+    except (ValueError, DecodeError):
+        # A proxy rewrote the status, or the trailer is no google.rpc.Status. The code alone has to do.
+        return ()
+    return tuple(status.details) if status is not None else ()
+
+
+def _unpack(details: tuple[AnyMessage, ...], into: ErrorInfo | RetryInfo | BadRequest) -> bool:
+    try:
+        return any(detail.Unpack(into) for detail in details)
+    except DecodeError:
+        return False

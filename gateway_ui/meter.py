@@ -1,0 +1,67 @@
+"""How fast an answer came: the figures under it, in the terminal and on the page alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenwire.v1.generation_service_pb2 import Completed, GenerateResponse
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts one answer while it comes. All times are seconds of one monotonic clock."""
+
+    asked_at: float
+    first_chunk_at: float | None = None
+    last_at: float | None = None
+    # When the latest message came.
+    chunks: int = 0
+    # Pieces of text.
+    characters: int = 0
+    completed: Completed | None = None
+
+    def saw(self, message: GenerateResponse, at: float) -> None:
+        """Count a message that came at this time."""
+        self.last_at = at
+        match message.WhichOneof("event"):
+            case "text":
+                if self.first_chunk_at is None:
+                    self.first_chunk_at = at
+                self.chunks += 1
+                self.characters += len(message.text)
+            case "completed":
+                self.completed = message.completed
+
+    @property
+    def first_chunk(self) -> float | None:
+        """From the question to the first piece of text, as the caller felt it. None: there was none yet."""
+        return None if self.first_chunk_at is None else self.first_chunk_at - self.asked_at
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens of the answer; None while it runs, and where the model's provider didn't say."""
+        if self.completed is None or not self.completed.usage.exact:
+            return None
+        return self.completed.usage.output_tokens
+
+    def rate(self, now: float) -> str:
+        """How much came per second since the question, waiting included: tokens, or characters while unknown."""
+        seconds = now - self.asked_at
+        amount, unit = self.characters, "characters"
+        if self.output_tokens is not None:
+            amount, unit = self.output_tokens, "tokens"
+        # The clock may stand still between a question and a very fast answer.
+        return f"{amount / max(seconds, 0.001):.0f} {unit}/s"
+
+    def figures(self, now: float | None = None) -> Iterator[str]:
+        """Everything in short words; `now` while it runs, None once it has ended."""
+        if self.first_chunk is not None:
+            yield f"first chunk {self.first_chunk:.2f} s"
+        elif now is not None:
+            yield f"waiting {now - self.asked_at:.1f} s"
+        if self.chunks:
+            yield f"{self.chunks} chunk{'s' * (self.chunks > 1)}"
+            yield self.rate(now if now is not None else self.last_at or self.asked_at)
+        if self.completed is not None and self.completed.usage.exact:
+            usage = self.completed.usage
+            thought = f", {usage.reasoning_tokens} thought" if usage.reasoning_tokens else ""
+            yield f"{usage.input_tokens} tokens in, {usage.output_tokens} out{thought}"

@@ -1,0 +1,162 @@
+"""Plays tokenwire's service on a real socket, by scripts; knows nothing of the real one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message as ProtoMessage
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import (
+    GenerationServiceServicer,
+    add_GenerationServiceServicer_to_server,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A status other than OK, with an ErrorInfo of ours where there is a reason, and further details."""
+
+    code: grpc.StatusCode
+    reason: str = ""
+    message: str = "words of the service"
+    details: tuple[ProtoMessage, ...] = ()
+    domain: str = "tokenwire"
+
+    def status(self) -> Any:
+        info = (ErrorInfo(reason=self.reason, domain=self.domain),) if self.reason else ()
+        packed = []
+        for detail in (*info, *self.details):
+            packed.append(AnyMessage())
+            packed[-1].Pack(detail)
+        return rpc_status.to_status(Status(code=self.code.value[0], message=self.message, details=packed))
+
+
+def completed(reason: pb.FinishReason.ValueType = pb.FINISH_REASON_STOP, output_tokens: int = 7) -> pb.Completed:
+    usage = pb.Usage(exact=True, input_tokens=5, output_tokens=output_tokens, total_tokens=5 + output_tokens)
+    return pb.Completed(finish_reason=reason, usage=usage, model="fake-1")
+
+
+# A piece of text, the end, a gate that the answer waits at, a refusal, or a message to be sent as it stands.
+Step = str | pb.Completed | threading.Event | Refusal | pb.GenerateResponse
+
+
+def messages(*steps: Step) -> Iterator[pb.GenerateResponse | threading.Event | Refusal]:
+    """What the steps are on the wire: `started` first, numbered."""
+    yield pb.GenerateResponse(sequence=0, started=pb.Started(generation_id="g-1", model="fake-1"))
+    sequence = 1
+    for step in steps:
+        match step:
+            case str():
+                yield pb.GenerateResponse(sequence=sequence, text=step)
+            case pb.Completed():
+                yield pb.GenerateResponse(sequence=sequence, completed=step)
+            case _:
+                yield step
+                continue
+        sequence += 1
+
+
+@dataclass
+class FakeService(GenerationServiceServicer):
+    """Answers each call by the next script; without one, by a short complete answer."""
+
+    stop: Callable[[], None]
+    # Ends it at once, calls and all.
+    address: str = ""
+    requests: list[pb.GenerateRequest] = field(default_factory=list)
+    deadlines: list[float | None] = field(default_factory=list)
+    # Seconds that each call brought along.
+    scripts: list[tuple[Step, ...]] = field(default_factory=list)
+    models: list[pb.Model] = field(default_factory=list)
+    arrived: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> Self:
+        self.requests.clear()
+        self.deadlines.clear()
+        self.scripts.clear()
+        self.models[:] = [pb.Model(name="fake-1", default=True), pb.Model(name="fake-2")]
+        self.arrived.clear()
+        self.cancelled.clear()
+        return self
+
+    def will_answer(self, *steps: Step) -> None:
+        self.scripts.append(steps)
+
+    def Generate(self, request: pb.GenerateRequest, context: Any) -> Iterator[pb.GenerateResponse]:
+        finished, gone = threading.Event(), threading.Event()
+
+        def ended() -> None:
+            with self._lock:
+                self.running -= 1
+            gone.set()
+            if not finished.is_set():
+                self.cancelled.set()
+
+        with self._lock:
+            self.running += 1
+            script = self.scripts.pop(0) if self.scripts else ("Hello", " there.", completed())
+        context.add_callback(ended)
+        self.requests.append(request)
+        self.deadlines.append(context.time_remaining())
+        self.arrived.set()
+        if script and isinstance(script[0], Refusal):
+            finished.set()
+            context.abort_with_status(script[0].status())
+        for message in messages(*script):
+            match message:
+                case threading.Event():
+                    while not message.wait(0.01):
+                        if gone.is_set():
+                            return
+                case Refusal():
+                    finished.set()
+                    context.abort_with_status(message.status())
+                case _:
+                    # From here on the client may hang up without anything being wrong.
+                    if message.HasField("completed"):
+                        finished.set()
+                    yield message
+        finished.set()
+
+    def CountTokens(self, _: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not part of the play")
+        raise NotImplementedError
+
+    def ListModels(self, _: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        if not self.models:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no list")
+        return pb.ListModelsResponse(models=self.models)
+
+
+class Running:
+    """A FakeService on the loopback, for as long as the `with` block; on a free port unless one is given."""
+
+    def __init__(self, address: str = "localhost:0") -> None:
+        self._address = address
+        self._server = grpc.server(ThreadPoolExecutor(16))
+
+    def __enter__(self) -> FakeService:
+        service = FakeService(stop=self._stop)
+        add_GenerationServiceServicer_to_server(service, self._server)
+        service.address = f"localhost:{self._server.add_insecure_port(self._address)}"
+        self._server.start()
+        return service
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.stop(None).wait()

@@ -1,0 +1,220 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import grpc
+import pytest
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import GenerationConfig
+
+from gateway_ui.ask import main
+from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+
+Ask = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def ask(service: FakeService) -> Iterator[Ask]:
+    """Run `tokenwire ask` as a process of its own, against the scripted service."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        *arguments: str, address: str = service.address, stdout: int = subprocess.PIPE
+    ) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway_ui.ask", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TOKENWIRE_ADDRESS": address, "PYTHONUTF8": "1"},
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def outcome(process: "subprocess.Popen[bytes]", stdin: str = "") -> tuple[int, str, str]:
+    out, err = process.communicate(stdin.encode(), timeout=30)
+    return process.returncode, out.decode(), err.decode()
+
+
+def pipe(stream: IO[bytes] | None) -> int:
+    assert stream is not None
+    return stream.fileno()
+
+
+def test_the_answer_is_printed_and_ends_with_a_newline(ask: Ask, service: FakeService) -> None:
+    service.will_answer("Base", "ball.", completed())
+    assert outcome(ask("Why?")) == (0, "Baseball.\n", "")
+    assert service.requests == [pb.GenerateRequest(prompt="Why?", config=GenerationConfig())]
+
+
+def test_without_a_prompt_it_asks_about_baseball(ask: Ask, service: FakeService) -> None:
+    assert outcome(ask())[0] == 0
+    assert service.requests[0].prompt == "What is baseball?"
+
+
+def test_a_dash_reads_the_prompt_from_stdin(ask: Ask, service: FakeService) -> None:
+    assert outcome(ask("-"), "from\nstdin ⚾")[0] == 0
+    assert service.requests[0].prompt == "from\nstdin ⚾"
+
+
+def test_every_option_reaches_the_service(ask: Ask, service: FakeService) -> None:
+    options = [
+        "--model",
+        "fake-2",
+        "--system",
+        "brief",
+        "--temperature",
+        "0",
+        "--max-output-tokens",
+        "9",
+        "--timeout",
+        "60",
+    ]
+    assert outcome(ask("x", *options, "--address", service.address, address="localhost:1"))[0] == 0
+    request = service.requests[0]
+    assert (request.model, request.system_instruction) == ("fake-2", "brief")
+    assert request.config.HasField("temperature")
+    assert request.config.max_output_tokens == 9
+    assert service.deadlines[0] is not None
+    assert service.deadlines[0] <= 60
+
+
+def test_the_first_piece_is_in_the_pipe_before_the_second_is_made(ask: Ask, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("first", gate, " second", completed())
+    process = ask("x")
+    assert os.read(pipe(process.stdout), 100) == b"first"
+    gate.set()
+    assert outcome(process)[:2] == (0, " second\n")
+
+
+def test_ctrl_c_cancels_the_call_and_says_so(ask: Ask, service: FakeService) -> None:
+    service.will_answer("first", threading.Event())
+    process = ask("x")
+    assert os.read(pipe(process.stdout), 100) == b"first"
+    process.send_signal(signal.SIGINT)
+    assert service.cancelled.wait(10)
+    code, out, err = outcome(process)
+    assert (code, out) == (130, "\n")
+    assert err == "Stopped. The call was cancelled; what you see is incomplete.\n"
+
+
+def test_a_reader_that_goes_away_cancels_the_call(ask: Ask, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("first", gate, *["more"] * 50, threading.Event())
+    process = ask("x")
+    assert os.read(pipe(process.stdout), 100) == b"first"
+    assert process.stdout is not None
+    process.stdout.close()
+    gate.set()
+    assert service.cancelled.wait(10)
+    assert process.wait(30) == 141
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+
+
+def test_an_error_is_one_plain_line_and_an_exit_code(ask: Ask, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
+    assert outcome(ask("x")) == (1, "", "The service is busy. Try again in a moment.\n")
+
+
+def test_a_service_that_is_away_is_said_so(ask: Ask) -> None:
+    code, out, err = outcome(ask("x", address="localhost:1"))
+    assert (code, out) == (1, "")
+    assert err == "The service is not running at localhost:1. Start it with `tokenwire serve`.\n"
+
+
+def test_a_cut_answer_is_marked_below_what_came(ask: Ask, service: FakeService) -> None:
+    service.will_answer("half", Refusal(grpc.StatusCode.UNAVAILABLE, "UPSTREAM_CUT"))
+    code, out, err = outcome(ask("x"))
+    assert (code, out) == (1, "half\n")
+    assert err.endswith("The answer was cut after 1 piece; what you see is incomplete.\n")
+
+
+def test_an_answer_that_hit_the_token_limit_says_so(ask: Ask, service: FakeService) -> None:
+    service.will_answer("half", completed(pb.FINISH_REASON_MAX_TOKENS))
+    assert outcome(ask("x")) == (3, "half\n", "The answer was cut: it reached the token limit.\n")
+
+
+def test_an_empty_answer_says_so(ask: Ask, service: FakeService) -> None:
+    service.will_answer(completed())
+    assert outcome(ask("x")) == (0, "", "The answer is empty.\n")
+
+
+def test_chunks_are_ruled_off_from_each_other(ask: Ask, service: FakeService) -> None:
+    service.will_answer("one", "two", "three", completed())
+    _, out, _ = outcome(ask("x", "--chunks"))
+    first, rule, second, again, third = out.splitlines()
+    assert (first, second, third) == ("one", "two", "three")
+    assert rule == again == "─" * 80
+
+
+def test_json_is_one_event_a_line(ask: Ask, service: FakeService) -> None:
+    service.will_answer("one\ntwo ⚾", completed())
+    _, out, _ = outcome(ask("x", "--json"))
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["sequence"] for event in events] == [0, 1, 2]
+    assert events[1]["text"] == "one\ntwo ⚾"
+    assert events[2]["completed"]["finishReason"] == "FINISH_REASON_STOP"
+
+
+def test_stats_are_told_on_stderr(ask: Ask, service: FakeService) -> None:
+    service.will_answer("one", "two", completed(output_tokens=7))
+    code, out, err = outcome(ask("x", "--stats"))
+    assert (code, out) == (0, "onetwo\n")
+    first, chunks, rate, usage = err.strip().split(" · ")
+    assert first.startswith("first chunk 0.")
+    assert chunks == "2 chunks"
+    assert rate.endswith(" tokens/s")
+    assert usage == "5 tokens in, 7 out"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
+def test_a_model_cannot_command_the_terminal(ask: Ask, service: FakeService) -> None:
+    service.will_answer("\x1b]0;owned\x07ok", completed())
+    ours, theirs = os.openpty()
+    try:
+        process = ask("x", stdout=theirs)
+        assert process.wait(30) == 0
+        shown = os.read(ours, 1000)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"ok" in shown
+    assert b"\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--timeout", "0"], ["--timeout", "nan"], ["--timeout", "soon"], ["--chunks", "--json"], ["a", "b"]],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "usage: tokenwire ask" in capsys.readouterr().err
+
+
+def test_a_number_that_no_field_can_hold_is_a_wrong_command_line(
+    service: FakeService, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["x", "--address", service.address, "--max-output-tokens", "99999999999"]) == 2
+    assert capsys.readouterr().err.startswith("This cannot be asked:")
+    assert not service.requests
+
+
+def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert "exit codes:" in capsys.readouterr().out

@@ -1,0 +1,347 @@
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import grpc_testing
+import pytest
+from google.rpc.error_details_pb2 import BadRequest
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import GenerationConfig
+
+from gateway_ui.client import Answer, Client, default_address, model, user
+from gateway_ui.errors import (
+    BusyError,
+    CallCancelledError,
+    DeadlineError,
+    IncompleteError,
+    InvalidRequestError,
+    TokenwireError,
+    UnavailableError,
+)
+from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed, messages
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
+GENERATE = SERVICE.methods_by_name["Generate"]
+
+
+@pytest.fixture
+def client(service: FakeService) -> Iterator[Client]:
+    with Client(service.address) as client:
+        yield client
+
+
+class Played:
+    """grpcio-testing's fake channel, with this test as the server."""
+
+    def __init__(self) -> None:
+        self.channel = grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))
+        self.client = Client("the fake", channel=self.channel)
+
+    def answer(self, *said: pb.GenerateResponse, code: grpc.StatusCode = grpc.StatusCode.OK) -> Answer:
+        answer = self.client.generate("What is baseball?")
+        _, _, rpc = self.channel.take_unary_stream(GENERATE)
+        rpc.send_initial_metadata(())
+        for message in said:
+            rpc.send_response(message)
+        rpc.terminate((), code, "")
+        return answer
+
+
+@pytest.fixture
+def played() -> Played:
+    return Played()
+
+
+def said(*steps: str | pb.Completed) -> list[pb.GenerateResponse]:
+    return [message for message in messages(*steps) if isinstance(message, pb.GenerateResponse)]
+
+
+# ---- the contract, with the fake channel as the server
+
+
+def test_the_request_carries_what_was_asked(played: Played) -> None:
+    played.client.generate(
+        "And cricket?",
+        messages=[user("What is baseball?"), model("A game.")],
+        system_instruction="Be brief.",
+        model="fake-2",
+        config=GenerationConfig(temperature=0.0),
+        request_id="r-1",
+    )
+    _, request, _ = played.channel.take_unary_stream(GENERATE)
+    assert [(one.role, one.parts[0].text) for one in request.messages] == [(1, "What is baseball?"), (2, "A game.")]
+    assert (request.prompt, request.system_instruction, request.model, request.request_id) == (
+        "And cricket?",
+        "Be brief.",
+        "fake-2",
+        "r-1",
+    )
+    assert request.config.HasField("temperature")
+    assert not request.config.HasField("top_p")
+
+
+def test_without_a_config_none_is_sent(played: Played) -> None:
+    played.client.generate("x")
+    _, request, _ = played.channel.take_unary_stream(GENERATE)
+    assert request == pb.GenerateRequest(prompt="x")
+
+
+def test_events_come_in_order_and_completed_is_the_last(played: Played) -> None:
+    answer = played.answer(*said("Base", "ball.", completed()))
+    assert [message.WhichOneof("event") for message in answer] == ["started", "text", "text", "completed"]
+    assert answer.completed.finish_reason == pb.FINISH_REASON_STOP
+    assert answer.pieces == 2
+
+
+def test_text_gives_only_the_pieces_of_text(played: Played) -> None:
+    assert list(played.answer(*said("Base", "ball.", completed())).text()) == ["Base", "ball."]
+
+
+def test_an_event_of_a_newer_service_is_passed_on(played: Played) -> None:
+    newer = pb.GenerateResponse(sequence=1)
+    answer = played.answer(said()[0], newer, pb.GenerateResponse(sequence=2, completed=completed()))
+    assert list(answer)[1] == newer
+
+
+def test_a_stream_that_ends_well_without_completed_is_incomplete(played: Played) -> None:
+    answer = played.answer(*said("Base", "ball."))
+    with pytest.raises(IncompleteError, match=r"cut after 2 pieces; what you see is incomplete"):
+        list(answer)
+    with pytest.raises(IncompleteError):
+        _ = answer.completed
+
+
+def test_a_stream_without_any_message_is_incomplete(played: Played) -> None:
+    with pytest.raises(IncompleteError):
+        list(played.answer())
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 3])
+def test_a_gap_or_a_repetition_is_never_passed_on(played: Played, sequence: int) -> None:
+    answer = played.answer(*said("Base"), pb.GenerateResponse(sequence=sequence, text="ball"))
+    seen: list[str] = []
+    with pytest.raises(IncompleteError, match=f"Message {sequence} came where 2 was due"):
+        seen.extend(answer.text())
+    assert seen == ["Base"]
+
+
+def test_nothing_may_come_after_completed(played: Played) -> None:
+    answer = played.answer(*said("Base", completed(), "ball"))
+    with pytest.raises(IncompleteError, match="after its end"):
+        list(answer)
+    with pytest.raises(IncompleteError):
+        _ = answer.completed
+
+
+def test_an_error_status_behind_completed_takes_it_back(played: Played) -> None:
+    answer = played.answer(*said("Base", completed()), code=grpc.StatusCode.INTERNAL)
+    seen: list[str] = []
+    with pytest.raises(TokenwireError):
+        seen.extend(str(message) for message in answer)
+    with pytest.raises(IncompleteError):
+        _ = answer.completed
+
+
+def test_leaving_the_block_cancels_on_the_fake_channel_too(played: Played) -> None:
+    with played.client.generate("x"):
+        _, _, rpc = played.channel.take_unary_stream(GENERATE)
+    rpc.cancelled()  # blocks until it is
+
+
+# ---- on a real socket
+
+
+def test_the_first_piece_is_handed_out_before_the_second_is_made(client: Client, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("first", gate, "second", completed())
+    with client.generate("x") as answer:
+        text = answer.text()
+        assert next(text) == "first"
+        gate.set()
+        assert list(text) == ["second"]
+        assert answer.completed.usage.output_tokens == 7
+
+
+def test_the_timeout_is_the_calls_deadline(client: Client, service: FakeService) -> None:
+    with client.generate("x", timeout=60) as answer:
+        list(answer)
+    with client.generate("x") as answer:
+        list(answer)
+    first, second = service.deadlines
+    assert first is not None
+    assert 30 < first <= 60
+    # grpc says "none" by a very large number.
+    assert second is None or second > 1e6
+
+
+@pytest.mark.parametrize("pieces", [(), ("first",)])
+def test_leaving_the_block_cancels_the_call(client: Client, service: FakeService, pieces: tuple[str, ...]) -> None:
+    service.will_answer(*pieces, threading.Event())
+    with client.generate("x") as answer:
+        for wanted in pieces:
+            assert next(answer.text()) == wanted
+        assert service.arrived.wait(10)
+        assert not service.cancelled.is_set()
+    assert service.cancelled.wait(10)
+
+
+def test_an_exception_in_the_block_cancels_the_call(client: Client, service: FakeService) -> None:
+    service.will_answer("first", threading.Event())
+    with pytest.raises(ZeroDivisionError), client.generate("x") as answer:
+        _ = [1 / 0 for _ in answer.text()]
+    assert service.cancelled.wait(10)
+
+
+def test_another_thread_may_cancel_while_the_reader_waits(client: Client, service: FakeService) -> None:
+    service.will_answer("first", threading.Event())
+    with client.generate("x") as answer, ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(list, answer)
+        assert service.arrived.wait(10)
+        answer.cancel()
+        with pytest.raises(CallCancelledError):
+            reading.result(10)
+    assert service.cancelled.wait(10)
+
+
+def test_cancelling_after_the_end_changes_nothing(client: Client) -> None:
+    with client.generate("x") as answer:
+        list(answer)
+        answer.cancel()
+    assert answer.completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+def test_closing_the_client_ends_its_calls(service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    with Client(service.address) as client:
+        client.generate("x")
+        assert service.arrived.wait(10)
+    assert service.cancelled.wait(10)
+
+
+def test_a_borrowed_channel_is_left_open(service: FakeService) -> None:
+    with grpc.insecure_channel(service.address) as channel:
+        for _ in range(2):
+            with Client(channel=channel) as client:
+                assert client.models()
+
+
+def test_the_deadline_is_told_in_words(client: Client, service: FakeService) -> None:
+    service.will_answer("first", threading.Event())
+    with pytest.raises(DeadlineError, match=r"not complete within 0.2 s"), client.generate("x", timeout=0.2) as answer:
+        list(answer)
+
+
+def test_a_refusal_keeps_its_code_reason_and_words(client: Client, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
+    with pytest.raises(BusyError, match="busy") as caught, client.generate("x") as answer:
+        list(answer)
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_an_error_in_mid_stream_says_that_the_answer_was_cut(client: Client, service: FakeService) -> None:
+    service.will_answer("a", "b", "c", Refusal(grpc.StatusCode.UNAVAILABLE, "UPSTREAM_CUT"))
+    seen: list[str] = []
+    with pytest.raises(IncompleteError, match="cut after 3 pieces"), client.generate("x") as answer:
+        seen.extend(answer.text())
+    assert seen == ["a", "b", "c"]
+    with pytest.raises(IncompleteError):
+        _ = answer.completed
+
+
+def test_a_service_that_dies_in_mid_stream_leaves_an_incomplete_answer() -> None:
+    with Running() as service, Client(service.address) as client:
+        service.will_answer("a", threading.Event())
+        with client.generate("x") as answer:
+            text = answer.text()
+            assert next(text) == "a"
+            service.stop()
+            with pytest.raises(IncompleteError, match=r"connection .* was lost\. The answer was cut after 1 piece;"):
+                next(text)
+
+
+def test_a_service_that_is_not_running_fails_at_once_and_says_how_to_start_it() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            Client(address) as client,
+            client.generate("x") as answer,
+            pytest.raises(UnavailableError, match=f"not running at {address}. Start it with `tokenwire serve`"),
+        ):
+            list(answer)
+
+
+def test_a_machine_that_never_answers_is_given_up_soon() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with Client(address) as client, client.generate("x") as answer, pytest.raises(UnavailableError):
+            list(answer)
+        # gRPC's own limit is 20 s.
+        assert time.monotonic() - began < 12
+
+
+def test_a_service_that_comes_up_later_is_found_by_the_same_client() -> None:
+    with Running() as service:
+        address = service.address
+    with Client(address) as client:
+        with pytest.raises(UnavailableError):
+            client.models()
+        with Running(address) as service:
+            deadline = time.monotonic() + 15
+            while True:
+                try:
+                    assert client.models()
+                    break
+                except UnavailableError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+
+
+def test_a_proxy_for_the_web_is_not_used_for_this_machine(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Client(service.address) as client:
+        assert client.models()
+
+
+def test_models_come_with_the_default_first(client: Client) -> None:
+    assert [(one.name, one.default) for one in client.models()] == [("fake-1", True), ("fake-2", False)]
+
+
+def test_models_raises_our_errors_too(client: Client, service: FakeService) -> None:
+    service.models.clear()
+    with pytest.raises(TokenwireError) as caught:
+        client.models()
+    assert caught.value.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_what_no_request_can_hold_is_a_value_error(client: Client) -> None:
+    with pytest.raises(ValueError, match="surrogates"):
+        client.generate("\ud800")
+
+
+def test_a_wrong_field_is_named_with_what_is_wanted(client: Client, service: FakeService) -> None:
+    wrong = BadRequest.FieldViolation(field="config.temperature", description="is 3; wanted 0.0 to 2.0")
+    service.will_answer(
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", details=(BadRequest(field_violations=[wrong]),))
+    )
+    with (
+        pytest.raises(InvalidRequestError, match=r"config.temperature: is 3; wanted 0.0 to 2.0") as caught,
+        client.generate("x") as answer,
+    ):
+        list(answer)
+    assert caught.value.violations[0].field == "config.temperature"
+
+
+def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOKENWIRE_ADDRESS", raising=False)
+    assert default_address() == "localhost:50051"
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", "gateway:443")
+    assert Client(channel=grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))).address == "gateway:443"

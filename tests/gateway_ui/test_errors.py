@@ -1,0 +1,151 @@
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from gateway_ui import errors
+from gateway_ui.endings import ENDINGS, ending
+from gateway_ui.errors import WORDS, TokenwireError, Words, explain
+from tests.gateway_ui.fake_service import Refusal, completed
+
+CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+
+
+class Failed(grpc.RpcError, grpc.Call):
+    """An RpcError as a stub raises it."""
+
+    def __init__(self, refusal: Refusal, trailers: tuple[tuple[str, Any], ...] | None = None) -> None:
+        self._refusal = refusal
+        self._trailers = refusal.status().trailing_metadata if trailers is None else trailers
+
+    def code(self) -> grpc.StatusCode:
+        return self._refusal.code
+
+    def details(self) -> str:
+        return self._refusal.message
+
+    def trailing_metadata(self) -> Any:
+        return self._trailers
+
+    def initial_metadata(self) -> Any: ...
+    def add_callback(self, callback: Any) -> Any: ...
+    def cancel(self) -> Any: ...
+    def is_active(self) -> Any: ...
+    def time_remaining(self) -> Any: ...
+
+
+def told(
+    code: grpc.StatusCode, reason: str = "", *details: Message, domain: str = "tokenwire", **known: Any
+) -> TokenwireError:
+    return explain(Failed(Refusal(code, reason, details=details, domain=domain)), address="host:1", **known)
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)
+@pytest.mark.parametrize("reason", ["", "A_REASON_OF_TOMORROW"])
+def test_every_status_code_has_words_and_a_class(code: grpc.StatusCode, reason: str) -> None:
+    error = told(code, reason)
+    assert type(error) is not TokenwireError
+    assert (error.code, error.said) == (code, "words of the service")
+    assert str(error).endswith(".")
+    assert not set(str(error)) & set("{}_")
+    assert "  " not in str(error)
+
+
+@pytest.mark.parametrize(("key", "words"), WORDS.items(), ids=lambda one: str(one)[:40])
+def test_every_row_of_the_table_is_a_plain_sentence(key: tuple[grpc.StatusCode, str], words: Words) -> None:
+    error = errors.put(*key, address="host:1", said="words of the service")
+    assert type(error) is words.error
+    assert str(error)[0].isupper()
+    assert not set(str(error)) & set("{}_")
+    assert len(str(error)) < 160
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "wanted"),
+    [
+        ("INVALID_ARGUMENT", "EMPTY_PROMPT", errors.InvalidRequestError),
+        ("INVALID_ARGUMENT", "INVALID_FIELD", errors.InvalidRequestError),
+        ("NOT_FOUND", "MODEL_NOT_FOUND", errors.UnknownModelError),
+        ("UNAUTHENTICATED", "", errors.NotAllowedError),
+        ("PERMISSION_DENIED", "", errors.NotAllowedError),
+        ("RESOURCE_EXHAUSTED", "SERVER_BUSY", errors.BusyError),
+        ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", errors.BusyError),
+        ("RESOURCE_EXHAUSTED", "UPSTREAM_QUOTA", errors.BusyError),
+        ("FAILED_PRECONDITION", "UPSTREAM_CREDENTIALS", errors.ServiceError),
+        ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE", errors.UnavailableError),
+        ("UNAVAILABLE", "UPSTREAM_CUT", errors.IncompleteError),
+        ("UNAVAILABLE", "DRAINING", errors.UnavailableError),
+        ("DEADLINE_EXCEEDED", "CALLER_DEADLINE", errors.DeadlineError),
+        ("DEADLINE_EXCEEDED", "FIRST_CHUNK_TIMEOUT", errors.DeadlineError),
+        ("DEADLINE_EXCEEDED", "IDLE_TIMEOUT", errors.DeadlineError),
+        ("INTERNAL", "INTERNAL", errors.ServiceError),
+    ],
+)
+def test_each_error_of_the_contract_has_its_class(code: str, reason: str, wanted: type[TokenwireError]) -> None:
+    assert type(told(grpc.StatusCode[code], reason)) is wanted
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.2, "1 s"), (2.0, "2 s"), (2.4, "3 s")])
+def test_busy_says_when_to_try_again(seconds: float, said: str) -> None:
+    delay = Duration()
+    delay.FromNanoseconds(int(seconds * 1e9))
+    error = told(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY", RetryInfo(retry_delay=delay))
+    assert str(error) == f"The service is busy. Try again in {said}."
+    assert error.retry_after == pytest.approx(seconds)
+
+
+def test_busy_without_a_delay_names_none() -> None:
+    assert str(told(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")).endswith("Try again in a moment.")
+
+
+def test_every_refused_field_is_named() -> None:
+    refused = BadRequest(
+        field_violations=[
+            BadRequest.FieldViolation(field="config.top_p", description="is 2; wanted above 0.0, up to 1.0"),
+            BadRequest.FieldViolation(field="messages[1].role", description="messages[1].role is a user's again"),
+        ]
+    )
+    assert str(told(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", refused)) == (
+        "The service refused the request. "
+        "config.top_p: is 2; wanted above 0.0, up to 1.0; messages[1].role is a user's again."
+    )
+
+
+def test_jargon_of_the_transport_is_kept_from_people() -> None:
+    jargon = Refusal(grpc.StatusCode.UNAVAILABLE, message="failed to connect to all addresses; last error: ipv4")
+    error = explain(Failed(jargon), address="localhost:50051")
+    assert str(error) == "The service is not running at localhost:50051. Start it with `tokenwire serve`."
+    assert error.said == jargon.message
+
+
+def test_a_reason_of_another_domain_is_not_ours() -> None:
+    error = told(grpc.StatusCode.UNAVAILABLE, "DRAINING", domain="proxy.example")
+    assert error.reason == errors.NOT_CONNECTED
+
+
+@pytest.mark.parametrize("trailer", [b"\xff\xff", b""], ids=["no protobuf", "another status"])
+def test_unreadable_details_leave_the_code(trailer: bytes) -> None:
+    failed = Failed(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED), trailers=(("grpc-status-details-bin", trailer),))
+    assert type(explain(failed, address="host:1")) is errors.BusyError
+
+
+def test_a_cut_answer_says_how_much_had_come() -> None:
+    one = told(grpc.StatusCode.INTERNAL, "INTERNAL", started=True, pieces=1)
+    assert str(one).endswith("The answer was cut after 1 piece; what you see is incomplete.")
+    assert one.pieces == 1
+    assert "cut" not in str(told(grpc.StatusCode.INTERNAL, "INTERNAL", started=True))
+
+
+@pytest.mark.parametrize("reason", pb.FinishReason.values(), ids=pb.FinishReason.Name)
+def test_every_finish_reason_but_stop_has_words(reason: pb.FinishReason.ValueType) -> None:
+    assert (reason in ENDINGS) == (reason != pb.FINISH_REASON_STOP)
+    assert bool(ending(completed(reason))) == (reason != pb.FINISH_REASON_STOP)
+
+
+def test_a_finish_reason_of_tomorrow_keeps_the_providers_word() -> None:
+    reason = pb.FinishReason.ValueType(99)
+    assert ending(pb.Completed(finish_reason=reason, upstream_finish_reason="BORED")).endswith("(BORED)")

@@ -150,9 +150,10 @@ class _Screen:
         text = self._form(message)
         if text:
             # A model must not command the terminal by escape sequences.
+            # First, since Ctrl-C may fall between the two.
+            self._line_is_open = not text.endswith("\n")
             sys.stdout.write(text.translate(_CONTROLS) if self._terminal else text)
             sys.stdout.flush()
-            self._line_is_open = not text.endswith("\n")
 
     def end_line(self) -> None:
         if self._line_is_open:

@@ -81,7 +81,7 @@ def test_every_option_reaches_the_service(ask: Ask, service: FakeService) -> Non
         "--timeout",
         "60",
     ]
-    assert outcome(ask("x", *options, "--address", service.address, address="localhost:1"))[0] == 0
+    assert outcome(ask("x", *options, "--address", service.address, address="unused:1"))[0] == 0
     request = service.requests[0]
     assert (request.model, request.system_instruction) == ("fake-2", "brief")
     assert request.config.HasField("temperature")
@@ -129,10 +129,10 @@ def test_an_error_is_one_plain_line_and_an_exit_code(ask: Ask, service: FakeServ
     assert outcome(ask("x")) == (1, "", "The service is busy. Try again in a moment.\n")
 
 
-def test_a_service_that_is_away_is_said_so(ask: Ask) -> None:
-    code, out, err = outcome(ask("x", address="localhost:1"))
+def test_a_service_that_is_away_is_said_so(ask: Ask, nobody: str) -> None:
+    code, out, err = outcome(ask("x", address=nobody))
     assert (code, out) == (1, "")
-    assert err == "The service is not running at localhost:1. Start it with `tokenwire serve`.\n"
+    assert err == f"The service is not running at {nobody}. Start it with `tokenwire serve`.\n"
 
 
 def test_a_cut_answer_is_marked_below_what_came(ask: Ask, service: FakeService) -> None:

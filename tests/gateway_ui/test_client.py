@@ -263,16 +263,13 @@ def test_a_service_that_dies_in_mid_stream_leaves_an_incomplete_answer() -> None
                 next(text)
 
 
-def test_a_service_that_is_not_running_fails_at_once_and_says_how_to_start_it() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: refused
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with (
-            Client(address) as client,
-            client.generate("x") as answer,
-            pytest.raises(UnavailableError, match=f"not running at {address}. Start it with `tokenwire serve`"),
-        ):
-            list(answer)
+def test_a_service_that_is_not_running_fails_at_once_and_says_how_to_start_it(nobody: str) -> None:
+    with (
+        Client(nobody) as client,
+        client.generate("x") as answer,
+        pytest.raises(UnavailableError, match=f"not running at {nobody}. Start it with `tokenwire serve`"),
+    ):
+        list(answer)
 
 
 def test_a_machine_that_never_answers_is_given_up_soon() -> None:

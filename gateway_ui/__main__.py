@@ -1,0 +1,83 @@
+"""`tokenwire ui`: the page in the browser."""
+
+import argparse
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway_ui.client import default_address
+
+_APP = Path(__file__).with_name("app.py")
+
+DEFAULT_PORT = 8501
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> int:
+    """Serve the page until SIGINT or SIGTERM, and return the exit code."""
+    options = _parser(prog).parse_args(argv)
+    if importlib.util.find_spec("streamlit") is None:
+        return _fail("The page needs streamlit, which isn't installed: pip install 'tokenwire[ui]'")
+    try:
+        # Streamlit would try; but it says so only after it has started, in its own words.
+        with socket.create_server((options.host, options.port)):
+            pass
+    except OSError as error:
+        return _fail(
+            f"--port {options.port} on {options.host} can't be used ({error.strerror}). Choose another --port."
+        )
+    # The page reads it as any caller does.
+    os.environ["TOKENWIRE_ADDRESS"] = options.address
+    return _serve(options.host, options.port)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Serve the page: a chat in the browser.")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="where to serve it (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="localhost", help="which address to listen on (default: %(default)s, this machine only)"
+    )
+    parser.add_argument(
+        "--address",
+        default=default_address(),
+        metavar="HOST:PORT",
+        help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 1 to 65535")
+    return port
+
+
+def _serve(host: str, port: int) -> int:
+    from streamlit.web import cli  # noqa: PLC0415  # an extra, and slow to import
+
+    settings = {
+        "server.address": host,
+        "server.port": port,
+        "server.headless": "true",
+        "server.showEmailPrompt": "false",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "runner.magicEnabled": "false",
+    }
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    cli.main(["run", str(_APP), *flags], standalone_mode=False)
+    return 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(message + "\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

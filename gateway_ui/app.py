@@ -1,0 +1,266 @@
+"""The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
+
+import html
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import RerunException
+
+from gateway_ui.client import Client, default_address
+from gateway_ui.conversation import STOPPED, Conversation, Exchange
+from gateway_ui.errors import TokenwireError
+from gateway_ui.meter import Meter
+from gateway_ui.pump import Pump
+from gateway_ui.typewriter import Typewriter
+
+# Streamlit sees a Stop only when the script touches the page, so it does so at least this often.
+_TICK_SECONDS = 0.25
+# A browser can't use more pictures a second than this.
+_FRAME_SECONDS = 0.03
+# A switch flipped in mid-answer starts the script again, which then goes on with the same answer. Should it
+# not (the tab was closed at that moment), the answer is cancelled after so long.
+_HANDOVER_SECONDS = 3.0
+
+_ARTICLE_SECONDS_PER_LETTER = 0.02
+
+_STYLE = """
+<style>
+  .tw-figures, .tw-piece b { opacity: .6; font-size: .8rem; font-variant-numeric: tabular-nums; font-weight: 400; }
+  .tw-figures { margin-top: .25rem; }
+  .tw-problem {
+    border-left: 3px solid #d97706; padding: .3rem .75rem; margin: .4rem 0; font-size: .9rem;
+    background: rgba(217, 119, 6, .08); border-radius: 0 .4rem .4rem 0;
+  }
+  .tw-piece {
+    display: flex; gap: 1rem; padding: .3rem 0; border-bottom: 1px solid rgba(128, 128, 128, .3); line-height: 1.5;
+  }
+  .tw-piece:last-child { border-bottom: 0; }
+  .tw-piece b { flex: 0 0 4.5rem; text-align: right; line-height: 1.9; white-space: nowrap; }
+  .tw-piece span { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 0; }
+  .tw-dot {
+    display: inline-block; width: .5em; height: .5em; margin-right: .5em; border-radius: 50%;
+    background: #16a34a; animation: tw-pulse 1.2s ease-in-out infinite;
+  }
+  .tw-on, .tw-off { display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%; }
+  .tw-on { background: #16a34a; }
+  .tw-off { background: #d97706; }
+  .tw-state { font-size: .85rem; opacity: .85; overflow-wrap: anywhere; }
+  @keyframes tw-pulse { 50% { opacity: .25; } }
+  @media (prefers-reduced-motion: reduce) { .tw-dot { animation: none; } }
+
+  /* A stopped script can't draw any more, so the mark is drawn beforehand and appears when the script stops. */
+  .tw-if-stopped { display: none; }
+  [data-test-script-state="notRunning"] .tw-if-stopped { display: block; }
+  [data-test-script-state="notRunning"] .tw-dot { display: none; }
+</style>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the sidebar says."""
+
+    model: str
+    # Empty: the service's default.
+    system_instruction: str
+    borders: bool
+    seconds_per_letter: float
+    # 0: as it comes.
+
+
+@dataclass(slots=True)
+class Live:
+    """The answer that is being written; it outlives a rerun of the script."""
+
+    exchange: Exchange
+    pump: Pump
+    typewriter: Typewriter
+
+    def stop(self) -> None:
+        """Cancel it, and mark the answer incomplete unless it had ended."""
+        self.pump.close()
+        self.exchange.stop()
+
+
+@st.cache_resource
+def _client(address: str) -> Client:
+    return Client(address)
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def _models(address: str) -> list[str]:
+    return [model.name for model in _client(address).models(timeout=2)]
+
+
+def page() -> None:
+    """Draw the page from top to bottom; the script of one run."""
+    st.set_page_config(page_title="tokenwire", page_icon=":material/bolt:", layout="centered")
+    st.html(_STYLE)
+    state = st.session_state
+    if "conversation" not in state:
+        state.conversation, state.live = Conversation(), None
+    conversation: Conversation = state.conversation
+
+    question = st.chat_input("Ask something, for example: What is baseball?", submit_mode="stop")
+    choices = _sidebar()
+    if question:
+        if state.live is not None:
+            state.live.stop()
+        state.live = _ask(conversation, question, choices)
+    elif state.live is not None and state.live.exchange.ended:
+        state.live = None
+    if not conversation.exchanges:
+        _welcome()
+    for exchange in conversation.exchanges:
+        with st.chat_message("user", avatar=":material/person:"):
+            st.text(exchange.question)
+        with st.chat_message("assistant", avatar=":material/bolt:"):
+            if state.live is not None and state.live.exchange is exchange:
+                _follow(state.live, choices)
+            else:
+                _draw(st.empty(), exchange, choices.borders)
+                _note(st.empty(), exchange)
+
+
+def _welcome() -> None:
+    st.title("tokenwire")
+    st.markdown("Ask a question, and read the answer **while it is being written**.")
+
+
+def _sidebar() -> Choices:
+    address = default_address()
+    with st.sidebar:
+        st.subheader("tokenwire")
+        names, trouble = _offered(address)
+        model = st.selectbox("Model", names, key="model", disabled=not names, placeholder="the service's default")
+        system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
+        borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
+        smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
+        seconds = st.slider(
+            "Seconds per letter",
+            0.005,
+            0.1,
+            _ARTICLE_SECONDS_PER_LETTER,
+            0.005,
+            key="pace",
+            format="%.3f",
+            disabled=not smooth,
+        )
+        st.button("New conversation", key="new", on_click=_forget, width="stretch", icon=":material/edit_square:")
+        state = html.escape(trouble or f"Connected to {address}")
+        st.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
+    return Choices(model or "", system.strip(), borders, seconds if smooth else 0.0)
+
+
+def _offered(address: str) -> tuple[list[str], str]:
+    """The names of the models, and what is wrong when there are none."""
+    try:
+        return _models(address), ""
+    except TokenwireError as error:
+        return [], str(error)
+
+
+def _forget() -> None:
+    if st.session_state.live is not None:
+        st.session_state.live.stop()
+    st.session_state.conversation, st.session_state.live = Conversation(), None
+
+
+def _ask(conversation: Conversation, question: str, choices: Choices) -> Live | None:
+    now = time.monotonic()
+    exchange = Exchange(question, Meter(asked_at=now))
+    history = list(conversation.history())
+    conversation.exchanges.append(exchange)
+    try:
+        answer = _client(default_address()).generate(
+            question, messages=history, system_instruction=choices.system_instruction, model=choices.model
+        )
+    except ValueError as error:
+        exchange.fail(f"This cannot be asked: {error}")
+        return None
+    return Live(exchange, Pump(answer), Typewriter(now))
+
+
+def _follow(live: Live, choices: Choices) -> None:
+    """Show the answer until it has ended and everything is on the page."""
+    live.pump.keep()
+    try:
+        _show(live, choices)
+    except RerunException:
+        live.pump.close_unless_kept(_HANDOVER_SECONDS)
+        raise
+    except BaseException:
+        # Stop, a closed tab, a bug: nobody reads on. The session can't be written to here, but its objects can.
+        live.stop()
+        raise
+    live.pump.close()
+
+
+def _show(live: Live, choices: Choices) -> None:
+    exchange = live.exchange
+    text, note = st.empty(), st.empty()
+    drawn, shown = -1, 0
+    while True:
+        _advance(live, wait=_TICK_SECONDS if shown == len(exchange.text) else _FRAME_SECONDS)
+        now = time.monotonic()
+        available = len(exchange.text)
+        shown = live.typewriter.advance(available, now, seconds_per_letter=choices.seconds_per_letter)
+        if shown != drawn:
+            _draw(text, exchange, choices.borders, shown)
+            drawn = shown
+        if exchange.ended and shown == available:
+            break
+        _note(note, exchange, now)
+        time.sleep(_FRAME_SECONDS)
+    _note(note, exchange)
+
+
+def _advance(live: Live, wait: float) -> None:
+    if live.exchange.ended:
+        return
+    try:
+        arrivals = live.pump.take(wait)
+    except TokenwireError as error:
+        live.exchange.fail(str(error))
+        return
+    if arrivals is None:
+        live.exchange.finish()
+        return
+    for arrival in arrivals:
+        live.exchange.saw(arrival)
+
+
+def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = None) -> None:
+    """Draw the first `shown` letters of the answer, or all of it."""
+    if not borders:
+        # A picture would be fetched from wherever the model says, and would tell that place that it was shown.
+        place.markdown(exchange.text[:shown].replace("![", "!\N{ZERO WIDTH SPACE}["))
+        return
+    rows, left = [], len(exchange.text) if shown is None else shown
+    for number, piece in enumerate(exchange.pieces, 1):
+        if left <= 0:
+            break
+        rows.append(
+            f'<div class="tw-piece"><b>{number} · {piece.after:.2f} s</b>'
+            f"<span>{html.escape(piece.text[:left])}</span></div>"
+        )
+        left -= len(piece.text)
+    place.html(f'<div class="tw-pieces">{"".join(rows)}</div>')
+
+
+def _note(place: Any, exchange: Exchange, now: float | None = None) -> None:
+    """Draw the line under the answer: how it ended, or how it is coming along."""
+    parts = []
+    if now is not None:
+        parts.append(f'<div class="tw-problem tw-if-stopped">{STOPPED}</div>')
+    elif exchange.problem:
+        parts.append(f'<div class="tw-problem" role="alert">{html.escape(exchange.problem)}</div>')
+    figures = " · ".join(exchange.meter.figures(now))
+    dot = '<span class="tw-dot"></span>' if now is not None else ""
+    parts.append(f'<div class="tw-figures">{dot}{figures}</div>')
+    place.html("".join(parts))
+
+
+page()

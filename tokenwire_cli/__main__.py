@@ -1,0 +1,48 @@
+"""`tokenwire SUBCOMMAND ...`: finds the subcommand and hands over. Imports nothing before it knows what is needed."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+
+# name -> (module whose `main(argv, prog=...)` runs it, the line that help shows)
+COMMANDS = {
+    "serve": ("service.__main__", "run the gRPC server"),
+    "ask": ("gateway_ui.ask", "stream an answer to the terminal"),
+    "ui": ("gateway_ui.__main__", "open the chat page"),
+    "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
+    "demo": ("tokenwire_cli.demo", "run all of these together, without an account"),
+}
+
+HELP = """usage: tokenwire COMMAND [OPTIONS]
+
+Carries Gemini's answer over gRPC while it is being written.
+
+commands:
+{commands}
+
+`tokenwire COMMAND --help` tells a command's options. `tokenwire --version` tells the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns its exit code, 2 for one that doesn't exist."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {one:<10} {text}" for one, (_, text) in COMMANDS.items())), end="")
+        return 0
+    if name == "--version":
+        print(f"tokenwire {metadata.version('tokenwire')}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)} is wanted"
+        print(f"tokenwire: there is no command {name!r}: {hint}", file=sys.stderr)
+        return 2
+    run: Callable[..., int] = importlib.import_module(COMMANDS[name][0]).main
+    return run(rest, prog=f"tokenwire {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,195 @@
+"""Everything at once, without an account: a local model, the service, an answer in the terminal, the chat page."""
+
+import argparse
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+QUESTION = "What is baseball?"
+STOP_SECONDS = 10  # for a child to end by itself before it is killed
+
+
+class DemoError(Exception):
+    """The demo can't go on; the message says why."""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire demo") -> int:
+    """Run until Ctrl-C; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Start a local model (SmolLM2-135M), the service on it and the chat page; stream one answer to the "
+        "terminal; then wait for Ctrl-C, which stops everything that was started.",
+    )
+    parser.add_argument("question", nargs="?", default=QUESTION, help=f"what to ask [{QUESTION}]")
+    parser.add_argument("--once", action="store_true", help="end after the answer, without the page")
+    options = parser.parse_args(argv)
+    # Whatever ends the demo, its children end first.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return _demo(options.question, once=options.once)
+    except KeyboardInterrupt:
+        return 130
+    except DemoError as error:
+        print(f"\n{prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _demo(question: str, *, once: bool) -> int:
+    from gateway_ui import ask  # noqa: PLC0415 - --help answers without it
+    from vertex_emulator import weights  # noqa: PLC0415 - as above
+
+    begin = time.monotonic()
+    weights.fetch()
+    vertex_port, port, page_port = _port(8085), _port(50051), _port(8501)
+    with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:
+        children.start("local model", "emulator", "--port", str(vertex_port))
+        service = children.start(
+            "service", "serve", "--host", "127.0.0.1", "--port", str(port), "--emulator", f"127.0.0.1:{vertex_port}"
+        )
+        children.wait("Loading the local model", lambda: _listens(vertex_port))
+        children.wait("Starting the service (ChatVertexAI takes a while to import)", lambda: _serving(port))
+        print(f"\n  {question}   [SmolLM2, a very small model: fluent, but unreliable in its facts]\n", flush=True)
+        code = ask.main([question, "--address", f"127.0.0.1:{port}", "--stats"])
+        print(f"\nAll of it took {time.monotonic() - begin:.1f} s.", flush=True)
+        if once or code != 0:
+            return code
+        page = children.start("page", "ui", "--port", str(page_port), "--address", f"127.0.0.1:{port}")
+        children.wait("Opening the page", lambda: _listens(page_port))
+        body = '{"prompt":"What is baseball?"}'
+        print(
+            f"""
+  Chat page     http://localhost:{page_port}
+  gRPC service  localhost:{port}
+  Local Vertex  localhost:{vertex_port}
+
+Try, in another terminal:
+  grpcurl -plaintext -d '{body}' localhost:{port} tokenwire.v1.GenerationService/Generate
+  .venv/bin/tokenwire ask "Why is the sky blue?" --address localhost:{port}
+
+Ctrl-C stops everything.""",
+            flush=True,
+        )
+        while service.poll() is None and page.poll() is None:
+            time.sleep(0.5)
+        raise DemoError("a part of the demo has ended by itself" + children.last_words())
+
+
+class _Children:
+    """The processes that the demo has started. They end with it."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        children = [child for _, child in self._running]
+        for child in reversed(children):
+            child.terminate()
+        for child in children:
+            try:
+                child.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def start(self, name: str, *command: str) -> "subprocess.Popen[bytes]":
+        with (self._logs / name).open("wb") as log:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "tokenwire_cli", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the demo alone, which then ends them in good order
+            )
+        self._running.append((name, child))
+        return child
+
+    def wait(self, what: str, ready: Callable[[], bool]) -> None:
+        """Show `what` and the seconds it takes until it is `ready`. Raises DemoError if a child ends meanwhile."""
+        with _progress(what) as tick:
+            while not ready():
+                if any(child.poll() is not None for _, child in self._running):
+                    raise DemoError("a part of the demo did not start" + self.last_words())
+                tick()
+                time.sleep(0.1)
+
+    def last_words(self) -> str:
+        """What the children that have ended wrote last."""
+        words = ""
+        for name, child in self._running:
+            if child.poll() is not None:
+                lines = (self._logs / name).read_text(errors="replace").strip().splitlines()[-15:]
+                words += f"\n{name} (exit code {child.returncode}):\n  " + "\n  ".join(lines)
+        return words
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[], None]]:
+    """One line that shows it is alive: a counter on a terminal, dots elsewhere."""
+    begin = time.monotonic()
+    beats = itertools.count(1)
+    terminal = sys.stdout.isatty()
+    print(what, end="" if terminal else " ", flush=True)
+
+    def tick() -> None:
+        if terminal:
+            print(f"\r{what} ... {time.monotonic() - begin:.0f} s", end="", flush=True)
+        elif next(beats) % 10 == 0:
+            print(".", end="", flush=True)
+
+    yield tick
+    print(
+        f"\r{what} ... {time.monotonic() - begin:.1f} s" if terminal else f" {time.monotonic() - begin:.1f} s",
+        flush=True,
+    )
+
+
+def _port(preferred: int) -> int:
+    """`preferred` if it is free, else any free one."""
+    for number in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", number))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise DemoError("there is no free port on 127.0.0.1")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _serving(port: int) -> bool:
+    """Ask the service itself whether it is ready."""
+    import grpc  # noqa: PLC0415 - --help answers without it
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - as above
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -46,26 +46,28 @@ def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> 
         try:
             answer = await behaviour(_parsed(data, parse), context)
             code = "OK"
-        except TokenwireError as error:
-            failure = error
-        except asyncio.CancelledError as error:
-            # The caller has left, or its deadline has passed: nobody is there to be told. A CancelledError that merely
-            # escaped from somewhere would send no status at all, and the caller would wait for ever.
-            if context.cancelled():
+        except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL, told only by its id
+            # Somebody cancelled this call: its caller left, its deadline passed, or the server stops. gRPC has told the
+            # caller, or will. A CancelledError that merely escaped from somewhere is a bug: gRPC would send no status
+            # at all for it, and the caller would wait for ever.
+            if _cancelled():
                 raise
-            failure = _bug(error)
-        except Exception as error:  # noqa: BLE001 - a bug in any layer ends as INTERNAL, told only by its id
-            failure = _bug(error)
+            failure = error if isinstance(error, TokenwireError) else _bug(error)
+            code = failure.code.name
+            log.note(reason=failure.reason)
+            return await _abort(context, failure)
         else:
             return answer
         finally:
-            if code == "OK" or context.cancelled():
-                log.end_call(method, code, time.perf_counter() - begin)
-        log.note(reason=failure.reason)
-        log.end_call(method, failure.code.name, time.perf_counter() - begin)
-        return await _abort(context, failure)
+            log.end_call(method, code, time.perf_counter() - begin)
 
     return run
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling() > 0
 
 
 def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:

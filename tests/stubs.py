@@ -46,12 +46,13 @@ def generate(target: Path) -> list[Path]:
                 arguments[-1:-1] = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
             if protoc.main(arguments) != 0:
                 sys.exit(f"protoc failed on {proto.relative_to(ROOT)}")
-    return sorted(
-        path
-        for root, pattern in SETS
-        for path in (target / root / pattern).parent.glob("*_pb2*")
-        if path.is_file()
-    )
+    return committed(target)
+
+
+def committed(root: Path = ROOT) -> list[Path]:
+    """The stubs that stand below `root`."""
+    folders = [(root / place / pattern).parent for place, pattern in SETS]
+    return sorted(path for folder in folders for path in folder.glob("*_pb2*.py*"))
 
 
 if __name__ == "__main__":

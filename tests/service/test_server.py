@@ -1,0 +1,143 @@
+"""Transport: health, reflection, ports, and going away in good order."""
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from service.config import SettingError
+from service.model import FakeModel, Text
+from service.server import SERVICE
+from tests.conftest import Serve, Served
+from tests.service.test_servicer import HELLO, Silent
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def check(served: Served, service: str = "") -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(served.channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
+
+
+@pytest.mark.parametrize("service", ["", SERVICE])
+async def test_health_is_not_serving_until_the_model_is_ready(serve: Serve, service: str) -> None:
+    served = await serve(None)
+    assert await check(served, service) == NOT_SERVING
+    await served.server.serve(FakeModel(HELLO))
+    assert await check(served, service) == SERVING
+
+
+async def test_draining_tells_watchers_refuses_new_calls_and_lets_running_streams_finish(serve: Serve) -> None:
+    model = Gated(HELLO)
+    served = await serve(model)
+    stub: Any = health_pb2_grpc.HealthStub(served.channel)
+    watch = stub.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == SERVING
+    running = asyncio.ensure_future(served.ask())
+    await model.begun.wait()
+
+    stopping = asyncio.ensure_future(served.server.stop(30))
+    assert (await watch.read()).status == NOT_SERVING
+    watch.cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert not stopping.done()
+
+    model.gate.set()
+    assert (await running)[-1].HasField("completed")
+    await stopping
+
+
+async def test_streams_that_outlast_the_grace_end_unavailable_and_leave_the_model(serve: Serve) -> None:
+    model = Silent(HELLO[:2])
+    served = await serve(model)
+    call = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await call.read()
+    await served.server.stop(0.05)
+
+    async def read_on() -> None:
+        while await call.read() is not grpc.aio.EOF:
+            pass
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_on()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    await model.left.wait()
+
+
+async def test_a_second_stop_hurries_the_first(serve: Serve) -> None:
+    model = Silent(HELLO[:2])
+    served = await serve(model)
+    call = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await call.read()
+    slow = asyncio.ensure_future(served.server.stop(3600))
+    await asyncio.sleep(0)
+    await served.server.stop(0)
+    await asyncio.wait_for(slow, 10)
+    await model.left.wait()
+
+
+async def services(served: Served) -> set[str]:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    asked = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = [one async for one in stub.ServerReflectionInfo(iter([asked]))]
+    return {one.name for one in answer.list_services_response.service}
+
+
+async def test_reflection_tells_the_services_and_their_schema(serve: Serve) -> None:
+    served = await serve(FakeModel(HELLO))
+    assert SERVICE in await services(served)
+    assert "grpc.health.v1.Health" in await services(served)
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel)
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
+    (answer,) = [one async for one in stub.ServerReflectionInfo(iter([asked]))]
+    files = [FileDescriptorProto.FromString(one) for one in answer.file_descriptor_response.file_descriptor_proto]
+    assert "tokenwire/v1/generation_service.proto" in {one.name for one in files}
+
+
+async def test_reflection_can_be_switched_off(serve: Serve) -> None:
+    served = await serve(FakeModel(HELLO), reflection=False)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await services(served)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_port_in_use_is_told_with_what_to_set(serve: Serve) -> None:
+    from service.config import Settings  # noqa: PLC0415 - only here
+    from service.server import Server  # noqa: PLC0415 - only here
+
+    first = await serve(FakeModel(HELLO))
+    port = int(first.address.rpartition(":")[2])
+    with pytest.raises(SettingError, match=rf"cannot listen on 127.0.0.1:{port}.*TOKENWIRE_PORT"):
+        await Server(Settings(port=port)).start()
+
+
+async def test_a_request_far_beyond_the_limit_is_refused_and_the_next_one_served(serve: Serve) -> None:
+    served = await serve(FakeModel(HELLO), max_prompt_bytes=1000)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask("x" * 5_000_000)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await served.ask())[-1].HasField("completed")
+
+
+class Gated(FakeModel):
+    """Waits for `gate` before its last event; `begun` is set when it gets there."""
+
+    def __init__(self, events: Any) -> None:
+        super().__init__(events)
+        self.begun = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def _play(self) -> Any:
+        async for event in super()._play():
+            if not isinstance(event, Text) and self.open and event is self.events[-1]:
+                self.begun.set()
+                await self.gate.wait()
+            yield event

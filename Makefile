@@ -52,3 +52,44 @@ lock: $(BIN)/uv ## Resolve the lock files anew (requirements/*.txt)
 .PHONY: protos
 protos: $(VENV)/.dev ## Generate the stubs again after a change to a .proto
 	@$(BIN)/python -m tests.stubs
+
+.PHONY: released
+released: $(VENV)/.dev ## Promise the contract as it stands now (at a release); `make check` then guards it
+	@$(BIN)/buf build --path protos/tokenwire --exclude-source-info -o protos/released.binpb
+
+.PHONY: check
+check: $(VENV)/.dev ## Format, lint, types, contract, stub currency, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code --path protos/tokenwire
+	@mkdir -p build
+	@$(BIN)/buf build --path protos/tokenwire -o build/contract.binpb
+	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --exclude-imports
+	@$(BIN)/python -m pytest --quiet tests/test_stubs.py tests/test_layers.py
+
+# ---- tests -------------------------------------------------------------------------------------------------------
+
+# The page's tests drive a real Chromium: the system's if there is one, else Debian's.
+.PHONY: browser
+browser:
+	@if ! command -v chromium >/dev/null && [ -z "$$CHROMIUM" ]; then \
+	  echo "Installing chromium with apt-get (the page's tests need it)"; \
+	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
+	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium || \
+	  { echo "Install chromium, or set CHROMIUM to a Chrome or Chromium binary"; exit 1; }; fi
+
+.PHONY: test
+test: $(VENV)/.dev browser ## Run every test; screenshots of the page land in build/screenshots
+	@$(BIN)/python -m pytest $(ARGS)
+
+# ---- run ---------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.run ## Local model, service, answer, chat page; ARGS=--once ends after the answer
+	@$(BIN)/tokenwire demo $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was made: .venv, build, caches
+	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -85,7 +85,7 @@ def _need_upstream(settings: Settings) -> None:
             "  For Gemini on Vertex AI: GOOGLE_CLOUD_PROJECT=your-project, and application default credentials\n"
             "    (gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=key.json).\n"
             "  For a local model without an account: run `tokenwire emulator`, and set "
-            "VERTEX_EMULATOR_HOST=127.0.0.1:8085."
+            "VERTEX_EMULATOR_HOST=127.0.0.1:8087."
         )
     import google.auth  # noqa: PLC0415 - of an extra, and only needed here
     from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - as above

@@ -53,7 +53,7 @@ def _demo(question: str, *, once: bool) -> int:
 
     begin = time.monotonic()
     weights.fetch()
-    vertex_port, port, page_port = _port(8085), _port(50051), _port(8501)
+    vertex_port, port, page_port = _port(8087), _port(50051), _port(8501)
     with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:
         children.start("local model", "emulator", "--port", str(vertex_port))
         service = children.start(

@@ -1,6 +1,6 @@
 """Steering an emulator from another process: the servicer, and a synchronous client for it."""
 
-# ruff: noqa: N802, ARG002  # the RPCs have the names and the parameters that the stubs give them
+# ruff: noqa: ARG002  # the RPCs have the parameters that the stubs give them
 
 import time
 from collections.abc import AsyncIterator, Callable

@@ -19,6 +19,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -87,9 +88,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.WatchCallsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_control_pb2.WatchCallsResponse], _abc.AsyncIterator[_control_pb2.WatchCallsResponse]
-    ]:
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.WatchCallsResponse], _abc.AsyncIterator[_control_pb2.WatchCallsResponse]]:
         """All calls so far, then each call again whenever it has changed."""
 
     @_abc_1.abstractmethod
@@ -98,6 +97,7 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetStatsResponse, _abc.Awaitable[_control_pb2.GetStatsResponse]]: ...
+
     @_abc_1.abstractmethod
     def Reset(
         self,
@@ -106,6 +106,4 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.ResetResponse, _abc.Awaitable[_control_pb2.ResetResponse]]:
         """Forgets ended calls and the script, and closes the gates. Open calls go on."""
 
-def add_ControlServicer_to_server(
-    servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -101,12 +101,15 @@ class Emulator:
         try:
             port = server.add_insecure_port(f"{self._host}:{port}")
         except RuntimeError as error:
-            raise OSError(f"can't listen on {self._host}:{port}") from error
+            raise OSError(f"can't listen on {self._host}:{self._port}; is the port in use?") from error
         self._server = server
         await server.start()
         if self._with_relay:
             self._relay = Relay(self._host, self._port, port)
-            await self._relay.start()
+            try:
+                await self._relay.start()
+            except OSError as error:
+                raise OSError(f"can't listen on {self._host}:{self._port}; is the port in use?") from error
             port = self._relay.port
         self._port = port
 

@@ -27,6 +27,10 @@ class VertexError(Exception):
         self.trailing_metadata = dict(trailing_metadata or {})
 
 
+class MindError(Exception):
+    """A mind can't start; the message says what to do."""
+
+
 class Reply(Protocol):
     """The way back to one caller."""
 

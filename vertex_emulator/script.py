@@ -211,8 +211,9 @@ def check(script: Script) -> None:
         _check_answer(script.default_answer, "default_answer")
 
 
-def needs_relay(steps: Sequence[Step]) -> bool:
-    return any(step.WhichOneof("step") in {"cut", "blackhole"} for step in steps)
+def needs_relay(one: Answer) -> bool:
+    """Whether this answer cuts connections."""
+    return any(step.WhichOneof("step") in {"cut", "blackhole"} for step in one.steps)
 
 
 def _check_answer(one: Answer, place: str) -> None:

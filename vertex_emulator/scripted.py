@@ -81,7 +81,7 @@ class Scripted:
         if self._relay is not False:
             return  # not started yet, or all is well
         for index, one in enumerate([*script.answers, script.default_answer]):
-            if needs_relay(one.steps):
+            if needs_relay(one):
                 raise ScriptError(
                     f"answers[{index}] cuts connections, which needs the relay: Emulator(relay=True), or --relay"
                 )

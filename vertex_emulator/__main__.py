@@ -1,0 +1,139 @@
+"""`python -m vertex_emulator`: the emulator as a process of its own."""
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vertex_emulator import script, weights
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.mind import Mind, MindError
+from vertex_emulator.script_pb2 import Script
+from vertex_emulator.scripted import Scripted
+from vertex_emulator.smollm2 import SmolLM2
+
+DEFAULT_PORT = 8087
+
+EPILOG = """\
+examples:
+  %(prog)s                            SmolLM2 answers; its weights (93 MB) are fetched once
+  %(prog)s --script answers.json      a script answers; docs/emulator.md says what it can say
+  %(prog)s --mind script --port 0     a script that comes later, over the Control service
+
+point tokenwire at it:
+  VERTEX_EMULATOR_HOST=localhost:8087 tokenwire serve
+
+point ChatVertexAI at it, in Python:
+  transport = PredictionServiceGrpcAsyncIOTransport(channel=grpc.aio.insecure_channel("localhost:8087"))
+  model = ChatVertexAI(model="any", project="local", async_client=PredictionServiceAsyncClient(transport=transport))
+
+variables:
+  TOKENWIRE_CACHE   where the weights are kept (default: tokenwire in XDG_CACHE_HOME, or ~/.cache/tokenwire)
+
+exit status:
+  0 ended by SIGTERM or Ctrl-C, 1 couldn't start, 2 wrong usage
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m vertex_emulator") -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status."""
+    arguments = _parse(argv, prog)
+    try:
+        played = script.load(arguments.script) if arguments.script else None
+        mind = _mind(arguments, played)
+        return asyncio.run(_serve(arguments, mind, relay=arguments.relay or _needs_relay(played)))
+    except KeyboardInterrupt:
+        return 0
+    except (script.ScriptError, MindError, OSError) as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return 1
+
+
+def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="A local Vertex AI: Google's PredictionService (v1 and v1beta1) over gRPC without TLS.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument(
+        "--mind",
+        choices=("smollm2", "script"),
+        help="who answers (default: smollm2, or script where --script is given)",
+    )
+    parser.add_argument("--script", type=Path, metavar="FILE", help="a JSON script")
+    parser.add_argument("--threads", type=_positive, default=1, help="of the model (default: %(default)s)")
+    parser.add_argument(
+        "--max-concurrent-streams",
+        type=_positive,
+        metavar="N",
+        help="that one connection may have open (default: no limit)",
+    )
+    parser.add_argument(
+        "--relay",
+        action="store_true",
+        help="let scripts cut connections; implied where the script does (costs some speed)",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.script and arguments.mind == "smollm2":
+        parser.error("--script and --mind smollm2 exclude each other")
+    return arguments
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0 and 65535")
+    return port
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _mind(arguments: argparse.Namespace, played: Script | None) -> Mind:
+    if arguments.script or arguments.mind == "script":
+        return Scripted(played)
+    # Here, and not when the mind starts, so that Ctrl-C ends a download at once.
+    return SmolLM2(threads=arguments.threads, weights=weights.fetch(say=_say))
+
+
+def _needs_relay(played: Script | None) -> bool:
+    return played is not None and any(
+        map(script.needs_relay, (*(one for one in played.answers), played.default_answer))
+    )
+
+
+async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> int:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    emulator = Emulator(
+        mind,
+        host=arguments.host,
+        port=arguments.port,
+        relay=relay,
+        max_concurrent_streams=arguments.max_concurrent_streams,
+    )
+    async with emulator:
+        # Whoever started this process waits for the line.
+        _say(f"Vertex emulator listening on {emulator.address}")
+        await ended.wait()
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

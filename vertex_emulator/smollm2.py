@@ -1,0 +1,381 @@
+"""The mind that is a real model: SmolLM2-135M-Instruct, in this process, on the CPU.
+
+English only, coherent, and unreliable about facts: it has 135 million parameters.
+https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0)
+"""
+
+import asyncio
+import http.client
+import json
+import logging
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from vertex_emulator import prediction_pb2 as pb
+from vertex_emulator.calls import Call, Request
+from vertex_emulator.mind import MindError, Reply, VertexError
+from vertex_emulator.weights import fetch
+
+log = logging.getLogger("vertex_emulator")
+
+MODEL_VERSION = "smollm2-135m-instruct"
+
+# What one conversation may hold, prompt and answer together.
+CONTEXT_TOKENS = 2048
+
+# Unset by the caller: what the model's card recommends.
+DEFAULT_TEMPERATURE = 0.2
+DEFAULT_TOP_P = 0.9
+
+# A caller that goes during the prompt's evaluation is noticed after a batch: 0.3 s at most.
+BATCH_TOKENS = 64
+
+# Fields of GenerationConfig, and what llama.cpp calls them.
+SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_output_tokens": "max_tokens",
+    "stop_sequences": "stop",
+    "seed": "seed",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+}
+
+# Vertex's own ranges: https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference
+RANGES = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (1, 1_000),
+    "max_output_tokens": (1, 65_536),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
+MAX_STOP_SEQUENCES = 5
+
+# Set to this they ask for nothing that this model can't do.
+NEUTRAL: Mapping[str, Sequence[Any]] = {
+    "candidate_count": (0, 1),
+    "response_mime_type": ("text/plain",),
+    "response_logprobs": (False,),
+    "logprobs": (0,),
+    "audio_timestamp": (False,),
+    "response_modalities": ([], [pb.GenerationConfig.TEXT]),
+    "thinking_config": (pb.GenerationConfig.ThinkingConfig(), pb.GenerationConfig.ThinkingConfig(thinking_budget=0)),
+}
+
+ROLES = {"": "user", "user": "user", "model": "assistant"}
+
+EXHAUSTED = "Resource exhausted. Please try again later. (The emulator's model is busy and its queue is full.)"
+
+
+class SmolLM2:
+    """Answers up to `slots` calls at once; up to `queue` more wait, the others get RESOURCE_EXHAUSTED.
+
+    `threads` are the model's; one is fastest where cores are shared. `weights` None: fetched and cached when it starts.
+
+    Every model name is answered. Safety settings are accepted, but nothing is ever blocked: it has no such filter.
+    """
+
+    def __init__(self, *, threads: int = 1, slots: int = 4, queue: int = 16, weights: Path | None = None) -> None:
+        self._threads = threads
+        self._slots = slots
+        self._queue = queue
+        self._weights = weights
+        self._server: Any = None
+        self._api_key = secrets.token_urlsafe()
+        self._executor = ThreadPoolExecutor(slots, thread_name_prefix="smollm2")
+        self._generations: set[_Generation] = set()
+        self._generated_before = 0
+
+    @property
+    def active_generations(self) -> int:
+        """Answers the model is writing now; one whose caller has left counts until it has really stopped."""
+        return sum(generation.running for generation in self._generations)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens it has written since it was started."""
+        return self._generated_before + sum(generation.generated for generation in self._generations)
+
+    # ---- the mind ------------------------------------------------------------------------------------------------
+
+    async def start(self, *, relay: bool) -> None:
+        """Load the model; raises MindError."""
+        del relay  # the model cuts no connections
+        path = self._weights or await asyncio.to_thread(fetch, say=log.info)
+        self._server = await asyncio.to_thread(self._load, path)
+
+    async def stop(self) -> None:
+        for generation in self._generations:
+            generation.abort()
+        # Leaving the interpreter while it generates is a segmentation fault.
+        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
+        self._server = None
+
+    async def generate(self, call: Call, reply: Reply) -> None:
+        assert isinstance(call.request, pb.GenerateContentRequest)
+        body = chat(call.request)
+        if len(self._generations) >= self._slots + self._queue:
+            raise VertexError(grpc.StatusCode.RESOURCE_EXHAUSTED, EXHAUSTED)
+        generation = _Generation(asyncio.get_running_loop(), body)
+        self._generations.add(generation)
+        future = asyncio.get_running_loop().run_in_executor(self._executor, generation.run, self._server)
+        future.add_done_callback(partial(self._forget, generation))
+        try:
+            await _Answer(generation, reply).write()
+        finally:
+            # However the call ended, nobody reads on: a model left alone would write to its limit.
+            generation.abort()
+            future.cancel()
+
+    async def count_tokens(self, call: Call, reply: Reply) -> pb.CountTokensResponse:
+        del reply  # nothing to say meanwhile
+        assert isinstance(call.request, pb.CountTokensRequest)
+        messages = conversation(call.request)
+        prompt = await asyncio.to_thread(self._post, "/apply-template", {"messages": messages})
+        body = {"content": prompt["prompt"], "parse_special": True}
+        counted = await asyncio.to_thread(self._post, "/tokenize", body)
+        total = len(counted["tokens"])
+        return pb.CountTokensResponse(
+            total_tokens=total,
+            total_billable_characters=sum(len("".join(message["content"].split())) for message in messages),
+            prompt_tokens_details=[pb.ModalityTokenCount(modality=pb.TEXT, token_count=total)],
+        )
+
+    def _forget(self, generation: "_Generation", future: "asyncio.Future[None]") -> None:
+        self._generations.discard(generation)
+        self._generated_before += generation.generated
+        if not future.cancelled():
+            future.exception()  # taken: the generation has told its caller
+
+    def _load(self, path: Path) -> Any:
+        try:
+            import xllamacpp  # noqa: PLC0415  # an extra; only who wants the model needs it
+        except ModuleNotFoundError as error:
+            raise MindError("SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script") from error
+        except ImportError as error:
+            raise MindError(
+                f"xllamacpp can't be loaded: {error}. It needs the system's OpenMP library: "
+                "apt install libgomp1, or dnf install libgomp"
+            ) from error
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_parallel = self._slots
+        params.n_ctx = CONTEXT_TOKENS * self._slots  # it is divided among the slots
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
+        params.cache_ram_mib = 0  # else every prompt stays in memory
+        params.warmup = False
+        params.verbosity = 0  # prompts are nobody's business, and standard error is ours
+        params.ui = False
+        params.endpoint_slots = False
+        # It also listens on a port of its own on 127.0.0.1, which is for our tokenizer calls alone.
+        params.api_keys = [self._api_key]
+        try:
+            return xllamacpp.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise MindError(f"can't load the model from {path}: {error}") from error
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        address = self._server.listening_address.removeprefix("http://")
+        connection = http.client.HTTPConnection(address, timeout=30)
+        try:
+            headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        finally:
+            connection.close()
+        if response.status != http.client.OK:
+            raise RuntimeError(f"{path}: {response.status} {answer}")
+        return answer
+
+
+class _Generation:
+    """One answer being written on a thread of its own."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, body: Mapping[str, Any]) -> None:
+        self._loop = loop
+        self._body = body
+        self._aborted = False
+        # Unbounded, because the model can't be made to wait; an answer is never longer than the context.
+        self.chunks: asyncio.Queue[Mapping[str, Any] | Exception] = asyncio.Queue()
+        self.running = False
+        self.generated = 0
+
+    def abort(self) -> None:
+        self._aborted = True
+
+    def run(self, server: Any) -> None:
+        """Block until the answer is written or aborted. Runs on a worker thread."""
+        if self._aborted:
+            return
+        self.running = True
+        try:
+            server.handle_chat_completions(self._body, self._take)
+        except Exception as error:  # noqa: BLE001  # the caller's task raises it
+            self._pass(error)
+        finally:
+            self.running = False
+
+    def _take(self, chunk: Mapping[str, Any]) -> bool:
+        self.generated = chunk.get("timings", {}).get("predicted_n", self.generated)
+        if not self._aborted:
+            self._pass(chunk)
+        return self._aborted
+
+    def _pass(self, chunk: Mapping[str, Any] | Exception) -> None:
+        self._loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
+
+
+class _Answer:
+    """Puts llama.cpp's chunks into Vertex's shape."""
+
+    def __init__(self, generation: _Generation, reply: Reply) -> None:
+        self._chunks = generation.chunks
+        self._reply = reply
+        self._finish: pb.Candidate.FinishReason.ValueType = pb.Candidate.FINISH_REASON_UNSPECIFIED
+        self._usage = pb.GenerateContentResponse.UsageMetadata()
+        self._common = pb.GenerateContentResponse(model_version=MODEL_VERSION, response_id=uuid.uuid4().hex)
+        self._common.create_time.GetCurrentTime()
+
+    async def write(self) -> None:
+        while True:
+            chunk = await self._chunks.get()
+            if isinstance(chunk, Exception):
+                raise chunk
+            if "error" in chunk:
+                raise refusal(chunk["error"])
+            self._count(chunk)
+            if "usage" in chunk:  # always the last
+                await self._say("", self._finish)
+                return
+            choice = chunk["choices"][0]
+            if choice["finish_reason"] is not None:
+                self._finish = pb.Candidate.MAX_TOKENS if choice["finish_reason"] == "length" else pb.Candidate.STOP
+            text = choice["delta"].get("content")
+            if text:
+                await self._say(text)
+
+    async def _say(
+        self, text: str, finish: pb.Candidate.FinishReason.ValueType = pb.Candidate.FINISH_REASON_UNSPECIFIED
+    ) -> None:
+        content = pb.Content(role="model", parts=[pb.Part(text=text)])
+        message = pb.GenerateContentResponse(
+            candidates=[pb.Candidate(content=content, finish_reason=finish)], usage_metadata=self._usage
+        )
+        message.MergeFrom(self._common)
+        await self._reply.write(message.SerializeToString())
+
+    def _count(self, chunk: Mapping[str, Any]) -> None:
+        timings = chunk.get("timings")
+        if timings is None:
+            return
+        usage = self._usage
+        usage.cached_content_token_count = timings["cache_n"]
+        usage.prompt_token_count = timings["cache_n"] + timings["prompt_n"]
+        usage.candidates_token_count = timings["predicted_n"]
+        usage.total_token_count = usage.prompt_token_count + usage.candidates_token_count
+
+
+# ---- a request in llama.cpp's words; pure ------------------------------------------------------------------------
+
+
+def chat(request: pb.GenerateContentRequest) -> dict[str, Any]:
+    """The chat completion that answers `request`; raises VertexError for what this model can't do."""
+    for field in ("tools", "tool_config", "cached_content", "model_armor_config"):
+        if any(descriptor.name == field for descriptor, _ in request.ListFields()):
+            raise unsupported(field)
+    return {
+        "messages": conversation(request),
+        **sampling(request.generation_config),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "timings_per_token": True,
+        # Calls back during the prompt's evaluation too, so that it can be aborted there.
+        "return_progress": True,
+        # A cached prefix changes the last bits of the arithmetic, and with them what a seed yields.
+        "cache_prompt": not request.generation_config.HasField("seed"),
+    }
+
+
+def conversation(request: Request) -> list[dict[str, str]]:
+    """The messages, the system instruction first; raises VertexError."""
+    messages = []
+    if request.HasField("system_instruction"):
+        messages.append({"role": "system", "content": text(request.system_instruction, "system_instruction")})
+    for index, content in enumerate(request.contents):
+        place = f"contents[{index}]"
+        if content.role not in ROLES:
+            raise invalid(f"{place}.role: {content.role!r} is none of 'user' and 'model'")
+        messages.append({"role": ROLES[content.role], "content": text(content, place)})
+    if not request.contents:
+        raise invalid("contents: at least one is required")
+    if messages[-1]["role"] != "user":
+        raise invalid(f"contents[{len(request.contents) - 1}].role: the last message must be the user's")
+    return messages
+
+
+def text(content: pb.Content, place: str) -> str:
+    """The text of a message; raises VertexError if it holds anything else."""
+    if not content.parts:
+        raise invalid(f"{place}.parts: at least one is required")
+    for index, part in enumerate(content.parts):
+        kind = part.WhichOneof("data")
+        if kind != "text":
+            raise (
+                unsupported(f"{place}.parts[{index}].{kind}") if kind else invalid(f"{place}.parts[{index}]: is empty")
+            )
+    # A thought is the model's, not part of the conversation.
+    return "".join(part.text for part in content.parts if not part.thought)
+
+
+def sampling(config: pb.GenerationConfig) -> dict[str, Any]:
+    """The sampling parameters; raises VertexError."""
+    found: dict[str, Any] = {"temperature": DEFAULT_TEMPERATURE, "top_p": DEFAULT_TOP_P}
+    for descriptor, value in config.ListFields():
+        name = descriptor.name
+        if name not in SAMPLING:
+            if value not in NEUTRAL.get(name, ()):
+                raise unsupported(f"generation_config.{name}")
+            continue
+        low, high = RANGES.get(name, (None, None))
+        if low is not None and high is not None and not low <= value <= high:
+            raise invalid(f"generation_config.{name}: {value:g} is not within {low} and {high}")
+        found[SAMPLING[name]] = value
+    if len(config.stop_sequences) > MAX_STOP_SEQUENCES:
+        raise invalid(
+            f"generation_config.stop_sequences: {len(config.stop_sequences)} are more than {MAX_STOP_SEQUENCES}"
+        )
+    found["stop"] = list(config.stop_sequences)
+    if "top_k" in found:
+        found["top_k"] = int(found["top_k"])
+    return found
+
+
+def invalid(message: str) -> VertexError:
+    return VertexError(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def unsupported(field: str) -> VertexError:
+    return invalid(f"{field} is not supported by this model ({MODEL_VERSION}, the emulator's own)")
+
+
+def refusal(error: Mapping[str, Any]) -> VertexError:
+    """Vertex's words for an error of llama.cpp's."""
+    if error.get("type") == "exceed_context_size_error":
+        return invalid(
+            f"The input token count ({error['n_prompt_tokens']}) exceeds the maximum number of tokens allowed "
+            f"({error['n_ctx']})."
+        )
+    if error.get("code") == http.client.BAD_REQUEST:
+        return invalid(error["message"])
+    return VertexError(grpc.StatusCode.INTERNAL, f"the model failed: {error.get('message')}")

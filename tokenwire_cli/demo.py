@@ -51,14 +51,14 @@ def _demo(question: str, *, once: bool) -> int:
     from gateway_ui import ask  # noqa: PLC0415 - --help answers without it
     from vertex_emulator import weights  # noqa: PLC0415 - as above
 
-    begin = time.monotonic()
     weights.fetch()
+    begin = time.monotonic()
     vertex_port, port, page_port = _port(8087), _port(50051), _port(8501)
     with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:
-        children.start("local model", "emulator", "--port", str(vertex_port))
         service = children.start(
             "service", "serve", "--host", "127.0.0.1", "--port", str(port), "--emulator", f"127.0.0.1:{vertex_port}"
         )
+        children.start("local model", "emulator", "--port", str(vertex_port))
         children.wait("Loading the local model", lambda: _listens(vertex_port))
         children.wait("Starting the service (ChatVertexAI takes a while to import)", lambda: _serving(port))
         print(f"\n  {question}   [SmolLM2, a very small model: fluent, but unreliable in its facts]\n", flush=True)

@@ -67,6 +67,9 @@ def _serve(host: str, port: int) -> int:
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
+        "theme.primaryColor": "#2563eb",
+        # With fast reruns a flipped switch looks like a Stop to the running script, and would end the answer.
+        "runner.fastReruns": "false",
         "runner.magicEnabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]

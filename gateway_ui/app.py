@@ -3,6 +3,7 @@
 import html
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -22,6 +23,9 @@ _FRAME_SECONDS = 0.03
 # A switch flipped in mid-answer starts the script again, which then goes on with the same answer. Should it
 # not (the tab was closed at that moment), the answer is cancelled after so long.
 _HANDOVER_SECONDS = 3.0
+
+# A :material: icon would be fetched from elsewhere.
+_ICON = str(Path(__file__).with_name("icon.svg"))
 
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 
@@ -47,6 +51,8 @@ _STYLE = """
   .tw-on { background: #16a34a; }
   .tw-off { background: #d97706; }
   .tw-state { font-size: .85rem; opacity: .85; overflow-wrap: anywhere; }
+  /* An answer's headings belong to the answer, not to the page. */
+  [data-testid="stChatMessage"] :is(h1, h2, h3) { font-size: 1.2rem; padding: .6rem 0 .2rem; }
   @keyframes tw-pulse { 50% { opacity: .25; } }
   @media (prefers-reduced-motion: reduce) { .tw-dot { animation: none; } }
 
@@ -68,6 +74,8 @@ class Choices:
     borders: bool
     seconds_per_letter: float
     # 0: as it comes.
+    connection: Any
+    # The place that says whether the service is there.
 
 
 @dataclass(slots=True)
@@ -96,7 +104,7 @@ def _models(address: str) -> list[str]:
 
 def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
-    st.set_page_config(page_title="tokenwire", page_icon=":material/bolt:", layout="centered")
+    st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     st.html(_STYLE)
     state = st.session_state
     if "conversation" not in state:
@@ -118,15 +126,19 @@ def page() -> None:
             st.text(exchange.question)
         with st.chat_message("assistant", avatar=":material/bolt:"):
             if state.live is not None and state.live.exchange is exchange:
-                _follow(state.live, choices)
+                _follow(state.live, choices, taken_over=not question)
+                if exchange.problem:
+                    # What was true of the service before may not be any more.
+                    _models.clear()
+                    _connected(choices.connection, _offered(default_address())[1])
             else:
                 _draw(st.empty(), exchange, choices.borders)
                 _note(st.empty(), exchange)
 
 
 def _welcome() -> None:
-    st.title("tokenwire")
-    st.markdown("Ask a question, and read the answer **while it is being written**.")
+    st.title("Ask a question")
+    st.markdown("and read the answer while it is being written.")
 
 
 def _sidebar() -> Choices:
@@ -149,9 +161,14 @@ def _sidebar() -> Choices:
             disabled=not smooth,
         )
         st.button("New conversation", key="new", on_click=_forget, width="stretch", icon=":material/edit_square:")
-        state = html.escape(trouble or f"Connected to {address}")
-        st.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
-    return Choices(model or "", system.strip(), borders, seconds if smooth else 0.0)
+        connection = st.empty()
+        _connected(connection, trouble)
+    return Choices(model or "", system.strip(), borders, seconds if smooth else 0.0, connection)
+
+
+def _connected(place: Any, trouble: str) -> None:
+    state = html.escape(trouble or f"Connected to {default_address()}")
+    place.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
 
 
 def _offered(address: str) -> tuple[list[str], str]:
@@ -183,11 +200,11 @@ def _ask(conversation: Conversation, question: str, choices: Choices) -> Live | 
     return Live(exchange, Pump(answer), Typewriter(now))
 
 
-def _follow(live: Live, choices: Choices) -> None:
+def _follow(live: Live, choices: Choices, *, taken_over: bool) -> None:
     """Show the answer until it has ended and everything is on the page."""
     live.pump.keep()
     try:
-        _show(live, choices)
+        _show(live, choices, taken_over=taken_over)
     except RerunException:
         live.pump.close_unless_kept(_HANDOVER_SECONDS)
         raise
@@ -198,9 +215,13 @@ def _follow(live: Live, choices: Choices) -> None:
     live.pump.close()
 
 
-def _show(live: Live, choices: Choices) -> None:
+def _show(live: Live, choices: Choices, *, taken_over: bool) -> None:
     exchange = live.exchange
     text, note = st.empty(), st.empty()
+    if taken_over:
+        # The Stop in the chat input is gone after a rerun.
+        stop = st.empty()
+        stop.button("Stop", key="stop", on_click=live.stop, icon=":material/stop:")
     drawn, shown = -1, 0
     while True:
         _advance(live, wait=_TICK_SECONDS if shown == len(exchange.text) else _FRAME_SECONDS)
@@ -215,6 +236,8 @@ def _show(live: Live, choices: Choices) -> None:
         _note(note, exchange, now)
         time.sleep(_FRAME_SECONDS)
     _note(note, exchange)
+    if taken_over:
+        stop.empty()
 
 
 def _advance(live: Live, wait: float) -> None:
@@ -234,6 +257,8 @@ def _advance(live: Live, wait: float) -> None:
 
 def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = None) -> None:
     """Draw the first `shown` letters of the answer, or all of it."""
+    if not exchange.text:
+        return
     if not borders:
         # A picture would be fetched from wherever the model says, and would tell that place that it was shown.
         place.markdown(exchange.text[:shown].replace("![", "!\N{ZERO WIDTH SPACE}["))

@@ -1,0 +1,361 @@
+"""The real page in a real browser, against a scripted service on a real socket."""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+import pytest
+from playwright.async_api import Locator, Page, expect
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from tests.gateway_ui.conftest import SCREENSHOTS, PageAt
+from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+
+pytestmark = pytest.mark.browser
+
+STOPPED = "Stopped: this answer is incomplete."
+
+Open = Callable[[], Awaitable["Chat"]]
+
+
+class Chat:
+    """What a person does with the page."""
+
+    def __init__(self, tab: Page) -> None:
+        self.tab = tab
+        self.input = tab.get_by_test_id("stChatInputTextArea")
+        self.stop = tab.get_by_test_id("stChatInputStopButton")
+        self.messages = tab.get_by_test_id("stChatMessage")
+
+    async def ask(self, question: str) -> None:
+        await self.input.fill(question)
+        await self.input.press("Enter")
+
+    async def flip(self, switch: str) -> None:
+        await self.tab.get_by_text(switch, exact=True).click()
+
+    def answer(self) -> Locator:
+        return self.messages.last
+
+    def problem(self) -> Locator:
+        return self.answer().locator(".tw-problem:visible")
+
+    async def photograph(self, name: str) -> None:
+        # The sidebar's animations and the fonts have settled by then.
+        await self.tab.wait_for_timeout(300)
+        await self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+@pytest.fixture
+def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
+    """Open the page of the scripted service in a fresh browser session."""
+
+    async def open_() -> Chat:
+        await tab.goto(page_at(service.address))
+        chat = Chat(tab)
+        await expect(chat.input).to_be_visible(timeout=20_000)
+        return chat
+
+    return open_
+
+
+async def happened(event: threading.Event, seconds: float = 10) -> bool:
+    return await asyncio.to_thread(event.wait, seconds)
+
+
+async def test_the_empty_page_invites_a_question(chat: Open) -> None:
+    page = await chat()
+    await expect(page.tab.get_by_role("heading", name="Ask a question")).to_be_visible()
+    await expect(page.tab.get_by_text("Connected to")).to_be_visible()
+    await page.photograph("empty")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_words_are_visible_before_the_answer_is_finished(chat: Open, service: FakeService, scheme: str) -> None:
+    gate = threading.Event()
+    service.will_answer(
+        "Baseball is a **bat-and-ball** ", "sport.\n\n1. The *pitcher* throws.", gate, ANSWER, completed()
+    )
+    page = await chat()
+    await page.tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("The pitcher throws.")
+    await expect(page.answer()).to_contain_text("2 chunks")
+    await expect(page.answer()).to_contain_text(re.compile(r"first chunk \d+\.\d\d s"))
+    await expect(page.answer()).to_contain_text("characters/s")
+    await expect(page.problem()).to_have_count(0)
+    await page.photograph(f"streaming-{scheme}")
+    assert not gate.is_set()
+    gate.set()
+    await expect(page.answer()).to_contain_text("5 tokens in, 7 out")
+    await expect(page.answer()).to_contain_text("tokens/s")
+    await expect(page.answer()).to_contain_text("Runners advance")
+    await expect(page.stop).to_have_count(0)
+    await page.photograph(f"answered-{scheme}")
+
+
+async def test_stop_ends_the_call_within_a_second_and_marks_the_answer(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half an ", "answer", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half an answer")
+    assert not service.cancelled.is_set()
+    clicked = time.monotonic()
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    assert time.monotonic() - clicked < 1
+    await expect(page.problem()).to_have_text(STOPPED)
+    await page.photograph("stopped")
+    # It stays usable, and the mark stays.
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.messages.nth(1).locator(".tw-problem:visible")).to_have_text(STOPPED)
+    assert [turn.parts[0].text for turn in service.requests[1].messages] == ["What is baseball?", "Half an answer"]
+
+
+async def test_stop_works_before_the_first_word(chat: Open, service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    assert await happened(service.arrived)
+    await expect(page.answer()).to_contain_text("waiting")
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    await expect(page.problem()).to_have_text(STOPPED)
+
+
+async def test_closing_the_tab_ends_the_call(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.tab.close()
+    assert await happened(service.cancelled)
+
+
+async def test_the_second_turn_carries_the_first(chat: Open, service: FakeService) -> None:
+    service.will_answer("A ", "game.", completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    service.will_answer("Older.", completed())
+    await page.ask("And cricket?")
+    await expect(page.answer()).to_contain_text("Older.")
+    first, second = service.requests
+    assert (first.prompt, list(first.messages)) == ("What is baseball?", [])
+    assert second.prompt == "And cricket?"
+    assert [(turn.role, turn.parts[0].text) for turn in second.messages] == [(1, "What is baseball?"), (2, "A game.")]
+    await expect(page.messages).to_have_count(4)
+    await page.photograph("two-turns")
+
+
+async def test_a_new_conversation_forgets(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await page.ask("And cricket?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert list(service.requests[1].messages) == []
+
+
+async def test_a_new_conversation_ends_the_running_answer(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    assert await happened(service.cancelled)
+    await expect(page.messages).to_have_count(0)
+
+
+async def test_the_chunks_are_ruled_off_as_they_came(chat: Open, service: FakeService) -> None:
+    service.will_answer("Base", "ball is <b>fun</b>", ".\nYes.", completed())
+    page = await chat()
+    await page.flip("Mark the chunks")
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    pieces = page.answer().locator(".tw-piece span")
+    assert await pieces.all_text_contents() == ["Base", "ball is <b>fun</b>", ".\nYes."]
+    rules = [
+        await piece.evaluate("piece => getComputedStyle(piece).borderBottomWidth")
+        for piece in await page.answer().locator(".tw-piece").all()
+    ]
+    assert rules == ["1px", "1px", "0px"]
+    await page.photograph("chunks")
+    # The switch holds for answers that are there already, too.
+    await page.flip("Mark the chunks")
+    await expect(pieces).to_have_count(0)
+    await expect(page.answer()).to_contain_text("Baseball is")
+
+
+async def test_a_switch_flipped_in_mid_answer_changes_the_view_and_not_the_call(
+    chat: Open, service: FakeService
+) -> None:
+    gate = threading.Event()
+    service.will_answer("Base", gate, "ball", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Base")
+    await page.flip("Mark the chunks")
+    await expect(page.answer().locator(".tw-piece")).to_have_count(1)
+    gate.set()
+    await expect(page.answer().locator(".tw-piece")).to_have_count(2)
+    await page.photograph("chunks-streaming")
+    assert not service.cancelled.is_set()
+    assert len(service.requests) == 1
+    # Streamlit's own Stop is gone by now.
+    await page.answer().get_by_role("button", name="Stop").click()
+    assert await happened(service.cancelled)
+    await expect(page.problem()).to_have_text(STOPPED)
+
+
+async def test_smoothing_shows_the_text_letter_by_letter_and_all_of_it(chat: Open, service: FakeService) -> None:
+    text = "The quick brown fox jumps over the lazy dog. " * 2
+    service.will_answer(text, completed())
+    page = await chat()
+    await page.flip("Letter by letter")
+    await expect(page.tab.get_by_role("slider")).to_be_enabled()
+    seen = await page.tab.evaluate_handle(
+        """() => {
+            const seen = [];
+            new MutationObserver(() => {
+                const texts = document.querySelectorAll('[data-testid=stChatMessage] .stMarkdown');
+                if (texts.length) seen.push(texts[texts.length - 1].textContent);
+            }).observe(document.body, {subtree: true, childList: true, characterData: true});
+            return seen;
+        }"""
+    )
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    await expect(page.answer()).to_contain_text(text.strip())
+    lengths = sorted({len(shown) for shown in await seen.json_value() if text.startswith(shown)})
+    # It came as one piece.
+    assert len(lengths) > 10
+    assert lengths[0] < 20
+
+
+async def test_smoothing_does_not_put_a_stop_off(chat: Open, service: FakeService) -> None:
+    service.will_answer("word " * 2000, threading.Event())
+    page = await chat()
+    await page.flip("Letter by letter")
+    await expect(page.tab.get_by_role("slider")).to_be_enabled()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("word word")
+    clicked = time.monotonic()
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    assert time.monotonic() - clicked < 1
+    # What had come is kept, also what hadn't been shown.
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert service.requests[1].messages[1].parts[0].text == "word " * 2000
+
+
+@pytest.mark.parametrize(
+    ("name", "refusal", "words"),
+    [
+        (
+            "busy",
+            Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"),
+            "The service is busy. Try again in a moment.",
+        ),
+        (
+            "refused",
+            Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", "messages: 300 turns; wanted at most 256"),
+            "The service refused the request. Messages: 300 turns; wanted at most 256.",
+        ),
+    ],
+)
+async def test_a_refusal_is_told_in_plain_words(
+    chat: Open, service: FakeService, name: str, refusal: Refusal, words: str
+) -> None:
+    service.will_answer(refusal)
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_have_text(words)
+    await expect(page.tab.get_by_text("Traceback")).to_have_count(0)
+    await page.photograph(name)
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    # A question that had no answer is no turn.
+    assert list(service.requests[1].messages) == []
+
+
+async def test_a_cut_answer_is_kept_and_marked(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", Refusal(grpc.StatusCode.UNAVAILABLE, "UPSTREAM_CUT"))
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_contain_text("The answer was cut after 1 piece; what you see is incomplete.")
+    await expect(page.answer()).to_contain_text("Half")
+
+
+async def test_an_answer_at_its_token_limit_is_marked(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", completed(pb.FINISH_REASON_MAX_TOKENS))
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_have_text("The answer was cut: it reached the token limit.")
+
+
+async def test_a_service_that_is_away_is_said_so(tab: Page, page_at: PageAt, nobody: str) -> None:
+    await tab.goto(page_at(nobody))
+    page = Chat(tab)
+    words = f"The service is not running at {nobody}. Start it with `tokenwire serve`."
+    await expect(tab.get_by_test_id("stSidebar")).to_contain_text(words, timeout=20_000)
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_have_text(words)
+    await expect(tab.get_by_text("Traceback")).to_have_count(0)
+    await expect(page.stop).to_have_count(0)
+    await page.photograph("away")
+
+
+async def test_the_chosen_model_and_the_system_instruction_are_sent(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.tab.get_by_role("combobox", name="Model").click()
+    await page.tab.get_by_role("option", name="fake-2").click()
+    instruction = page.tab.get_by_label("System instruction")
+    await instruction.fill("Be brief.")
+    await instruction.press("Control+Enter")
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert (service.requests[0].model, service.requests[0].system_instruction) == ("fake-2", "Be brief.")
+
+
+async def test_without_a_list_of_models_the_services_default_answers(chat: Open, service: FakeService) -> None:
+    service.models.clear()
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert service.requests[0].model == ""
+
+
+async def test_a_picture_in_an_answer_is_not_fetched(chat: Open, service: FakeService) -> None:
+    service.will_answer("See ![it](http://127.0.0.1:9/spy.png) here", completed())
+    page = await chat()
+    asked: list[str] = []
+    page.tab.on("request", lambda request: asked.append(request.url))
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert not [url for url in asked if "spy" in url]
+
+
+ANSWER = """
+2. The batter tries to hit the ball.
+3. Runners advance around the four bases.
+
+### Positions
+
+| Position | Number |
+|---|---|
+| Pitcher | 1 |
+| Catcher | 2 |
+
+```python
+def inning() -> str:
+    return 3 * "out"
+```
+"""

@@ -185,7 +185,9 @@ def load(path: Path) -> Script:
     """Read a JSON script; raises ScriptError."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ScriptError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise ScriptError(f"{path}: {error}") from error
     try:
         return parse(text)

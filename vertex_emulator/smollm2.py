@@ -110,7 +110,9 @@ class SmolLM2:
     async def start(self, *, relay: bool) -> None:
         """Load the model; raises MindError."""
         del relay  # the model cuts no connections
-        path = self._weights or await asyncio.to_thread(fetch, say=log.info)
+        path = self._weights
+        if path is None:
+            path = await asyncio.to_thread(fetch, say=log.info)
         self._server = await asyncio.to_thread(self._load, path)
 
     async def stop(self) -> None:

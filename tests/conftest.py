@@ -1,5 +1,9 @@
 """One factory serves a real server on a free port; beside it a local Vertex that plays a script."""
 
+import asyncio
+import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -101,3 +105,65 @@ def detail(error: grpc.aio.AioRpcError, kind: type[Detail]) -> Detail:
             found.append(message)
     assert len(found) == 1, status
     return found[0]
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    """`python -m service` in a process of its own, as users run it."""
+
+    process: asyncio.subprocess.Process
+    address: str
+    log: list[str]
+    """Its lines so far."""
+    more: asyncio.Condition
+    """Notified of every new line."""
+
+    async def said(self, words: str) -> None:
+        """Wait until it has said so."""
+        async with asyncio.timeout(60), self.more:
+            await self.more.wait_for(lambda: any(words in line for line in self.log))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+
+StartProcess = Callable[..., Awaitable[ServerProcess]]
+
+
+@pytest.fixture
+async def start_process(emulator: Emulator) -> AsyncIterator[StartProcess]:
+    """`await start_process("--grace", "5")`: a server on the local Vertex; listening, though perhaps not ready yet."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*flags: str) -> ServerProcess:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "service", "--port", "0", "--emulator", emulator.address, *flags),
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stderr is not None
+            lines: list[str] = []
+            more = asyncio.Condition()
+            address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+            async def read(stream: asyncio.StreamReader) -> None:
+                async for line in stream:
+                    async with more:
+                        lines.append(line.decode().rstrip())
+                        more.notify_all()
+                    if found := re.search(r"listening on (\S+:\d+)", lines[-1]):
+                        address.set_result(found[1])
+                if not address.done():
+                    address.set_exception(AssertionError("\n".join(lines)))
+
+            reading = asyncio.ensure_future(read(process.stderr))
+
+            async def end() -> None:
+                if process.returncode is None:
+                    process.kill()
+                await process.wait()
+                await reading
+
+            stack.push_async_callback(end)
+            return ServerProcess(process, await asyncio.wait_for(address, 60), lines, more)
+
+        yield start

@@ -51,7 +51,7 @@ def _demo(question: str, *, once: bool) -> int:
     from gateway_ui import ask  # noqa: PLC0415 - --help answers without it
     from vertex_emulator import weights  # noqa: PLC0415 - as above
 
-    weights.fetch()
+    weights.fetch(say=print)
     begin = time.monotonic()
     vertex_port, port, page_port = _port(8087), _port(50051), _port(8501)
     with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:

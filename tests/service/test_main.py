@@ -1,0 +1,107 @@
+"""The server as users run it: a process, its variables, its signals, its exit codes."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
+
+from tests.conftest import StartProcess
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer, silence, wait_for
+
+
+def run(*flags: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "TOKENWIRE", "VERTEX"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "service", *flags],
+        env=clean | {"NO_GCE_CHECK": "true"} | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_without_an_upstream_it_says_what_to_set_and_exits() -> None:
+    ended = run()
+    assert ended.returncode == 2
+    assert "neither GOOGLE_CLOUD_PROJECT nor VERTEX_EMULATOR_HOST is set" in ended.stderr
+    assert "gcloud auth application-default login" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_without_credentials_it_says_how_to_get_them_and_exits(tmp_path: Path) -> None:
+    ended = run(GOOGLE_CLOUD_PROJECT="a-project", HOME=str(tmp_path), CLOUDSDK_CONFIG=str(tmp_path))
+    assert ended.returncode == 2
+    assert "there are no application default credentials" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_setting_that_cannot_be_taken_is_told_in_one_line() -> None:
+    ended = run(TOKENWIRE_PORT="x")
+    assert ended.returncode == 2
+    assert ended.stderr == "python -m service: TOKENWIRE_PORT is 'x': a whole number from 0 to 65535 is wanted\n"
+
+
+async def health(channel: grpc.aio.Channel) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    return (await stub.Check(health_pb2.HealthCheckRequest())).status
+
+
+async def running(channel: grpc.aio.Channel) -> Any:
+    """A stream that has said its first piece and then waits."""
+    call: Any = GenerationServiceStub(channel).Generate(pb.GenerateRequest(prompt="hi"))
+    assert (await call.read()).HasField("started")
+    assert (await call.read()).text == "one"
+    return call
+
+
+async def test_it_starts_serves_and_lets_a_running_stream_finish_at_sigterm(
+    emulator: Emulator, start_process: StartProcess
+) -> None:
+    emulator.script.play(answer("one", wait_for("two"), "two"))
+    server = await start_process()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        assert await health(channel) == health_pb2.HealthCheckResponse.NOT_SERVING
+        await server.said("ready after")
+        assert await health(channel) == health_pb2.HealthCheckResponse.SERVING
+        call = await running(channel)
+        server.signal(signal.SIGTERM)
+        async with grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as late:
+            await server.said("draining")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health(late)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        emulator.open_gate("two")
+        assert (await call.read()).text == "two"
+        assert (await call.read()).HasField("completed")
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+    assert "Traceback" not in "\n".join(server.log)
+
+
+async def test_a_second_signal_ends_running_streams_at_once(emulator: Emulator, start_process: StartProcess) -> None:
+    emulator.script.play(answer("one", silence()))
+    server = await start_process("--grace", "3600")
+    await server.said("ready after")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        call = await running(channel)
+        server.signal(signal.SIGTERM)
+        await server.said("draining")
+        server.signal(signal.SIGINT)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+    await emulator.wait_until(lambda e: not e.open_calls)

@@ -1,6 +1,7 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import html
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from streamlit.runtime.scriptrunner import RerunException
 from gateway_ui.client import Client, default_address
 from gateway_ui.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.errors import TokenwireError
-from gateway_ui.meter import Meter
+from gateway_ui.meter import Meter, duration
 from gateway_ui.pump import Pump
 from gateway_ui.typewriter import Typewriter
 
@@ -47,6 +48,7 @@ _STYLE = """
     display: inline-block; width: .5em; height: .5em; margin-right: .5em; border-radius: 50%;
     background: #16a34a; animation: tw-pulse 1.2s ease-in-out infinite;
   }
+  .tw-problem code, .tw-state code { font-size: .95em; white-space: nowrap; }
   .tw-on, .tw-off { display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%; }
   .tw-on { background: #16a34a; }
   .tw-off { background: #d97706; }
@@ -167,7 +169,7 @@ def _sidebar() -> Choices:
 
 
 def _connected(place: Any, trouble: str) -> None:
-    state = html.escape(trouble or f"Connected to {default_address()}")
+    state = _words(trouble) if trouble else f"Connected to {html.escape(default_address())}"
     place.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
 
 
@@ -268,7 +270,7 @@ def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = Non
         if left <= 0:
             break
         rows.append(
-            f'<div class="tw-piece"><b>{number} · {piece.after:.2f} s</b>'
+            f'<div class="tw-piece"><b>{number} · {duration(piece.after)}</b>'
             f"<span>{html.escape(piece.text[:left])}</span></div>"
         )
         left -= len(piece.text)
@@ -281,11 +283,16 @@ def _note(place: Any, exchange: Exchange, now: float | None = None) -> None:
     if now is not None:
         parts.append(f'<div class="tw-problem tw-if-stopped">{STOPPED}</div>')
     elif exchange.problem:
-        parts.append(f'<div class="tw-problem" role="alert">{html.escape(exchange.problem)}</div>')
+        parts.append(f'<div class="tw-problem" role="alert">{_words(exchange.problem)}</div>')
     figures = " · ".join(exchange.meter.figures(now))
     dot = '<span class="tw-dot"></span>' if now is not None else ""
     parts.append(f'<div class="tw-figures">{dot}{figures}</div>')
     place.html("".join(parts))
+
+
+def _words(text: str) -> str:
+    """Give words as HTML, with what stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 page()

@@ -244,12 +244,12 @@ def put(
 ) -> TokenwireError:
     """Make the error for a code and a reason, worded by the table."""
     words = WORDS.get((code, reason)) or WORDS[code, ""]
-    quoted = _sentence(said[:1].upper() + said[1:]) if quotable else ""
+    quoted = _sentence(said) if quotable else ""
     text = words.text.format(
         address=address,
         again="Try again in a moment." if retry_after is None else f"Try again in {max(1, math.ceil(retry_after))} s.",
         fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",
-        said=quoted,
+        said=quoted[:1].upper() + quoted[1:],
         within="in time" if timeout is None else f"within {timeout:g} s",
     )
     if pieces:

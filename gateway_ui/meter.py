@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from tokenwire.v1.generation_service_pb2 import Completed, GenerateResponse
 
 
+def duration(seconds: float) -> str:
+    """Write a time as people read it: milliseconds below one second."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
 @dataclass(slots=True)
 class Meter:
     """Counts one answer while it comes. All times are seconds of one monotonic clock."""
@@ -55,7 +60,7 @@ class Meter:
     def figures(self, now: float | None = None) -> Iterator[str]:
         """Everything in short words; `now` while it runs, None once it has ended."""
         if self.first_chunk is not None:
-            yield f"first chunk {self.first_chunk:.2f} s"
+            yield f"first chunk {duration(self.first_chunk)}"
         elif now is not None:
             yield f"waiting {now - self.asked_at:.1f} s"
         if self.chunks:

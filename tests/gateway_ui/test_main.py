@@ -1,0 +1,116 @@
+"""The page's process: how it starts, and how it ends."""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from playwright.async_api import Page, expect
+from streamlit.testing.v1 import AppTest
+
+import gateway_ui
+from gateway_ui.__main__ import main
+from tests.gateway_ui.conftest import free_port, wait_for_port
+from tests.gateway_ui.fake_service import FakeService, Refusal
+
+APP = Path(gateway_ui.__file__).with_name("app.py")
+
+
+@pytest.fixture
+def ui(service: FakeService) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A page of this test's own, for it to end."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway_ui", "--port", str(port)],
+        env={**os.environ, "TOKENWIRE_ADDRESS": service.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_port(port, process)
+    yield process, f"http://localhost:{port}"
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+async def test_a_signal_ends_the_page_at_once_and_with_it_the_call(
+    ui: tuple["subprocess.Popen[str]", str], tab: Page, service: FakeService, number: signal.Signals
+) -> None:
+    process, url = ui
+    service.will_answer("Half", threading.Event())
+    await tab.goto(url)
+    question = tab.get_by_test_id("stChatInputTextArea")
+    await question.fill("What is baseball?")
+    await question.press("Enter")
+    await expect(tab.get_by_test_id("stChatMessage").last).to_contain_text("Half")
+    process.send_signal(number)
+    assert process.wait(5) == 0
+    assert service.cancelled.wait(5)
+    said = process.communicate()[0]
+    assert f"URL: {url}" in said
+    assert "Traceback" not in said
+
+
+def test_a_port_that_is_taken_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--port", str(port), "--host", "127.0.0.1"]) == 1
+    assert capsys.readouterr().err == (
+        f"--port {port} on 127.0.0.1 can't be used: Address already in use. Choose another --port.\n"
+    )
+
+
+def test_a_host_that_is_not_known_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--port", str(free_port()), "--host", "no such host"]) == 1
+    assert capsys.readouterr().err.startswith("--host no such host is not known here.")
+
+
+def test_without_streamlit_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main([]) == 1
+    assert "pip install 'tokenwire[ui]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http"])
+def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--port", port])
+    assert "--port" in capsys.readouterr().err
+
+
+# ---- the script by itself, for machines without a browser
+
+
+@pytest.fixture
+def script(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", service.address)
+    return AppTest.from_file(str(APP), default_timeout=30)
+
+
+def test_the_script_answers_a_question(script: AppTest) -> None:
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    assert not script.exception
+    assert [one.markdown[0].value for one in script.chat_message[1:]] == ["Hello there."]
+
+
+def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.INTERNAL, "INTERNAL"))
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    assert not script.exception
+    script.chat_input[0].set_value("Again?").run()
+    assert script.chat_message[-1].markdown[0].value == "Hello there."

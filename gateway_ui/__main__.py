@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
         with socket.create_server((options.host, options.port)):
             pass
     except OSError as error:
-        return _fail(
-            f"--port {options.port} on {options.host} can't be used ({error.strerror}). Choose another --port."
-        )
+        # Python adds the address in brackets, and we say it already.
+        why = (error.strerror or "it failed").partition(" (")[0]
+        return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}.")
     # The page reads it as any caller does.
     os.environ["TOKENWIRE_ADDRESS"] = options.address
     return _serve(options.host, options.port)
@@ -67,7 +67,9 @@ def _serve(host: str, port: int) -> int:
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.primaryColor": "#2563eb",
+        # For both, since one color for all would make a theme of its own that ignores the browser's wish for dark.
+        "theme.light.primaryColor": "#2563eb",
+        "theme.dark.primaryColor": "#3b82f6",
         # With fast reruns a flipped switch looks like a Stop to the running script, and would end the answer.
         "runner.fastReruns": "false",
         "runner.magicEnabled": "false",

@@ -74,17 +74,19 @@ check: $(VENV)/.dev ## Format, lint, types, contract, stub currency, import rule
 
 # ---- tests -------------------------------------------------------------------------------------------------------
 
-# The page's tests drive a real Chromium: the system's if there is one, else Debian's.
-.PHONY: browser
-browser:
-	@if ! command -v chromium >/dev/null && [ -z "$$CHROMIUM" ]; then \
-	  echo "Installing chromium with apt-get (the page's tests need it)"; \
+# The page's tests drive a real Chromium, the README's Node example a real Node: the system's, else Debian's.
+.PHONY: tools
+tools:
+	@missing=""; \
+	[ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || missing="chromium"; \
+	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
+	[ -z "$$missing" ] || { echo "Installing $$missing with apt-get (the tests need it)"; \
 	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \
-	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium || \
-	  { echo "Install chromium, or set CHROMIUM to a Chrome or Chromium binary"; exit 1; }; fi
+	  $$SUDO apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$SUDO apt-get install -y -qq $$missing >/dev/null || \
+	  { echo "Install $$missing, or set CHROMIUM to a Chrome or Chromium binary"; exit 1; }; }
 
 .PHONY: test
-test: $(VENV)/.dev browser ## Run every test; screenshots of the page land in build/screenshots
+test: $(VENV)/.dev tools ## Run every test; screenshots of the page land in build/screenshots
 	@$(BIN)/python -m pytest $(ARGS)
 
 # ---- run ---------------------------------------------------------------------------------------------------------

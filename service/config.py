@@ -128,25 +128,25 @@ class Settings:
         1_048_576,
         "TOKENWIRE_MAX_PROMPT_BYTES",
         whole(1, 64 * 1_048_576),
-        "the most text, in bytes of UTF-8, that one request may hold, history included",
+        "bytes; the largest request, history included",
     )
     default_deadline: float = setting(
         120.0,
         "TOKENWIRE_DEFAULT_DEADLINE",
         seconds(0.1, 3600),
-        "for calls that bring no deadline of their own",
+        "seconds, for calls that bring no deadline of their own",
     )
     max_deadline: float = setting(
         600.0,
         "TOKENWIRE_MAX_DEADLINE",
         seconds(0.1, 3600),
-        "no call lasts longer, whatever deadline it brings",
+        "seconds; no call lasts longer, whatever deadline it brings",
     )
     grace: float = setting(
         30.0,
         "TOKENWIRE_GRACE",
         seconds(0, 3600),
-        "how long running streams may go on after SIGTERM; a second one ends all",
+        "seconds that running streams may go on after SIGTERM; a second signal ends all",
     )
     langsmith: bool = setting(
         False,

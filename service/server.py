@@ -21,6 +21,10 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
     # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
     ("grpc.max_metadata_size", 16 * 1024),
+    # Callers may ping each second to see whether the connection lives; gRPC would end it after the third ping.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
 ]
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 

@@ -1,0 +1,161 @@
+"""The README tells the truth: its tables are those of the code, and its examples run."""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.config import Settings, shown, source
+from service.model import Event, FakeModel, Finished, FinishReason, Started, Text, Usage
+from tests.conftest import Serve
+from tokenwire_cli.__main__ import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert found, f"the README has no {language} example"
+    return found
+
+
+def settings_table() -> str:
+    rows = [
+        f"| `--{one.name.replace('_', '-')}` | `{source(one).variable}` | {shown(one.default)} | {source(one).help} |"
+        for one in fields(Settings)
+    ]
+    return "\n".join(rows)
+
+
+def test_the_settings_table_is_that_of_the_code() -> None:
+    assert settings_table() in README
+
+
+def tree(kind: type[errors.TokenwireError]) -> Iterator[type[errors.TokenwireError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from tree(child)
+
+
+REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.TokenwireError) if "reason" in vars(kind)} | {
+    ("INVALID_ARGUMENT", "EMPTY_PROMPT"),
+    ("INVALID_ARGUMENT", "MALFORMED_REQUEST"),
+    ("DEADLINE_EXCEEDED", "SERVER_DEADLINE"),
+}
+
+
+def test_the_errors_table_has_every_reason_and_no_other() -> None:
+    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", README, re.MULTILINE)
+    assert len(told) == len(set(told))
+    assert set(told) == REASONS
+
+
+def test_the_tree_in_the_errors_docstring_is_the_tree() -> None:
+    drawn = re.findall(r"[|`]- (\w+) +([A-Z_]+) +([A-Z_, ]+)$", errors.__doc__ or "", re.MULTILINE)
+    told = {(name, code, reason) for name, code, reasons in drawn for reason in reasons.split(", ")}
+    real = {
+        (kind.__name__, kind.code.name, kind.reason) for kind in tree(errors.TokenwireError) if "reason" in vars(kind)
+    }
+    assert real <= told
+    assert {(code, reason) for _, code, reason in told} == REASONS
+
+
+def test_every_file_of_the_map_is_there() -> None:
+    (house,) = blocks("text")
+    folder = ""
+    for line in house.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            assert (ROOT / name).exists(), name
+        elif (found := re.match(r"  (\S+\.py) ", line)) is not None:
+            assert (ROOT / folder / found[1]).exists(), folder + found[1]
+
+
+def test_every_module_of_the_service_is_on_the_map() -> None:
+    (house,) = blocks("text")
+    for path in (ROOT / "service").glob("*.py"):
+        if path.name != "__init__.py":
+            assert f"  {path.name} " in house, path.name
+
+
+def test_every_make_target_and_command_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):
+        assert name in targets, f"make {name}"
+    for name in re.findall(r"\btokenwire ([a-z]+)\b", "\n".join([*blocks("sh"), *re.findall(r"`([^`\n]+)`", README)])):
+        assert name in COMMANDS, f"tokenwire {name}"
+
+
+def test_every_link_into_the_tree_leads_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in link:
+            assert (ROOT / link).exists(), link
+
+
+def at(address: str, example: str) -> str:
+    assert "localhost:50051" in example
+    return example.replace("localhost:50051", address)
+
+
+async def run(*command: str, cwd: Path) -> str:
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    told, _ = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode == 0, told.decode()
+    return told.decode()
+
+
+@pytest.fixture
+async def answering(serve: Serve) -> str:
+    """The address of a server that answers every prompt alike."""
+    usage = Usage(input_tokens=5, output_tokens=6, total_tokens=11)
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=usage)
+    events: list[Event] = [Started("gemini-2.5-flash"), Text("Base"), Text("ball is a game."), finished]
+    return (await serve(FakeModel(events))).address
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+async def test_the_python_examples_stream_an_answer(number: int, answering: str, tmp_path: Path) -> None:
+    example = tmp_path / "example.py"
+    example.write_text(at(answering, blocks("python")[number]))
+    told = await run(sys.executable, str(example), cwd=tmp_path)
+    assert told.startswith("Baseball is a game.\n")
+
+
+async def test_the_node_example_streams_an_answer(answering: str, tmp_path: Path) -> None:
+    install = next(block for block in blocks("sh") if "npm install" in block)
+    await run("sh", "-ec", install, cwd=tmp_path)
+    (tmp_path / "protos").symlink_to(ROOT / "protos")
+    (tmp_path / "example.js").write_text(at(answering, blocks("js")[0]))
+    told = await run("node", "example.js", cwd=tmp_path)
+    assert told == "Baseball is a game.\nended with FINISH_REASON_STOP\n"
+
+
+async def test_the_grpcurl_example_is_answered_through_reflection_as_buf_curl_sends_it(
+    answering: str, tmp_path: Path
+) -> None:
+    """The same bytes: grpcurl itself comes from no package index, and takes the same body and path."""
+    (line,) = [block.strip() for block in blocks("sh") if block.startswith("grpcurl")]
+    found = re.fullmatch(r"grpcurl -plaintext -d '(.+)' (\S+) (\S+)", line)
+    assert found is not None
+    body, address, method = found.groups()
+    assert address == "localhost:50051"
+    buf = Path(sys.executable).with_name("buf")
+    command = [str(buf), "curl", "--http2-prior-knowledge", "--protocol", "grpc", "-d", body]
+    told = await run(*command, f"http://{answering}/{method}", cwd=tmp_path)
+    chunks, decoder, rest = [], json.JSONDecoder(), told
+    while rest.strip():
+        chunk, end = decoder.raw_decode(rest.lstrip())
+        chunks.append(chunk)
+        rest = rest.lstrip()[end:]
+    assert "".join(chunk.get("text", "") for chunk in chunks) == "Baseball is a game."
+    assert chunks[-1]["completed"]["finishReason"] == "FINISH_REASON_STOP"

@@ -200,7 +200,7 @@ def parse(text: str) -> Script:
     try:
         script = json_format.Parse(text, Script())
     except json_format.ParseError as error:
-        raise ScriptError(str(error)) from error
+        raise ScriptError(" ".join(str(error).split())) from error  # it lists the fields on a second line
     check(script)
     return script
 

@@ -80,11 +80,10 @@ class Scripted:
     def _check_relay(self, script: Script) -> None:
         if self._relay is not False:
             return  # not started yet, or all is well
-        for index, one in enumerate([*script.answers, script.default_answer]):
+        places = [(f"answers[{index}]", one) for index, one in enumerate(script.answers)]
+        for place, one in [*places, ("default_answer", script.default_answer)]:
             if needs_relay(one):
-                raise ScriptError(
-                    f"answers[{index}] cuts connections, which needs the relay: Emulator(relay=True), or --relay"
-                )
+                raise ScriptError(f"{place} cuts connections, which needs the relay: Emulator(relay=True), or --relay")
 
     # ---- the mind ------------------------------------------------------------------------------------------------
 

@@ -47,7 +47,11 @@ def test_json_says_the_same_as_the_builders(script_file: Write) -> None:
 def test_json_names_details_by_their_type(script_file: Write) -> None:
     details = [
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.5s"},
-        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMIT_EXCEEDED", "domain": "googleapis.com"},
+        {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "RATE_LIMIT_EXCEEDED",
+            "domain": "googleapis.com",
+        },
     ]
     path = script_file({"answers": [{"steps": [{"status": {"code": "RESOURCE_EXHAUSTED", "details": details}}]}]})
     status = s.load(path).answers[0].steps[0].status
@@ -69,9 +73,15 @@ def test_json_names_details_by_their_type(script_file: Write) -> None:
         ('{"answers": [{"steps": [{}]}]}', "answers[0].steps[0]: says nothing"),
         ('{"answers": [{"steps": [{"delay": "-1s"}]}]}', "answers[0].steps[0].delay: -1s is negative"),
         ('{"answers": [{"steps": [{"waitFor": ""}]}]}', "answers[0].steps[0].wait_for: wanted is the name"),
-        ('{"answers": [{"steps": [{"status": {"code": "OK"}}]}]}', "answers[0].steps[0].status.code: 0 is no gRPC error"),
+        (
+            '{"answers": [{"steps": [{"status": {"code": "OK"}}]}]}',
+            "answers[0].steps[0].status.code: 0 is no gRPC error",
+        ),
         ('{"answers": [{"steps": [{"status": {"code": 77}}]}]}', "77 is no gRPC error"),
-        ('{"answers": [{"steps": [{"end": {}}, {"text": "a"}]}]}', "steps[0].end: ends the answer, so nothing may follow"),
+        (
+            '{"answers": [{"steps": [{"end": {}}, {"text": "a"}]}]}',
+            "steps[0].end: ends the answer, so nothing may follow",
+        ),
         ('{"defaultAnswer": {"steps": [{"repeat": {"count": 2}}]}}', "default_answer.steps[0].repeat.steps: is empty"),
         (
             '{"answers": [{"steps": [{"repeat": {"steps": [{"text": "a"}]}}, {"text": "b"}]}]}',

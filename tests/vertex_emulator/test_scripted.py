@@ -35,7 +35,9 @@ async def test_texts_arrive_piece_by_piece_and_the_last_tells_the_finish_reason(
     assert {chunk.candidates[0].content.role for chunk in told.chunks} == {"model"}
 
 
-async def test_every_chunk_tells_the_response_id_the_model_and_when_it_began(emulator: Emulator, client: Client) -> None:
+async def test_every_chunk_tells_the_response_id_the_model_and_when_it_began(
+    emulator: Emulator, client: Client
+) -> None:
     emulator.script.play(answer("a", "b", uses=2))
     first = await client.ask(model="projects/p/locations/l/publishers/google/models/gemini-x")
     second = await client.ask()

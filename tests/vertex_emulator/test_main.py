@@ -1,0 +1,145 @@
+"""`python -m vertex_emulator` as a real process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.vertex_emulator.conftest import Client, Write
+from vertex_emulator.__main__ import main
+from vertex_emulator.control import ControlClient
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer
+
+Start = Callable[..., tuple["subprocess.Popen[str]", str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts it with these arguments, and returns the process and its address once it listens."""
+    processes = []
+
+    def run(*arguments: str) -> tuple["subprocess.Popen[str]", str]:
+        command = [sys.executable, "-m", "vertex_emulator", "--port", "0", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.fullmatch(r"Vertex emulator listening on (\S+)\n", line)
+        assert found, line
+        return process, found[1]
+
+    yield run
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "vertex_emulator", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment}, check=False
+    )
+
+
+async def test_it_plays_a_script_file(start: Start, script_file: Write) -> None:
+    path = script_file({"answers": [{"steps": [{"text": "from"}, {"text": " JSON"}]}]})
+    _, address = start("--script", str(path))
+    async with grpc.aio.insecure_channel(address) as channel:
+        assert (await Client(channel).ask()).text == "from JSON"
+
+
+def test_it_is_steered_from_here(start: Start) -> None:
+    _, address = start("--mind", "script")
+    with ControlClient(address) as control, grpc.insecure_channel(address) as channel:
+        control.play(answer("a", "b"))
+        method = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
+        assert len(list(method(b"", timeout=10))) == 2
+        assert control.wait_until(lambda calls: len(calls) == 1)[0].ending.code == "OK"
+
+
+def test_a_script_that_cuts_brings_the_relay(start: Start, script_file: Write) -> None:
+    path = script_file({"answers": [{"steps": [{"cut": {}}]}]})
+    _, address = start("--script", str(path))
+    with grpc.insecure_channel(address) as channel:
+        method = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(method(b"", timeout=10))
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_peace(start: Start, number: signal.Signals) -> None:
+    process, _ = start("--mind", "script")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_a_port_in_use_is_told_in_one_line(start: Start) -> None:
+    _, address = start("--mind", "script")
+    ended = run("--mind", "script", "--port", address.rsplit(":", 1)[1])
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        f"python -m vertex_emulator: can't listen on {address}; is the port in use?"
+    )
+
+
+def test_a_bad_script_is_told_in_one_line(script_file: Write) -> None:
+    path = script_file('{"answers": [{"steps": [{"txt": "a"}]}]}')
+    ended = run("--script", str(path))
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"python -m vertex_emulator: {path}: ")
+    assert '"txt" at "Script.answers[0].steps[0]"' in line
+
+
+def test_a_missing_xllamacpp_says_what_to_install(tmp_path: Path) -> None:
+    # A module of that name which isn't there, as far as Python can tell.
+    (tmp_path / "xllamacpp.py").write_text("raise ModuleNotFoundError('No module named xllamacpp')")
+    ended = run("--port", "0", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "python -m vertex_emulator: SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--port", "70000"), "70000 is not within 0 and 65535"),
+        (("--port", "x"), "invalid"),
+        (("--threads", "0"), "0 is less than 1"),
+        (("--mind", "oracle"), "invalid choice"),
+        (("--mind", "smollm2", "--script", "x.json"), "exclude each other"),
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_speaks_in_its_callers_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"], prog="tokenwire emulator")
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "tokenwire emulator --script answers.json" in text
+    assert "VERTEX_EMULATOR_HOST=localhost:8087" in text
+
+
+async def test_it_listens_where_it_is_told() -> None:
+    async with Emulator(host="localhost") as emulator:
+        assert emulator.address == f"localhost:{emulator.port}"
+        async with grpc.aio.insecure_channel(emulator.address) as channel:
+            assert (await Client(channel).ask()).text

@@ -28,6 +28,23 @@ from vertex_emulator.script_pb2 import (
     When,
 )
 
+__all__ = ["Answer", "Finish", "Script", "ScriptError", "Status", "Step", "Usage", "When"]
+__all__ += ["answer", "function_call", "message_bytes", "response", "text_bytes", "thought", "usage"]
+__all__ += [
+    "blackhole",
+    "blocked",
+    "cut",
+    "delay",
+    "end",
+    "headers",
+    "repeat",
+    "silence",
+    "status",
+    "tokens",
+    "wait_for",
+]
+__all__ += ["check", "load", "needs_relay", "parse"]
+
 # What ends an answer.
 ENDINGS = frozenset({"status", "blocked", "silence", "cut", "blackhole", "end", "tokens"})
 

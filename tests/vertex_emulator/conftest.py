@@ -13,7 +13,7 @@ import pytest
 from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator.emulator import Emulator
 
-Stream = grpc.aio.UnaryStreamCall[pb.GenerateContentRequest, pb.GenerateContentResponse]
+Stream = grpc.aio.UnaryStreamCall[Any, pb.GenerateContentResponse]
 
 
 def user(text: str) -> pb.Content:
@@ -22,6 +22,13 @@ def user(text: str) -> pb.Content:
 
 def model(text: str) -> pb.Content:
     return pb.Content(role="model", parts=[pb.Part(text=text)])
+
+
+async def next_text(call: Stream) -> str:
+    """The text of the next chunk."""
+    chunk = await call.read()
+    assert isinstance(chunk, pb.GenerateContentResponse)
+    return chunk.candidates[0].content.parts[0].text
 
 
 @dataclass

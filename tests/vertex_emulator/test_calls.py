@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -41,7 +42,7 @@ async def test_a_call_without_a_deadline_has_none(emulator: Emulator, client: Cl
 
 
 async def test_request_metadata_is_kept_binary_values_too(emulator: Emulator, client: Client) -> None:
-    method = client.channel.unary_unary("/google.cloud.aiplatform.v1beta1.PredictionService/CountTokens")
+    method: Any = client.channel.unary_unary("/google.cloud.aiplatform.v1beta1.PredictionService/CountTokens")
     await method(b"", timeout=30, metadata=(("x-one", "1"), ("x-two-bin", b"\x00\xff")))
     assert emulator.calls[0].header("x-one") == "1"
     assert emulator.calls[0].header("x-two-bin") == b"\x00\xff"

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 from google.api_core.exceptions import ResourceExhausted
+from google.rpc import error_details_pb2
 
 from vertex_emulator import script as s
 from vertex_emulator.emulator import Emulator
@@ -96,13 +97,12 @@ async def test_it_invokes(emulator: Emulator, chat: Chat) -> None:
 
 
 async def test_it_raises_a_status_with_its_details(emulator: Emulator, chat: Chat) -> None:
-    retry = s.error_details_pb2.RetryInfo()
+    retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromSeconds(2)
     emulator.script.play(answer("a", s.status("RESOURCE_EXHAUSTED", "quota", retry)))
-    texts = []
+    stream = chat().astream("Hi")
+    assert (await anext(stream)).content == "a"
     with pytest.raises(ResourceExhausted) as caught:
-        async for chunk in chat().astream("Hi"):
-            texts.append(chunk.content)  # noqa: PERF401  # those before the error are wanted
-    assert texts == ["a"]
+        await anext(stream)
     assert caught.value.details == [retry]
     assert len(emulator.calls) == 1

@@ -74,4 +74,4 @@ async def test_a_script_that_cannot_be_played_is_refused(control: ControlClient)
 
 async def test_waiting_in_vain_ends(control: ControlClient) -> None:
     with pytest.raises(TimeoutError, match=r"not within 0\.2 s"):
-        await asyncio.to_thread(partial(control.wait_until, lambda calls: bool(calls), timeout=0.2))
+        await asyncio.to_thread(partial(control.wait_until, bool, timeout=0.2))

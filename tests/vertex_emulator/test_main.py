@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -61,7 +62,7 @@ def test_it_is_steered_from_here(start: Start) -> None:
     _, address = start("--mind", "script")
     with ControlClient(address) as control, grpc.insecure_channel(address) as channel:
         control.play(answer("a", "b"))
-        method = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
+        method: Any = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
         assert len(list(method(b"", timeout=10))) == 2
         assert control.wait_until(lambda calls: len(calls) == 1)[0].ending.code == "OK"
 
@@ -70,7 +71,7 @@ def test_a_script_that_cuts_brings_the_relay(start: Start, script_file: Write) -
     path = script_file({"answers": [{"steps": [{"cut": {}}]}]})
     _, address = start("--script", str(path))
     with grpc.insecure_channel(address) as channel:
-        method = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
+        method: Any = channel.unary_stream("/google.cloud.aiplatform.v1.PredictionService/StreamGenerateContent")
         with pytest.raises(grpc.RpcError) as caught:
             list(method(b"", timeout=10))
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -65,9 +65,9 @@ def compare(mine: Descriptor, theirs: Descriptor, exact: bool, seen: set[str]) -
         if described(field) != described(other):
             yield f"{field.full_name}: {described(field)} is not {described(other)}"
             continue
-        if field.message_type is not None:
+        if field.message_type is not None and other.message_type is not None:
             yield from compare(field.message_type, other.message_type, exact, seen)
-        if field.enum_type is not None and field.enum_type.full_name not in seen:
+        if field.enum_type is not None and other.enum_type is not None and field.enum_type.full_name not in seen:
             seen.add(field.enum_type.full_name)
             if not field.enum_type.full_name.startswith("google."):
                 yield from compare_enum(field.enum_type, other.enum_type, exact)
@@ -77,7 +77,7 @@ def test_every_message_field_and_enum_is_googles(google: ModuleType) -> None:
     # v1 lacks some of v1beta1; what both have must agree.
     exact = google.__name__.startswith("google.cloud.aiplatform_v1beta1")
     seen: set[str] = set()
-    differences = []
+    differences: list[str] = []
     for root in ROOTS:
         theirs = getattr(google, root)
         mine = ours.DESCRIPTOR.message_types_by_name[root]

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from google.rpc import error_details_pb2
 
 from tests.vertex_emulator.conftest import Write
 from vertex_emulator import script as s
@@ -55,7 +56,7 @@ def test_json_names_details_by_their_type(script_file: Write) -> None:
     ]
     path = script_file({"answers": [{"steps": [{"status": {"code": "RESOURCE_EXHAUSTED", "details": details}}]}]})
     status = s.load(path).answers[0].steps[0].status
-    retry, info = s.error_details_pb2.RetryInfo(), s.error_details_pb2.ErrorInfo()
+    retry, info = error_details_pb2.RetryInfo(), error_details_pb2.ErrorInfo()
     assert status.code == 8
     assert status.details[0].Unpack(retry)
     assert retry.retry_delay.ToMilliseconds() == 1500

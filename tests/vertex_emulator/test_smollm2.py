@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -49,7 +50,7 @@ def config() -> pb.GenerationConfig:
 
 async def until_idle(emulator: Emulator) -> None:
     async with asyncio.timeout(10):
-        while emulator.mind.active_generations:
+        while emulator.mind.active_generations:  # noqa: ASYNC110  # a worker thread ends it
             await asyncio.sleep(0.001)
 
 
@@ -138,7 +139,7 @@ async def test_a_cancel_during_a_long_prompt_stops_it_too(emulator: Emulator, cl
     call = client.stream("word " * 1500)
     await emulator.wait_until(lambda emulator: len(emulator.open_calls) == 1)
     async with asyncio.timeout(10):
-        while not emulator.mind.active_generations:
+        while not emulator.mind.active_generations:  # noqa: ASYNC110  # a worker thread begins it
             await asyncio.sleep(0.001)
     call.cancel()
     await until_idle(emulator)
@@ -250,7 +251,7 @@ async def test_tools_are_refused(client: Client) -> None:
 
 
 async def test_a_call_without_contents_is_refused(client: Client) -> None:
-    method = client.channel.unary_unary("/google.cloud.aiplatform.v1.PredictionService/GenerateContent")
+    method: Any = client.channel.unary_unary("/google.cloud.aiplatform.v1.PredictionService/GenerateContent")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await method(b"", timeout=10)
     assert caught.value.details() == "contents: at least one is required"

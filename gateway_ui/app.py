@@ -9,10 +9,11 @@ from typing import Any
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import RerunException
+from tokenwire.v1.config_pb2 import GenerationConfig
 
 from gateway_ui.client import Client, default_address
 from gateway_ui.conversation import STOPPED, Conversation, Exchange
-from gateway_ui.errors import TokenwireError
+from gateway_ui.errors import InvalidRequestError, TokenwireError
 from gateway_ui.meter import Meter, duration
 from gateway_ui.pump import Pump
 from gateway_ui.typewriter import Typewriter
@@ -21,6 +22,8 @@ from gateway_ui.typewriter import Typewriter
 _TICK_SECONDS = 0.25
 # A browser can't use more pictures a second than this.
 _FRAME_SECONDS = 0.03
+# Each picture holds the whole answer, so the longer it is the fewer there are.
+_CHARACTERS_PER_SECOND = 500_000
 # A switch flipped in mid-answer starts the script again, which then goes on with the same answer. Should it
 # not (the tab was closed at that moment), the answer is cancelled after so long.
 _HANDOVER_SECONDS = 3.0
@@ -38,6 +41,8 @@ _STYLE = """
     border-left: 3px solid #d97706; padding: .3rem .75rem; margin: .4rem 0; font-size: .9rem;
     background: rgba(217, 119, 6, .08); border-radius: 0 .4rem .4rem 0;
   }
+  /* Upside down, so that it stays scrolled to its end while it grows. */
+  .tw-pieces { display: flex; flex-direction: column-reverse; max-height: 60vh; overflow-y: auto; }
   .tw-piece {
     display: flex; gap: 1rem; padding: .3rem 0; border-bottom: 1px solid rgba(128, 128, 128, .3); line-height: 1.5;
   }
@@ -73,6 +78,7 @@ class Choices:
     model: str
     # Empty: the service's default.
     system_instruction: str
+    max_output_tokens: int | None
     borders: bool
     seconds_per_letter: float
     # 0: as it comes.
@@ -150,6 +156,9 @@ def _sidebar() -> Choices:
         names, trouble = _offered(address)
         model = st.selectbox("Model", names, key="model", disabled=not names, placeholder="the service's default")
         system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
+        longest = st.number_input(
+            "Longest answer, in tokens", min_value=1, value=None, step=1, key="longest", placeholder="the model's limit"
+        )
         borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
         smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
         seconds = st.slider(
@@ -165,7 +174,7 @@ def _sidebar() -> Choices:
         st.button("New conversation", key="new", on_click=_forget, width="stretch", icon=":material/edit_square:")
         connection = st.empty()
         _connected(connection, trouble)
-    return Choices(model or "", system.strip(), borders, seconds if smooth else 0.0, connection)
+    return Choices(model or "", system.strip(), longest, borders, seconds if smooth else 0.0, connection)
 
 
 def _connected(place: Any, trouble: str) -> None:
@@ -189,12 +198,16 @@ def _forget() -> None:
 
 def _ask(conversation: Conversation, question: str, choices: Choices) -> Live | None:
     now = time.monotonic()
-    exchange = Exchange(question, Meter(asked_at=now))
     history = list(conversation.history())
+    exchange = Exchange(question, Meter(asked_at=now), follows_up=bool(history))
     conversation.exchanges.append(exchange)
     try:
         answer = _client(default_address()).generate(
-            question, messages=history, system_instruction=choices.system_instruction, model=choices.model
+            question,
+            messages=history,
+            system_instruction=choices.system_instruction,
+            model=choices.model,
+            config=GenerationConfig(max_output_tokens=choices.max_output_tokens),
         )
     except ValueError as error:
         exchange.fail(f"This cannot be asked: {error}")
@@ -220,6 +233,7 @@ def _follow(live: Live, choices: Choices, *, taken_over: bool) -> None:
 def _show(live: Live, choices: Choices, *, taken_over: bool) -> None:
     exchange = live.exchange
     text, note = st.empty(), st.empty()
+    pause = _FRAME_SECONDS
     if taken_over:
         # The Stop in the chat input is gone after a rerun.
         stop = st.empty()
@@ -231,12 +245,13 @@ def _show(live: Live, choices: Choices, *, taken_over: bool) -> None:
         available = len(exchange.text)
         shown = live.typewriter.advance(available, now, seconds_per_letter=choices.seconds_per_letter)
         if shown != drawn:
-            _draw(text, exchange, choices.borders, shown)
+            size = _draw(text, exchange, choices.borders, shown)
+            pause = min(max(_FRAME_SECONDS, size / _CHARACTERS_PER_SECOND), _TICK_SECONDS)
             drawn = shown
         if exchange.ended and shown == available:
             break
         _note(note, exchange, now)
-        time.sleep(_FRAME_SECONDS)
+        time.sleep(pause)
     _note(note, exchange)
     if taken_over:
         stop.empty()
@@ -248,7 +263,9 @@ def _advance(live: Live, wait: float) -> None:
     try:
         arrivals = live.pump.take(wait)
     except TokenwireError as error:
-        live.exchange.fail(str(error))
+        too_long = isinstance(error, InvalidRequestError) and live.exchange.follows_up
+        hint = " If this conversation has become too long, start a new one." if too_long else ""
+        live.exchange.fail(str(error) + hint)
         return
     if arrivals is None:
         live.exchange.finish()
@@ -257,15 +274,22 @@ def _advance(live: Live, wait: float) -> None:
         live.exchange.saw(arrival)
 
 
-def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = None) -> None:
-    """Draw the first `shown` letters of the answer, or all of it."""
+def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = None) -> int:
+    """Draw the first `shown` letters of the answer, or all of it; gives the size of the picture in characters."""
     if not exchange.text:
-        return
-    if not borders:
-        # A picture would be fetched from wherever the model says, and would tell that place that it was shown.
-        place.markdown(exchange.text[:shown].replace("![", "!\N{ZERO WIDTH SPACE}["))
-        return
-    rows, left = [], len(exchange.text) if shown is None else shown
+        return 0
+    if borders:
+        picture = _pieces(exchange, len(exchange.text) if shown is None else shown)
+        place.html(picture)
+    else:
+        # An image would be fetched from wherever the model says, and would tell that place that it was shown.
+        picture = exchange.text[:shown].replace("![", "!\N{ZERO WIDTH SPACE}[")
+        place.markdown(picture)
+    return len(picture)
+
+
+def _pieces(exchange: Exchange, left: int) -> str:
+    rows = []
     for number, piece in enumerate(exchange.pieces, 1):
         if left <= 0:
             break
@@ -274,7 +298,7 @@ def _draw(place: Any, exchange: Exchange, borders: bool, shown: int | None = Non
             f"<span>{html.escape(piece.text[:left])}</span></div>"
         )
         left -= len(piece.text)
-    place.html(f'<div class="tw-pieces">{"".join(rows)}</div>')
+    return f'<div class="tw-pieces"><div>{"".join(rows)}</div></div>'
 
 
 def _note(place: Any, exchange: Exchange, now: float | None = None) -> None:

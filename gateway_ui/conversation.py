@@ -28,6 +28,8 @@ class Exchange:
 
     question: str
     meter: Meter
+    follows_up: bool = False
+    # Whether it brought earlier turns along.
     pieces: list[Piece] = field(default_factory=list)
     problem: str = ""
     # Why there is no complete answer, in words for a person.

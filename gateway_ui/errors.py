@@ -139,7 +139,16 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.INVALID_ARGUMENT, "EMPTY_PROMPT"): Words(
             InvalidRequestError, "There is no question to answer: the prompt is empty."
         ),
+        (_Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED"): Words(
+            InvalidRequestError, "The model's provider refused the request. {fields}"
+        ),
         (_Code.DEADLINE_EXCEEDED, ""): Words(DeadlineError, "The answer was not complete {within}."),
+        (_Code.DEADLINE_EXCEEDED, "SERVER_DEADLINE"): Words(
+            DeadlineError, "The answer took longer than the service allows."
+        ),
+        (_Code.DEADLINE_EXCEEDED, "UPSTREAM_DEADLINE"): Words(
+            DeadlineError, "The model's provider did not complete the answer in time."
+        ),
         (_Code.DEADLINE_EXCEEDED, "FIRST_CHUNK_TIMEOUT"): Words(
             DeadlineError, "The model did not begin to answer in the time that was allowed for it."
         ),
@@ -148,6 +157,9 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.NOT_FOUND, ""): Words(RefusedError, "What was asked for does not exist. {said}"),
         (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(UnknownModelError, "The service does not offer this model. {said}"),
+        (_Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"): Words(
+            UnknownModelError, "The model's provider does not know this model, or not in this region. {said}"
+        ),
         (_Code.ALREADY_EXISTS, ""): Words(RefusedError, "This request has been made before. {said}"),
         (_Code.PERMISSION_DENIED, ""): Words(NotAllowedError, "You are not allowed to do this at {address}. {said}"),
         (_Code.UNAUTHENTICATED, ""): Words(
@@ -170,6 +182,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             "What runs at {address} cannot do this: another service, or an older version. {said}",
         ),
         (_Code.INTERNAL, ""): Words(ServiceError, "The service failed. {said}"),
+        (_Code.INTERNAL, "UPSTREAM_FAULT"): Words(ServiceError, "The model's provider failed. {said}"),
         (_Code.UNAVAILABLE, ""): Words(UnavailableError, "The service cannot answer now. {said} {again}"),
         (_Code.UNAVAILABLE, NOT_CONNECTED): Words(
             UnavailableError, "The service is not running at {address}. Start it with `tokenwire serve`."
@@ -183,6 +196,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.UNAVAILABLE, "UPSTREAM_CUT"): Words(
             IncompleteError, "The model broke off before its answer was complete."
         ),
+        (_Code.UNAVAILABLE, "STARTING"): Words(UnavailableError, "The service is still starting. {again}"),
         (_Code.UNAVAILABLE, "DRAINING"): Words(UnavailableError, "The service is shutting down. {again}"),
         (_Code.DATA_LOSS, ""): Words(IncompleteError, "A part of the answer was lost. {said}"),
     }

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from playwright.async_api import Locator, Page, expect
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import GenerationConfig
 
 from tests.gateway_ui.conftest import SCREENSHOTS, PageAt
 from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed
@@ -317,16 +318,41 @@ async def test_a_service_that_is_away_is_said_so(tab: Page, page_at: PageAt, nob
     await page.photograph("away")
 
 
-async def test_the_chosen_model_and_the_system_instruction_are_sent(chat: Open, service: FakeService) -> None:
+async def test_what_the_sidebar_says_is_sent(chat: Open, service: FakeService) -> None:
     page = await chat()
     await page.tab.get_by_role("combobox", name="Model").click()
     await page.tab.get_by_role("option", name="fake-2").click()
     instruction = page.tab.get_by_label("System instruction")
     await instruction.fill("Be brief.")
     await instruction.press("Control+Enter")
+    longest = page.tab.get_by_label("Longest answer, in tokens")
+    await longest.fill("20")
+    await longest.press("Enter")
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("tokens in")
-    assert (service.requests[0].model, service.requests[0].system_instruction) == ("fake-2", "Be brief.")
+    request = service.requests[0]
+    assert (request.model, request.system_instruction) == ("fake-2", "Be brief.")
+    assert request.config == GenerationConfig(max_output_tokens=20)
+
+
+async def test_a_conversation_that_has_become_too_long_says_what_to_do(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    service.will_answer(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "UPSTREAM_REJECTED", "The context is full."))
+    await page.ask("And cricket?")
+    await expect(page.problem()).to_contain_text("If this conversation has become too long, start a new one.")
+
+
+async def test_many_chunks_stay_scrolled_to_the_newest(chat: Open, service: FakeService) -> None:
+    service.will_answer(*[f"piece{number} " for number in range(60)], threading.Event())
+    page = await chat()
+    await page.flip("Mark the chunks")
+    await page.ask("What is baseball?")
+    await expect(page.answer().locator(".tw-piece").last).to_contain_text("piece59")
+    await expect(page.answer().locator(".tw-piece").last).to_be_in_viewport()
+    await expect(page.answer().locator(".tw-piece").first).not_to_be_in_viewport()
+    await page.photograph("chunks-many")
 
 
 async def test_without_a_list_of_models_the_services_default_answers(tab: Page, page_at: PageAt) -> None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -245,15 +246,29 @@ class Emulator:
         except asyncio.CancelledError:
             self._ended_early(call)
             raise
+        except _CallerGoneError as error:
+            self._ended_early(call)
+            raise asyncio.CancelledError from error  # which is what gRPC itself is about to say
         except Exception:
-            if not call.open:  # writing to a caller that is gone
-                raise asyncio.CancelledError from None
             log.exception("call %d failed", call.number)
             self._log.end(call, grpc.StatusCode.INTERNAL)
             await context.abort(grpc.StatusCode.INTERNAL, "The emulator failed; its log says why.")
         else:
             self._log.end(call, grpc.StatusCode.OK)
             return result
+
+
+class _CallerGoneError(Exception):
+    """A write failed because the call is over; its cancellation is on the way."""
+
+
+@contextmanager
+def _gone_if_it_fails() -> Iterator[None]:
+    # A write that races with a cancellation raises one of gRPC's private errors.
+    try:
+        yield
+    except Exception as error:
+        raise _CallerGoneError from error
 
 
 class _Base:
@@ -264,7 +279,8 @@ class _Base:
         self._context = context
 
     async def headers(self, metadata: Mapping[str, str]) -> None:
-        await self._context.send_initial_metadata(tuple(metadata.items()))
+        with _gone_if_it_fails():
+            await self._context.send_initial_metadata(tuple(metadata.items()))
 
     def waits_for(self, gate: str) -> None:
         self._call.waiting_for = gate
@@ -289,7 +305,8 @@ class _Base:
 
 class _Streamed(_Base):
     async def write(self, message: bytes) -> None:
-        await self._context.write(message)
+        with _gone_if_it_fails():
+            await self._context.write(message)
         self._log.sent(self._call)
 
 

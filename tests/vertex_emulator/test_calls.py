@@ -75,6 +75,18 @@ async def test_a_cancelled_call_is_recorded_as_ended_by_its_caller(
     assert (emulator.calls[0].code, emulator.calls[0].by_caller) == (grpc.StatusCode.CANCELLED, True)
 
 
+async def test_a_cancel_that_meets_a_write_is_a_cancel_too(emulator: Emulator, client: Client) -> None:
+    # A few in a hundred of such writes fail with an error of gRPC's own instead of the cancellation.
+    emulator.script.play(answer(s.repeat(0, "a" * 10_000), uses=100))
+    for _ in range(100):
+        call = client.stream()
+        await call.read()
+        await asyncio.sleep(0.005)
+        call.cancel()
+        await emulator.wait_until(lambda emulator: not emulator.open_calls)
+    assert {(call.code, call.by_caller) for call in emulator.calls} == {(grpc.StatusCode.CANCELLED, True)}
+
+
 async def test_a_caller_that_disconnects_ends_its_calls(emulator: Emulator) -> None:
     emulator.script.play(answer("a", s.silence()))
     channel = grpc.aio.insecure_channel(emulator.address)

@@ -11,6 +11,7 @@ from typing import Any
 
 from service import log
 from service.config import SettingError, Settings
+from service.retry import Policy, Retrying
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
 
@@ -43,7 +44,8 @@ async def _serve(settings: Settings) -> None:
     port = await server.start()
     log.say("listening on %s:%d; importing ChatVertexAI, which takes seconds", settings.host, port)
     model = await _load(settings)
-    await server.serve(model)
+    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
+    await server.serve(Retrying(model, policy))
     offered = ", ".join(settings.offered)
     log.say("ready after %.1f s: %s from %s", time.perf_counter() - begin, offered, settings.upstream)
 

@@ -142,6 +142,55 @@ class Settings:
         seconds(0.1, 3600),
         "seconds; no call lasts longer, whatever deadline it brings",
     )
+    write_timeout: float = setting(
+        30.0,
+        "TOKENWIRE_WRITE_TIMEOUT",
+        seconds(0.1, 3600),
+        "seconds after which a caller that does not read is given up",
+    )
+    slots: int = setting(500, "TOKENWIRE_SLOTS", whole(1, 100_000), "streams at once; more wait in the queue")
+    slots_per_caller: int = setting(
+        0,
+        "TOKENWIRE_SLOTS_PER_CALLER",
+        whole(0, 100_000),
+        "streams at once for one peer address; 0 is no limit (leave it so behind a proxy, which is one address)",
+    )
+    queue: int = setting(
+        100, "TOKENWIRE_QUEUE", whole(0, 100_000), "callers that may wait for a slot; more are refused at once"
+    )
+    queue_timeout: float = setting(
+        1.0, "TOKENWIRE_QUEUE_TIMEOUT", seconds(0, 60), "seconds after which a caller in the queue is refused"
+    )
+    max_attempts: int = setting(
+        3, "TOKENWIRE_MAX_ATTEMPTS", whole(1, 10), "how often upstream is asked, before its first chunk; 1 is no retry"
+    )
+    fallback_model: str = setting(
+        "",
+        "TOKENWIRE_FALLBACK_MODEL",
+        text,
+        "the model to ask when the first is away or out of quota before its first chunk",
+    )
+    keepalive: float = setting(
+        30.0,
+        "TOKENWIRE_KEEPALIVE",
+        seconds(0.1, 3600),
+        "seconds between pings that find out whether a caller still lives",
+    )
+    keepalive_timeout: float = setting(
+        10.0, "TOKENWIRE_KEEPALIVE_TIMEOUT", seconds(0.1, 3600), "seconds that a ping may stay unanswered"
+    )
+    max_connection_age: float = setting(
+        0.0,
+        "TOKENWIRE_MAX_CONNECTION_AGE",
+        seconds(0, 86_400),
+        "seconds after which callers are asked to connect anew, for balance; running streams go on; 0 is never",
+    )
+    drain_delay: float = setting(
+        0.25,
+        "TOKENWIRE_DRAIN_DELAY",
+        seconds(0, 600),
+        "seconds between NOT_SERVING and closing the port, for load balancers that look now and then",
+    )
     grace: float = setting(
         30.0,
         "TOKENWIRE_GRACE",
@@ -166,7 +215,7 @@ class Settings:
     @property
     def offered(self) -> tuple[str, ...]:
         """Every model on offer, the default first."""
-        return (self.model, *(name for name in self.models if name != self.model))
+        return tuple(name for name in dict.fromkeys((self.model, *self.models, self.fallback_model)) if name)
 
     @property
     def provider(self) -> str:

@@ -6,7 +6,10 @@
     |- NotServed               UNIMPLEMENTED        NOT_SERVED
     |- NotReady                UNAVAILABLE          STARTING
     |- Draining                UNAVAILABLE          DRAINING
-    |- DeadlineExceeded        DEADLINE_EXCEEDED    CALLER_DEADLINE, SERVER_DEADLINE
+    |- ServerBusy              RESOURCE_EXHAUSTED   SERVER_BUSY
+    |- QuotaExceeded           RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
+    |- DeadlineExceeded        DEADLINE_EXCEEDED    CALLER_DEADLINE, SERVER_DEADLINE, FIRST_CHUNK_TIMEOUT,
+    |                                               IDLE_TIMEOUT, READER_STALLED
     |- InternalError           INTERNAL             INTERNAL
     `- UpstreamError
        |- UpstreamRejected     INVALID_ARGUMENT     UPSTREAM_REJECTED
@@ -136,8 +139,22 @@ class Draining(TokenwireError):
     reason = "DRAINING"
 
 
+class ServerBusy(TokenwireError):
+    """Every slot is taken, and the queue is full or didn't move in time."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SERVER_BUSY"
+
+
+class QuotaExceeded(TokenwireError):
+    """This caller has all that one caller may have."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+
+
 class DeadlineExceeded(TokenwireError):
-    """The call lasted longer than the caller or the server allows."""
+    """Something took longer than the caller or the server allows: the call, the model, or the reader."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "CALLER_DEADLINE"

@@ -136,11 +136,11 @@ Event = Started | Text | Reasoning | Finished
 class Model(Protocol):
     """Something that answers prompts."""
 
-    def stream(self, prompt: Prompt, *, seconds: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Ask, and stream the answer: `Started`, any number of pieces, `Finished` exactly once and last.
 
         Whoever leaves the context ends the call to the model, wherever the stream stands, before the exit returns.
-        `seconds` is what remains of the caller's deadline; upstream is told. Errors are those of `service.errors`.
+        `deadline` is on the event loop's clock; upstream is told what remains of it. Errors: those of `service.errors`.
         """
         ...
 
@@ -157,7 +157,7 @@ class FakeModel:
         self.open = 0
 
     @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, seconds: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - the protocol's signature
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model
         self.asked.append(prompt)
         self.open += 1
         try:

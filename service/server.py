@@ -1,5 +1,6 @@
 """Transport: the port, health, reflection, and going away in good order."""
 
+import asyncio
 from typing import Any
 
 import grpc.aio
@@ -16,16 +17,6 @@ from service.servicer import Servicer
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-_OPTIONS = [
-    # Two servers on one port would share its calls without a word.
-    ("grpc.so_reuseport", 0),
-    # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
-    ("grpc.max_metadata_size", 16 * 1024),
-    # Callers may ping each second to see whether the connection lives; gRPC would end it after the third ping.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
-]
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 
@@ -36,10 +27,7 @@ class Server:
         self._settings = settings
         self._health = health.aio.HealthServicer()
         self._servicer = Servicer(settings)
-        size = settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES
-        self._server = grpc.aio.server(
-            interceptors=[Guard()], options=[*_OPTIONS, ("grpc.max_receive_message_length", size)]
-        )
+        self._server = grpc.aio.server(interceptors=[Guard()], options=_options(settings))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
@@ -72,8 +60,45 @@ class Server:
         self._servicer.drain()
         await self._health.enter_graceful_shutdown()
         log.say("draining: running streams have %g s", grace)
+        if grace:
+            await asyncio.sleep(self._settings.drain_delay)
         await self._server.stop(grace)
 
     async def _say(self, status: Any) -> None:
         for name in ("", SERVICE):
             await self._health.set(name, status)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    options = [
+        # Two servers on one port would share its calls without a word.
+        ("grpc.so_reuseport", 0),
+        # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
+        ("grpc.max_receive_message_length", settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES),
+        ("grpc.max_metadata_size", 16 * 1024),
+        # Thousands of calls at once are for admission to refuse, with words; gRPC would say a bare CANCELLED.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
+        # A connection that never says a word is let go.
+        ("grpc.server_handshake_timeout_ms", 3000),
+        # A caller that is gone without a word is noticed after the sum of these two.
+        ("grpc.keepalive_time_ms", _ms(settings.keepalive)),
+        ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout)),
+        ("grpc.http2.ping_timeout_ms", _ms(settings.keepalive_timeout)),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Callers may ping us as well, each second if they like; gRPC would end the connection after three pings.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+    if settings.max_connection_age:
+        # The age alone would cut streams: they get the longest time that any stream may take.
+        options += [
+            ("grpc.max_connection_age_ms", _ms(settings.max_connection_age)),
+            ("grpc.max_connection_age_grace_ms", _ms(settings.max_deadline)),
+        ]
+    return options
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

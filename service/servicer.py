@@ -8,10 +8,12 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
 from service import log, wire
+from service.admission import Admission
+from service.coalesce import coalesced
 from service.config import Settings
-from service.deadline import Deadline
 from service.errors import Draining, NotReady, NotServed, TokenwireError
 from service.model import Model
+from service.patience import Deadline, Patience
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,6 +23,12 @@ class Servicer(GenerationServiceServicer):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._admission = Admission(
+            slots=settings.slots,
+            per_caller=settings.slots_per_caller,
+            queue=settings.queue,
+            wait=settings.queue_timeout,
+        )
         self._model: Model | None = None
         self._draining = False
 
@@ -37,12 +45,21 @@ class Servicer(GenerationServiceServicer):
         answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
         model = self._ready()
         prompt = wire.parse(request, offered=self._settings.offered, max_prompt_bytes=self._settings.max_prompt_bytes)
+        wishes = wire.delivery(request)
         deadline = self._deadline(context)
         log.note(generation_id=answer.generation_id, request_id=request.request_id or "-", model=prompt.model)
         try:
-            async with deadline.enforced(), model.stream(prompt, seconds=deadline.remaining()) as events:
+            async with (
+                self._patience(deadline, wishes) as patience,
+                self._admission.slot(_caller(context)) as answer.admission_wait,
+                model.stream(prompt, deadline=deadline.at) as raw,
+                coalesced(raw, wishes.coalesce) as events,
+            ):
+                patience.waits_for_upstream()
                 async for event in events:
+                    patience.waits_for_reader()
                     await context.write(answer.encode(event))
+                    patience.waits_for_upstream()
         except TokenwireError as error:
             raise error.after(answer.sequence) from error.__cause__
         finally:
@@ -64,8 +81,18 @@ class Servicer(GenerationServiceServicer):
         return self._model
 
     def _deadline(self, context: Context) -> Deadline:
-        return Deadline.of(
-            context.time_remaining(),
-            default=self._settings.default_deadline,
-            longest=self._settings.max_deadline,
+        settings = self._settings
+        return Deadline.of(context.time_remaining(), default=settings.default_deadline, longest=settings.max_deadline)
+
+    def _patience(self, deadline: Deadline, wishes: wire.Delivery) -> Patience:
+        return Patience(
+            deadline,
+            first_chunk=wishes.first_chunk_timeout,
+            idle=wishes.idle_timeout,
+            write=self._settings.write_timeout,
         )
+
+
+def _caller(context: Context) -> str:
+    """The peer's address without its port: "ipv4:127.0.0.1" of "ipv4:127.0.0.1:40000"."""
+    return str(context.peer()).rpartition(":")[0]

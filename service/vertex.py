@@ -8,6 +8,7 @@ cancelled by hand in every way a request can end. And ChatVertexAI drops what an
 blocked, whether there was a finish reason at all, the exact token counts.
 """
 
+import asyncio
 import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
@@ -84,18 +85,19 @@ class VertexModel:
         await self._channel.close()
 
     @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, seconds: float) -> AsyncIterator[AsyncIterator[Event]]:
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
         """See `service.model.Model`."""
         call = _Call(self._stub)
-        events = self._events(call, prompt, seconds)
+        events = self._events(call, prompt, deadline)
         try:
             yield events
         finally:
             call.cancel()
             await events.aclose()
 
-    async def _events(self, call: "_Call", prompt: Prompt, seconds: float) -> AsyncGenerator[Event, None]:
+    async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
+        seconds = deadline - asyncio.get_running_loop().time()
         answer = chat.astream(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False

@@ -6,27 +6,21 @@
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import model
+from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS, Coalesce
 from service.errors import InvalidRequest, ModelNotFound, Violation
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_STOP_SEQUENCES = 5  # Vertex AI's own limit
 
 # Fields that are in the contract but not served yet. A request that uses one is refused: nothing is dropped in silence.
-UNSERVED_FIELDS = (
-    "tools",
-    "tool_choice",
-    "safety_settings",
-    "labels",
-    "coalesce",
-    "first_chunk_timeout",
-    "idle_timeout",
-)
+UNSERVED_FIELDS = ("tools", "tool_choice", "safety_settings", "labels")
 UNSERVED_CONFIG = (
     "thinking_budget",
     "include_thoughts",
@@ -63,6 +57,7 @@ def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_byt
         *_wrong_messages(request),
         *_wrong_config(request.config),
         *_wrong_request_id(request.request_id),
+        *_wrong_delivery(request),
         *_too_long(request, max_prompt_bytes),
     ]
     if violations:
@@ -83,6 +78,48 @@ def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_byt
         system_instruction=request.system_instruction,
         sampling=_sampling(request.config),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """How the caller wants the answer delivered. Seconds; None is no limit but the deadline."""
+
+    first_chunk_timeout: float | None
+    idle_timeout: float | None
+    coalesce: Coalesce | None
+    """None: every piece is sent as it comes."""
+
+
+def delivery(request: pb.GenerateRequest) -> Delivery:
+    """The same of a request that `parse` has taken."""
+    merge = None
+    if request.HasField("coalesce"):
+        merge = Coalesce(
+            max_delay=_seconds(request.coalesce.max_delay) if request.coalesce.HasField("max_delay") else 0.0,
+            max_bytes=request.coalesce.max_bytes if request.coalesce.HasField("max_bytes") else MAX_BYTES,
+        )
+    return Delivery(
+        first_chunk_timeout=_seconds(request.first_chunk_timeout) if request.HasField("first_chunk_timeout") else None,
+        idle_timeout=_seconds(request.idle_timeout) if request.HasField("idle_timeout") else None,
+        coalesce=merge,
+    )
+
+
+def _wrong_delivery(request: pb.GenerateRequest) -> Iterable[Violation]:
+    for name in ("first_chunk_timeout", "idle_timeout"):
+        if request.HasField(name) and not _seconds(getattr(request, name)) > 0:
+            yield Violation(name, f"is {_seconds(getattr(request, name)):g} s: more than 0 is wanted")
+    merge = request.coalesce
+    if merge.HasField("max_delay") and not 0 <= _seconds(merge.max_delay) <= MAX_DELAY_SECONDS:
+        held = f"is {_seconds(merge.max_delay):g} s: 0 to {MAX_DELAY_SECONDS:g} s is wanted"
+        yield Violation("coalesce.max_delay", held)
+    if merge.HasField("max_bytes") and not 1 <= merge.max_bytes <= MAX_BYTES:
+        yield Violation("coalesce.max_bytes", f"is {merge.max_bytes}: 1 to {MAX_BYTES} is wanted")
+
+
+def _seconds(duration: duration_pb2.Duration) -> float:
+    # Not ToTimedelta: that raises for what a caller may send.
+    return duration.seconds + duration.nanos / 1e9
 
 
 def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
@@ -203,6 +240,8 @@ class Answer:
         """The next message's number, which is how many have been made."""
         self.finish = ""
         """The finish reason's name, once there is one."""
+        self.admission_wait = 0.0
+        """Seconds that the call waited for a slot."""
         self._request_id = request_id
         self._model = ""
         self._clock = clock
@@ -232,7 +271,7 @@ class Answer:
 
     def _timing(self, attempts: int) -> pb.Timing:
         return pb.Timing(
-            admission_wait=_duration(0),
+            admission_wait=_duration(self.admission_wait),
             first_chunk=_duration(self._first_chunk - self._arrival),
             total=_duration(self._clock() - self._arrival),
             upstream_attempts=attempts,

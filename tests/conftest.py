@@ -20,6 +20,7 @@ from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from service.config import Settings
 from service.model import Model
+from service.retry import Policy, Retrying
 from service.server import Server
 from vertex_emulator.emulator import Emulator
 
@@ -82,7 +83,8 @@ async def serve_vertex(serve: Serve, emulator: Emulator) -> AsyncIterator[Serve]
             offered = Settings(**settings).offered
             model = VertexModel.local(emulator.address, names=offered, project="project", location="us-central1")
             stack.push_async_callback(model.close)
-            return await serve(model, emulator=emulator.address, **settings)
+            policy = Policy(fallback=settings.get("fallback_model", ""))
+            return await serve(Retrying(model, policy), emulator=emulator.address, **settings)
 
         yield start
 

@@ -33,6 +33,8 @@ def test_an_empty_variable_is_unset() -> None:
 @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
 def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - Field is generic in a way nobody writes
     value = {
+        "queue_timeout": "7",
+        "max_attempts": "7",
         "reflection": "false",
         "langsmith": "true",
         "log_level": "error",

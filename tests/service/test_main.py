@@ -82,7 +82,7 @@ async def test_it_starts_serves_and_lets_a_running_stream_finish_at_sigterm(
         async with grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as late:
             await server.said("draining")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await health(late)
+                await GenerationServiceStub(late).Generate(pb.GenerateRequest(prompt="hi")).read()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         emulator.open_gate("two")
         assert (await call.read()).text == "two"

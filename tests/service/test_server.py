@@ -14,7 +14,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from service.config import SettingError
 from service.model import FakeModel, Text
 from service.server import SERVICE
-from tests.conftest import Serve, Served
+from tests.conftest import Serve, Served, failure
 from tests.service.test_servicer import HELLO, Silent
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -35,7 +35,7 @@ async def test_health_is_not_serving_until_the_model_is_ready(serve: Serve, serv
 
 async def test_draining_tells_watchers_refuses_new_calls_and_lets_running_streams_finish(serve: Serve) -> None:
     model = Gated(HELLO)
-    served = await serve(model)
+    served = await serve(model, drain_delay=1)
     stub: Any = health_pb2_grpc.HealthStub(served.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == SERVING
@@ -47,7 +47,7 @@ async def test_draining_tells_watchers_refuses_new_calls_and_lets_running_stream
     watch.cancel()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask()
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
     assert not stopping.done()
 
     model.gate.set()

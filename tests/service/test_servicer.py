@@ -104,9 +104,9 @@ class Silent(FakeModel):
         self.left = asyncio.Event()
 
     @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, seconds: float) -> AsyncIterator[AsyncIterator[Event]]:
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
         try:
-            async with super().stream(prompt, seconds=seconds) as events:
+            async with super().stream(prompt, deadline=deadline) as events:
                 yield events
         finally:
             self.left.set()

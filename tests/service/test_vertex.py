@@ -56,8 +56,12 @@ async def model(emulator: Emulator) -> AsyncIterator[VertexModel]:
     await made.close()
 
 
+def soon(seconds: float) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
 def stream(model: VertexModel, asked: Prompt | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-    return model.stream(asked or prompt(), seconds=20)
+    return model.stream(asked or prompt(), deadline=soon(20))
 
 
 async def collect(model: VertexModel, asked: Prompt | None = None, into: list[Event] | None = None) -> list[Event]:
@@ -134,7 +138,7 @@ async def test_what_is_unset_is_not_sent(emulator: Emulator, model: VertexModel)
 
 
 async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: VertexModel) -> None:
-    async with model.stream(prompt(), seconds=7) as events:
+    async with model.stream(prompt(), deadline=soon(7)) as events:
         async for _ in events:
             pass
     deadline = emulator.calls[0].deadline

@@ -7,6 +7,7 @@ from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import model, wire
+from service.coalesce import Coalesce
 from service.errors import InvalidRequest, ModelNotFound
 
 OFFERED = ("gemini-2.5-flash", "gemini-2.5-pro")
@@ -157,9 +158,6 @@ UNSERVED: dict[str, Any] = {
     "tool_choice": {"mode": config_pb2.ToolChoice.MODE_ANY},
     "safety_settings": [{"category": config_pb2.HARM_CATEGORY_HARASSMENT}],
     "labels": {"team": "a"},
-    "coalesce": {},
-    "first_chunk_timeout": {"seconds": 1},
-    "idle_timeout": {"seconds": 1},
 }
 UNSERVED_CONFIG: dict[str, Any] = {
     "thinking_budget": 0,
@@ -174,6 +172,7 @@ UNSERVED_CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize("name", sorted(pb.GenerateRequest.DESCRIPTOR.fields_by_name))
 def test_every_field_of_a_request_is_either_served_or_refused_by_name(name: str) -> None:
     served = {"prompt", "messages", "system_instruction", "model", "config", "request_id"}
+    served |= {"coalesce", "first_chunk_timeout", "idle_timeout"}
     assert served.isdisjoint(UNSERVED)
     if name not in served:
         assert refused(prompt="hi", **{name: UNSERVED[name]}) == {name: "is not served yet: leave it unset"}
@@ -187,6 +186,35 @@ def test_every_field_of_config_is_either_served_or_refused_by_name_even_when_set
     assert refused(prompt="hi", config={name: UNSERVED_CONFIG[name]}) == {
         f"config.{name}": "is not served yet: leave it unset"
     }
+
+
+def test_how_the_answer_is_to_be_delivered_arrives() -> None:
+    unset = wire.delivery(pb.GenerateRequest(prompt="hi"))
+    assert unset == wire.Delivery(first_chunk_timeout=None, idle_timeout=None, coalesce=None)
+    request = pb.GenerateRequest(coalesce=pb.Coalesce())
+    request.first_chunk_timeout.FromMilliseconds(2500)
+    request.idle_timeout.FromMilliseconds(1)
+    assert wire.delivery(request) == wire.Delivery(
+        first_chunk_timeout=2.5, idle_timeout=0.001, coalesce=Coalesce(max_delay=0, max_bytes=65536)
+    )
+    request.coalesce.max_delay.FromMilliseconds(50)
+    request.coalesce.max_bytes = 7
+    assert wire.delivery(request).coalesce == Coalesce(max_delay=0.05, max_bytes=7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "description"),
+    [
+        ({"first_chunk_timeout": {}}, "first_chunk_timeout", "is 0 s: more than 0 is wanted"),
+        ({"idle_timeout": {"seconds": -1}}, "idle_timeout", "is -1 s: more than 0 is wanted"),
+        ({"coalesce": {"max_delay": {"seconds": 2}}}, "coalesce.max_delay", "is 2 s: 0 to 1 s is wanted"),
+        ({"coalesce": {"max_delay": {"nanos": -1}}}, "coalesce.max_delay", "is -1e-09 s: 0 to 1 s is wanted"),
+        ({"coalesce": {"max_bytes": 0}}, "coalesce.max_bytes", "is 0: 1 to 65536 is wanted"),
+        ({"coalesce": {"max_bytes": 65537}}, "coalesce.max_bytes", "is 65537: 1 to 65536 is wanted"),
+    ],
+)
+def test_a_delivery_out_of_range_is_refused(fields: dict[str, Any], field: str, description: str) -> None:
+    assert refused(prompt="hi", **fields) == {field: description}
 
 
 def test_a_prompt_over_the_limit_tells_its_size() -> None:

@@ -3,7 +3,7 @@
 import html
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,20 @@ class Live:
         self.exchange.stop()
 
 
+@dataclass(slots=True)
+class Chat:
+    """What the session remembers. One object, since a run that is being stopped can't write to the session."""
+
+    conversation: Conversation = field(default_factory=Conversation)
+    live: Live | None = None
+
+    def stop(self) -> None:
+        """End the answer that is being written, if there is one."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
 @st.cache_resource
 def _client(address: str) -> Client:
     return Client(address)
@@ -114,27 +128,37 @@ def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     st.html(_STYLE)
-    state = st.session_state
-    if "conversation" not in state:
-        state.conversation, state.live = Conversation(), None
-    conversation: Conversation = state.conversation
+    if "chat" not in st.session_state:
+        st.session_state.chat = Chat()
+    chat: Chat = st.session_state.chat
 
     question = st.chat_input("Ask something, for example: What is baseball?", submit_mode="stop")
     choices = _sidebar()
-    if question:
-        if state.live is not None:
-            state.live.stop()
-        state.live = _ask(conversation, question, choices)
-    elif state.live is not None and state.live.exchange.ended:
-        state.live = None
-    if not conversation.exchanges:
+    # From the first line that touches the page on, any line may be the last of this run.
+    try:
+        if question:
+            _ask(chat, question, choices)
+        _talk(chat, choices, taken_over=not question)
+    except RerunException:
+        if chat.live is not None:
+            chat.live.pump.close_unless_kept(_HANDOVER_SECONDS)
+        raise
+    except BaseException:
+        # Stop, a closed tab, a bug: nobody reads on.
+        chat.stop()
+        raise
+
+
+def _talk(chat: Chat, choices: Choices, *, taken_over: bool) -> None:
+    if not chat.conversation.exchanges:
         _welcome()
-    for exchange in conversation.exchanges:
+    for exchange in chat.conversation.exchanges:
         with st.chat_message("user", avatar=":material/person:"):
             st.text(exchange.question)
         with st.chat_message("assistant", avatar=":material/bolt:"):
-            if state.live is not None and state.live.exchange is exchange:
-                _follow(state.live, choices, taken_over=not question)
+            if chat.live is not None and chat.live.exchange is exchange and not exchange.ended:
+                _follow(chat.live, choices, taken_over=taken_over)
+                chat.stop()
                 if exchange.problem:
                     # What was true of the service before may not be any more.
                     _models.clear()
@@ -191,18 +215,19 @@ def _offered(address: str) -> tuple[list[str], str]:
 
 
 def _forget() -> None:
-    if st.session_state.live is not None:
-        st.session_state.live.stop()
-    st.session_state.conversation, st.session_state.live = Conversation(), None
+    st.session_state.chat.stop()
+    st.session_state.chat = Chat()
 
 
-def _ask(conversation: Conversation, question: str, choices: Choices) -> Live | None:
+def _ask(chat: Chat, question: str, choices: Choices) -> None:
+    chat.stop()
+    client = _client(default_address())
     now = time.monotonic()
-    history = list(conversation.history())
+    history = list(chat.conversation.history())
     exchange = Exchange(question, Meter(asked_at=now), follows_up=bool(history))
-    conversation.exchanges.append(exchange)
+    chat.conversation.exchanges.append(exchange)
     try:
-        answer = _client(default_address()).generate(
+        answer = client.generate(
             question,
             messages=history,
             system_instruction=choices.system_instruction,
@@ -211,27 +236,14 @@ def _ask(conversation: Conversation, question: str, choices: Choices) -> Live | 
         )
     except ValueError as error:
         exchange.fail(f"This cannot be asked: {error}")
-        return None
-    return Live(exchange, Pump(answer), Typewriter(now))
+    else:
+        chat.live = Live(exchange, Pump(answer), Typewriter(now))
 
 
 def _follow(live: Live, choices: Choices, *, taken_over: bool) -> None:
     """Show the answer until it has ended and everything is on the page."""
-    live.pump.keep()
-    try:
-        _show(live, choices, taken_over=taken_over)
-    except RerunException:
-        live.pump.close_unless_kept(_HANDOVER_SECONDS)
-        raise
-    except BaseException:
-        # Stop, a closed tab, a bug: nobody reads on. The session can't be written to here, but its objects can.
-        live.stop()
-        raise
-    live.pump.close()
-
-
-def _show(live: Live, choices: Choices, *, taken_over: bool) -> None:
     exchange = live.exchange
+    live.pump.keep()
     text, note = st.empty(), st.empty()
     pause = _FRAME_SECONDS
     if taken_over:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -112,3 +113,13 @@ def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) ->
     assert not script.exception
     script.chat_input[0].set_value("Again?").run()
     assert script.chat_message[-1].markdown[0].value == "Hello there."
+
+
+def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(script: AppTest, service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    script.run()
+    # It has no question; it is drawn before the new answer.
+    script.session_state["chat"].conversation.exchanges.append(SimpleNamespace(text=""))
+    script.chat_input[0].set_value("What is baseball?").run()
+    assert script.exception
+    assert service.cancelled.wait(10)

@@ -46,7 +46,7 @@ class Chat:
 
     async def photograph(self, name: str) -> None:
         # The sidebar's animations and the fonts have settled by then.
-        await self.tab.wait_for_timeout(300)
+        await self.tab.wait_for_timeout(200)
         await self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 

@@ -13,7 +13,7 @@ from vertex_emulator.emulator import Emulator
 from vertex_emulator.mind import Mind, MindError
 from vertex_emulator.script_pb2 import Script
 from vertex_emulator.scripted import Scripted
-from vertex_emulator.smollm2 import SmolLM2
+from vertex_emulator.smollm2 import SmolLM2, runtime
 
 DEFAULT_PORT = 8087
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m vertex_emu
     except KeyboardInterrupt:
         return 0
     except (script.ScriptError, MindError, OSError) as error:
-        sys.stderr.write(f"{prog}: {error}\n")
+        _warn(f"{prog}: {error}")
         return 1
 
 
@@ -103,7 +103,8 @@ def _mind(arguments: argparse.Namespace, played: Script | None) -> Mind:
     if arguments.script or arguments.mind == "script":
         return Scripted(played)
     # Here, and not when the mind starts, so that Ctrl-C ends a download at once.
-    return SmolLM2(threads=arguments.threads, weights=weights.fetch(say=_say))
+    runtime()
+    return SmolLM2(threads=arguments.threads, weights=weights.fetch(say=_warn))
 
 
 def _needs_relay(played: Script | None) -> bool:
@@ -135,6 +136,11 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

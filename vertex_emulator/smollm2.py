@@ -110,6 +110,7 @@ class SmolLM2:
     async def start(self, *, relay: bool) -> None:
         """Load the model; raises MindError."""
         del relay  # the model cuts no connections
+        runtime()  # before a download that would be in vain
         path = self._weights
         if path is None:
             path = await asyncio.to_thread(fetch, say=log.info)
@@ -159,15 +160,7 @@ class SmolLM2:
             future.exception()  # taken: the generation has told its caller
 
     def _load(self, path: Path) -> Any:
-        try:
-            import xllamacpp  # noqa: PLC0415  # an extra; only who wants the model needs it
-        except ModuleNotFoundError as error:
-            raise MindError("SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script") from error
-        except ImportError as error:
-            raise MindError(
-                f"xllamacpp can't be loaded: {error}. It needs the system's OpenMP library: "
-                "apt install libgomp1, or dnf install libgomp"
-            ) from error
+        xllamacpp = runtime()
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_parallel = self._slots
@@ -286,6 +279,20 @@ class _Answer:
         usage.prompt_token_count = timings["cache_n"] + timings["prompt_n"]
         usage.candidates_token_count = timings["predicted_n"]
         usage.total_token_count = usage.prompt_token_count + usage.candidates_token_count
+
+
+def runtime() -> Any:
+    """The module xllamacpp; raises MindError."""
+    try:
+        import xllamacpp  # noqa: PLC0415  # an extra; only who wants the model needs it
+    except ModuleNotFoundError as error:
+        raise MindError("SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script") from error
+    except ImportError as error:
+        raise MindError(
+            f"xllamacpp can't be loaded: {error}. It needs the system's OpenMP library: "
+            "apt install libgomp1, or dnf install libgomp"
+        ) from error
+    return xllamacpp
 
 
 # ---- a request in llama.cpp's words; pure ------------------------------------------------------------------------

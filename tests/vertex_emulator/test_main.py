@@ -1,5 +1,6 @@
 """`python -m vertex_emulator` as a real process."""
 
+import asyncio
 import os
 import re
 import signal
@@ -13,7 +14,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tests.vertex_emulator.conftest import Client, Write
+from tests.vertex_emulator.conftest import Client, Write, next_text
 from vertex_emulator.__main__ import main
 from vertex_emulator.control import ControlClient
 from vertex_emulator.emulator import Emulator
@@ -85,6 +86,17 @@ def test_a_signal_ends_it_in_peace(start: Start, number: signal.Signals) -> None
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.smollm2
+async def test_a_signal_ends_it_in_the_middle_of_a_real_answer(start: Start) -> None:
+    process, address = start("--mind", "smollm2")
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = Client(channel).stream("Write a very long story about a dragon.")
+        assert await next_text(call)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.to_thread(process.communicate, timeout=10)
+        assert process.returncode == 0, errors
+
+
 def test_a_port_in_use_is_told_in_one_line(start: Start) -> None:
     _, address = start("--mind", "script")
     ended = run("--mind", "script", "--port", address.rsplit(":", 1)[1])
@@ -103,14 +115,27 @@ def test_a_bad_script_is_told_in_one_line(script_file: Write) -> None:
     assert '"txt" at "Script.answers[0].steps[0]"' in line
 
 
-def test_a_missing_xllamacpp_says_what_to_install(tmp_path: Path) -> None:
-    # A module of that name which isn't there, as far as Python can tell.
-    (tmp_path / "xllamacpp.py").write_text("raise ModuleNotFoundError('No module named xllamacpp')")
-    ended = run("--port", "0", PYTHONPATH=str(tmp_path))
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1] == (
-        "python -m vertex_emulator: SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script"
-    )
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (
+            "ModuleNotFoundError('xllamacpp')",
+            "SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script",
+        ),
+        (
+            "ImportError('libgomp.so.1: cannot open shared object file')",
+            (
+                "xllamacpp can't be loaded: libgomp.so.1: cannot open shared object file. It needs the system's OpenMP "
+                "library: apt install libgomp1, or dnf install libgomp"
+            ),
+        ),
+    ],
+)
+def test_a_missing_runtime_says_what_to_install_before_any_download(tmp_path: Path, trouble: str, words: str) -> None:
+    (tmp_path / "xllamacpp.py").write_text(f"raise {trouble}")
+    ended = run("--port", "0", PYTHONPATH=str(tmp_path), TOKENWIRE_CACHE=str(tmp_path / "cache"))
+    assert (ended.returncode, ended.stderr) == (1, f"python -m vertex_emulator: {words}\n")
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

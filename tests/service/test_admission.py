@@ -1,0 +1,134 @@
+"""Slots, the queue, and who is refused."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from service.admission import Admission
+from service.errors import QuotaExceeded, ServerBusy
+
+
+def admission(slots: int = 1, *, per_caller: int = 0, queue: int = 0, wait: float = 60) -> Admission:
+    return Admission(slots=slots, per_caller=per_caller, queue=queue, wait=wait)
+
+
+class Stay:
+    """A caller who holds a slot until told to leave."""
+
+    def __init__(self, door: Admission, caller: str = "a") -> None:
+        self.inside = asyncio.Event()
+        self.leave = asyncio.Event()
+        self.waited = -1.0
+        self.task = asyncio.ensure_future(self._stay(door, caller))
+
+    async def _stay(self, door: Admission, caller: str) -> None:
+        async with door.slot(caller) as self.waited:
+            self.inside.set()
+            await self.leave.wait()
+
+
+async def test_a_free_slot_is_taken_without_waiting_and_given_back() -> None:
+    door = admission()
+    async with door.slot("a") as waited:
+        assert waited == 0
+        assert door.taken == 1
+    assert door.taken == 0
+
+
+async def test_beyond_slots_and_queue_callers_are_refused_at_once() -> None:
+    door = admission(2, queue=1)
+    first, second, queued = Stay(door), Stay(door), Stay(door)
+    await second.inside.wait()
+    with pytest.raises(ServerBusy) as caught:
+        async with door.slot("b"):
+            pass
+    assert caught.value.retry_after == 1
+    first.leave.set()
+    await queued.inside.wait()
+    for one in (second, queued):
+        one.leave.set()
+        await one.task
+    assert door.taken == 0
+
+
+async def test_the_queue_is_served_in_order_and_tells_how_long_it_took() -> None:
+    door = admission(queue=2)
+    first, second, third = Stay(door), Stay(door), Stay(door)
+    await first.inside.wait()
+    await asyncio.sleep(0)
+    first.leave.set()
+    await second.inside.wait()
+    assert not third.inside.is_set()
+    assert second.waited > 0
+    second.leave.set()
+    await third.inside.wait()
+    third.leave.set()
+    await third.task
+    assert door.taken == 0
+
+
+async def test_whoever_waits_too_long_is_refused_and_leaves_no_trace() -> None:
+    door = admission(queue=1, wait=0.01)
+    first = Stay(door)
+    await first.inside.wait()
+    for _ in range(2):
+        with pytest.raises(ServerBusy):
+            async with door.slot("b"):
+                pass
+    first.leave.set()
+    await first.task
+    assert door.taken == 0
+
+
+async def test_whoever_leaves_the_queue_makes_room_in_it() -> None:
+    door = admission(queue=1)
+    first, second = Stay(door), Stay(door)
+    await first.inside.wait()
+    await asyncio.sleep(0)
+    second.task.cancel()
+    await asyncio.wait((second.task,))
+    third = Stay(door)
+    first.leave.set()
+    await third.inside.wait()
+    third.leave.set()
+    await third.task
+    assert door.taken == 0
+
+
+async def test_a_slot_that_comes_in_the_moment_of_leaving_is_not_lost() -> None:
+    door = admission(queue=1)
+    first, second = Stay(door), Stay(door)
+    await first.inside.wait()
+    await asyncio.sleep(0)
+    first.leave.set()
+    await first.task  # the slot is second's now, who has not run yet
+    second.task.cancel()
+    await asyncio.wait((second.task,))
+    assert door.taken == 0
+    async with door.slot("c"):
+        pass
+
+
+async def test_one_caller_has_a_limit_of_its_own() -> None:
+    door = admission(10, per_caller=2)
+    async with AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(door.slot("greedy"))
+        with pytest.raises(QuotaExceeded):
+            async with door.slot("greedy"):
+                pass
+        async with door.slot("modest"):
+            assert door.taken == 3
+    async with door.slot("greedy"):
+        assert door.taken == 1
+
+
+async def test_a_refused_caller_is_forgotten() -> None:
+    door = admission(1, per_caller=1)
+    async with door.slot("a"):
+        for _ in range(3):
+            with pytest.raises(ServerBusy):
+                async with door.slot("b"):
+                    pass
+    assert not door._callers

@@ -1,0 +1,181 @@
+"""When upstream is asked again, and when not."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from service import errors
+from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
+from service.retry import Budget, Policy, Retrying
+
+PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
+FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+ANSWER: Sequence[Event] = (Started("first"), Text("a"), FINISHED)
+AWAY = errors.UpstreamUnavailable("away")
+NO_PAUSE = Policy(base_seconds=0)
+
+
+class Attempts:
+    """A model that answers each attempt with the next of some scripts."""
+
+    def __init__(self, *scripts: Sequence[Event | BaseException]) -> None:
+        self._scripts: Iterator[Sequence[Event | BaseException]] = iter(scripts)
+        self.asked: list[str] = []
+        self.open = 0
+        self.failed = asyncio.Event()
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+        self.asked.append(prompt.model)
+        self.open += 1
+        try:
+            async with FakeModel(next(self._scripts)).stream(prompt, deadline=deadline) as events:
+                yield events
+        except errors.UpstreamError:
+            self.failed.set()
+            raise
+        finally:
+            self.open -= 1
+
+
+async def collect(model: Attempts, policy: Policy = NO_PAUSE, *, seconds: float = 60, jitter: float = 0) -> list[Event]:
+    retrying = Retrying(model, policy, jitter=lambda _, most: most * jitter)
+    deadline = asyncio.get_running_loop().time() + seconds
+    async with retrying.stream(PROMPT, deadline=deadline) as events:
+        return [event async for event in events]
+
+
+def attempts(events: Sequence[Event]) -> int:
+    assert isinstance(events[-1], Finished)
+    return events[-1].attempts
+
+
+@pytest.mark.parametrize("error", [AWAY, errors.UpstreamQuota("quota")])
+async def test_what_may_pass_is_asked_again_and_counted(error: errors.UpstreamError) -> None:
+    model = Attempts([error], [error], ANSWER)
+    events = await collect(model)
+    assert events[:-1] == list(ANSWER[:-1])
+    assert attempts(events) == 3
+    assert model.open == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UpstreamRejected("x"),
+        errors.UpstreamCredentials("x"),
+        errors.UpstreamNotFound("x"),
+        errors.UpstreamPrecondition("x"),
+        errors.UpstreamCut("x"),
+        errors.UpstreamDeadline("x"),
+        errors.UpstreamFault("x"),
+        ZeroDivisionError(),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_will_not_pass_is_asked_once(error: BaseException) -> None:
+    model = Attempts([error])
+    with pytest.raises(type(error)):
+        await collect(model)
+    assert model.asked == ["first"]
+
+
+async def test_nothing_is_asked_again_once_something_was_said() -> None:
+    model = Attempts([Started("first"), Text("a"), AWAY])
+    with pytest.raises(errors.UpstreamUnavailable):
+        await collect(model)
+    assert model.asked == ["first"]
+
+
+async def test_attempts_end_and_the_error_says_how_many_there_were() -> None:
+    model = Attempts([AWAY], [AWAY], [AWAY])
+    with pytest.raises(errors.UpstreamUnavailable) as caught:
+        await collect(model)
+    assert caught.value.metadata["upstream_attempts"] == "3"
+    assert len(model.asked) == 3
+
+
+async def test_one_attempt_is_no_retry() -> None:
+    model = Attempts([AWAY])
+    with pytest.raises(errors.UpstreamUnavailable):
+        await collect(model, Policy(max_attempts=1))
+
+
+async def test_a_delay_that_does_not_fit_the_deadline_fails_at_once_with_the_real_error() -> None:
+    model = Attempts([errors.UpstreamQuota("quota", retry_after=30)])
+    with pytest.raises(errors.UpstreamQuota) as caught:
+        await asyncio.wait_for(collect(model, seconds=10), 5)
+    assert caught.value.retry_after == 30
+
+
+async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("service.retry.asyncio.sleep", sleep)
+    wish = errors.UpstreamQuota("quota", retry_after=7)
+    policy = Policy(max_attempts=5, base_seconds=1, cap_seconds=3)
+    await collect(Attempts([AWAY], [AWAY], [AWAY], [wish], ANSWER), policy, jitter=1)
+    assert pauses == [1, 2, 3, 7 + 3]
+    pauses.clear()
+    await collect(Attempts([AWAY], [wish], ANSWER), policy, jitter=0.5)
+    assert pauses == [0.5, 7 + 1]
+
+
+async def test_leaving_during_a_pause_asks_no_more() -> None:
+    model = Attempts([errors.UpstreamQuota("quota", retry_after=30)], ANSWER)
+    waiting = asyncio.ensure_future(collect(model))
+    await asyncio.wait_for(model.failed.wait(), 5)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert model.asked == ["first"]
+    assert model.open == 0
+
+
+async def test_the_fallback_answers_when_the_first_model_is_away_for_good() -> None:
+    model = Attempts([AWAY], [AWAY], [Started("second"), Text("a"), FINISHED])
+    events = await collect(model, Policy(max_attempts=2, base_seconds=0, fallback="second"))
+    assert model.asked == ["first", "first", "second"]
+    assert events[0] == Started("second")
+    assert attempts(events) == 3
+
+
+async def test_the_fallback_answers_when_the_first_models_delay_does_not_fit() -> None:
+    model = Attempts([errors.UpstreamQuota("quota", retry_after=90)], ANSWER)
+    await collect(model, Policy(fallback="second"))
+    assert model.asked == ["first", "second"]
+
+
+async def test_no_second_model_is_asked_once_something_was_said() -> None:
+    model = Attempts([Started("first"), AWAY])
+    with pytest.raises(errors.UpstreamUnavailable):
+        await collect(model, Policy(fallback="second"))
+    assert model.asked == ["first"]
+
+
+async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests() -> None:
+    requests = 200
+    model = Attempts(*[[AWAY]] * (3 * requests))
+    retrying = Retrying(model, NO_PAUSE)
+    deadline = asyncio.get_running_loop().time() + 60
+    for _ in range(requests):
+        with pytest.raises(errors.UpstreamUnavailable):
+            async with retrying.stream(PROMPT, deadline=deadline) as events:
+                await anext(events)
+    assert requests <= len(model.asked) <= 1.1 * requests
+
+
+def test_a_budget_recovers_with_successes() -> None:
+    budget = Budget(tokens=10, ratio=0.5)
+    for _ in range(5):
+        assert budget.allows
+        budget.failure()
+    assert not budget.allows
+    budget.success()
+    assert budget.allows

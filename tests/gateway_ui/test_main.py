@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -117,9 +116,18 @@ def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) ->
 
 def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(script: AppTest, service: FakeService) -> None:
     service.will_answer(threading.Event())
+
+    class Broken:
+        text = ""
+
+        @property
+        def question(self) -> str:
+            assert service.arrived.wait(10)
+            raise RuntimeError
+
     script.run()
-    # It has no question; it is drawn before the new answer.
-    script.session_state["chat"].conversation.exchanges.append(SimpleNamespace(text=""))
+    # Drawn before the new answer is.
+    script.session_state["chat"].conversation.exchanges.append(Broken())
     script.chat_input[0].set_value("What is baseball?").run()
     assert script.exception
     assert service.cancelled.wait(10)

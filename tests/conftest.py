@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -132,40 +132,44 @@ class ServerProcess:
 StartProcess = Callable[..., Awaitable[ServerProcess]]
 
 
+@asynccontextmanager
+async def server_process(emulator: Emulator, *flags: str) -> AsyncIterator[ServerProcess]:
+    """A server on the local Vertex; listening, though perhaps not ready yet."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "--port", "0", "--emulator", emulator.address, *flags),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    more = asyncio.Condition()
+    address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def read(stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            async with more:
+                lines.append(line.decode().rstrip())
+                more.notify_all()
+            if found := re.search(r"listening on (\S+:\d+)", lines[-1]):
+                address.set_result(found[1])
+        if not address.done():
+            address.set_exception(AssertionError("\n".join(lines)))
+
+    reading = asyncio.ensure_future(read(process.stderr))
+    try:
+        yield ServerProcess(process, await asyncio.wait_for(address, 60), lines, more)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
 @pytest.fixture
 async def start_process(emulator: Emulator) -> AsyncIterator[StartProcess]:
-    """`await start_process("--grace", "5")`: a server on the local Vertex; listening, though perhaps not ready yet."""
+    """`await start_process("--grace", "5")`: as many as the test wants."""
     async with AsyncExitStack() as stack:
 
         async def start(*flags: str) -> ServerProcess:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service", "--port", "0", "--emulator", emulator.address, *flags),
-                stderr=asyncio.subprocess.PIPE,
-            )
-            assert process.stderr is not None
-            lines: list[str] = []
-            more = asyncio.Condition()
-            address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-            async def read(stream: asyncio.StreamReader) -> None:
-                async for line in stream:
-                    async with more:
-                        lines.append(line.decode().rstrip())
-                        more.notify_all()
-                    if found := re.search(r"listening on (\S+:\d+)", lines[-1]):
-                        address.set_result(found[1])
-                if not address.done():
-                    address.set_exception(AssertionError("\n".join(lines)))
-
-            reading = asyncio.ensure_future(read(process.stderr))
-
-            async def end() -> None:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-                await reading
-
-            stack.push_async_callback(end)
-            return ServerProcess(process, await asyncio.wait_for(address, 60), lines, more)
+            return await stack.enter_async_context(server_process(emulator, *flags))
 
         yield start

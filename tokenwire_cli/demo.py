@@ -62,10 +62,12 @@ def _demo(question: str, *, once: bool) -> int:
         children.wait("Loading the local model", lambda: _listens(vertex_port))
         children.wait("Starting the service (ChatVertexAI takes a while to import)", lambda: _serving(port))
         print(f"\n  {question}   [SmolLM2, a very small model: fluent, but unreliable in its facts]\n", flush=True)
-        code = ask.main([question, "--address", f"127.0.0.1:{port}", "--stats"])
+        code = ask.main([question, "--address", f"127.0.0.1:{port}", "--stats", "--max-output-tokens", "300"])
         print(f"\nAll of it took {time.monotonic() - begin:.1f} s.", flush=True)
-        if once or code != 0:
+        if code not in (0, ask.EXIT_UNFINISHED):
             return code
+        if once:
+            return 0
         page = children.start("page", "ui", "--port", str(page_port), "--address", f"127.0.0.1:{port}")
         children.wait("Opening the page", lambda: _listens(page_port))
         body = '{"prompt":"What is baseball?"}'

@@ -34,6 +34,15 @@ CONTEXT_TOKENS = 2048
 DEFAULT_TEMPERATURE = 0.2
 DEFAULT_TOP_P = 0.9
 
+# Without these so small a model says one sentence over and over, up to the token limit. Both are llama.cpp's: the mild
+# penalty for single tokens leaves names of the conversation sayable, DRY is for repeated sequences of more than four.
+AGAINST_REPETITION: Mapping[str, Any] = {
+    "repeat_penalty": 1.05,
+    "dry_multiplier": 0.8,
+    "dry_allowed_length": 4,
+    "dry_penalty_last_n": 256,
+}
+
 # A caller that goes during the prompt's evaluation is noticed after a batch: 0.3 s at most.
 BATCH_TOKENS = 64
 
@@ -349,7 +358,11 @@ def text(content: pb.Content, place: str) -> str:
 
 def sampling(config: pb.GenerationConfig) -> dict[str, Any]:
     """The sampling parameters; raises VertexError."""
-    found: dict[str, Any] = {"temperature": DEFAULT_TEMPERATURE, "top_p": DEFAULT_TOP_P}
+    found: dict[str, Any] = {
+        "temperature": DEFAULT_TEMPERATURE,
+        "top_p": DEFAULT_TOP_P,
+        **AGAINST_REPETITION,
+    }
     for descriptor, value in config.ListFields():
         name = descriptor.name
         if name not in SAMPLING:

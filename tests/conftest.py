@@ -44,6 +44,8 @@ class Served:
 if TYPE_CHECKING:  # the generated stub has it for type checkers only
     from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
+pytest_plugins = ["tests.browser"]
+
 Detail = TypeVar("Detail", bound=Message)
 Serve = Callable[..., Awaitable[Served]]
 

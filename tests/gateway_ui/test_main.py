@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 import gateway_ui
 from gateway_ui.__main__ import main
-from tests.gateway_ui.conftest import free_port, wait_for_port
+from tests.browser import free_port, wait_for_port
 from tests.gateway_ui.fake_service import FakeService, Refusal
 
 APP = Path(gateway_ui.__file__).with_name("app.py")

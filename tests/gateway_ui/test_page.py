@@ -12,7 +12,7 @@ from playwright.async_api import Locator, Page, expect
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 
-from tests.gateway_ui.conftest import SCREENSHOTS, PageAt
+from tests.browser import SCREENSHOTS, PageAt
 from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed
 
 pytestmark = pytest.mark.browser

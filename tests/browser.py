@@ -1,0 +1,100 @@
+"""The real page, and a real browser to look at it; fixtures for every test that wants them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.async_api import BrowserContext, Page, async_playwright
+
+SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
+
+# The sandbox and the GPU aren't there in a container; the rest would talk to the outside.
+_CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+PageAt = Callable[[str], str]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        assert process.poll() is None, f"the page ended with {process.returncode}"
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
+
+
+@pytest.fixture(scope="session")
+def page_at() -> Iterator[PageAt]:
+    """Serve the real page as a process of its own, for the service at an address; gives the page's URL."""
+    pages: dict[str, tuple[subprocess.Popen[str], str]] = {}
+
+    def serve(address: str) -> str:
+        if address not in pages:
+            port = free_port()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            pages[address] = process, f"http://localhost:{port}"
+            wait_for_port(port, process)
+        return pages[address][1]
+
+    yield serve
+    for process, _ in pages.values():
+        process.terminate()
+    for process, _ in pages.values():
+        process.wait(30)
+
+
+@pytest.fixture(scope="session")
+async def browser() -> AsyncIterator[BrowserContext]:
+    """Headless Chromium with a fresh profile."""
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    # Without one playwright takes its own, where `playwright install chromium` has been run.
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=executable, args=_CHROMIUM_FLAGS)
+        # One for all tests: a page's session is its tab's, and the scripts needn't be loaded each time.
+        yield await chromium.new_context(viewport={"width": 1100, "height": 800})
+        await chromium.close()
+
+
+@pytest.fixture
+async def tab(browser: BrowserContext) -> AsyncIterator[Page]:
+    """A tab of its own. Any address but this machine's fails the test."""
+    tab = await browser.new_page()
+    outside: list[str] = []
+    tab.on("request", lambda request: None if _is_local(request.url) else outside.append(request.url))
+    yield tab
+    await tab.close()
+    assert not outside
+
+
+def _is_local(url: str) -> bool:
+    return url.startswith(("http://localhost:", "ws://localhost:", "data:", "blob:", "about:"))

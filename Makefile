@@ -95,6 +95,10 @@ test: $(VENV)/.dev tools ## Run every test; screenshots of the page land in buil
 demo: $(VENV)/.run ## Local model, service, answer, chat page; ARGS=--once ends after the answer
 	@$(BIN)/tokenwire demo $(ARGS)
 
+.PHONY: picture
+picture: $(VENV)/.dev tools ## Take the README's picture anew (docs/page.gif)
+	@$(BIN)/python -m tests.picture
+
 .PHONY: clean
 clean: ## Remove what was made: .venv, build, caches
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 
 # The sandbox and the GPU aren't there in a container; the rest would talk to the outside.
-_CHROMIUM_FLAGS = [
+CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
@@ -79,7 +79,7 @@ async def browser() -> AsyncIterator[BrowserContext]:
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     # Without one playwright takes its own, where `playwright install chromium` has been run.
     async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path=executable, args=_CHROMIUM_FLAGS)
+        chromium = await playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
         # One for all tests: a page's session is its tab's, and the scripts needn't be loaded each time.
         yield await chromium.new_context(viewport={"width": 1100, "height": 800})
         await chromium.close()

@@ -107,8 +107,8 @@ async def test_a_real_model_answers_follows_up_and_stops_when_its_caller_leaves(
         await emulator.wait_until(lambda e: not e.open_calls)
         assert emulator.calls[-1].code is grpc.StatusCode.CANCELLED
         async with asyncio.timeout(10):
-            while mind.active_generations:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - the model lives in threads of its own and tells nobody
+            while mind.active_generations:  # noqa: ASYNC110 - the model lives in threads of its own and tells nobody
+                await asyncio.sleep(0.01)
         written = mind.generated_tokens
         await asyncio.sleep(0.2)
         assert mind.generated_tokens == written

@@ -1,0 +1,38 @@
+"""One server process, on a local Vertex in this process, for all the rows that fit it; others start their own."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.faults.processes import ServerChild, server
+from vertex_emulator.emulator import Emulator
+
+LAUNCHER = ("tests.faults.launcher",)
+
+
+@pytest.fixture(scope="session")
+async def the_upstream() -> AsyncIterator[Emulator]:
+    async with Emulator(relay=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def the_server(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+    async with server(the_upstream.address, module=LAUNCHER) as running:
+        yield running
+
+
+@pytest.fixture
+async def upstream(the_upstream: Emulator) -> AsyncIterator[Emulator]:
+    """The local Vertex, without a script; afterwards no call may be left open: no orphan, ever."""
+    the_upstream.reset()
+    yield the_upstream
+    await the_upstream.wait_until(lambda upstream: not upstream.open_calls)
+
+
+@pytest.fixture
+async def served(the_server: ServerChild, upstream: Emulator) -> ServerChild:
+    """A server as shipped, on `upstream`, with its default settings."""
+    del upstream  # only so that it is fresh
+    return the_server
+

@@ -1,0 +1,163 @@
+"""The server in a process of its own, watched from outside: its log, its sockets, its memory, its tasks."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
+
+MEGABYTE = 1024 * 1024
+
+# Small windows: a caller that doesn't read is felt after 64 KB instead of megabytes.
+NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
+
+
+class Child:
+    """A process and what it has said on standard error."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.log: list[tuple[float, str]] = []
+        """Its lines so far, each with the moment it came on `time.monotonic()`."""
+        self._more = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def words(self) -> str:
+        return "\n".join(line for _, line in self.log)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.log.append((time.monotonic(), line.decode().rstrip()))
+            self._more.set()
+
+    async def said(self, words: str, *, since: int = 0) -> tuple[float, str]:
+        """The first line, from the `since`th on, that holds these words; waits for it."""
+        async with asyncio.timeout(60):
+            while True:
+                for moment, line in self.log[since:]:
+                    if words in line:
+                        return moment, line
+                    since += 1
+                self._more.clear()
+                await self._more.wait()
+
+    def sockets(self) -> int:
+        count = 0
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            try:
+                count += os.readlink(entry).startswith("socket:")
+            except FileNotFoundError:
+                pass  # closed in between
+        return count
+
+    def memory(self) -> float:
+        """Resident, in MB."""
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) / 1024
+
+    async def tasks(self) -> int:
+        """How many asyncio tasks it has; needs the launcher."""
+        since = len(self.log)
+        self.signal(signal.SIGUSR1)
+        _, line = await self.said("tasks=", since=since)
+        return int(line.removeprefix("tasks="))
+
+
+class ServerChild(Child):
+    """A tokenwire server that is ready."""
+
+    address: str
+
+    @asynccontextmanager
+    async def caller(self, *options: tuple[str, int]) -> AsyncIterator["Caller"]:
+        """A caller with a connection of its own."""
+        own = ("grpc.use_local_subchannel_pool", 1)
+        async with grpc.aio.insecure_channel(self.address, options=[own, *options]) as channel:
+            yield Caller(channel)
+
+
+class Caller:
+    """Somebody who asks."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub: Any = GenerationServiceStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
+
+    def start(self, prompt: str = "hi", *, timeout: float | None = None, **fields: Any) -> Any:
+        return self.stub.Generate(pb.GenerateRequest(prompt=prompt, **fields), timeout=timeout)
+
+    async def ask(self, prompt: str = "hi", *, timeout: float | None = None, **fields: Any) -> list[pb.GenerateResponse]:
+        return [message async for message in self.start(prompt, timeout=timeout, **fields)]
+
+
+@asynccontextmanager
+async def server(
+    upstream: str, *flags: str, module: tuple[str, ...] = ("service",), environ: Mapping[str, str] | None = None
+) -> AsyncIterator[ServerChild]:
+    """A server, ready, on the local Vertex at `upstream`."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", *module, "--port", "0", "--emulator", upstream, *flags),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(environ or {})},
+    )
+    child = ServerChild(process)
+    async with ended(child):
+        _, line = await child.said("listening on")
+        child.address = line.partition("listening on ")[2].partition(";")[0]
+        await child.said("ready after")
+        yield child
+
+
+@asynccontextmanager
+async def engine(port: int = 0) -> AsyncIterator[tuple[Child, str]]:
+    """A local Vertex in a process of its own, and its address: it wants a script from the Control service."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vertex_emulator", "--mind", "script", "--port", str(port)),
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    child = Child(process)
+    async with ended(child):
+        assert process.stdout is not None
+        line = (await asyncio.wait_for(process.stdout.readline(), 60)).decode()
+        yield child, line.split()[-1]
+
+
+@asynccontextmanager
+async def ended(child: Child) -> AsyncIterator[None]:
+    """Leave nothing running."""
+    reading = asyncio.ensure_future(child.read())
+    try:
+        yield
+    finally:
+        if child.process.returncode is None:
+            child.process.kill()
+        await child.process.wait()
+        await reading
+
+
+async def eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
+    """Wait for something that can only be looked at, such as what the kernel says of a process."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)

@@ -17,6 +17,8 @@ from grpc_status import rpc_status
 from service import log
 from service.errors import InternalError, InvalidRequest, TokenwireError, Violation
 
+_MOMENT_SECONDS = 0.05
+
 Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
 
 
@@ -44,24 +46,38 @@ def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> 
         begin = time.perf_counter()
         code = "CANCELLED"
         try:
-            answer = await behaviour(_parsed(data, parse), context)
+            outcome = await _outcome(behaviour, parse, data, context)
+            if isinstance(outcome, TokenwireError):
+                code = outcome.code.name
+                log.note(reason=outcome.reason)
+                await _abort(context, outcome)
             code = "OK"
-        except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL, told only by its id
-            # Somebody cancelled this call: its caller left, its deadline passed, or the server stops. gRPC has told the
-            # caller, or will. A CancelledError that merely escaped from somewhere is a bug: gRPC would send no status
-            # at all for it, and the caller would wait for ever.
-            if _cancelled():
-                raise
-            failure = error if isinstance(error, TokenwireError) else _bug(error)
-            code = failure.code.name
-            log.note(reason=failure.reason)
-            return await _abort(context, failure)
-        else:
-            return answer
+            return outcome
         finally:
             log.end_call(method, code, time.perf_counter() - begin)
 
     return run
+
+
+async def _outcome(
+    behaviour: Handler,
+    parse: Callable[[bytes], Any],
+    data: bytes,
+    context: "grpc.aio.ServicerContext[Any, Any]",
+) -> Any:
+    """The handler's answer, or the error that its caller is to get."""
+    try:
+        return await behaviour(_parsed(data, parse), context)
+    except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL, told only by its id
+        if isinstance(error, grpc.aio.InternalError):
+            # A write that meets a cancellation fails a moment before the cancellation itself gets here, and ends this.
+            await asyncio.sleep(_MOMENT_SECONDS)
+        # Somebody cancelled this call: its caller left, its deadline passed, or the server stops. gRPC has told the
+        # caller, or will. A CancelledError that merely escaped from somewhere is a bug: gRPC would send no status
+        # at all for it, and the caller would wait for ever.
+        if _cancelled():
+            raise
+        return error if isinstance(error, TokenwireError) else _bug(error)
 
 
 def _cancelled() -> bool:
@@ -88,4 +104,7 @@ def _bug(error: BaseException) -> TokenwireError:
 
 async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TokenwireError) -> None:
     status = rpc_status.to_status(error.status())
-    await context.abort(status.code, status.details, tuple(status.trailing_metadata or ()))
+    try:
+        await context.abort(status.code, status.details, tuple(status.trailing_metadata or ()))
+    except grpc.aio.InternalError:  # the call is over already: its caller has left in this moment
+        raise asyncio.CancelledError from None

@@ -15,7 +15,14 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from service import log
-from service.errors import InternalError, InvalidRequest, TokenwireError, Violation
+from service.errors import (
+    InternalError,
+    InvalidRequest,
+    QuotaExceeded,
+    ServerBusy,
+    TokenwireError,
+    Violation,
+)
 
 _MOMENT_SECONDS = 0.05
 
@@ -104,7 +111,11 @@ def _bug(error: BaseException) -> TokenwireError:
 
 async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: TokenwireError) -> None:
     status = rpc_status.to_status(error.status())
+    trailing = list(status.trailing_metadata or ())
+    if isinstance(error, ServerBusy | QuotaExceeded) and error.retry_after is not None:
+        # The same as RetryInfo, for gRPC's own retries (proposal A6).
+        trailing.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))))
     try:
-        await context.abort(status.code, status.details, tuple(status.trailing_metadata or ()))
+        await context.abort(status.code, status.details, tuple(trailing))
     except grpc.aio.InternalError:  # the call is over already: its caller has left in this moment
         raise asyncio.CancelledError from None

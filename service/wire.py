@@ -1,8 +1,9 @@
 """Between the wire and us: protobuf messages in, our own types out, and back. No I/O.
 
-`parse` answers a request that can't be taken with every field that is wrong: what it holds and what is wanted.
+`parse` answers a request that can't be taken with the fields that are wrong: what each holds and what is wanted.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,13 @@ from service.errors import InvalidRequest, ModelNotFound, Violation
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_STOP_SEQUENCES = 5  # Vertex AI's own limit
+
+# LangChain takes 50 us for each message and 20 us for each part, and nobody else is served meanwhile.
+MAX_MESSAGES = 1000
+MAX_PARTS = 1000  # in all messages together
+
+# Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
+MAX_VIOLATIONS = 10
 
 # Fields that are in the contract but not served yet. A request that uses one is refused: nothing is dropped in silence.
 UNSERVED_FIELDS = ("tools", "tool_choice", "safety_settings", "labels")
@@ -52,15 +60,15 @@ def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_byt
     if not request.prompt and not request.messages:
         wanted = "is empty: the text to answer is wanted, here or as the last of `messages`"
         raise InvalidRequest([Violation("prompt", wanted)], reason="EMPTY_PROMPT")
-    violations = [
-        *_unserved(request),
-        *_wrong_messages(request),
-        *_wrong_config(request.config),
-        *_wrong_request_id(request.request_id),
-        *_wrong_delivery(request),
-        *_too_long(request, max_prompt_bytes),
-    ]
-    if violations:
+    found = itertools.chain(
+        _too_much(request, max_prompt_bytes),
+        _unserved(request),
+        _wrong_messages(request),
+        _wrong_config(request.config),
+        _wrong_request_id(request.request_id),
+        _wrong_delivery(request),
+    )
+    if violations := list(itertools.islice(found, MAX_VIOLATIONS)):
         raise InvalidRequest(violations)
     if request.model and request.model not in offered:
         raise ModelNotFound(
@@ -211,13 +219,18 @@ def _wrong_request_id(request_id: str) -> Iterable[Violation]:
         yield Violation("request_id", f"is {_quote(request_id)}: printable ASCII is wanted")
 
 
-def _too_long(request: pb.GenerateRequest, max_prompt_bytes: int) -> Iterable[Violation]:
+def _too_much(request: pb.GenerateRequest, max_prompt_bytes: int) -> Iterable[Violation]:
     size = request.ByteSize()
     if size > max_prompt_bytes:
         yield Violation(
             "prompt",
             f"the request has {size} bytes, history included: at most {max_prompt_bytes} are wanted",
         )
+    if len(request.messages) > MAX_MESSAGES:
+        yield Violation("messages", f"holds {len(request.messages)}: at most {MAX_MESSAGES} are wanted")
+    parts = sum(len(message.parts) for message in request.messages)
+    if parts > MAX_PARTS:
+        yield Violation("messages", f"hold {parts} parts in all: at most {MAX_PARTS} are wanted")
 
 
 def _role(number: int) -> str:

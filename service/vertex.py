@@ -151,6 +151,8 @@ class _Call:
     ) -> AsyncIterator[GenerateContentResponse]:
         async for response in call:
             self.responses += 1
+            if response is None:  # what grpc.aio makes of bytes that it can't deserialize
+                raise errors.UpstreamFault("The model answered with bytes that are no valid message")
             raw = GenerateContentResponse.pb(response)
             self._last = raw
             if raw.candidates:

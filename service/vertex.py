@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import grpc
@@ -22,12 +23,21 @@ from google.api_core.gapic_v1.routing_header import to_grpc_metadata
 from google.cloud.aiplatform_v1beta1.services.prediction_service.transports.grpc_asyncio import (
     PredictionServiceGrpcAsyncIOTransport,
 )
-from google.cloud.aiplatform_v1beta1.types import GenerateContentRequest, GenerateContentResponse
+from google.cloud.aiplatform_v1beta1.types import (
+    Candidate,
+    Content,
+    GenerateContentRequest,
+    GenerateContentResponse,
+    Part,
+)
 from google.protobuf import message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages.ai import UsageMetadata, subtract_usage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
+from langchain_google_vertexai.chat_models import _get_usage_metadata_gemini
 
 from service import errors
 from service.model import (
@@ -50,6 +60,14 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
 ]
+
+_COUNTS = (
+    "prompt_token_count",
+    "candidates_token_count",
+    "thoughts_token_count",
+    "cached_content_token_count",
+    "total_token_count",
+)
 
 _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type: ignore[no-untyped-call] # google.api_core has none
 
@@ -190,8 +208,42 @@ class _Call:
         )
 
 
+with warnings.catch_warnings():
+    # Deprecated in favour of ChatGoogleGenerativeAI; what this project stands on until that has taken its place.
+    warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
+
+    class _Chat(ChatVertexAI):
+        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and nothing else.
+
+        The library turns each chunk into dicts and back several times. The shortcut gives the same result (a property
+        test holds the two equal) for a fifth of the time; every other chunk goes the library's own way.
+        """
+
+        def _gemini_chunk_to_generation_chunk(
+            self, response_chunk: Any, prev_total_usage: UsageMetadata | None = None
+        ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
+            raw = GenerateContentResponse.pb(response_chunk)
+            text = _plain_text(raw)
+            if text is None:
+                return super()._gemini_chunk_to_generation_chunk(response_chunk, prev_total_usage)
+            total = _get_usage_metadata_gemini({name: getattr(raw.usage_metadata, name) for name in _COUNTS})
+            usage = subtract_usage(total, prev_total_usage) if total and prev_total_usage else total
+            metadata = dict(self._plain.message.response_metadata)
+            message = self._plain.message.model_copy(
+                update={"content": text, "usage_metadata": usage, "response_metadata": metadata}
+            )
+            info = dict(self._plain.generation_info or {})
+            return self._plain.model_copy(update={"message": message, "text": text, "generation_info": info}), total
+
+        @cached_property
+        def _plain(self) -> ChatGenerationChunk:
+            """What the library makes of a piece of text and nothing else."""
+            candidate = Candidate(content=Content(role="model", parts=[Part(text="x")]))
+            return super()._gemini_chunk_to_generation_chunk(GenerateContentResponse(candidates=[candidate]))[0]
+
+
 def _chat(name: str, project: str, location: str) -> ChatVertexAI:
-    return _Chat(
+    chat = _Chat(
         model=name,
         project=project,
         location=location,
@@ -199,14 +251,27 @@ def _chat(name: str, project: str, location: str) -> ChatVertexAI:
         n=1,
         cache=False,
     )
+    # LangChain describes the model to its tracers, for half a millisecond, once for each object; every request takes a
+    # copy. Asked for here, both are in all copies.
+    assert None not in (chat._serialized, chat._plain)  # noqa: SLF001 - that is how it is asked for
+    return chat
 
 
-with warnings.catch_warnings():
-    # Deprecated in favour of ChatGoogleGenerativeAI; what this project stands on until that has taken its place.
-    warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
-
-    class _Chat(ChatVertexAI):
-        """ChatVertexAI as it is. Its own class would warn anew at each copy, and every request takes one."""
+def _plain_text(raw: Any) -> str | None:
+    """The text of a chunk whose one candidate is one piece of text, and nothing else; None for any other."""
+    if len(raw.candidates) != 1 or raw.HasField("prompt_feedback"):
+        return None
+    fields = raw.candidates[0].ListFields()
+    if len(fields) != 1 or fields[0][0].name != "content":
+        return None
+    parts = fields[0][1].parts
+    if len(parts) != 1:
+        return None
+    fields = parts[0].ListFields()
+    if len(fields) != 1 or fields[0][0].name != "text":
+        return None
+    text: str = fields[0][1]
+    return text or None
 
 
 def _messages(prompt: Prompt) -> list[BaseMessage]:

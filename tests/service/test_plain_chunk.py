@@ -1,0 +1,120 @@
+"""The shortcut for plain chunks gives what the library gives, for every kind of chunk."""
+
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+from google.cloud.aiplatform_v1beta1.types import (
+    Blob,
+    Candidate,
+    Content,
+    FunctionCall,
+    GenerateContentResponse,
+    Part,
+    SafetyRating,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_google_vertexai import ChatVertexAI
+
+from service.vertex import _chat, _plain_text
+
+CHAT = _chat("gemini-2.5-flash", "project", "us-central1")
+
+counts = st.integers(0, 1000)
+usages = st.builds(
+    GenerateContentResponse.UsageMetadata,
+    prompt_token_count=counts,
+    candidates_token_count=counts,
+    thoughts_token_count=counts,
+    cached_content_token_count=counts,
+    total_token_count=counts,
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+parts = st.one_of(
+    st.builds(Part, text=texts),
+    st.builds(Part, text=texts, thought=st.booleans()),
+    st.builds(Part, text=texts, thought_signature=st.binary(max_size=4)),
+    st.builds(Part, function_call=st.builds(FunctionCall, name=st.just("f"), args=st.just({"a": 1}))),
+    st.builds(Part, inline_data=st.just(Blob(mime_type="image/png", data=b"x"))),
+)
+ratings = st.builds(
+    SafetyRating,
+    category=st.just("HARM_CATEGORY_HARASSMENT"),
+    probability=st.just("LOW"),
+    blocked=st.booleans(),
+)
+some_parts = st.one_of(st.builds(lambda text: [Part(text=text)], texts), st.lists(parts, max_size=3))
+candidates = st.builds(
+    lambda content, extra: Candidate(content=content, **extra),
+    st.builds(Content, role=st.sampled_from(["", "model"]), parts=some_parts),
+    st.one_of(
+        st.just({}),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "finish_reason": st.sampled_from(["STOP", "MAX_TOKENS", "SAFETY"]),
+                "finish_message": texts,
+                "safety_ratings": st.lists(ratings, max_size=2),
+                "avg_logprobs": st.floats(-5, 0),
+                "index": st.integers(0, 2),
+            },
+        ),
+    ),
+)
+chunks = st.builds(
+    lambda found, usage, extra: GenerateContentResponse(candidates=found, **extra, **usage),
+    st.lists(candidates, max_size=2),
+    st.one_of(st.just({}), st.builds(lambda usage: {"usage_metadata": usage}, usages)),
+    st.sampled_from([{}, {"prompt_feedback": {"block_reason": "SAFETY"}}, {"model_version": "gemini-2.5-flash-001"}]),
+)
+
+
+@given(chunk=chunks, before=chunks)
+def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        convert = ChatVertexAI._gemini_chunk_to_generation_chunk
+        _, usage = convert(CHAT, before, None)
+        for previous in (None, usage):
+            numbers = count()  # the library gives tool calls random ids
+            patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
+            theirs = convert(CHAT, chunk, previous)
+            numbers = count()
+            patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
+            ours = CHAT._gemini_chunk_to_generation_chunk(chunk, previous)
+            assert ours == theirs
+            assert ours[0].model_dump() == theirs[0].model_dump()
+
+
+def test_a_piece_of_text_takes_the_shortcut() -> None:
+    chunk = GenerateContentResponse(
+        candidates=[Candidate(content=Content(role="model", parts=[Part(text="hello")]))],
+        usage_metadata={"prompt_token_count": 1},
+        model_version="gemini-2.5-flash-001",
+        response_id="x",
+    )
+    assert _plain_text(GenerateContentResponse.pb(chunk)) == "hello"
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        GenerateContentResponse(),
+        GenerateContentResponse(prompt_feedback={"block_reason": "SAFETY"}),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]), finish_reason="STOP")]),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a", thought=True)]))]),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a"), Part(text="b")]))]),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="")]))]),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))] * 2),
+    ],
+)
+def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
+    assert _plain_text(GenerateContentResponse.pb(chunk)) is None
+
+
+def test_no_chunk_shares_what_another_could_change() -> None:
+    chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
+    first, second = (CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
+    assert first.message.response_metadata is not second.message.response_metadata
+    assert first.generation_info is not second.generation_info

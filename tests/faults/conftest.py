@@ -1,5 +1,6 @@
 """One server process, on a local Vertex in this process, for all the rows that fit it; others start their own."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -36,3 +37,11 @@ async def served(the_server: ServerChild, upstream: Emulator) -> ServerChild:
     del upstream  # only so that it is fresh
     return the_server
 
+
+@pytest.fixture
+async def budget(served: ServerChild, upstream: Emulator) -> None:
+    """Fill the server's retry budget: each success earns a tenth of what a failure costs."""
+    async with served.caller() as caller:
+        for _ in range(10):
+            await asyncio.gather(*(caller.ask("earn") for _ in range(10)))
+    upstream.reset()

@@ -1,6 +1,7 @@
 """The server in a process of its own, watched from outside: its log, its sockets, its memory, its tasks."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -63,10 +64,8 @@ class Child:
     def sockets(self) -> int:
         count = 0
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
-            try:
-                count += os.readlink(entry).startswith("socket:")
-            except FileNotFoundError:
-                pass  # closed in between
+            with contextlib.suppress(FileNotFoundError):  # closed in between
+                count += str(entry.readlink()).startswith("socket:")
         return count
 
     def memory(self) -> float:
@@ -106,8 +105,19 @@ class Caller:
     def start(self, prompt: str = "hi", *, timeout: float | None = None, **fields: Any) -> Any:
         return self.stub.Generate(pb.GenerateRequest(prompt=prompt, **fields), timeout=timeout)
 
-    async def ask(self, prompt: str = "hi", *, timeout: float | None = None, **fields: Any) -> list[pb.GenerateResponse]:
-        return [message async for message in self.start(prompt, timeout=timeout, **fields)]
+    async def ask(self, prompt: str = "hi", **fields: Any) -> list[pb.GenerateResponse]:
+        return [message async for message in self.start(prompt, **fields)]
+
+
+async def fate(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
+    """What came of a call that fails, and the error behind it."""
+    messages = []
+    try:
+        while (message := await call.read()) is not grpc.aio.EOF:
+            messages.append(message)
+    except grpc.aio.AioRpcError as error:
+        return messages, error
+    raise AssertionError(f"the call ended well: {messages}")
 
 
 @asynccontextmanager
@@ -159,5 +169,5 @@ async def ended(child: Child) -> AsyncIterator[None]:
 async def eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
     """Wait for something that can only be looked at, such as what the kernel says of a process."""
     async with asyncio.timeout(seconds):
-        while not true():
+        while not true():  # noqa: ASYNC110 - nobody tells when it changes
             await asyncio.sleep(0.01)

@@ -17,7 +17,8 @@ async def main(address: str, count: int) -> None:
         for call in calls:
             while not (await call.read()).text:
                 pass
-        print("reading", flush=True)
+        sys.stdout.write("reading\n")
+        sys.stdout.flush()
 
         async def read(call: Any) -> None:
             async for _ in call:

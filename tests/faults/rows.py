@@ -71,6 +71,88 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             for count in ("1,000", "10,000")
         ),
     ),
+    "Time runs out": (
+        Row(
+            "caller deadline",
+            "caller deadline 300 ms: upstream silent, silent after headers, silent in mid-stream, still streaming",
+            "DEADLINE_EXCEEDED / CALLER_DEADLINE; upstream saw no later deadline",
+            "from the call until the caller has it",
+            350,
+        ),
+        Row(
+            "caller deadline without a reason",
+            "the same",
+            "the same",
+            "calls of 10 whose own clock came before the typed status",
+            0,
+            "",
+        ),
+        Row(
+            "delay beyond the deadline",
+            "upstream asks for a longer delay than the deadline has room for",
+            "upstream's own code at once, here RESOURCE_EXHAUSTED / UPSTREAM_QUOTA",
+            "from the call until the caller has it",
+            100,
+        ),
+        Row(
+            "upstream silent",
+            "upstream goes silent (open but mute, or packets dropped)",
+            "DEADLINE_EXCEEDED / FIRST_CHUNK_TIMEOUT or IDLE_TIMEOUT",
+            "beyond the limit the caller gave",
+            1000,
+        ),
+    ),
+    "Upstream fails": (
+        *(
+            Row(
+                f"{code} from upstream",
+                f"{code}, before or after headers",
+                f"{gets}, upstream's plain reason; one attempt",
+                "from the call until the caller has it",
+                100,
+            )
+            for code, gets in (
+                ("INVALID_ARGUMENT", "INVALID_ARGUMENT / UPSTREAM_REJECTED"),
+                ("PERMISSION_DENIED", "FAILED_PRECONDITION / UPSTREAM_CREDENTIALS (`upstream_code` has the code)"),
+            )
+        ),
+        Row(
+            "away once",
+            "UNAVAILABLE or RESOURCE_EXHAUSTED once, before or after headers",
+            "the whole answer, nothing twice; `upstream_attempts` is 2",
+            "the whole call; the pause is random, at most 100 ms",
+            None,
+        ),
+        Row(
+            "error after k chunks",
+            "an error after k chunks",
+            "exactly k chunks, upstream's code and reason, the last sequence number; one attempt",
+            "the whole call",
+            None,
+        ),
+        Row("attempts in an outage", "an outage", "UNAVAILABLE", "attempts for each request", 1.1, ""),
+        Row(
+            "upstream reset",
+            "upstream's connection is reset in mid-stream",
+            "UNAVAILABLE / UPSTREAM_UNAVAILABLE with the last sequence number",
+            "from the last chunk (20 ms before the reset) until the caller has it",
+            100,
+        ),
+        Row(
+            "upstream killed",
+            "upstream is killed (SIGKILL)",
+            "the same",
+            "from the kill until the caller has it, ten streams",
+            100,
+        ),
+        Row(
+            "upstream back",
+            "upstream comes back",
+            "answers again",
+            "from its first line until the first answer",
+            5000,
+        ),
+    ),
 }
 
 ROWS = {row.key: row for rows in SECTIONS.values() for row in rows}

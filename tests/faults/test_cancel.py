@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -31,9 +32,7 @@ async def gc_off(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
 
 
 @pytest.fixture(params=["", " (garbage collection off)"], ids=["as_shipped", "gc_off"])
-async def setting(
-    request: pytest.FixtureRequest, served: ServerChild, gc_off: ServerChild
-) -> tuple[ServerChild, str]:
+async def setting(request: pytest.FixtureRequest, served: ServerChild, gc_off: ServerChild) -> tuple[ServerChild, str]:
     """A server, and what to add to a row's name: nothing of this may hang on the garbage collector."""
     return (gc_off if request.param else served), request.param
 
@@ -109,7 +108,7 @@ async def test_a_cancel_during_a_retry_wait_leaves_the_call_and_asks_no_more(
             # Each failure costs the retry budget a token, and a success earns a tenth of it back.
             await asyncio.gather(*(caller.ask("earn") for _ in range(10)))
             call = caller.start("fail", request_id=f"waiting-{turn}")
-            await upstream.wait_until(lambda upstream, turn=turn: len(failed(upstream)) == turn + 1)
+            await upstream.wait_until(partial(have_failed, turn + 1))
             await asyncio.sleep(0.02)  # for the server to have begun to wait; nothing outside tells when it has
             since = len(served.log)
             begin = time.monotonic()
@@ -120,6 +119,14 @@ async def test_a_cancel_during_a_retry_wait_leaves_the_call_and_asks_no_more(
         await asyncio.sleep(0.75)  # in which the last of them would have been asked again
     assert len(failed(upstream)) == TRIES
     record(f"cancel during a retry wait{suffix}", *milliseconds(seconds))
+
+
+def have_failed(count: int, upstream: Emulator) -> bool:
+    return len(failed(upstream)) == count
+
+
+def has_ended(call: Call, _: Emulator) -> bool:
+    return not call.open
 
 
 def failed(upstream: Emulator) -> list[Call]:
@@ -136,13 +143,13 @@ async def test_a_cancel_by_a_caller_that_does_not_read_ends_the_call_upstream(
         for _ in range(TRIES // 10):
             calls = {f"stall-{number}": caller.start(f"stall-{number}") for number in range(10)}
             await stalled(upstream, len(calls))
-            for record_ in upstream.open_calls:
+            for open_call in upstream.open_calls:
                 begin = time.monotonic()
-                calls[prompt(record_)].cancel()
-                await upstream.wait_until(lambda _, record_=record_: not record_.open)
-                assert record_.ended is not None
-                assert record_.by_caller
-                seconds.append(record_.ended - begin)
+                calls[prompt(open_call)].cancel()
+                await upstream.wait_until(partial(has_ended, open_call))
+                assert open_call.ended is not None
+                assert open_call.by_caller
+                seconds.append(open_call.ended - begin)
     assert len(seconds) == TRIES
     record(f"cancel without reading{suffix}", *milliseconds(seconds))
 
@@ -274,7 +281,7 @@ async def leave_nothing_behind(upstream: Emulator, served: ServerChild, cancels:
         tasks, sockets, memory = await served.tasks(), served.sockets(), served.memory()
         await leave(upstream, caller, cancels)
         async with asyncio.timeout(10):
-            while await served.tasks() > tasks:
+            while await served.tasks() > tasks:  # noqa: ASYNC110 - nobody tells when it changes
                 await asyncio.sleep(0.05)
         await eventually(lambda: served.sockets() <= sockets)
         record(f"{cancels:,} cancels", served.memory() - memory)

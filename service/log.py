@@ -3,6 +3,7 @@
 import logging
 import time
 from contextvars import ContextVar
+from typing import Any
 
 _logger = logging.getLogger("tokenwire")
 
@@ -11,14 +12,36 @@ _facts: ContextVar[dict[str, object]] = ContextVar("facts")
 
 def configure(level: str) -> None:
     """Write the log to standard error, a line an event, times in UTC."""
-    formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    # Only our own: other libraries' messages may hold what must not be logged.
-    _logger.addHandler(handler)
+    _logger.addHandler(_handler(_Formatter()))
     _logger.setLevel(level.upper())
     _logger.propagate = False
+    logging.getLogger().addHandler(
+        _handler(_Discreet("says something that is not shown, from %(pathname)s:%(lineno)d"))
+    )
+    logging.captureWarnings(capture=True)
+
+
+def _handler(formatter: logging.Formatter) -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    return handler
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, message: str = "%(message)s") -> None:
+        super().__init__(f"%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s {message}", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+
+
+class _Discreet(_Formatter):
+    """Tells that a library has spoken, not what: its messages and traces may hold what must not be logged."""
+
+    def formatException(self, ei: Any) -> str:
+        return f"{ei[0].__module__}.{ei[0].__qualname__}"
+
+    def formatStack(self, stack_info: str) -> str:
+        del stack_info
+        return ""
 
 
 def begin_call() -> None:

@@ -9,7 +9,7 @@
     |- ServerBusy              RESOURCE_EXHAUSTED   SERVER_BUSY
     |- QuotaExceeded           RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
     |- DeadlineExceeded        DEADLINE_EXCEEDED    CALLER_DEADLINE, SERVER_DEADLINE, FIRST_CHUNK_TIMEOUT,
-    |                                               IDLE_TIMEOUT, READER_STALLED
+    |                                               IDLE_TIMEOUT, READER_STALLED, REQUEST_STALLED
     |- InternalError           INTERNAL             INTERNAL
     `- UpstreamError
        |- UpstreamRejected     INVALID_ARGUMENT     UPSTREAM_REJECTED

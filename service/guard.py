@@ -1,6 +1,7 @@
 """The last line of defence: whatever a handler does, its call ends with exactly one typed status.
 
-Requests are parsed here too, so that bytes that are no valid protobuf get a clean status instead of the parser's text.
+Requests are received and parsed here too. gRPC would wait for ever for one that never comes, would never answer a
+caller that sends none, and would tell the parser's text to one whose bytes are no valid protobuf.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from grpc_status import rpc_status
 
 from service import log
 from service.errors import (
+    DeadlineExceeded,
     InternalError,
     InvalidRequest,
     QuotaExceeded,
@@ -25,6 +27,9 @@ from service.errors import (
 )
 
 _MOMENT_SECONDS = 0.05
+
+# Enough for the largest request on a slow line. Until then a call has no slot: it costs us a few KB.
+RECEIVE_SECONDS = 10.0
 
 Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
 
@@ -44,16 +49,22 @@ class Guard(grpc.aio.ServerInterceptor):
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         method = handler_call_details.method.rpartition("/")[2]
         wrapped = _guarded(getattr(handler, kind), handler.request_deserializer, method)
-        return handler._replace(**{kind: wrapped, "request_deserializer": None})  # type: ignore[no-any-return] # as above
+        # To gRPC the request is a stream as well: of one message, which is ours to read.
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+        return make(wrapped, response_serializer=handler.response_serializer)
 
 
 def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> Handler:
-    async def run(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+    async def run(_: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
         log.begin_call()
         begin = time.perf_counter()
         code = "CANCELLED"
         try:
-            outcome = await _outcome(behaviour, parse, data, context)
+            outcome = await _outcome(behaviour, parse, context)
             if isinstance(outcome, TokenwireError):
                 code = outcome.code.name
                 log.note(reason=outcome.reason)
@@ -69,12 +80,11 @@ def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> 
 async def _outcome(
     behaviour: Handler,
     parse: Callable[[bytes], Any],
-    data: bytes,
     context: "grpc.aio.ServicerContext[Any, Any]",
 ) -> Any:
     """The handler's answer, or the error that its caller is to get."""
     try:
-        return await behaviour(_parsed(data, parse), context)
+        return await behaviour(_parsed(await _received(context), parse), context)
     except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL, told only by its id
         if isinstance(error, grpc.aio.InternalError):
             # A write that meets a cancellation fails a moment before the cancellation itself gets here, and ends this.
@@ -91,6 +101,20 @@ def _cancelled() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
+
+
+async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    try:
+        async with asyncio.timeout(RECEIVE_SECONDS):
+            data: Any = await context.read()
+    except TimeoutError:
+        text = f"The request has not arrived within {RECEIVE_SECONDS:g} s"
+        raise DeadlineExceeded(text, reason="REQUEST_STALLED") from None
+    if data is grpc.aio.EOF:
+        # A caller that has left looks the same, until the cancellation gets here.
+        await asyncio.sleep(_MOMENT_SECONDS)
+        raise InvalidRequest([Violation("request", "is missing: one message is wanted")], reason="MALFORMED_REQUEST")
+    return bytes(data)
 
 
 def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:

@@ -5,53 +5,46 @@ silence until their deadline. So it is written here.
 """
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from google.rpc import error_details_pb2
 
 from service.errors import QuotaExceeded, ServerBusy
+from service.slots import Slots
+
+# How often the queue looks whether another worker has given a place back.
+_LOOK_SECONDS = 0.01
 
 
 class Admission:
-    """Slots for streams, in one process. Nothing here waits for upstream, and health checks never come by."""
+    """The door of one process. Nothing here waits for upstream, and health checks never come by."""
 
-    def __init__(self, *, slots: int, per_caller: int, queue: int, wait: float) -> None:
-        """`per_caller` 0 is no limit; at most `queue` callers wait for a slot, for at most `wait` seconds each."""
+    def __init__(self, slots: Slots, *, queue: int, wait: float) -> None:
+        """At most `queue` callers wait for a slot, for at most `wait` seconds each."""
         self._slots = slots
-        self._per_caller = per_caller
         self._queue_length = queue
         self._wait = wait
-        self._taken = 0
-        self._callers: Counter[str] = Counter()
         self._queue: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def taken(self) -> int:
-        """How many slots are taken."""
-        return self._taken
+        self._looking: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def slot(self, caller: str) -> AsyncIterator[float]:
         """Hold a slot for `caller`; gives the seconds that it had to wait. Raises ServerBusy or QuotaExceeded."""
-        if self._per_caller and self._callers[caller] >= self._per_caller:
+        if not self._slots.enter(caller):
             raise self._quota()
-        self._callers[caller] += 1
         try:
             waited = await self._take()
             try:
                 yield waited
             finally:
-                self._release()
+                self._give()
         finally:
-            self._callers[caller] -= 1
-            if not self._callers[caller]:
-                del self._callers[caller]
+            self._slots.leave(caller)
 
     async def _take(self) -> float:
-        if self._taken < self._slots:
-            self._taken += 1
+        if not self._queue and self._slots.take():
             return 0.0
         if len(self._queue) >= self._queue_length:
             raise self._busy()
@@ -59,12 +52,13 @@ class Admission:
         begin = loop.time()
         turn: asyncio.Future[None] = loop.create_future()
         self._queue.append(turn)
+        self._look_again()
         try:
             async with asyncio.timeout(self._wait):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._release()  # the slot came in the same moment
+                self._give()  # the slot came in the same moment
             elif turn in self._queue:
                 self._queue.remove(turn)
             if isinstance(error, TimeoutError):
@@ -72,28 +66,42 @@ class Admission:
             raise
         return loop.time() - begin
 
-    def _release(self) -> None:
-        """Hand the slot on to whoever has waited longest, or put it back."""
+    def _give(self) -> None:
+        self._slots.give()
+        self._serve_queue()
+
+    def _serve_queue(self) -> None:
+        """Let in whoever has waited longest, as far as there are places."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._taken -= 1
+            if self._queue[0].done():
+                self._queue.popleft()
+            elif self._slots.take():
+                self._queue.popleft().set_result(None)
+            else:
+                break
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._queue and self._slots.shared and self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._serve_queue)
 
     def _busy(self) -> ServerBusy:
         return ServerBusy(
-            f"All {self._slots} streams of this server are taken; ask again in a moment",
+            f"All {self._slots.slots} streams of this server are taken; ask again in a moment",
             retry_after=1.0,
-            metadata={"slots": str(self._slots)},
+            metadata={"slots": str(self._slots.slots)},
         )
 
     def _quota(self) -> QuotaExceeded:
+        most = self._slots.per_caller
         violation = error_details_pb2.QuotaFailure.Violation(
-            subject="peer address", description=f"at most {self._per_caller} streams at once for one caller"
+            subject="peer address", description=f"at most {most} streams at once for one caller"
         )
         return QuotaExceeded(
-            f"This caller has {self._per_caller} streams open, all that one caller may have; let one end first",
+            f"This caller has {most} streams open, all that one caller may have; let one end first",
             retry_after=1.0,
             details=[error_details_pb2.QuotaFailure(violations=[violation])],
         )

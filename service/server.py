@@ -14,6 +14,7 @@ from service.config import SettingError, Settings
 from service.guard import Guard
 from service.model import Model
 from service.servicer import Servicer
+from service.slots import Slots
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -23,11 +24,14 @@ _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 class Server:
     """Listens from `start` on; answers from `serve` on; `stop` lets running streams finish."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, slots: Slots | None = None) -> None:
+        """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
+        alone = slots is None
+        slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
         self._health = health.aio.HealthServicer()
-        self._servicer = Servicer(settings)
-        self._server = grpc.aio.server(interceptors=[Guard()], options=_options(settings))
+        self._servicer = Servicer(settings, slots)
+        self._server = grpc.aio.server(interceptors=[Guard()], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
@@ -69,10 +73,10 @@ class Server:
             await self._health.set(name, status)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:
     options = [
-        # Two servers on one port would share its calls without a word.
-        ("grpc.so_reuseport", 0),
+        # Workers share the port; two servers that don't know of each other would do so without a word.
+        ("grpc.so_reuseport", int(not alone)),
         # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
         ("grpc.max_receive_message_length", settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),

@@ -14,6 +14,7 @@ from service.config import Settings
 from service.errors import Draining, NotReady, NotServed, TokenwireError
 from service.model import Model
 from service.patience import Deadline, Patience
+from service.slots import Slots
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,14 +22,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Servicer(GenerationServiceServicer):
     """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, slots: Slots) -> None:
         self._settings = settings
-        self._admission = Admission(
-            slots=settings.slots,
-            per_caller=settings.slots_per_caller,
-            queue=settings.queue,
-            wait=settings.queue_timeout,
-        )
+        self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
         self._model: Model | None = None
         self._draining = False
 

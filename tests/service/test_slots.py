@@ -1,0 +1,84 @@
+"""Places counted over all worker processes."""
+
+import multiprocessing
+from multiprocessing.synchronize import Event
+
+from service.slots import Slots
+
+FORK = multiprocessing.get_context("fork")
+
+
+def test_places_are_counted() -> None:
+    slots = Slots(slots=2, per_caller=0)
+    assert slots.take()
+    assert slots.take()
+    assert not slots.take()
+    assert slots.taken == 2
+    slots.give()
+    assert slots.take()
+
+
+def test_one_caller_has_a_limit_and_others_theirs() -> None:
+    slots = Slots(slots=10, per_caller=1)
+    assert slots.enter("a")
+    assert not slots.enter("a")
+    assert slots.enter("b")
+    slots.leave("a")
+    assert slots.enter("a")
+
+
+def test_without_a_limit_callers_are_not_counted() -> None:
+    slots = Slots(slots=1, per_caller=0)
+    assert all(slots.enter("a") for _ in range(100))
+
+
+def hold(slots: Slots, worker: int, took: Event, leave: Event) -> None:
+    slots.join(worker)
+    assert slots.take()
+    assert slots.enter("a")
+    took.set()
+    leave.wait(30)
+
+
+def test_workers_see_each_others_places_and_a_dead_ones_are_given_back() -> None:
+    slots = Slots(slots=2, per_caller=2, workers=2)
+    slots.join(0)
+    took, leave = FORK.Event(), FORK.Event()
+    other = FORK.Process(target=hold, args=(slots, 1, took, leave))
+    other.start()
+    assert took.wait(30)
+    assert slots.taken == 1
+    assert slots.take()
+    assert not slots.take()
+    assert slots.enter("a")
+    assert not slots.enter("a")
+    other.kill()
+    other.join()
+    assert slots.taken == 2
+    slots.join(1)  # as its successor does
+    assert slots.taken == 1
+    assert slots.enter("a")
+
+
+def test_two_at_once_never_exceed_the_limit() -> None:
+    workers, limit = 4, 2
+    slots = Slots(slots=limit, per_caller=0, workers=workers)
+    held = FORK.Array("i", workers, lock=False)
+    crowding = [FORK.Process(target=take_and_hold, args=(slots, worker, held)) for worker in range(workers)]
+    for process in crowding:
+        process.start()
+    for process in crowding:
+        process.join(30)
+        assert process.exitcode == 0
+    assert sum(held) <= limit
+    assert slots.taken == sum(held)
+
+
+def take_and_hold(slots: Slots, worker: int, held: "list[int]") -> None:
+    slots.join(worker)
+    for _ in range(10_000):
+        if slots.take():
+            held[worker] += 1
+        if held[worker] and worker % 2:
+            slots.give()
+            held[worker] -= 1

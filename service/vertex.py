@@ -59,8 +59,8 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # A connection whose packets get lost is found out after 40 s, also while nobody calls; calls meanwhile end by their
-    # own limits. Google's clients ping as often (Bigtable's and Pub/Sub's), so its servers don't mind.
+    # A connection whose packets get lost is found out 40 s into a call; until then calls end by their own limits.
+    # Google's clients for Bigtable and Pub/Sub ping as often, so its servers don't mind.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),

@@ -1,17 +1,22 @@
 """The composition root: settings, then the model, then serve. The only place that picks a provider."""
 
 import asyncio
+import gc
 import importlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
 
-from service import log
+from service import log, workers
 from service.config import SettingError, Settings
+from service.model import Model
 from service.retry import Policy, Retrying
+from service.slots import Slots
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
 
@@ -25,56 +30,115 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") 
         _need_upstream(settings)
         log.configure(settings.log_level)
         _keep_tracing_off(settings)
-        asyncio.run(_serve(settings))
+        count = settings.workers or (workers.cores() if workers.possible() else 1)
+        return _alone(settings) if count == 1 else _together(settings, count)
     except SettingError as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
-        return EXIT_SETTING
     except ModuleNotFoundError as error:
         text = f"{prog}: {error.name} is not installed; the server needs: pip install 'tokenwire[server]'"
         print(text, file=sys.stderr)  # noqa: T201 - as above
-        return EXIT_SETTING
+    return EXIT_SETTING
+
+
+def _alone(settings: Settings) -> int:
+    """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
+    from service import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
+
+    @asynccontextmanager
+    async def open_model() -> AsyncIterator[Model]:
+        await asyncio.to_thread(importlib.import_module, "service.vertex")
+        async with _model(settings) as model:
+            yield model
+
+    tell = _Tell(settings)
+    asyncio.run(process.serve(settings, open_model, listening=tell.listening, ready=tell.ready))
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    from service.server import Server  # noqa: PLC0415 - of an extra; `main` says so where it is missing
+def _together(settings: Settings, count: int) -> int:
+    """Several processes on one port, forked from this one, which has imported the model for all of them."""
+    from service import process  # noqa: PLC0415 - as above
 
-    begin = time.perf_counter()
-    server = Server(settings)
-    port = await server.start()
-    log.say("listening on %s:%d; importing ChatVertexAI, which takes seconds", settings.host, port)
-    model = await _load(settings)
-    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
-    await server.serve(Retrying(model, policy))
-    offered = ", ".join(settings.offered)
-    log.say("ready after %.1f s: %s from %s", time.perf_counter() - begin, offered, settings.upstream)
+    try:
+        reserved = workers.reserve(settings.host, settings.port)
+    except OSError as error:
+        raise SettingError(
+            f"cannot listen on {settings.address}: {error.strerror}. Set TOKENWIRE_HOST or TOKENWIRE_PORT"
+        ) from error
+    settings = replace(settings, port=reserved.getsockname()[1])
+    slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
+    tell = _Tell(settings)
+    all_ready, one_ready = os.pipe()
 
-    first, second = asyncio.Event(), asyncio.Event()
+    def greet() -> int:
+        os.close(one_ready)
+        # A byte from each worker; fewer come if they end before.
+        wait = partial(asyncio.to_thread, _read, all_ready, count)
+        if len(asyncio.run(process.greet(settings, wait, tell.listening))) == count:
+            tell.ready()
+        return 0
 
-    def on_signal() -> None:
-        (second if first.is_set() else first).set()
+    def work(worker: int) -> int:
+        slots.join(worker)
+        ready = partial(_write, one_ready)
+        try:
+            asyncio.run(process.serve(settings, partial(_model, settings), slots=slots, ready=ready))
+        except SettingError as error:
+            log.say("worker %d: %s", worker, error)
+            return EXIT_SETTING
+        return 0
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
-    await first.wait()
-    drained = asyncio.ensure_future(server.stop(settings.grace))
-    hurried = asyncio.ensure_future(second.wait())
-    await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
-    if hurried.done():
-        await server.stop(0)
-    hurried.cancel()
-    await drained
-    await model.close()
-    log.say("stopped")
+    workers.fork(greet)
+    os.close(all_ready)
+    importlib.import_module("service.vertex")
+    # What the workers share stays shared only as long as nobody writes to it, and the collector would.
+    gc.collect()
+    gc.freeze()
+    return workers.Workers(work, fatal=EXIT_SETTING).run(count)
 
 
-async def _load(settings: Settings) -> Any:
-    # In a thread, so that health checks are answered meanwhile; the channel then belongs to this event loop.
-    vertex = await asyncio.to_thread(importlib.import_module, "service.vertex")
-    where = {"names": settings.offered, "project": settings.project, "location": settings.location}
+@asynccontextmanager
+async def _model(settings: Settings) -> AsyncIterator[Model]:
+    """Vertex AI, or the local one, with retries. Its channel belongs to the running event loop."""
+    from service.vertex import VertexModel  # noqa: PLC0415 - seconds of import
+
+    names, project, location = settings.offered, settings.project, settings.location
     if settings.emulator:
-        return vertex.VertexModel.local(settings.emulator, **where)
-    return vertex.VertexModel.google(**where)
+        model = VertexModel.local(settings.emulator, names=names, project=project, location=location)
+    else:
+        model = VertexModel.google(names=names, project=project, location=location)
+    try:
+        yield Retrying(model, Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model))
+    finally:
+        await model.close()
+
+
+class _Tell:
+    """What the server's owner reads while it starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._begin = time.perf_counter()
+
+    def listening(self, port: int) -> None:
+        log.say("listening on %s:%d; importing ChatVertexAI, which takes seconds", self._settings.host, port)
+
+    def ready(self) -> None:
+        seconds = time.perf_counter() - self._begin
+        log.say("ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream)
+
+
+def _read(pipe: int, count: int) -> bytes:
+    """Up to `count` bytes; fewer if the other end is closed before."""
+    got = b""
+    while len(got) < count and (more := os.read(pipe, count - len(got))):
+        got += more
+    return got
+
+
+def _write(pipe: int) -> None:
+    with suppress(BrokenPipeError):  # a worker that replaces another has no greeter to tell
+        os.write(pipe, b".")
 
 
 def _need_upstream(settings: Settings) -> None:

@@ -148,6 +148,12 @@ class Settings:
         seconds(0.1, 3600),
         "seconds after which a caller that does not read is given up",
     )
+    workers: int = setting(
+        0,
+        "TOKENWIRE_WORKERS",
+        whole(0, 256),
+        "processes that share the port; 0 is one for each core (on Linux, else one)",
+    )
     slots: int = setting(500, "TOKENWIRE_SLOTS", whole(1, 100_000), "streams at once; more wait in the queue")
     slots_per_caller: int = setting(
         0,

@@ -18,6 +18,7 @@ from service.slots import Slots
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
+_MOMENT_SECONDS = 0.1
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 
@@ -67,6 +68,10 @@ class Server:
         if grace:
             await asyncio.sleep(self._settings.drain_delay)
         await self._server.stop(grace)
+
+    async def leave(self) -> None:
+        """Let go of the port; what is being answered has a moment to finish."""
+        await self._server.stop(_MOMENT_SECONDS)
 
     async def _say(self, status: Any) -> None:
         for name in ("", SERVICE):

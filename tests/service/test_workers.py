@@ -1,0 +1,177 @@
+"""Several processes on one port, as users run them."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
+
+from service import workers
+from tests.conftest import ServerProcess, StartProcess, failure
+from tests.service.test_main import health
+from vertex_emulator import Emulator
+from vertex_emulator.script import answer, silence, wait_for
+
+pytestmark = pytest.mark.skipif(not workers.possible(), reason="workers are forked, which is for Linux")
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@pytest.fixture
+async def channels() -> AsyncIterator[Any]:
+    """`await channels(server)`: a connection of its own each time, so that the kernel may give it to any worker."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(server: ServerProcess) -> grpc.aio.Channel:
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            return await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=options))
+
+        yield connect
+
+
+def children(server: ServerProcess) -> set[int]:
+    pid = server.process.pid
+    return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+async def stream(channel: grpc.aio.Channel) -> Any:
+    """A stream that has said its first piece."""
+    call: Any = GenerationServiceStub(channel).Generate(pb.GenerateRequest(prompt="hi"))
+    assert (await call.read()).HasField("started")
+    assert (await call.read()).text == "one"
+    return call
+
+
+async def test_health_tells_the_truth_from_the_first_second_and_a_dead_worker_is_replaced(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one", wait_for("two"), "two"))
+    server = await start_process("--workers", "2")
+    assert await health(await channels(server)) == NOT_SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await GenerationServiceStub(await channels(server)).Generate(pb.GenerateRequest(prompt="hi")).read()
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
+    await server.said("ready after")
+    while len(children(server)) != 2:  # noqa: ASYNC110 - the greeter says nothing when it goes
+        await asyncio.sleep(0.01)
+    before = children(server)
+
+    # The kernel spreads connections over the workers; with twenty, each has some but once in half a million.
+    streams = [await stream(await channels(server)) for _ in range(20)]
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    await server.said("starting another")
+    emulator.open_gate("two")
+    ends = [await end(call) for call in streams]
+    assert set(ends) == {"completed", "UNAVAILABLE"}
+
+    while len(children(server)) != 2:  # noqa: ASYNC110 - a worker says nothing when it is ready
+        await asyncio.sleep(0.01)
+    (successor,) = children(server) - before
+    assert victim != successor
+    assert await eventually_serving(channels, server)
+    answered = [await end(await stream(await channels(server))) for _ in range(20)]
+    assert set(answered) == {"completed"}
+
+
+async def end(call: Any) -> str:
+    try:
+        while True:
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                return "nothing"
+            if message.HasField("completed"):
+                return "completed"
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+
+
+async def eventually_serving(channels: Any, server: ServerProcess) -> bool:
+    """Whether both workers answer by now: many connections in a row do."""
+    async with asyncio.timeout(30):
+        in_a_row = 0
+        while in_a_row < 20:
+            in_a_row = in_a_row + 1 if await health(await channels(server)) == SERVING else 0
+    return True
+
+
+async def test_sigterm_drains_all_workers(emulator: Emulator, start_process: StartProcess, channels: Any) -> None:
+    emulator.script.play(default=answer("one", wait_for("two"), "two"))
+    server = await start_process("--workers", "2")
+    await server.said("ready after")
+    streams = [await stream(await channels(server)) for _ in range(20)]
+    server.signal(signal.SIGTERM)
+    async with asyncio.timeout(30):
+        while sum("draining" in line for line in server.log) < 2:
+            async with server.more:
+                await server.more.wait()
+    emulator.open_gate("two")
+    assert {await end(call) for call in streams} == {"completed"}
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+    assert not emulator.open_calls
+
+
+async def test_a_second_signal_ends_all_workers_at_once(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one", silence()))
+    server = await start_process("--workers", "2", "--grace", "3600")
+    await server.said("ready after")
+    streams = [await stream(await channels(server)) for _ in range(4)]
+    server.signal(signal.SIGTERM)
+    await server.said("draining")
+    server.signal(signal.SIGTERM)
+    assert {await end(call) for call in streams} == {"UNAVAILABLE"}
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+
+
+async def test_workers_drain_when_their_parent_is_killed(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one", wait_for("two"), "two"))
+    server = await start_process("--workers", "2")
+    await server.said("ready after")
+    call = await stream(await channels(server))
+    server.signal(signal.SIGKILL)
+    await server.said("draining")
+    emulator.open_gate("two")
+    assert await end(call) == "completed"
+
+
+async def test_slots_are_those_of_the_server_not_of_each_worker(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one", silence()))
+    server = await start_process("--workers", "2", "--slots", "6", "--queue", "0")
+    await server.said("ready after")
+    for _ in range(6):
+        await stream(await channels(server))
+    for _ in range(20):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream(await channels(server))
+        assert failure(caught.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")
+    assert len(emulator.calls) == 6
+
+
+def test_a_port_that_is_taken_is_not_shared() -> None:
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        with pytest.raises(OSError, match="in use"):
+            workers.reserve("127.0.0.1", stranger.getsockname()[1])
+
+
+def test_a_free_port_is_held() -> None:
+    with workers.reserve("127.0.0.1", 0) as held, pytest.raises(OSError, match="in use"), socket.socket() as stranger:
+        stranger.bind(held.getsockname())

@@ -38,6 +38,7 @@ from langchain_core.messages.ai import UsageMetadata, subtract_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 from langchain_google_vertexai.chat_models import _get_usage_metadata_gemini
+from langsmith.utils import tracing_is_enabled
 
 from service import errors
 from service.model import (
@@ -124,8 +125,7 @@ class VertexModel:
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        answer = chat.astream(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
-        chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
+        chunks = chat.pieces(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
         started = False
         try:
             async with aclosing(chunks):
@@ -243,6 +243,23 @@ with warnings.catch_warnings():
             info = dict(self._plain.generation_info or {})
             return self._plain.model_copy(update={"message": message, "text": text, "generation_info": info}), total
 
+        async def pieces(self, messages: list[BaseMessage], **options: Any) -> AsyncGenerator[AIMessageChunk, None]:
+            """What `astream` gives, in bounded memory.
+
+            `astream` keeps 2 KB and more of every chunk and merges them all in the end, for whoever traces; a long
+            answer to a slow reader would grow in this process. So it is taken only where somebody does trace.
+            """
+            if tracing_is_enabled():
+                kept = cast("AsyncGenerator[AIMessageChunk, None]", self.astream(messages, **options))
+                async with aclosing(kept):
+                    async for chunk in kept:
+                        yield chunk
+                return
+            made = cast("AsyncGenerator[ChatGenerationChunk, None]", self._astream(messages, **options))
+            async with aclosing(made):
+                async for generation in made:
+                    yield cast("AIMessageChunk", generation.message)
+
         @cached_property
         def _plain(self) -> ChatGenerationChunk:
             """What the library makes of a piece of text and nothing else."""
@@ -250,7 +267,7 @@ with warnings.catch_warnings():
             return super()._gemini_chunk_to_generation_chunk(GenerateContentResponse(candidates=[candidate]))[0]
 
 
-def _chat(name: str, project: str, location: str) -> ChatVertexAI:
+def _chat(name: str, project: str, location: str) -> _Chat:
     chat = _Chat(
         model=name,
         project=project,

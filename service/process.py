@@ -54,8 +54,10 @@ async def _drain_on_signal(server: Server, grace: float) -> None:
     def on_signal() -> None:
         (second if first.is_set() else first).set()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, first.set)  # the terminal, or the parent of this worker, is gone
     await first.wait()
     drained = asyncio.ensure_future(server.stop(grace))
     hurried = asyncio.ensure_future(second.wait())

@@ -74,9 +74,10 @@ def fork(run: Callable[[], int]) -> int:
 
 def _end_with(parent: int) -> None:
     """Have this process drain when its parent dies, however that happens."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Not SIGTERM: the kernel sends it once for each thread that the parent had, and a second SIGTERM means hurry.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGHUP)
     if os.getppid() != parent:  # it died before that
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
 
 
 class Workers:

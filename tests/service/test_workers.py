@@ -145,7 +145,7 @@ async def test_workers_drain_when_their_parent_is_killed(
     server.signal(signal.SIGKILL)
     await server.said("draining")
     emulator.open_gate("two")
-    assert await end(call) == "completed"
+    assert await end(call) == "completed", "\n".join(server.log)
 
 
 async def test_slots_are_those_of_the_server_not_of_each_worker(

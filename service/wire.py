@@ -60,8 +60,9 @@ def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_byt
     if not request.prompt and not request.messages:
         wanted = "is empty: the text to answer is wanted, here or as the last of `messages`"
         raise InvalidRequest([Violation("prompt", wanted)], reason="EMPTY_PROMPT")
+    if violations := list(_too_much(request, max_prompt_bytes)):
+        raise InvalidRequest(violations)  # before anything looks at each of its pieces
     found = itertools.chain(
-        _too_much(request, max_prompt_bytes),
         _unserved(request),
         _wrong_messages(request),
         _wrong_config(request.config),
@@ -228,8 +229,7 @@ def _too_much(request: pb.GenerateRequest, max_prompt_bytes: int) -> Iterable[Vi
         )
     if len(request.messages) > MAX_MESSAGES:
         yield Violation("messages", f"holds {len(request.messages)}: at most {MAX_MESSAGES} are wanted")
-    parts = sum(len(message.parts) for message in request.messages)
-    if parts > MAX_PARTS:
+    elif (parts := sum(len(message.parts) for message in request.messages)) > MAX_PARTS:
         yield Violation("messages", f"hold {parts} parts in all: at most {MAX_PARTS} are wanted")
 
 

@@ -9,6 +9,7 @@ from tests.faults.processes import ServerChild, server
 from vertex_emulator.emulator import Emulator
 
 LAUNCHER = ("tests.faults.launcher",)
+SLOTS = 20
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +46,17 @@ async def budget(served: ServerChild, upstream: Emulator) -> None:
         for _ in range(10):
             await asyncio.gather(*(caller.ask("earn") for _ in range(10)))
     upstream.reset()
+
+
+@pytest.fixture(scope="session")
+async def the_limited_server(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+    flags = ("--slots", str(SLOTS), "--queue", "0", "--write-timeout", "1")
+    async with server(the_upstream.address, *flags) as running:
+        yield running
+
+
+@pytest.fixture
+async def limited(the_limited_server: ServerChild, upstream: Emulator) -> ServerChild:
+    """A server of 20 streams without a queue, which gives readers 1 s."""
+    del upstream  # only so that it is fresh
+    return the_limited_server

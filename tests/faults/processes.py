@@ -18,6 +18,8 @@ from grpc_health.v1 import health_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
+from vertex_emulator.emulator import Emulator
+
 MEGABYTE = 1024 * 1024
 
 # Small windows: a caller that doesn't read is felt after 64 KB instead of megabytes.
@@ -32,6 +34,7 @@ class Child:
         self.log: list[tuple[float, str]] = []
         """Its lines so far, each with the moment it came on `time.monotonic()`."""
         self._more = asyncio.Event()
+        self._silent = False
 
     @property
     def pid(self) -> int:
@@ -49,6 +52,8 @@ class Child:
         async for line in self.process.stderr:
             self.log.append((time.monotonic(), line.decode().rstrip()))
             self._more.set()
+        self._silent = True
+        self._more.set()
 
     async def said(self, words: str, *, since: int = 0) -> tuple[float, str]:
         """The first line, from the `since`th on, that holds these words; waits for it."""
@@ -58,6 +63,7 @@ class Child:
                     if words in line:
                         return moment, line
                     since += 1
+                assert not self._silent, f"it has ended without saying {words!r}:\n{self.words}"
                 self._more.clear()
                 await self._more.wait()
 
@@ -107,6 +113,12 @@ class Caller:
 
     async def ask(self, prompt: str = "hi", **fields: Any) -> list[pb.GenerateResponse]:
         return [message async for message in self.start(prompt, **fields)]
+
+
+async def pieces(call: Any, count: int) -> None:
+    """Read until so many pieces of text have come."""
+    while count:
+        count -= bool((await call.read()).text)
 
 
 async def fate(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
@@ -171,3 +183,15 @@ async def eventually(true: Callable[[], bool], *, seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - nobody tells when it changes
             await asyncio.sleep(0.01)
+
+
+async def stalled(upstream: Emulator, count: int) -> None:
+    """Wait until so many calls are open and none of them gets on: everybody's buffers are full."""
+    await upstream.wait_until(lambda upstream: len(upstream.open_calls) == count)
+    before, still = -1, 0
+    async with asyncio.timeout(30):
+        while still < 5:
+            await asyncio.sleep(0.02)
+            now = sum(call.pieces_sent for call in upstream.open_calls)
+            still = still + 1 if now == before and now else 0
+            before = now

@@ -153,6 +153,92 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             5000,
         ),
     ),
+    "Readers are slow": (
+        Row(
+            "stalled readers: memory",
+            "100 stalled readers on a fast upstream",
+            "what it has not read yet, once it reads",
+            "growth of the server's memory for each",
+            0.5,
+            "MB",
+        ),
+        Row(
+            "stalled readers: others' gaps",
+            "the same",
+            "others: their chunks as ever",
+            "p99 of the gaps between chunks, against the same without stalled readers",
+            1.2,
+            "x",
+        ),
+        Row(
+            "coalesce",
+            "a slow reader with `coalesce`",
+            "the same text in fewer, bigger chunks",
+            "chunks sent for each of upstream's",
+            1,
+            "",
+        ),
+        Row(
+            "reader stalled",
+            "a reader that stalls longer than the write timeout (1 s)",
+            "DEADLINE_EXCEEDED / READER_STALLED behind what had been sent",
+            "beyond the write timeout, until upstream's call has ended",
+            150,
+        ),
+    ),
+    "Too many callers": (
+        Row(
+            "overload: refusals",
+            "3 x overload",
+            "those beyond: RESOURCE_EXHAUSTED / SERVER_BUSY, RetryInfo and `grpc-retry-pushback-ms`, before upstream",
+            "from the call until the caller has it",
+            20,
+        ),
+        Row(
+            "overload: gaps",
+            "the same",
+            "those within: their chunks as ever",
+            "p99 of the gaps between chunks, against the same without overload",
+            1.5,
+            "x",
+        ),
+        Row("overload: health", "the same", "SERVING", "health checks that failed", 0, ""),
+        Row(
+            "2,500 calls",
+            "2,500 calls at once on 20 slots",
+            "the answer, or RESOURCE_EXHAUSTED / SERVER_BUSY",
+            "calls with another ending",
+            0,
+            "",
+        ),
+    ),
+    "The server goes": (
+        Row(
+            "SIGTERM: health",
+            "SIGTERM under load",
+            "NOT_SERVING from the health service",
+            "from the signal until a watcher has it",
+            100,
+        ),
+        Row("SIGTERM: streams", "the same", "running streams: their whole answer", "streams that failed", 0, ""),
+        Row(
+            "SIGTERM: late calls",
+            "the same",
+            "new calls: UNAVAILABLE / DRAINING",
+            "calls with another ending",
+            0,
+            "",
+        ),
+    ),
+    "We are wrong": (
+        Row(
+            "bug in any layer",
+            "a bug raising in any layer, or a stray CancelledError",
+            "INTERNAL / INTERNAL with an id that is in the log, and nothing else",
+            "from the call until the caller has it",
+            100,
+        ),
+    ),
 }
 
 ROWS = {row.key: row for rows in SECTIONS.values() for row in rows}

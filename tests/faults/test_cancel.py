@@ -15,7 +15,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
 from tests.faults.conftest import LAUNCHER
-from tests.faults.processes import NARROW, Caller, ServerChild, eventually, server
+from tests.faults.processes import NARROW, Caller, ServerChild, eventually, pieces, server, stalled
 from tests.faults.recorder import milliseconds, record
 from vertex_emulator import prediction_pb2
 from vertex_emulator.calls import Call
@@ -43,12 +43,6 @@ Setting = tuple[ServerChild, str]
 def prompt(call: Call) -> str:
     assert isinstance(call.request, prediction_pb2.GenerateContentRequest)
     return call.request.contents[-1].parts[0].text
-
-
-async def pieces(call: Any, count: int) -> None:
-    """Read until so many pieces of text have come."""
-    while count:
-        count -= bool((await call.read()).text)
 
 
 async def cancel(call: Any, upstream: Emulator) -> float:
@@ -152,18 +146,6 @@ async def test_a_cancel_by_a_caller_that_does_not_read_ends_the_call_upstream(
                 seconds.append(open_call.ended - begin)
     assert len(seconds) == TRIES
     record(f"cancel without reading{suffix}", *milliseconds(seconds))
-
-
-async def stalled(upstream: Emulator, count: int) -> None:
-    """Wait until so many calls are open and none of them gets on: everybody's buffers are full."""
-    await upstream.wait_until(lambda upstream: len(upstream.open_calls) == count)
-    before, still = -1, 0
-    async with asyncio.timeout(30):
-        while still < 5:
-            await asyncio.sleep(0.02)
-            now = sum(call.pieces_sent for call in upstream.open_calls)
-            still = still + 1 if now == before and now else 0
-            before = now
 
 
 async def test_a_cancel_that_meets_a_write_is_a_quiet_cancellation(upstream: Emulator, served: ServerChild) -> None:

@@ -149,7 +149,7 @@ async def server_process(emulator: Emulator, *flags: str) -> AsyncIterator[Serve
     async def read(stream: asyncio.StreamReader) -> None:
         async for line in stream:
             async with more:
-                lines.append(line.decode().rstrip())
+                lines.append(line.decode(errors="backslashreplace").rstrip())
                 more.notify_all()
             if found := re.search(r"listening on (\S+:\d+)", lines[-1]):
                 address.set_result(found[1])

@@ -6,6 +6,7 @@ Only what the attacks need (RFC 9113 and, for header blocks, the literal fields 
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -114,12 +115,15 @@ class Connection:
                 return payload
         return None
 
-    def until_closed(self) -> bytes:
-        """Everything that still comes."""
-        data = self._unread
-        while more := self._receive():
-            data += more
-        return data
+    def hang_up(self) -> None:
+        """Say that nothing more comes; what has been sent is still read, as it would not be after a reset."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def until_closed(self) -> None:
+        """Read whatever still comes."""
+        while self._receive():
+            pass
 
     def _exactly(self, size: int) -> bytes | None:
         while len(self._unread) < size:

@@ -15,7 +15,9 @@ import statistics
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -410,10 +412,21 @@ async def test_a_connection_that_says_nothing_is_let_go(attack: Attack, server: 
 
 
 def _flood(address: str, *pieces: bytes) -> None:
-    """Send it all, reading nothing; it is fine to be thrown out. Then hang up."""
-    with Connection(address) as connection:
+    """Send it all; it is fine to be thrown out meanwhile."""
+    with Connection(address) as connection, ThreadPoolExecutor(1) as reader:
+        connection.hello()
+        closed = reader.submit(connection.until_closed)
+        connection.send_until_refused(*pieces)
+        connection.hang_up()
+        closed.result()
+
+
+def _flood_unread(address: str, *pieces: bytes) -> None:
+    """The same without ever reading what comes back: the server may stop reading, too."""
+    with Connection(address, patience=3) as connection, suppress(TimeoutError):
         connection.hello()
         connection.send_until_refused(*pieces)
+        time.sleep(1)
 
 
 def _resets(first: int, count: int, request: bytes) -> bytes:
@@ -460,6 +473,14 @@ async def test_a_flood_of_frames_harms_nobody_else(attack: Attack, server: Serve
         await asyncio.to_thread(_flood, server.address, *FLOODS[name])
 
 
+@pytest.mark.parametrize("name", ["100,000 settings", "100,000 pings", "4,000 rapid resets"])
+async def test_a_flood_whose_answers_are_not_read_harms_nobody_else(
+    attack: Attack, server: ServerProcess, name: str
+) -> None:
+    async with attack(f"{name}, answers unread"):
+        await asyncio.to_thread(_flood_unread, server.address, *FLOODS[name] * 5)
+
+
 async def test_200_readers_with_closed_windows_harm_nobody_else(
     attack: Attack, server: ServerProcess, vertex: Emulator
 ) -> None:
@@ -468,8 +489,13 @@ async def test_200_readers_with_closed_windows_harm_nobody_else(
     async with attack("200 readers with closed windows"):
         with Connection(server.address) as connection:
             connection.hello((http2.INITIAL_WINDOW_SIZE, 0))
-            connection.send(b"".join(_call(stream, body=body) for stream in range(1, 400, 2)))
-            await vertex.wait_until(lambda emulator: len(emulator.open_calls) >= 200, timeout=30)
+            for number in range(1, 201):  # one by one: it is not a burst that is to be seen
+                connection.send(_call(2 * number - 1, body=body))
+                await vertex.wait_until(partial(_stalled, number), timeout=30)
+
+
+def _stalled(number: int, emulator: Emulator) -> bool:
+    return sum(call.request is not None and "endless" in str(call.request) for call in emulator.open_calls) >= number
 
 
 def _random_frames(seed: int) -> Iterator[bytes]:

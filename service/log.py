@@ -1,8 +1,10 @@
 """The log: one line for each call, and never a prompt, an answer or a credential."""
 
 import logging
+import sys
 import time
 from contextvars import ContextVar
+from types import TracebackType
 from typing import Any
 
 _logger = logging.getLogger("tokenwire")
@@ -19,6 +21,7 @@ def configure(level: str) -> None:
         _handler(_Discreet("says something that is not shown, from %(pathname)s:%(lineno)d"))
     )
     logging.captureWarnings(capture=True)
+    sys.unraisablehook = _ignored
 
 
 def _handler(formatter: logging.Formatter) -> logging.Handler:
@@ -37,7 +40,7 @@ class _Discreet(_Formatter):
     """Tells that a library has spoken, not what: its messages and traces may hold what must not be logged."""
 
     def formatException(self, ei: Any) -> str:
-        return f"{ei[0].__module__}.{ei[0].__qualname__}"
+        return _kind(ei[0])
 
     def formatStack(self, stack_info: str) -> str:
         del stack_info
@@ -62,13 +65,24 @@ def end_call(method: str, code: str, seconds: float) -> None:
 
 def bug(error: BaseException, error_id: str) -> None:
     """Write where a bug is. Not its message: that may hold what the caller or the model said."""
+    _logger.error("bug id=%s error=%s at=%s", error_id, _kind(type(error)), _places(error.__traceback__))
+
+
+def _ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Write where an error was that nobody could catch, such as one in a finalizer; Python would write its message."""
+    _logger.warning("ignored error=%s at=%s", _kind(unraisable.exc_type), _places(unraisable.exc_traceback))
+
+
+def _kind(error: type[BaseException]) -> str:
+    return f"{error.__module__}.{error.__qualname__}"
+
+
+def _places(trace: TracebackType | None) -> str:
     places = []
-    frame = error.__traceback__
-    while frame is not None:
-        places.append(f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}")
-        frame = frame.tb_next
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    _logger.error("bug id=%s error=%s at=%s", error_id, kind, " > ".join(places))
+    while trace is not None:
+        places.append(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " > ".join(places)
 
 
 def say(text: str, *arguments: object) -> None:

@@ -230,10 +230,10 @@ class Settings:
 
     @property
     def upstream(self) -> str:
-        """Where the models are, for people."""
+        """Where the models are, for the log; whose project pays is nobody else's business."""
         if self.emulator:
             return f"the local Vertex at {self.emulator}"
-        return f"Vertex AI, project {self.project}, {self.location}"
+        return f"Vertex AI in {self.location}"
 
     @property
     def address(self) -> str:

@@ -103,6 +103,13 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ),
     ),
     "Upstream fails": (
+        Row(
+            "upstream mute for good",
+            "the connection to upstream swallows everything, and the caller sets no limit",
+            "UNAVAILABLE / UPSTREAM_UNAVAILABLE; the next call gets its answer",
+            "until the server's pings have found out",
+            45_000,
+        ),
         *(
             Row(
                 f"{code} from upstream",
@@ -238,6 +245,17 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "from the call until the caller has it",
             100,
         ),
+    ),
+    "Everything at once": (
+        Row(
+            "soak",
+            "five minutes of random scripts, cancels, deadlines and slow readers: tasks and sockets at baseline",
+            "what promises 1 and 2 say, each time",
+            "growth of the server's memory",
+            10,
+            "MB",
+        ),
+        Row("soak: calls", "the same", "the same", "calls", None, ""),
     ),
 }
 

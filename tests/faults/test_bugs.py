@@ -1,0 +1,162 @@
+"""A bug in any layer ends one call as INTERNAL with an id, and shows nothing else to anybody."""
+
+import asyncio
+import io
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+
+from service import admission, coalesce, log, patience, retry, servicer, wire
+from service.model import FakeModel, Started, Text
+from tests.conftest import Serve, detail, failure
+from tests.faults.processes import Caller, fate
+from tests.faults.recorder import record
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer, repeat
+
+SECRET = "the-prompt-quoted-in-a-bug"
+
+# Where a bug may be: what is replaced, by its owner and name. Of coroutines and generators the first step raises.
+SEAMS: dict[str, tuple[Any, str]] = {
+    "parsing": (wire, "parse"),
+    "delivery wishes": (wire, "delivery"),
+    "deadline": (patience.Deadline, "of"),
+    "waiting for upstream": (patience.Patience, "waits_for_upstream"),
+    "waiting for the reader": (patience.Patience, "waits_for_reader"),
+    "leaving the wait": (patience.Patience, "__aexit__"),
+    "entering a slot": (admission.Admission, "_take"),
+    "refusing": (admission.Admission, "slot"),
+    "merging": (coalesce._Buffer, "_put"),
+    "merging, on the way out": (coalesce._Buffer, "_take"),
+    "merging, around it": (servicer, "coalesced"),
+    "retrying": (retry.Budget, "success"),
+    "encoding": (wire.Answer, "encode"),
+}
+
+# The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
+VERTEX_SEAMS = {
+    "the prompt's conversion": "_messages",
+    "the options' conversion": "_options",
+    "a chunk's conversion": "_pieces",
+    "the upstream call": "_Call.stream_generate_content",
+    "the upstream answer": "_Call._watch",
+    "the ending": "_Call.finished",
+    "the usage": "_usage",
+}
+
+BUGS: dict[str, Callable[[], BaseException]] = {
+    "bug": lambda: KeyError(SECRET),
+    "stray cancellation": lambda: asyncio.CancelledError(SECRET),
+}
+
+
+@pytest.fixture(params=[*SEAMS, *VERTEX_SEAMS])
+def seam(request: pytest.FixtureRequest) -> tuple[Any, str]:
+    if request.param in SEAMS:
+        return SEAMS[request.param]
+    from service import vertex  # noqa: PLC0415 - see above
+
+    owner: Any = vertex
+    *outer, name = VERTEX_SEAMS[request.param].split(".")
+    for one in outer:
+        owner = getattr(owner, one)
+    return owner, name
+
+
+@pytest.fixture
+def told() -> Iterator[io.StringIO]:
+    """What the server writes to its log, at debug level."""
+    logger = log._logger
+    level = logger.level
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(log._Formatter())
+    logger.addHandler(handler)
+    logger.setLevel("DEBUG")
+    yield stream
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize("kind", BUGS)
+async def test_a_bug_in_any_layer_is_told_by_its_id_alone(  # noqa: PLR0917 - fixtures
+    serve_vertex: Serve,
+    emulator: Emulator,
+    seam: tuple[Any, str],
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+    told: io.StringIO,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    emulator.script.play(answer(repeat(5, "word "), uses=0))
+    served = await serve_vertex()
+    caller = Caller(served.channel)
+    assert (await caller.ask())[-1].HasField("completed")
+    told.truncate(0)
+
+    def broken(*_: Any, **__: Any) -> NoReturn:
+        error = BUGS[kind]()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*seam, broken)
+        begin = time.monotonic()
+        _, error = await fate(caller.start(coalesce={}, timeout=20))
+        record("bug in any layer", 1000 * (time.monotonic() - begin))
+    assert failure(error) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    info = detail(error, ErrorInfo)
+    assert set(info.metadata) - {"last_sequence"} == {"error_id"}
+    assert info.metadata["error_id"] in str(error.details())
+    assert SECRET not in str(error)
+    written = told.getvalue()
+    assert re.search(rf"ERROR tokenwire bug id={info.metadata['error_id']} ", written)
+    assert SECRET not in written + capfd.readouterr().err
+    assert (await caller.ask())[-1].HasField("completed"), "the next call suffers"
+    await emulator.wait_until(lambda emulator: not emulator.open_calls)
+
+
+class Failing(FakeModel):
+    """Fails as a write does that meets a cancellation, once `now` is set."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.now = asyncio.Event()
+
+    async def _play(self) -> AsyncIterator[Any]:
+        yield Started("gemini-2.5-flash")
+        yield Text("word")
+        await self.now.wait()
+        raise grpc.aio.InternalError(SECRET)
+
+
+async def test_a_write_that_fails_ahead_of_its_cancellation_is_that_cancellation(
+    serve: Serve, told: io.StringIO
+) -> None:
+    model = Failing()
+    served = await serve(model)
+    call = Caller(served.channel).start()
+    await call.read()
+    await call.read()
+    model.now.set()
+    call.cancel()
+    async with asyncio.timeout(5):
+        while "code=" not in told.getvalue():  # noqa: ASYNC110 - nobody tells when it changes
+            await asyncio.sleep(0.01)
+    assert "code=CANCELLED" in told.getvalue()
+    assert "bug" not in told.getvalue()
+
+
+async def test_the_same_without_a_cancellation_is_a_bug(serve: Serve) -> None:
+    model = Failing()
+    served = await serve(model)
+    model.now.set()
+    _, error = await fate(Caller(served.channel).start(timeout=20))
+    assert failure(error) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert SECRET not in str(error)

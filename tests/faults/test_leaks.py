@@ -1,0 +1,157 @@
+"""No prompt, answer, instruction, project or credential is told to anybody else: not in logs, not in statuses."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from google.protobuf.wrappers_pb2 import StringValue
+from google.rpc.error_details_pb2 import DebugInfo, ErrorInfo, Help, LocalizedMessage, QuotaFailure
+from tokenwire.v1 import content_pb2 as pb
+
+from tests.faults.processes import ServerChild, pieces, server
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer, message_bytes, silence, status, text_bytes, thought
+
+CANARIES = {
+    "prompt": "canary-robin",
+    "answer": "canary-wren",
+    "instruction": "canary-finch",
+    "project": "canary-heron-1",
+    "key": "canary-stork",
+}
+ALL = " ".join(CANARIES.values())
+
+
+class Trap:
+    """A port that nobody may ever knock at."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.knocked = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Trap"]:
+        async def knock(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.knocked.set()
+            writer.close()
+
+        listening = await asyncio.start_server(knock, "127.0.0.1", 0)
+        async with listening:
+            self.port = listening.sockets[0].getsockname()[1]
+            yield self
+
+
+def environ(trap: Trap, tmp_path: Path) -> dict[str, str]:
+    """What a stray shell profile could hold."""
+    key = tmp_path / "key.json"
+    key.write_text(f'{{"type": "authorized_user", "refresh_token": "{CANARIES["key"]}"}}')
+    tracing = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2")
+    return {
+        **dict.fromkeys(tracing, "true"),
+        "LANGSMITH_ENDPOINT": f"http://127.0.0.1:{trap.port}",
+        "LANGCHAIN_ENDPOINT": f"http://127.0.0.1:{trap.port}",
+        "LANGSMITH_API_KEY": CANARIES["key"],
+        "GOOGLE_CLOUD_PROJECT": CANARIES["project"],
+        "GOOGLE_APPLICATION_CREDENTIALS": str(key),
+    }
+
+
+ANSWERS = {
+    "plain": answer(CANARIES["answer"], thought(CANARIES["answer"])),
+    "refused": answer(
+        status(
+            "INVALID_ARGUMENT",
+            ALL,
+            ErrorInfo(reason=ALL, domain=ALL, metadata={"consumer": ALL}),
+            DebugInfo(stack_entries=[ALL], detail=ALL),
+            Help(links=[Help.Link(description=ALL, url=ALL)]),
+            LocalizedMessage(locale="en", message=ALL),
+            QuotaFailure(violations=[QuotaFailure.Violation(subject=ALL, description=ALL)]),
+            StringValue(value=ALL),
+            trailing_metadata={"x-canary": ALL},
+        )
+    ),
+    "away": answer(status("UNAVAILABLE", ALL), uses=0, user_text="away"),
+    "broken": answer(CANARIES["answer"], status("INTERNAL", ALL)),
+    "cut": answer(CANARIES["answer"], finish=None),
+    "no message": answer(message_bytes(b"\xff\xff" + ALL.encode())),
+    "no text": answer(CANARIES["answer"], text_bytes(b"\xff\xfe" + ALL.encode())),
+}
+
+
+async def ask(served: ServerChild, word: str, **fields: Any) -> Any:
+    """How a call ended: its error, or None."""
+    async with served.caller() as caller:
+        call = caller.start(
+            f"{CANARIES['prompt']} {word}",
+            system_instruction=CANARIES["instruction"],
+            messages=[
+                pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text=CANARIES["prompt"])]),
+                pb.Message(role=pb.ROLE_MODEL, parts=[pb.Part(text=CANARIES["answer"])]),
+            ],
+            **fields,
+        )
+        try:
+            async for _ in call:
+                pass
+        except grpc.aio.AioRpcError as error:
+            return error
+        return None
+
+
+async def test_nothing_said_in_confidence_is_in_logs_or_statuses(upstream: Emulator, tmp_path: Path) -> None:
+    async with (
+        Trap().open() as trap,
+        server(
+            upstream.address,
+            "--log-level",
+            "debug",
+            module=("tests.faults.leaky",),
+            environ=environ(trap, tmp_path),
+        ) as leaky,
+    ):
+        ended = {}
+        for word, one in ANSWERS.items():
+            upstream.reset()
+            upstream.script.play(one)
+            ended[word] = await ask(leaky, word)
+        upstream.reset()
+        upstream.script.play(answer(CANARIES["answer"], silence(), uses=0))
+        ended["late"] = await ask(leaky, "late", timeout=0.3)
+        ended["bug"] = await ask(leaky, "bug")
+        ended["invalid"] = await ask(leaky, "invalid", config={"temperature": 3})
+        async with leaky.caller() as caller:
+            call = caller.start(CANARIES["prompt"])
+            await pieces(call, 1)
+            call.cancel()
+        await leaky.said("code=CANCELLED")
+        leaky.signal(signal.SIGTERM)
+        assert await asyncio.wait_for(leaky.process.wait(), 30) == 0
+        await leaky.said("stopped")
+        assert not trap.knocked.is_set(), "prompts would have been sent to LangSmith"
+    assert ended.pop("plain") is None
+    assert all(ended.values()), ended
+    for word, error in ended.items():
+        statuses = f"{error} {error.details()} {error.trailing_metadata()} {error.initial_metadata()}"
+        assert not told_in(statuses), word
+    assert not told_in(leaky.words), leaky.words
+    assert "says something that is not shown" in leaky.words
+    assert "builtins.RuntimeError" in leaky.words
+
+
+def told_in(words: str) -> set[str]:
+    return {canary for canary in (*CANARIES.values(), "canary") if canary in words}
+
+
+async def test_the_trap_is_sprung_when_tracing_is_switched_on(upstream: Emulator, tmp_path: Path) -> None:
+    upstream.script.play(answer("word"))
+    async with (
+        Trap().open() as trap,
+        server(upstream.address, environ={**environ(trap, tmp_path), "TOKENWIRE_LANGSMITH": "true"}) as tracing,
+    ):
+        assert await ask(tracing, "traced") is None
+        await asyncio.wait_for(trap.knocked.wait(), 30)

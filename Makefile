@@ -86,8 +86,13 @@ tools:
 	  { echo "Install $$missing, or set CHROMIUM to a Chrome or Chromium binary"; exit 1; }; }
 
 .PHONY: test
-test: $(VENV)/.dev tools ## Run every test; screenshots of the page land in build/screenshots
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the page land in build/screenshots
+	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.dev ## Measure every fault against its bound, for ten minutes; refreshes docs/faults.md
+	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
+	@$(BIN)/python -m tests.faults.report
 
 # ---- run ---------------------------------------------------------------------------------------------------------
 

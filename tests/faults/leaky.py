@@ -30,8 +30,8 @@ async def fail(words: str) -> None:
 
 def fails(words: str) -> None:
     try:
-        {}[words]
-    except KeyError as error:
+        int(words)
+    except ValueError as error:
         raise RuntimeError(words) from error
 
 
@@ -47,7 +47,7 @@ def blurt(request: Any, **options: Any) -> Any:
     warnings.warn(words, stacklevel=1)
     loop = asyncio.get_running_loop()
     loop.call_exception_handler({"message": words, "exception": ValueError(words)})
-    loop.create_task(fail(words))
+    loop.create_task(fail(words))  # noqa: RUF006 - nobody shall retrieve what becomes of it
     loop.call_soon(fails, words)
     Finalized(words)
     return fails(words)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.figures import Result
 from bench.processes import BenchError, Process, environment, started, tree
+from bench.targets import few
 
 CONNECTIONS = 16
 """That a scenario's callers share; as many as there are streams where those are fewer."""
@@ -123,14 +124,19 @@ class Bench:
 
     def requests(self, name: str) -> Result:
         """Answers of one chunk."""
-        told = {"what": "requests", "requests": self.size.requests, "callers": CONNECTIONS, "connections": CONNECTIONS}
-        return self._checked(name, "requests", load(told | self._who(name)))
+        wanted = {
+            "what": "requests",
+            "requests": self.size.requests,
+            "callers": CONNECTIONS,
+            "connections": CONNECTIONS,
+        }
+        return self._checked(name, "requests", load(wanted | self._who(name)))
 
     def memory(self, name: str) -> Result:
         """Open streams that wait for upstream."""
         peer = self.peers[name][0]
         count = min(self.size.held, peer.threads) if peer.threads else self.size.held
-        told = {
+        wanted = {
             "what": "memory",
             "streams": count,
             "connections": min(count, CONNECTIONS),
@@ -138,20 +144,20 @@ class Bench:
             "seconds": 30,
             "upstream_address": self.upstream.address,
         }
-        return self._checked(name, "memory", load(told | self._who(name)))
+        return self._checked(name, "memory", load(wanted | self._who(name)))
 
     def first(self, names: Sequence[str]) -> dict[str, Result]:
         """One caller, each peer and the upstream itself in turn."""
         targets = {name: self._target(name) for name in ("direct", *names)}
         result = load({"what": "first", "rounds": self.size.rounds, "targets": targets})
         if result["errors"]:
-            raise BenchError(f"first: {result['errors']}")
+            raise BenchError(f"first: {few(result['errors'])}")
         return {name: {"first_ms": found} for name, found in result["first_ms"].items()}
 
     def warm(self, name: str) -> Result:
         """A few requests on every connection; may end with errors."""
-        told = {"what": "requests", "requests": 64, "callers": CONNECTIONS, "connections": CONNECTIONS}
-        return load(told | self._who(name))
+        wanted = {"what": "requests", "requests": 64, "callers": CONNECTIONS, "connections": CONNECTIONS}
+        return load(wanted | self._who(name))
 
     def _streams(self, name: str, count: int, chunks: int, *, spread: float, interval: float = INTERVAL) -> Result:
         what = "flat out" if interval == 0 else f"{count} streams"
@@ -160,7 +166,7 @@ class Bench:
     def _told(
         self, name: str, count: int, chunks: int, *, spread: float, interval: float = INTERVAL, begin: float = 0.0
     ) -> dict[str, Any]:
-        told = {
+        wanted = {
             "what": "streams",
             "streams": count,
             "chunks": chunks,
@@ -170,7 +176,7 @@ class Bench:
             "begin": begin,
             "look_at": None,
         }
-        return told | self._who(name)
+        return wanted | self._who(name)
 
     def _who(self, name: str) -> dict[str, Any]:
         pids = self.upstream.tree
@@ -189,7 +195,7 @@ class Bench:
         result["saturated"] = bool(asked and given and given < _SATURATED_BELOW * asked)
         if result["errors"] and not result["saturated"]:
             said = "" if name == "direct" else self.peers[name][1].said()[-2000:]
-            raise BenchError(f"{name}, {what}: {result['errors']}\n{said}")
+            raise BenchError(f"{name}, {what}: {few(result['errors'])}\n{said}")
         return result
 
     def start(self, command: Sequence[str]) -> Result:
@@ -199,7 +205,7 @@ class Bench:
         with started("tokenwire", *command) as process:
             result = load({"what": "serving", "address": process.address, "connections": CONNECTIONS})
             if result["errors"]:
-                raise BenchError(f"start: {result['errors']}\n{process.said()[-2000:]}")
+                raise BenchError(f"start: {few(result['errors'])}\n{process.said()[-2000:]}")
             served = {
                 "errors": {},
                 "import_seconds": bare,
@@ -208,14 +214,14 @@ class Bench:
             }
             if len(found := workers(process)) < 2:
                 return served
-            told = {
+            wanted = {
                 "what": "kill",
                 "address": process.address,
                 "connections": CONNECTIONS,
                 "root": process.popen.pid,
                 "victim": found[-1],
             }
-            return served | load(told)
+            return served | load(wanted)
 
 
 def _import_seconds() -> float:

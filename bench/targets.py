@@ -3,7 +3,7 @@
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,3 +179,9 @@ def read(asked: Target, answers: Sequence[Answer], script: Script) -> dict[str, 
         if answer.error:
             errors[answer.error] = errors.get(answer.error, 0) + 1
     return errors
+
+
+def few(errors: Mapping[str, int]) -> str:
+    """The first few of them, for people."""
+    shown = "; ".join(f"{count} x {text}" for text, count in list(errors.items())[:3])
+    return shown if len(errors) <= 3 else f"{shown}; and {len(errors) - 3} others"

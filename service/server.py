@@ -21,7 +21,7 @@ SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"
 _MOMENT_SECONDS = 0.1
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
-_STREAMS_BESIDE = 100
+_STREAMS_BESIDE = 4000
 
 
 class Server:
@@ -87,8 +87,9 @@ def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:
         # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
         ("grpc.max_receive_message_length", settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),
-        # What one connection may have open. Admission lets no more in, so some are always left for its refusals and for
-        # health checks; without a limit, gRPC starts whatever is opened and reset at once, and that takes its time.
+        # What one connection may have open: more than admission lets in and than callers come with at once, since gRPC
+        # resets what is beyond it without a word. Without a limit it starts whatever is opened and reset at once, and
+        # that takes its time.
         ("grpc.max_concurrent_streams", settings.slots + settings.queue + _STREAMS_BESIDE),
         # Thousands of calls at once are for admission to refuse, with words; gRPC would say a bare CANCELLED.
         ("grpc.server.max_pending_requests", 100_000),

@@ -136,9 +136,9 @@ async def fate(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcErr
 async def server(
     upstream: str, *flags: str, module: tuple[str, ...] = ("service",), environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[ServerChild]:
-    """A server, ready, on the local Vertex at `upstream`."""
+    """A server, ready, on the local Vertex at `upstream`; one process, so that it can be watched."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *module, "--port", "0", "--emulator", upstream, *flags),
+        *(sys.executable, "-m", *module, "--port", "0", "--workers", "1", "--emulator", upstream, *flags),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environ or {})},
     )

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from service.model import Event, Text
+from service.model import Event, Reasoning, Text
 
 MAX_DELAY_SECONDS = 1.0
 MAX_BYTES = 65536
@@ -80,7 +80,7 @@ class _Buffer:
     def _put(self, event: Event) -> None:
         if not self._events:
             self._due = asyncio.get_running_loop().time() + self._how.max_delay
-        size = len(event.text.encode()) if isinstance(event, Text) else 0
+        size = len(event.text.encode()) if isinstance(event, Text | Reasoning) else 0
         self._at_once = self._at_once or not isinstance(event, Text)
         self._events.append((event, size))
         self._held += size

@@ -2,11 +2,14 @@
 
 import asyncio
 import math
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-from service.errors import DeadlineExceeded, UpstreamDeadline
+from service.errors import DeadlineExceeded, TokenwireError, UpstreamDeadline
+
+T = TypeVar("T")
 
 # What we keep of the caller's time, so that a typed status reaches it before its own clock cuts the call.
 _MARGIN_SECONDS = 0.05
@@ -39,6 +42,17 @@ class Deadline:
         return cls(now + remaining - margin, "CALLER_DEADLINE", "The caller's deadline has passed")
 
 
+@dataclass(slots=True)
+class _Wait:
+    """Something that may take so long."""
+
+    seconds: float | None
+    reason: str
+    text: str
+    until: float = math.inf
+    """On the loop's clock; infinite while nothing is being waited for, or it may take for ever."""
+
+
 class Patience:
     """Ends the body of its `async with` by DeadlineExceeded once something has been waited for too long.
 
@@ -48,51 +62,65 @@ class Patience:
     def __init__(self, deadline: Deadline, *, first_chunk: float | None, idle: float | None, write: float) -> None:
         """Seconds: until upstream's first chunk, between two of them, and for one write to the reader."""
         self._deadline = deadline
-        self._upstream = (first_chunk, "FIRST_CHUNK_TIMEOUT", "The model has not begun to answer within {:g} s")
-        self._idle = (idle, "IDLE_TIMEOUT", "The model has been silent for {:g} s in the middle of its answer")
-        self._reader = (write, "READER_STALLED", "The caller has not read for {:g} s")
+        self._first = _Wait(first_chunk, "FIRST_CHUNK_TIMEOUT", "The model has not begun to answer within {:g} s")
+        self._next = _Wait(idle, "IDLE_TIMEOUT", "The model has been silent for {:g} s in the middle of its answer")
+        self._write = _Wait(write, "READER_STALLED", "The caller has not read for {:g} s")
         self._loop = asyncio.get_running_loop()
         self._timeout = asyncio.timeout_at(deadline.at)
         self._timer: asyncio.TimerHandle | None = None
-        self._wait = self._upstream
-        self._until = math.inf
-        self._too_long = False
+        self._failure: TokenwireError | None = None
+        self._over = False
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         return self
 
-    def waits_for_upstream(self) -> None:
-        """Now for the model's next word."""
-        self._begin(self._upstream)
+    async def upstream(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The same, with an eye on how long each lets us wait."""
+        wait = self._first
+        self._begin(wait)
+        async for event in events:
+            wait.until = math.inf
+            yield event
+            wait = self._next
+            self._begin(wait)
+        wait.until = math.inf
 
-    def waits_for_reader(self) -> None:
-        """The model has said something; now to be written."""
-        self._upstream = self._idle
-        self._begin(self._reader)
+    def writing(self) -> None:
+        """A message is being written."""
+        self._begin(self._write)
+
+    def written(self) -> None:
+        """It has been."""
+        self._write.until = math.inf
+
+    def end(self, failure: TokenwireError) -> None:
+        """End the body by this error, now; nothing happens if it has ended."""
+        if not self._over:
+            self._failure = self._failure or failure
+            self._timeout.reschedule(self._loop.time())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over = True
         if self._timer is not None:
             self._timer.cancel()
+        late = DeadlineExceeded(self._deadline.text, reason=self._deadline.reason)
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as timeout:
-            raise self._failure() from timeout
+            raise self._failure or late from timeout
         # Upstream counts the same time on a clock of its own, so it may give up a moment before we do.
         if isinstance(error, UpstreamDeadline) and self._deadline.at - self._loop.time() < _SAME_MOMENT_SECONDS:
-            raise self._failure() from error
+            raise late from error
 
-    def _begin(self, wait: tuple[float | None, str, str]) -> None:
-        self._wait = wait
-        seconds = wait[0]
-        if seconds is None:
-            self._until = math.inf
+    def _begin(self, wait: _Wait) -> None:
+        if wait.seconds is None:
             return
-        self._until = self._loop.time() + seconds
-        if self._timer is None or self._until < self._timer.when():
-            self._look_at(self._until)
+        wait.until = self._loop.time() + wait.seconds
+        if self._timer is None or wait.until < self._timer.when():
+            self._look_at(wait.until)
 
     def _look_at(self, moment: float) -> None:
         if self._timer is not None:
@@ -101,14 +129,9 @@ class Patience:
 
     def _look(self) -> None:
         self._timer = None
-        if self._until <= self._loop.time():
-            self._too_long = True
-            self._timeout.reschedule(self._loop.time())
-        elif self._until < math.inf:
-            self._look_at(self._until)
-
-    def _failure(self) -> DeadlineExceeded:
-        if not self._too_long:
-            return DeadlineExceeded(self._deadline.text, reason=self._deadline.reason)
-        seconds, reason, text = self._wait
-        return DeadlineExceeded(text.format(seconds), reason=reason)
+        wait = min(self._first, self._next, self._write, key=lambda wait: wait.until)
+        if wait.until <= self._loop.time():
+            assert wait.seconds is not None
+            self.end(DeadlineExceeded(wait.text.format(wait.seconds), reason=wait.reason))
+        elif wait.until < math.inf:
+            self._look_at(wait.until)

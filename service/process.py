@@ -33,9 +33,16 @@ async def serve(
     server = Server(settings, slots)
     listening(await server.start())
     async with open_model() as model:
+        signals = _Signals()
         await server.serve(model)
         ready()
-        await _drain_on_signal(server, settings.grace)
+        await signals.first.wait()
+        stopping = asyncio.ensure_future(server.stop(settings.grace))
+        hurrying = asyncio.ensure_future(signals.second.wait())
+        await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        server.hurry()
+        hurrying.cancel()
+        await stopping
     log.say("stopped")
 
 
@@ -48,21 +55,16 @@ async def greet(settings: Settings, until: Callable[[], Awaitable[T]], listening
     return result
 
 
-async def _drain_on_signal(server: Server, grace: float) -> None:
-    first, second = asyncio.Event(), asyncio.Event()
+class _Signals:
+    """The first SIGTERM or SIGINT, and the second."""
 
-    def on_signal() -> None:
-        (second if first.is_set() else first).set()
+    def __init__(self) -> None:
+        self.first, self.second = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._came)
+        # The terminal, or the parent of this worker, is gone. The kernel may say so more than once.
+        loop.add_signal_handler(signal.SIGHUP, self.first.set)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    loop.add_signal_handler(signal.SIGHUP, first.set)  # the terminal, or the parent of this worker, is gone
-    await first.wait()
-    drained = asyncio.ensure_future(server.stop(grace))
-    hurried = asyncio.ensure_future(second.wait())
-    await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
-    if hurried.done():
-        await server.stop(0)
-    hurried.cancel()
-    await drained
+    def _came(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()

@@ -23,6 +23,7 @@ class Policy:
     base_seconds: float = 0.1
     """The n-th pause is random, from 0 to base * 2**(n-1): "full jitter"."""
     cap_seconds: float = 5.0
+    """No pause is longer but for jitter; whoever waits holds a slot. An upstream that asks for more fails at once."""
     fallback: str = ""
     """The model to ask once the first has failed for good; empty: none."""
 
@@ -94,7 +95,7 @@ class Retrying:
                 pause = self._pause(failures, error)
                 if pause is not None and pause < deadline - asyncio.get_running_loop().time():
                     await asyncio.sleep(pause)
-                elif self._policy.fallback not in ("", prompt.model):
+                elif self._policy.fallback not in ("", prompt.model) and self._budget.allows:
                     prompt = replace(prompt, model=self._policy.fallback)
                     failures = 0
                 else:
@@ -103,8 +104,9 @@ class Retrying:
 
     def _pause(self, failures: int, error: UpstreamError) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""
-        if failures >= self._policy.max_attempts or not self._budget.allows:
+        wish = error.retry_after or 0.0
+        if failures >= self._policy.max_attempts or not self._budget.allows or wish > self._policy.cap_seconds:
             return None
         most = min(self._policy.cap_seconds, self._policy.base_seconds * 2 ** (failures - 1))
         # Upstream's own wish is the least; jitter on top keeps callers who failed together from coming back together.
-        return (error.retry_after or 0.0) + self._jitter(0.0, most)
+        return wish + self._jitter(0.0, most)

@@ -1,6 +1,7 @@
 """Transport: the port, health, reflection, and going away in good order."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 import grpc.aio
@@ -30,6 +31,7 @@ class Server:
     def __init__(self, settings: Settings, slots: Slots | None = None) -> None:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
+        self._hurried = asyncio.Event()
         alone = slots is None
         slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
         self._health = health.aio.HealthServicer()
@@ -60,16 +62,33 @@ class Server:
         await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace: float) -> None:
-        """Refuse new calls, say NOT_SERVING, and return once running streams have ended or `grace` seconds are over.
+        """Refuse new calls, say NOT_SERVING, and return once running calls have ended.
 
-        May be called again with a shorter grace.
+        They have `grace` seconds, or until `hurry` is called; then they are ended.
         """
         self._servicer.drain()
         await self._health.enter_graceful_shutdown()
         log.say("draining: running streams have %g s", grace)
         if grace:
-            await asyncio.sleep(self._settings.drain_delay)
-        await self._server.stop(grace)
+            await self._unless_hurried(asyncio.sleep(self._settings.drain_delay))
+        # Closes the port and tells callers to go elsewhere. It would wait for those who watch health, too, so how long
+        # is not left to it.
+        closing = asyncio.ensure_future(self._server.stop(grace + _MOMENT_SECONDS))
+        await self._unless_hurried(self._servicer.finish(grace))
+        self._servicer.end()
+        await self._servicer.finish(_MOMENT_SECONDS)
+        await self._server.stop(0)
+        await closing
+
+    def hurry(self) -> None:
+        """Make `stop` end running calls now."""
+        self._hurried.set()
+
+    async def _unless_hurried(self, waiting: Coroutine[Any, Any, None]) -> None:
+        tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._hurried.wait())
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     async def leave(self) -> None:
         """Let go of the port; what is being answered has a moment to finish."""

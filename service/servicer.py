@@ -1,5 +1,6 @@
 """The story of one request, from top to bottom."""
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -27,6 +28,8 @@ class Servicer(GenerationServiceServicer):
         self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
         self._model: Model | None = None
         self._draining = False
+        self._running: dict[asyncio.Task[Any], Patience] = {}
+        """By the task of each call, which ends once its status has been sent."""
 
     def serve(self, model: Model) -> None:
         """From now on, answer with `model`."""
@@ -36,6 +39,18 @@ class Servicer(GenerationServiceServicer):
         """From now on, refuse new calls."""
         self._draining = True
 
+    async def finish(self, seconds: float) -> None:
+        """Wait until the running calls have ended, so long at most."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds)
+
+    def end(self) -> None:
+        """End those that still run."""
+        for patience in self._running.values():
+            patience.end(
+                Draining("The server is going away, and the answer took longer than it could wait", retry_after=1)
+            )
+
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override] # a coroutine that writes: only its own await of a write sees a cancel
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
         answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
@@ -43,23 +58,22 @@ class Servicer(GenerationServiceServicer):
         prompt = wire.parse(request, offered=self._settings.offered, max_prompt_bytes=self._settings.max_prompt_bytes)
         wishes = wire.delivery(request)
         deadline = self._deadline(context)
-        log.note(generation_id=answer.generation_id, request_id=request.request_id or "-", model=prompt.model)
+        log.note(generation_id=answer.generation_id, request_id=request.request_id or "-")
         try:
-            async with (
-                self._patience(deadline, wishes) as patience,
-                self._admission.slot(_caller(context)) as answer.admission_wait,
-                model.stream(prompt, deadline=deadline.at) as raw,
-                coalesced(raw, wishes.coalesce) as events,
-            ):
-                patience.waits_for_upstream()
-                async for event in events:
-                    patience.waits_for_reader()
-                    await context.write(answer.encode(event))
-                    patience.waits_for_upstream()
+            async with self._patience(deadline, wishes) as patience:
+                answer.admission_wait = await self._admission.enter(_caller(context))
+                async with (
+                    model.stream(prompt, deadline=deadline.at) as raw,
+                    coalesced(patience.upstream(raw), wishes.coalesce) as events,
+                ):
+                    async for event in events:
+                        patience.writing()
+                        await context.write(answer.encode(event))
+                        patience.written()
         except TokenwireError as error:
             raise error.after(answer.sequence) from error.__cause__
         finally:
-            log.note(messages=answer.sequence, finish=answer.finish or "-")
+            log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:  # noqa: ARG002
         """Not served yet; the contract has it already."""
@@ -67,26 +81,35 @@ class Servicer(GenerationServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002
         """The names on offer, the default first."""
+        self._not_draining()
         return wire.model_list(self._settings.offered, self._settings.provider)
 
     def _ready(self) -> Model:
-        if self._draining:
-            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
+        self._not_draining()
         if self._model is None:
             raise NotReady("The server is starting; ask again in a moment", retry_after=1)
         return self._model
+
+    def _not_draining(self) -> None:
+        if self._draining:
+            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
 
     def _deadline(self, context: Context) -> Deadline:
         settings = self._settings
         return Deadline.of(context.time_remaining(), default=settings.default_deadline, longest=settings.max_deadline)
 
     def _patience(self, deadline: Deadline, wishes: wire.Delivery) -> Patience:
-        return Patience(
+        patience = Patience(
             deadline,
             first_chunk=wishes.first_chunk_timeout,
             idle=wishes.idle_timeout,
             write=self._settings.write_timeout,
         )
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[task] = patience
+        task.add_done_callback(self._running.pop)
+        return patience
 
 
 def _caller(context: Context) -> str:

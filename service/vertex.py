@@ -11,9 +11,9 @@ blocked, whether there was a finish reason at all, the exact token counts.
 import asyncio
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from functools import cached_property
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import cached_property, partial
 from typing import Any, cast
 
 import grpc
@@ -68,7 +68,14 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     # Once upstream is back after a long outage it is found within seconds, not two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Each channel is a connection of its own; else all of them would share one.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
+
+# Google's front ends take 100 streams on one connection.
+_CALLS_PER_CONNECTION = 90
+
+_LONGEST_PIECE_CHARACTERS = 512 * 1024
 
 _COUNTS = (
     "prompt_token_count",
@@ -84,17 +91,20 @@ _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type
 class VertexModel:
     """Models of one Google Cloud project and region, or of a local Vertex; a `service.model.Model`."""
 
-    def __init__(self, channel: grpc.aio.Channel, *, names: Sequence[str], project: str, location: str) -> None:
-        """`names` are the public names on offer, which are Gemini's own."""
-        self._channel = channel
-        self._stub = PredictionServiceGrpcAsyncIOTransport(channel=channel).stream_generate_content
+    def __init__(
+        self, connect: Callable[[], grpc.aio.Channel], *, names: Sequence[str], project: str, location: str
+    ) -> None:
+        """`names` are the public names on offer, which are Gemini's own; `connect` makes a connection of its own."""
+        self._connect = connect
+        self._lines = [_Line(connect())]
         self._chats = {name: _chat(name, project, location) for name in names}
 
     @classmethod
     def local(cls, address: str, *, names: Sequence[str], project: str, location: str) -> "VertexModel":
         """A local Vertex at `address` (host:port), without credentials."""
-        channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        return cls(channel, names=names, project=project or "local", location=location)
+        options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
+        connect = partial(grpc.aio.insecure_channel, address, options=options)
+        return cls(connect, names=names, project=project or "local", location=location)
 
     @classmethod
     def google(cls, *, names: Sequence[str], project: str, location: str) -> "VertexModel":
@@ -102,30 +112,41 @@ class VertexModel:
 
         Raises google.auth.exceptions.DefaultCredentialsError where there are none.
         """
-        region = "" if location == "global" else f"{location}-"
-        channel = PredictionServiceGrpcAsyncIOTransport.create_channel(
-            f"{region}aiplatform.googleapis.com:443", options=_CHANNEL_OPTIONS
-        )
-        return cls(channel, names=names, project=project, location=location)
+        host = f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com:443"
+        connect = partial(PredictionServiceGrpcAsyncIOTransport.create_channel, host, options=_CHANNEL_OPTIONS)
+        return cls(connect, names=names, project=project, location=location)
 
     async def close(self) -> None:
-        await self._channel.close()
+        for line in self._lines:
+            await line.channel.close()
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
         """See `service.model.Model`."""
-        call = _Call(self._stub)
+        line = self._free_line()
+        line.calls += 1
+        call = _Call(line.stub)
         events = self._events(call, prompt, deadline)
         try:
             yield events
         finally:
+            line.calls -= 1
             call.cancel()
             await events.aclose()
+
+    def _free_line(self) -> "_Line":
+        """A connection with room for one more call; calls beyond what upstream allows would wait in it in silence."""
+        for line in self._lines:
+            if line.calls < _CALLS_PER_CONNECTION:
+                return line
+        self._lines.append(_Line(self._connect()))
+        return self._lines[-1]
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        chunks = chat.pieces(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
+        answer = chat.astream(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
+        chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
             async with aclosing(chunks):
@@ -145,6 +166,15 @@ class VertexModel:
         yield call.finished()
 
 
+class _Line:
+    """One connection to upstream, and how many calls it carries."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.stub = PredictionServiceGrpcAsyncIOTransport(channel=channel).stream_generate_content
+        self.calls = 0
+
+
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI gets for its client while it answers one prompt."""
 
@@ -155,8 +185,9 @@ class _Call:
         """Whether upstream has ended the call with status OK."""
         self._stub = stub
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._last: Any = None
-        self._candidate: Any = None
+        self._model_version = ""
+        self._finish: Any = None
+        """The candidate that has a finish reason, or the feedback that has a block reason."""
         self._usage: Any = None
 
     async def stream_generate_content(
@@ -179,12 +210,7 @@ class _Call:
             self.responses += 1
             if response is None:  # what grpc.aio makes of bytes that it can't deserialize
                 raise errors.UpstreamFault("The model answered with bytes that are no valid message")
-            raw = GenerateContentResponse.pb(response)
-            self._last = raw
-            if raw.candidates:
-                self._candidate = raw.candidates[0]
-            if raw.HasField("usage_metadata"):
-                self._usage = raw.usage_metadata
+            self._look_at(GenerateContentResponse.pb(response))
             yield response
         self.ended = True
 
@@ -193,27 +219,55 @@ class _Call:
         if self._call is not None:
             self._call.cancel()
 
+    def _look_at(self, raw: Any) -> None:
+        """Remember what ChatVertexAI drops, and refuse what it would drop in silence."""
+        self._model_version = raw.model_version or self._model_version
+        if raw.HasField("usage_metadata"):
+            self._usage = raw.usage_metadata
+        if raw.prompt_feedback.block_reason:
+            self._finish = raw.prompt_feedback
+        for candidate in raw.candidates[:1]:
+            if candidate.finish_reason:
+                self._finish = candidate
+            for part in candidate.content.parts:
+                kind = part.WhichOneof("data")
+                if kind not in (None, "text"):
+                    text = f"The model answered with a part of type {kind}, which is not served yet"
+                    raise errors.UpstreamFault(text, metadata={"part": kind})
+
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
-        if self._last is None:
+        if not self.responses:
             raise errors.UpstreamCut("The model ended the call without an answer; ask again")
-        candidate = self._candidate
-        if candidate is not None and candidate.finish_reason:
-            upstream = _name(candidate, "finish_reason")
-            reason = FinishReason.__members__.get(upstream, FinishReason.OTHER)
-        elif self._last.prompt_feedback.block_reason:
-            upstream = _name(self._last.prompt_feedback, "block_reason")
-            reason = FinishReason.PROMPT_BLOCKED
-        else:
+        if self._finish is None:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
-        ratings = candidate.safety_ratings if candidate is not None else self._last.prompt_feedback.safety_ratings
+        blocked = self._finish.DESCRIPTOR.name == "PromptFeedback"
+        upstream = _name(self._finish, "block_reason" if blocked else "finish_reason")
+        reason = FinishReason.PROMPT_BLOCKED if blocked else FinishReason.__members__.get(upstream, FinishReason.OTHER)
         return Finished(
             reason=reason,
             upstream_reason=upstream,
             usage=_usage(self._usage),
-            model_version=self._last.model_version,
-            safety_ratings=tuple(_ratings(ratings)),
+            model_version=self._model_version,
+            safety_ratings=tuple(_ratings(self._finish.safety_ratings)),
         )
+
+
+class _Unkept(ChatGenerationChunk):
+    """Holds the latest chunk of a stream for `astream`, which keeps what it gets and merges it all in the end.
+
+    That is for tracers: 2 KB and more of each chunk, and a merge that stops the loop. Where nobody traces it keeps
+    this one object, which knows its latest chunk only and has nothing to merge.
+    """
+
+    def holding(self, chunk: ChatGenerationChunk) -> "_Unkept":
+        self.message = chunk.message
+        self.generation_info = chunk.generation_info
+        self.text = chunk.text
+        return self
+
+    def __add__(self, other: object) -> "_Unkept":
+        return self
 
 
 with warnings.catch_warnings():
@@ -230,6 +284,12 @@ with warnings.catch_warnings():
         def _gemini_chunk_to_generation_chunk(
             self, response_chunk: Any, prev_total_usage: UsageMetadata | None = None
         ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
+            chunk, total = self._converted(response_chunk, prev_total_usage)
+            return chunk if tracing_is_enabled() else self._unkept.holding(chunk), total
+
+        def _converted(
+            self, response_chunk: Any, prev_total_usage: UsageMetadata | None
+        ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
             raw = GenerateContentResponse.pb(response_chunk)
             text = _plain_text(raw)
             if text is None:
@@ -243,22 +303,10 @@ with warnings.catch_warnings():
             info = dict(self._plain.generation_info or {})
             return self._plain.model_copy(update={"message": message, "text": text, "generation_info": info}), total
 
-        async def pieces(self, messages: list[BaseMessage], **options: Any) -> AsyncGenerator[AIMessageChunk, None]:
-            """What `astream` gives, in bounded memory.
-
-            `astream` keeps 2 KB and more of every chunk and merges them all in the end, for whoever traces; a long
-            answer to a slow reader would grow in this process. So it is taken only where somebody does trace.
-            """
-            if tracing_is_enabled():
-                kept = cast("AsyncGenerator[AIMessageChunk, None]", self.astream(messages, **options))
-                async with aclosing(kept):
-                    async for chunk in kept:
-                        yield chunk
-                return
-            made = cast("AsyncGenerator[ChatGenerationChunk, None]", self._astream(messages, **options))
-            async with aclosing(made):
-                async for generation in made:
-                    yield cast("AIMessageChunk", generation.message)
+        @cached_property
+        def _unkept(self) -> "_Unkept":
+            """One for each request, since each has a copy of this object."""
+            return _Unkept(message=AIMessageChunk(content=""))
 
         @cached_property
         def _plain(self) -> ChatGenerationChunk:
@@ -278,7 +326,7 @@ def _chat(name: str, project: str, location: str) -> _Chat:
     )
     # LangChain describes the model to its tracers, for half a millisecond, once for each object; every request takes a
     # copy. Asked for here, both are in all copies.
-    assert None not in (chat._serialized, chat._plain)  # noqa: SLF001 - that is how it is asked for
+    _ = chat._serialized, chat._plain  # noqa: SLF001 - that is how it is asked for
     return chat
 
 
@@ -328,24 +376,18 @@ def _options(sampling: Sampling) -> dict[str, Any]:
 def _pieces(content: str | list[Any]) -> Iterable[Event]:
     """The events of one chunk's content, in LangChain's two shapes: a string, or a list of strings and typed blocks."""
     for block in [content] if isinstance(content, str) else content:
-        if isinstance(block, str):
-            if block:
-                yield Text(block)
-        elif block["type"] == "text":
-            if block["text"]:
-                yield Text(block["text"])
-        elif block["type"] == "thinking":
+        if not isinstance(block, str) and block["type"] == "thinking":
             yield Reasoning(block["thinking"])
-        else:
-            raise errors.UpstreamFault(
-                f"The model answered with a part of type {block['type']}, which is not served yet",
-                metadata={"part": str(block["type"])},
-            )
+            continue
+        text = block if isinstance(block, str) else block["text"]
+        # Nearly always one: callers take messages of up to 4 MB.
+        for start in range(0, len(text), _LONGEST_PIECE_CHARACTERS):
+            yield Text(text[start : start + _LONGEST_PIECE_CHARACTERS])
 
 
 def _usage(raw: Any) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
-    if raw is None:
+    if raw is None or min(getattr(raw, name) for name in _COUNTS) < 0:
         return None
     return Usage(
         input_tokens=raw.prompt_token_count,
@@ -405,8 +447,8 @@ _UPSTREAM: dict[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (errors.UpstreamQuota, "The server's quota on Vertex AI is used up for now"),
     grpc.StatusCode.UNAVAILABLE: (errors.UpstreamUnavailable, "Vertex AI is away or broke the connection"),
-    grpc.StatusCode.ABORTED: (errors.UpstreamUnavailable, "Vertex AI gave the request up"),
-    grpc.StatusCode.CANCELLED: (errors.UpstreamUnavailable, "Vertex AI gave the request up"),
+    grpc.StatusCode.ABORTED: (errors.UpstreamCut, "Vertex AI gave the request up; ask again"),
+    grpc.StatusCode.CANCELLED: (errors.UpstreamCut, "Vertex AI gave the request up; ask again"),
     grpc.StatusCode.DEADLINE_EXCEEDED: (errors.UpstreamDeadline, "Vertex AI didn't finish in time"),
 }
 
@@ -414,23 +456,34 @@ _UPSTREAM: dict[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
 _PLAIN_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 
+# What gRPC says, as UNAVAILABLE, where credentials can't be renewed: no matter of Vertex AI's being away.
+_PLUGIN_FAILED = "Getting metadata from plugin failed"
+
+
 def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
-    """Ours for Google's: code, reason, retry delay and quota are relayed, its text is not."""
-    kind, text = _UPSTREAM.get(error.code(), (errors.UpstreamFault, "Vertex AI failed"))
+    """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
+    code = error.code()
+    if code is grpc.StatusCode.UNAVAILABLE and str(error.details()).startswith(_PLUGIN_FAILED):
+        code = grpc.StatusCode.UNAUTHENTICATED
+    kind, text = _UPSTREAM.get(code, (errors.UpstreamFault, "Vertex AI failed"))
     metadata = {"upstream_code": error.code().name}
     retry_after = None
-    for packed in _details(error):
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        if packed.Unpack(info) and _PLAIN_REASON.fullmatch(info.reason):
-            metadata["upstream_reason"] = info.reason
-        elif packed.Unpack(retry):
-            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    for detail in _details(error):
+        if isinstance(detail, error_details_pb2.ErrorInfo) and _PLAIN_REASON.fullmatch(detail.reason):
+            metadata["upstream_reason"] = detail.reason
+        elif isinstance(detail, error_details_pb2.RetryInfo):
+            retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
     return kind(text, metadata=metadata, retry_after=retry_after)
 
 
-def _details(error: grpc.aio.AioRpcError) -> Iterable[Any]:
-    try:
+def _details(error: grpc.aio.AioRpcError) -> list[message.Message]:
+    """Those that we know how to read; none where they contradict the status or are no protobuf."""
+    found: list[message.Message] = []
+    with suppress(ValueError, message.DecodeError):
         status = rpc_status.from_call(error)  # type: ignore[arg-type] # it takes what has these four methods
-    except (ValueError, message.DecodeError):  # details that contradict the status, or that are no protobuf
-        return ()
-    return status.details if status is not None else ()
+        for packed in status.details if status is not None else ():
+            for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo):
+                detail = kind()
+                if packed.Unpack(detail):
+                    found.append(detail)
+    return found

@@ -256,7 +256,8 @@ class Answer:
         self.admission_wait = 0.0
         """Seconds that the call waited for a slot."""
         self._request_id = request_id
-        self._model = ""
+        self.model = ""
+        """The public name of the model that answers, once it has begun."""
         self._clock = clock
         self._arrival = clock()
         self._first_chunk = self._arrival
@@ -272,14 +273,14 @@ class Answer:
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature
             case model.Started():
-                self._model = event.model
+                self.model = event.model
                 self._first_chunk = self._clock()
                 message.started.generation_id = self.generation_id
                 message.started.model = event.model
                 message.started.request_id = self._request_id
             case model.Finished():
                 self.finish = event.reason.name
-                message.completed.CopyFrom(_completed(event, self._model, self._timing(event.attempts)))
+                message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
         return message
 
     def _timing(self, attempts: int) -> pb.Timing:

@@ -125,6 +125,8 @@ class Workers:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _pass_on(self, *_: object) -> None:
+        # Not the same signal twice: of two that wait to be noticed the kernel delivers one.
+        number = signal.SIGINT if self._stopping else signal.SIGTERM
         self._stopping = True
         for pid in self._running:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)

@@ -1,7 +1,6 @@
 """Slots, the queue, and who is refused."""
 
 import asyncio
-from contextlib import AsyncExitStack
 
 import pytest
 
@@ -36,16 +35,25 @@ class Stay:
         self.task = asyncio.ensure_future(self._stay(door, caller))
 
     async def _stay(self, door: Door, caller: str) -> None:
-        async with door.slot(caller) as self.waited:
-            self.inside.set()
-            await self.leave.wait()
+        self.waited = await door.enter(caller)
+        self.inside.set()
+        await self.leave.wait()
 
 
-async def test_a_free_slot_is_taken_without_waiting_and_given_back() -> None:
+async def visit(door: Door, caller: str = "b") -> float:
+    """Come in and leave again."""
+    return await asyncio.ensure_future(door.enter(caller))
+
+
+async def test_a_free_slot_is_taken_without_waiting_and_given_back_when_the_task_ends() -> None:
     door = admission()
-    async with door.slot("a") as waited:
-        assert waited == 0
-        assert door.taken == 1
+    stay = Stay(door)
+    await stay.inside.wait()
+    assert stay.waited == 0
+    assert door.taken == 1
+    stay.leave.set()
+    await stay.task
+    await asyncio.sleep(0)
     assert door.taken == 0
 
 
@@ -54,14 +62,14 @@ async def test_beyond_slots_and_queue_callers_are_refused_at_once() -> None:
     first, second, queued = Stay(door), Stay(door), Stay(door)
     await second.inside.wait()
     with pytest.raises(ServerBusy) as caught:
-        async with door.slot("b"):
-            pass
+        await visit(door, "b")
     assert caught.value.retry_after == 1
     first.leave.set()
     await queued.inside.wait()
     for one in (second, queued):
         one.leave.set()
         await one.task
+    await asyncio.sleep(0)
     assert door.taken == 0
 
 
@@ -78,6 +86,7 @@ async def test_the_queue_is_served_in_order_and_tells_how_long_it_took() -> None
     await third.inside.wait()
     third.leave.set()
     await third.task
+    await asyncio.sleep(0)
     assert door.taken == 0
 
 
@@ -87,10 +96,10 @@ async def test_whoever_waits_too_long_is_refused_and_leaves_no_trace() -> None:
     await first.inside.wait()
     for _ in range(2):
         with pytest.raises(ServerBusy):
-            async with door.slot("b"):
-                pass
+            await visit(door, "b")
     first.leave.set()
     await first.task
+    await asyncio.sleep(0)
     assert door.taken == 0
 
 
@@ -106,6 +115,7 @@ async def test_whoever_leaves_the_queue_makes_room_in_it() -> None:
     await third.inside.wait()
     third.leave.set()
     await third.task
+    await asyncio.sleep(0)
     assert door.taken == 0
 
 
@@ -118,34 +128,35 @@ async def test_a_slot_that_comes_in_the_moment_of_leaving_is_not_lost() -> None:
     await first.task  # the slot is second's now, who has not run yet
     second.task.cancel()
     await asyncio.wait((second.task,))
+    await asyncio.sleep(0)
     assert door.taken == 0
-    async with door.slot("c"):
-        pass
+    await visit(door, "c")
 
 
 async def test_one_caller_has_a_limit_of_its_own() -> None:
     door = admission(10, per_caller=2)
-    async with AsyncExitStack() as stack:
-        for _ in range(2):
-            await stack.enter_async_context(door.slot("greedy"))
-        with pytest.raises(QuotaExceeded):
-            async with door.slot("greedy"):
-                pass
-        async with door.slot("modest"):
-            assert door.taken == 3
-    async with door.slot("greedy"):
-        assert door.taken == 1
+    greedy = [Stay(door, "greedy") for _ in range(2)]
+    await greedy[1].inside.wait()
+    with pytest.raises(QuotaExceeded):
+        await visit(door, "greedy")
+    await visit(door, "modest")
+    greedy[0].leave.set()
+    await greedy[0].task
+    await visit(door, "greedy")
+    greedy[1].leave.set()
+    await greedy[1].task
 
 
 async def test_a_refused_caller_leaves_no_trace() -> None:
     door = admission(1, per_caller=1)
-    async with door.slot("a"):
-        for _ in range(3):
-            with pytest.raises(ServerBusy):
-                async with door.slot("b"):
-                    pass
-    async with door.slot("b"):
-        pass
+    stay = Stay(door, "a")
+    await stay.inside.wait()
+    for _ in range(3):
+        with pytest.raises(ServerBusy):
+            await visit(door, "b")
+    stay.leave.set()
+    await stay.task
+    await visit(door, "b")
 
 
 async def test_a_place_that_another_worker_gives_back_goes_to_the_queue() -> None:
@@ -158,4 +169,5 @@ async def test_a_place_that_another_worker_gives_back_goes_to_the_queue() -> Non
     await asyncio.wait_for(waiting.inside.wait(), 5)
     waiting.leave.set()
     await waiting.task
+    await asyncio.sleep(0)
     assert door.taken == 0

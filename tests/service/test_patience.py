@@ -1,10 +1,11 @@
 """Deadlines and time limits: which one has passed is what the caller is told."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from service.errors import DeadlineExceeded, UpstreamDeadline
+from service.errors import DeadlineExceeded, Draining, UpstreamDeadline
 from service.patience import Deadline, Patience
 
 
@@ -12,13 +13,32 @@ def soon(seconds: float, longest: float = 600) -> Deadline:
     return Deadline.of(seconds, default=100, longest=longest)
 
 
-async def ended(patience: Patience, *steps: str, error: BaseException | None = None) -> tuple[str, str]:
-    """The reason and the text with which the waits in `steps` end, of which the last takes for ever."""
+async def never() -> AsyncIterator[str]:
+    await asyncio.Event().wait()
+    yield "never"
+
+
+async def once() -> AsyncIterator[str]:
+    yield "once"
+    await asyncio.Event().wait()
+
+
+async def ended(
+    patience: Patience,
+    source: AsyncIterator[str] | None = None,
+    *,
+    write: bool = False,
+    error: BaseException | None = None,
+) -> tuple[str, str]:
+    """The reason and the text with which it ends to wait for `source`, a write, or for nothing."""
 
     async def wait() -> None:
         async with asyncio.timeout(10), patience:
-            for step in steps:
-                getattr(patience, step)()
+            if write:
+                patience.writing()
+            if source is not None:
+                async for _ in patience.upstream(source):
+                    pass
             if error is not None:
                 raise error
             await asyncio.Event().wait()
@@ -57,8 +77,9 @@ async def test_of_the_callers_time_a_little_is_kept_to_say_so(seconds: float, ma
 
 
 async def test_the_deadline_ends_every_wait() -> None:
-    for steps in ([], ["waits_for_upstream"], ["waits_for_upstream", "waits_for_reader"]):
-        assert (await ended(patience(soon(0.02)), *steps))[0] == "CALLER_DEADLINE"
+    assert (await ended(patience(soon(0.02))))[0] == "CALLER_DEADLINE"
+    assert (await ended(patience(soon(0.02)), never()))[0] == "CALLER_DEADLINE"
+    assert (await ended(patience(soon(0.02)), once(), write=True))[0] == "CALLER_DEADLINE"
 
 
 async def test_a_deadline_that_has_passed_ends_at_once() -> None:
@@ -66,40 +87,65 @@ async def test_a_deadline_that_has_passed_ends_at_once() -> None:
 
 
 async def test_a_model_that_does_not_begin_is_given_up() -> None:
-    reason, text = await ended(patience(first_chunk=0.01, idle=60), "waits_for_upstream")
+    reason, text = await ended(patience(first_chunk=0.01, idle=60), never())
     assert reason == "FIRST_CHUNK_TIMEOUT"
     assert text == "The model has not begun to answer within 0.01 s"
 
 
 async def test_a_model_that_falls_silent_is_given_up() -> None:
-    steps = ["waits_for_upstream", "waits_for_reader", "waits_for_upstream"]
-    assert (await ended(patience(first_chunk=60, idle=0.01), *steps))[0] == "IDLE_TIMEOUT"
-    assert (await ended(patience(idle=0.01), *steps))[0] == "IDLE_TIMEOUT"
+    assert (await ended(patience(first_chunk=60, idle=0.01), once()))[0] == "IDLE_TIMEOUT"
+    assert (await ended(patience(idle=0.01), once()))[0] == "IDLE_TIMEOUT"
 
 
-async def test_a_reader_that_stalls_is_given_up() -> None:
-    steps = ["waits_for_upstream", "waits_for_reader"]
-    assert (await ended(patience(write=0.01), *steps))[0] == "READER_STALLED"
+async def test_a_reader_that_stalls_is_given_up_whatever_the_model_does() -> None:
+    assert (await ended(patience(write=0.01), write=True))[0] == "READER_STALLED"
+    assert (await ended(patience(write=0.01, first_chunk=60), never(), write=True))[0] == "READER_STALLED"
+
+
+async def test_a_model_that_falls_silent_is_given_up_whatever_the_reader_does() -> None:
+    assert (await ended(patience(write=60, first_chunk=0.01), never(), write=True))[0] == "FIRST_CHUNK_TIMEOUT"
 
 
 async def test_each_wait_counts_for_itself() -> None:
-    waits = patience(first_chunk=0.2, idle=0.2, write=0.2)
-    async with asyncio.timeout(10), waits:
-        waits.waits_for_upstream()
+    async def steady() -> AsyncIterator[str]:
         for _ in range(5):
             await asyncio.sleep(0.06)
-            waits.waits_for_reader()
+            yield "x"
+
+    waits = patience(first_chunk=0.2, idle=0.2, write=0.2)
+    async with asyncio.timeout(10), waits:
+        async for _ in waits.upstream(steady()):
+            waits.writing()
             await asyncio.sleep(0.06)
-            waits.waits_for_upstream()
+            waits.written()
 
 
 async def test_what_is_not_waited_for_any_more_does_not_end_the_call() -> None:
-    waits = patience(first_chunk=0.01)
+    async def two() -> AsyncIterator[str]:
+        yield "x"
+        yield "y"
+
+    waits = patience(first_chunk=0.01, idle=0.01, write=0.01)
     async with asyncio.timeout(10), waits:
-        waits.waits_for_upstream()
-        waits.waits_for_reader()
-        waits.waits_for_upstream()
+        async for _ in waits.upstream(two()):
+            waits.writing()
+            waits.written()
+            await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)
+
+
+async def test_a_call_can_be_ended_from_outside() -> None:
+    waits = patience()
+
+    async def wait() -> None:
+        async with asyncio.timeout(10), waits:
+            await asyncio.Event().wait()
+
+    waiting = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    waits.end(Draining("bye"))
+    with pytest.raises(Draining):
+        await waiting
 
 
 async def test_upstreams_own_clock_may_be_a_moment_ahead() -> None:

@@ -82,7 +82,7 @@ def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: An
             theirs = convert(CHAT, chunk, previous)
             numbers = count()
             patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
-            ours = CHAT._gemini_chunk_to_generation_chunk(chunk, previous)
+            ours = CHAT._converted(chunk, previous)
             assert ours == theirs
             assert ours[0].model_dump() == theirs[0].model_dump()
 
@@ -115,6 +115,23 @@ def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
 
 def test_no_chunk_shares_what_another_could_change() -> None:
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
+    first, second = (CHAT._converted(chunk, None)[0] for _ in range(2))
     assert first.message.response_metadata is not second.message.response_metadata
     assert first.generation_info is not second.generation_info
+
+
+def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> None:
+    chunks = [
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text=text)]))]) for text in ("a", "b")
+    ]
+    kept = [CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for chunk in chunks]
+    assert kept[0] is kept[1]
+    assert kept[0].message.content == kept[0].text == "b"
+    assert kept[0] + kept[1:] is kept[0]
+
+
+def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.vertex.tracing_is_enabled", lambda: True)
+    chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
+    first, second = (CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
+    assert first is not second

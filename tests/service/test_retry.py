@@ -104,11 +104,12 @@ async def test_one_attempt_is_no_retry() -> None:
         await collect(model, Policy(max_attempts=1))
 
 
-async def test_a_delay_that_does_not_fit_the_deadline_fails_at_once_with_the_real_error() -> None:
-    model = Attempts([errors.UpstreamQuota("quota", retry_after=30)])
+@pytest.mark.parametrize(("wish", "seconds"), [(4, 2), (30, 600)], ids=["the_deadline", "the_cap"])
+async def test_a_delay_that_does_not_fit_fails_at_once_with_the_real_error(wish: float, seconds: float) -> None:
+    model = Attempts([errors.UpstreamQuota("quota", retry_after=wish)])
     with pytest.raises(errors.UpstreamQuota) as caught:
-        await asyncio.wait_for(collect(model, seconds=10), 5)
-    assert caught.value.retry_after == 30
+        await asyncio.wait_for(collect(model, seconds=seconds), 1.5)
+    assert caught.value.retry_after == wish
 
 
 async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,17 +119,17 @@ async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(monke
         pauses.append(seconds)
 
     monkeypatch.setattr("service.retry.asyncio.sleep", sleep)
-    wish = errors.UpstreamQuota("quota", retry_after=7)
+    wish = errors.UpstreamQuota("quota", retry_after=2.5)
     policy = Policy(max_attempts=5, base_seconds=1, cap_seconds=3)
     await collect(Attempts([AWAY], [AWAY], [AWAY], [wish], ANSWER), policy, jitter=1)
-    assert pauses == [1, 2, 3, 7 + 3]
+    assert pauses == [1, 2, 3, 2.5 + 3]
     pauses.clear()
     await collect(Attempts([AWAY], [wish], ANSWER), policy, jitter=0.5)
-    assert pauses == [0.5, 7 + 1]
+    assert pauses == [0.5, 2.5 + 1]
 
 
 async def test_leaving_during_a_pause_asks_no_more() -> None:
-    model = Attempts([errors.UpstreamQuota("quota", retry_after=30)], ANSWER)
+    model = Attempts([errors.UpstreamQuota("quota", retry_after=4)], ANSWER)
     waiting = asyncio.ensure_future(collect(model))
     await asyncio.wait_for(model.failed.wait(), 5)
     waiting.cancel()
@@ -159,10 +160,11 @@ async def test_no_second_model_is_asked_once_something_was_said() -> None:
     assert model.asked == ["first"]
 
 
-async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests() -> None:
+@pytest.mark.parametrize("fallback", ["", "second"])
+async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests(fallback: str) -> None:
     requests = 200
     model = Attempts(*[[AWAY]] * (3 * requests))
-    retrying = Retrying(model, NO_PAUSE)
+    retrying = Retrying(model, Policy(base_seconds=0, fallback=fallback))
     deadline = asyncio.get_running_loop().time() + 60
     for _ in range(requests):
         with pytest.raises(errors.UpstreamUnavailable):

@@ -3,12 +3,13 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 from service import errors
 from service.model import (
@@ -33,6 +34,7 @@ from vertex_emulator.script import (
     cut,
     delay,
     end,
+    function_call,
     headers,
     response,
     silence,
@@ -267,15 +269,84 @@ async def test_upstreams_reason_and_retry_delay_are_relayed(emulator: Emulator, 
 
 async def test_a_reason_that_is_a_sentence_is_not_relayed(emulator: Emulator, model: VertexModel) -> None:
     emulator.script.play(answer(status(grpc.StatusCode.ABORTED, "", ErrorInfo(reason="project 123 is out of luck"))))
-    with pytest.raises(errors.UpstreamUnavailable) as caught:
+    with pytest.raises(errors.UpstreamCut) as caught:
         await collect(model)
     assert caught.value.metadata == {"upstream_code": "ABORTED"}
 
 
+def rpc_error(code: grpc.StatusCode, words: str, details: bytes = b"") -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata(("grpc-status-details-bin", details)) if details else grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details=words)
+
+
 def test_details_that_cannot_be_read_leave_the_code() -> None:
-    trailing = grpc.aio.Metadata(("grpc-status-details-bin", b"\xff\xff"))
-    error = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), trailing, details="x")
-    assert isinstance(upstream_error(error), errors.UpstreamNotFound)
+    error = upstream_error(rpc_error(grpc.StatusCode.NOT_FOUND, "x", b"\xff\xff"))
+    assert isinstance(error, errors.UpstreamNotFound)
+    status = Status(code=grpc.StatusCode.NOT_FOUND.value[0], message="x")
+    status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff")
+    error = upstream_error(rpc_error(grpc.StatusCode.NOT_FOUND, "x", status.SerializeToString()))
+    assert isinstance(error, errors.UpstreamNotFound)
+
+
+def test_a_retry_delay_in_the_past_is_none_at_all() -> None:
+    status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="x")
+    status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=-5)))
+    assert upstream_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", status.SerializeToString())).retry_after == 0
+
+
+def test_credentials_that_cannot_be_renewed_are_told_apart_from_an_upstream_that_is_away() -> None:
+    words = "Getting metadata from plugin failed with error: ('invalid_grant: Token has been expired or revoked.',)"
+    error = upstream_error(rpc_error(grpc.StatusCode.UNAVAILABLE, words))
+    assert isinstance(error, errors.UpstreamCredentials)
+    assert "invalid_grant" not in str(error.status())
+
+
+async def test_a_part_that_is_not_served_is_an_error_and_not_dropped(emulator: Emulator, model: VertexModel) -> None:
+    emulator.script.play(answer("a", function_call("f", {"x": 1}), "b"))
+    with pytest.raises(errors.UpstreamFault, match="function_call"):
+        await collect(model)
+
+
+async def test_figures_that_cannot_be_are_unknown(emulator: Emulator, model: VertexModel) -> None:
+    broken = google.GenerateContentResponse()
+    broken.usage_metadata.prompt_token_count = -1
+    broken.candidates.add(finish_reason=google.Candidate.STOP)
+    emulator.script.play(answer("a", response(broken), end()))
+    finished = (await collect(model))[-1]
+    assert isinstance(finished, Finished)
+    assert finished.usage is None
+
+
+async def test_an_ending_that_was_told_is_not_forgotten_for_what_comes_behind_it(
+    emulator: Emulator, model: VertexModel
+) -> None:
+    told = google.GenerateContentResponse()
+    told.prompt_feedback.block_reason = google.GenerateContentResponse.PromptFeedback.SAFETY
+    behind = google.GenerateContentResponse()
+    behind.usage_metadata.prompt_token_count = 3
+    emulator.script.play(answer(response(told), response(behind), end()))
+    finished = (await collect(model))[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.reason, finished.upstream_reason) == (FinishReason.PROMPT_BLOCKED, "SAFETY")
+
+
+async def test_a_very_long_piece_is_told_in_pieces_that_callers_take(emulator: Emulator, model: VertexModel) -> None:
+    long = "ab" * 600_000
+    emulator.script.play(answer(long))
+    texts = [event.text for event in await collect(model) if isinstance(event, Text)]
+    assert "".join(texts) == long
+    assert len(texts) > 1
+
+
+async def test_more_calls_than_a_connection_takes_get_another_connection() -> None:
+    async with Emulator(max_concurrent_streams=100) as emulator:
+        emulator.script.play(default=answer("one", silence()))
+        model = VertexModel.local(emulator.address, names=[NAME], project="project", location="us-central1")
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(model.close)
+            streams = [await stack.enter_async_context(stream(model)) for _ in range(250)]
+            assert set(await asyncio.gather(*(anext(events) for events in streams))) == {Started(NAME)}
+            assert len(emulator.open_calls) == 250
 
 
 @pytest.mark.parametrize("steps", [(silence(),), (headers(), silence()), ("one", silence()), ("one", delay(60), "two")])

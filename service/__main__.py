@@ -12,6 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
+# Its core reads this when it is imported. It would write what peers send to standard error as it came, line breaks
+# included.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 from service import log, workers
 from service.config import SettingError, Settings
 from service.model import Model
@@ -29,7 +33,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") 
         settings = Settings.load(sys.argv[1:] if argv is None else argv, os.environ, prog=prog)
         _need_upstream(settings)
         log.configure(settings.log_level)
-        _keep_peers_out_of_the_log()
         _keep_tracing_off(settings)
         count = settings.workers or (workers.cores() if workers.possible() else 1)
         return _alone(settings) if count == 1 else _together(settings, count)
@@ -171,11 +174,6 @@ def _keep_tracing_off(settings: Settings) -> None:
     if not settings.langsmith:
         for name in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2"):
             os.environ[name] = "false"
-
-
-def _keep_peers_out_of_the_log() -> None:
-    """The core of gRPC would write what peers send to standard error as it came, line breaks included."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 if __name__ == "__main__":

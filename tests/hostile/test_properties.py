@@ -1,0 +1,373 @@
+"""Whatever a model says and a caller does, the stream keeps its promises: an honest end, order, nothing silent."""
+
+import asyncio
+import itertools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from service import wire
+from service.config import Settings
+from service.errors import InvalidRequest, ModelNotFound
+from service.model import FakeModel, Finished, FinishReason, Started, Text
+from tests.conftest import Serve, Served, failure
+from vertex_emulator import prediction_pb2 as google
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import Step, answer, blocked, cut, delay, end, headers, status, thought, usage
+
+OFFERED = Settings().offered
+
+USUAL = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    # The fixtures live longer than one example on purpose: a server is not made anew for each call either.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+LONG = settings(USUAL, max_examples=5000, derandomize=False)
+
+# ---- any script, any reader --------------------------------------------------------------------------------------
+
+CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+FINISHES = [number for number in google.Candidate.FinishReason.values() if number]
+BLOCKS = [name for name, number in google.GenerateContentResponse.PromptFeedback.BlockedReason.items() if number]
+
+texts = st.text(max_size=30)  # without surrogates, which are no text to protobuf
+pieces = st.lists(
+    st.one_of(
+        texts,
+        texts.map(thought),
+        st.sampled_from([0.0, 0.001, 0.005]).map(delay),
+    ),
+    max_size=8,
+)
+details = st.lists(
+    st.one_of(
+        st.builds(ErrorInfo, reason=texts, domain=texts),
+        st.builds(
+            RetryInfo,
+            retry_delay=st.builds(
+                # None that would really be waited for.
+                Duration,
+                seconds=st.sampled_from([-(2**63), -1, 0, 60, 2**63 - 1]),
+                nanos=st.sampled_from([-(2**31), 0, 1000]),
+            ),
+        ),
+    ),
+    max_size=2,
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a script ends."""
+
+    steps: tuple[Step, ...] = ()
+    """Behind the pieces."""
+    before: tuple[Step, ...] = ()
+    """Before them."""
+    finish: int | None = google.Candidate.STOP
+    complete: bool = True
+    """Whether the answer is whole."""
+    alone: bool = False
+    """Whether it comes instead of the pieces."""
+
+
+endings = st.one_of(
+    st.sampled_from([*FINISHES, 99, 2**31 - 1]).map(lambda number: Ending(finish=number)),
+    st.just(Ending(finish=None, complete=False)),
+    st.just(Ending((end(),), complete=False, alone=True)),
+    st.sampled_from(BLOCKS).map(lambda name: Ending((blocked(name),), alone=True)),
+    st.just(Ending((cut(),), complete=False)),
+    st.builds(
+        lambda code, words, more, first: Ending((status(code, words, *more),), before=first, complete=False),
+        st.sampled_from(CODES),
+        texts,
+        details,
+        st.sampled_from([(), (headers(),)]),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What the caller does."""
+
+    cancels_after: int | None
+    """Messages; None: it reads all."""
+    pause: float
+    """Seconds before each message."""
+    coalesce: pb.Coalesce | None
+
+
+readers = st.builds(
+    Reader,
+    cancels_after=st.one_of(st.none(), st.none(), st.integers(0, 6)),
+    pause=st.sampled_from([0.0, 0.0, 0.002]),
+    coalesce=st.one_of(
+        st.none(),
+        st.builds(
+            pb.Coalesce,
+            max_delay=st.sampled_from([0, 1, 20]).map(lambda ms: Duration(nanos=ms * 1_000_000)),
+            max_bytes=st.integers(1, 100),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came of a call."""
+
+    messages: list[pb.GenerateResponse]
+    error: grpc.aio.AioRpcError | None
+    cancelled: bool
+
+    @property
+    def kinds(self) -> list[str | None]:
+        return [message.WhichOneof("event") for message in self.messages]
+
+    def text(self) -> str:
+        return "".join(message.text for message in self.messages)
+
+    def thoughts(self) -> str:
+        return "".join(message.reasoning.text for message in self.messages)
+
+
+async def listen(served: Served, reader: Reader) -> Heard:
+    call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi", coalesce=reader.coalesce), timeout=20)
+    messages: list[pb.GenerateResponse] = []
+    try:
+        while len(messages) != reader.cancels_after:
+            await asyncio.sleep(reader.pause)
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                return Heard(messages, None, cancelled=False)
+            messages.append(message)
+    except grpc.aio.AioRpcError as error:
+        return Heard(messages, error, cancelled=False)
+    call.cancel()
+    return Heard(messages, None, cancelled=True)
+
+
+@pytest.fixture
+async def vertex_server(serve_vertex: Serve) -> Served:
+    return await serve_vertex()
+
+
+async def keeps_its_promises(
+    served: Served,
+    emulator: Emulator,
+    *,
+    said: list[str | Step],
+    ending: Ending,
+    reader: Reader,
+    counts: tuple[int, int, int, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    steps = [] if ending.alone else said
+    emulator.reset()
+    told = usage(*counts[:2], thoughts=counts[2], cached=counts[3])
+    emulator.script.play(default=answer(*ending.before, *steps, *ending.steps, finish=ending.finish, usage=told))
+    heard = await listen(served, reader)
+    text = "".join(step for step in steps if isinstance(step, str))
+    thoughts = "".join(step.thought for step in steps if isinstance(step, Step))
+
+    assert [message.sequence for message in heard.messages] == list(range(len(heard.messages)))
+    assert heard.kinds[:1] in ([], ["started"])
+    assert heard.kinds.count("started") <= 1
+    assert None not in heard.kinds
+    assert text.startswith(heard.text())
+    assert thoughts.startswith(heard.thoughts())
+    if not heard.cancelled:
+        assert ("completed" in heard.kinds) == (heard.error is None) == ending.complete
+    if "completed" in heard.kinds:
+        assert heard.kinds.index("completed") == len(heard.kinds) - 1
+        assert (heard.text(), heard.thoughts()) == (text, thoughts)
+        completed = heard.messages[-1].completed
+        assert completed.finish_reason
+        assert completed.upstream_finish_reason
+        count = completed.usage
+        assert count.exact
+        if not ending.alone:  # a blocked prompt has no candidates to count
+            assert (count.input_tokens, count.output_tokens, count.reasoning_tokens, count.cached_tokens) == counts
+    if heard.error is not None:
+        code, reason = failure(heard.error)
+        assert (code, reason) != (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert code is not grpc.StatusCode.UNKNOWN
+    await emulator.wait_until(lambda e: not e.open_calls)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
+    caplog.clear()
+
+
+SCRIPTS = {
+    "said": pieces,
+    "ending": endings,
+    "reader": readers,
+    "counts": st.tuples(*[st.integers(0, 10**6)] * 4),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Unrecognized FinishReason enum value:UserWarning")  # proto-plus on odd numbers
+@given(**SCRIPTS)
+@USUAL
+async def test_any_script_read_in_any_way_yields_an_honest_stream(
+    vertex_server: Served, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
+) -> None:
+    await keeps_its_promises(vertex_server, emulator, caplog=caplog, **script)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore:Unrecognized FinishReason enum value:UserWarning")  # as above
+@given(**SCRIPTS)
+@LONG
+async def test_many_scripts_read_in_any_way_yield_an_honest_stream(
+    vertex_server: Served, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
+) -> None:
+    await keeps_its_promises(vertex_server, emulator, caplog=caplog, **script)
+
+
+# ---- any request -------------------------------------------------------------------------------------------------
+
+
+def _values(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
+    """Any value of one field, not repeated."""
+    if field.message_type is not None:
+        return requests_of(field.message_type, depth - 1)
+    return {
+        FieldDescriptor.CPPTYPE_INT32: st.integers(-(2**31), 2**31 - 1) | st.integers(-1, 3),
+        FieldDescriptor.CPPTYPE_INT64: st.integers(-(2**63), 2**63 - 1) | st.integers(-1, 3),
+        FieldDescriptor.CPPTYPE_UINT32: st.integers(0, 2**32 - 1),
+        FieldDescriptor.CPPTYPE_UINT64: st.integers(0, 2**64 - 1),
+        FieldDescriptor.CPPTYPE_DOUBLE: st.floats(),
+        FieldDescriptor.CPPTYPE_FLOAT: st.floats(width=32) | st.sampled_from([0.0, 0.5, 1.0]),
+        FieldDescriptor.CPPTYPE_BOOL: st.booleans(),
+        FieldDescriptor.CPPTYPE_ENUM: st.integers(0, 4) | st.sampled_from([-1, 99]),
+        FieldDescriptor.CPPTYPE_STRING: st.binary(max_size=5)
+        if field.type == FieldDescriptor.TYPE_BYTES
+        else st.text(max_size=12) | st.sampled_from(["", "hi", *OFFERED]),
+    }[field.cpp_type]
+
+
+@st.composite
+def requests_of(draw: st.DrawFn, kind: Descriptor, depth: int = 4) -> dict[str, Any]:
+    """Any message of a type, as the keyword arguments that make it: few fields at a time, so that some are taken."""
+    if depth <= 0 or not kind.fields:
+        return {}
+    made: dict[str, Any] = {}
+    for field in draw(st.lists(st.sampled_from([*kind.fields]), max_size=4, unique_by=lambda field: field.name)):
+        if field.containing_oneof is not None and any(other.name in made for other in field.containing_oneof.fields):
+            continue  # only one of them can be set
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            entry = field.message_type.fields_by_name
+            made[field.name] = draw(
+                st.dictionaries(_values(entry["key"], depth), _values(entry["value"], depth - 1), max_size=2)
+            )
+        elif field.is_repeated:
+            made[field.name] = draw(st.lists(_values(field, depth), max_size=3))
+        else:
+            made[field.name] = draw(_values(field, depth))
+    return made
+
+
+def _fill(message: Message, values: dict[str, Any]) -> Message:
+    """Set these fields. By hand: constructors give some types, such as Struct, a meaning of their own."""
+    for name, value in values.items():
+        field = message.DESCRIPTOR.fields_by_name[name]
+        target = getattr(message, name)
+        if isinstance(value, list):
+            for one in value:
+                if field.message_type is not None:
+                    _fill(target.add(), one)
+                else:
+                    target.append(one)
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            for key, one in value.items():
+                if isinstance(one, dict):
+                    _fill(target[key], one)
+                else:
+                    target[key] = one
+        elif field.message_type is not None:
+            target.SetInParent()
+            _fill(target, value)
+        else:
+            setattr(message, name, value)
+    return message
+
+
+likely = st.fixed_dictionaries({"prompt": st.sampled_from(["hi", "", "\0", "é" * 60])})
+requests = st.builds(
+    lambda any_fields, prompt: _fill(pb.GenerateRequest(), any_fields | prompt),
+    requests_of(pb.GenerateRequest.DESCRIPTOR),
+    st.one_of(st.just({}), likely),
+)
+
+
+@given(requests)
+@settings(USUAL, max_examples=500)
+def test_any_request_is_taken_or_refused_with_words(request: pb.GenerateRequest) -> None:
+    try:
+        prompt = wire.parse(request, offered=OFFERED, max_prompt_bytes=200)
+    except (InvalidRequest, ModelNotFound) as error:
+        refused = error
+    else:
+        refused = None
+        assert prompt.turns
+        assert prompt.model in OFFERED
+        wish = wire.delivery(request)
+        assert wish.idle_timeout is None or wish.idle_timeout > 0
+    if refused is not None:
+        assert refused.text
+        assert len(refused.status().SerializeToString()) < 4096
+
+
+FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+
+
+@given(requests)
+@USUAL
+async def test_a_request_that_is_refused_never_reaches_a_model(served: tuple[Served, FakeModel], request: Any) -> None:
+    service, model = served
+    model.asked.clear()
+    try:
+        messages = [message async for message in service.stub.Generate(request, timeout=20)]
+    except grpc.aio.AioRpcError as error:
+        code, _ = failure(error)
+        if code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
+            assert model.asked == []
+        else:  # an idle timeout of a nanosecond, for example
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    else:
+        assert messages[-1].WhichOneof("event") == "completed"
+        assert len(model.asked) == 1
+
+
+@pytest.fixture
+async def served(serve: Serve) -> tuple[Served, FakeModel]:
+    model = FakeModel([Started(OFFERED[0]), Text("a"), FINISHED])
+    return await serve(model), model
+
+
+def test_the_strategies_reach_every_field_of_a_request() -> None:
+    seen: set[str] = set()
+
+    @given(requests)
+    @settings(USUAL, max_examples=1000, database=None)
+    def collect(request: pb.GenerateRequest) -> None:
+        seen.update(field.name for field, _ in itertools.chain(request.ListFields(), request.config.ListFields()))
+
+    collect()
+    fields = {*pb.GenerateRequest.DESCRIPTOR.fields_by_name, *pb.GenerateRequest().config.DESCRIPTOR.fields_by_name}
+    assert seen == fields

@@ -19,9 +19,6 @@ ENDINGS: Mapping[pb.FinishReason.ValueType, str] = MappingProxyType(
         pb.FINISH_REASON_PROMPT_BLOCKED: "The question was blocked: there is no answer.",
         pb.FINISH_REASON_OTHER: "The answer ended for another reason.",
         pb.FINISH_REASON_MODEL_ARMOR: "The question or the answer was blocked by Model Armor.",
-        pb.FINISH_REASON_LANGUAGE: "The answer was stopped: its language isn't supported.",
-        pb.FINISH_REASON_IMAGE_BLOCKED: "An image was blocked.",
-        pb.FINISH_REASON_UNEXPECTED_TOOL_CALL: "The model asked for a function that it had not been given.",
     }
 )
 

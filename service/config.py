@@ -168,7 +168,10 @@ class Settings:
         1.0, "TOKENWIRE_QUEUE_TIMEOUT", seconds(0, 60), "seconds after which a caller in the queue is refused"
     )
     max_attempts: int = setting(
-        3, "TOKENWIRE_MAX_ATTEMPTS", whole(1, 10), "how often upstream is asked, before its first chunk; 1 is no retry"
+        3,
+        "TOKENWIRE_MAX_ATTEMPTS",
+        whole(1, 10),
+        "how often a model is asked before its first chunk, the fallback not counted; 1 is no retry",
     )
     fallback_model: str = setting(
         "",

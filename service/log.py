@@ -1,6 +1,7 @@
 """The log: one line for each call, and never a prompt, an answer or a credential."""
 
 import logging
+import re
 import sys
 import time
 from contextvars import ContextVar
@@ -8,6 +9,8 @@ from types import TracebackType
 from typing import Any
 
 _logger = logging.getLogger("tokenwire")
+
+_WORD = re.compile(r"[\w.:/-]+", re.ASCII)
 
 _facts: ContextVar[dict[str, object]] = ContextVar("facts")
 
@@ -59,8 +62,14 @@ def note(**facts: object) -> None:
 
 def end_call(method: str, code: str, seconds: float) -> None:
     """Write the call's line."""
-    facts = "".join(f" {name}={value}" for name, value in _facts.get().items())
+    facts = "".join(f" {name}={_one_word(value)}" for name, value in _facts.get().items())
     _logger.info("%s code=%s seconds=%.3f%s", method, code, seconds, facts)
+
+
+def _one_word(value: object) -> str:
+    """A caller's own words in quotes, lest they look like further facts."""
+    text = str(value)
+    return text if _WORD.fullmatch(text) else ascii(text)
 
 
 def bug(error: BaseException, error_id: str) -> None:

@@ -51,6 +51,7 @@ REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.TokenwireError)
     ("DEADLINE_EXCEEDED", "FIRST_CHUNK_TIMEOUT"),
     ("DEADLINE_EXCEEDED", "IDLE_TIMEOUT"),
     ("DEADLINE_EXCEEDED", "READER_STALLED"),
+    ("DEADLINE_EXCEEDED", "REQUEST_STALLED"),
 }
 
 

@@ -10,7 +10,7 @@ from importlib import metadata
 COMMANDS = {
     "serve": ("service.__main__", "run the gRPC server"),
     "ask": ("gateway_ui.ask", "stream an answer to the terminal"),
-    "ui": ("gateway_ui.__main__", "open the chat page"),
+    "ui": ("gateway_ui.__main__", "serve the chat page"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
     "demo": ("tokenwire_cli.demo", "run all of these together, without an account"),
 }

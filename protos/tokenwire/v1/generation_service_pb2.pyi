@@ -9,7 +9,8 @@ What callers may rely on:
   - The status is OK if and only if `completed` was the last message. A stream without it is incomplete.
   - Sequence numbers are consecutive; the texts, concatenated, are exactly what the model said.
   - Cancelling the call, or going away, cancels the call to the model too.
-  - Every status other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a stable reason.
+  - Every status that tokenwire gives other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a
+    stable reason.
 
 Changes to this package are additive.
 """
@@ -63,13 +64,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_OTHER: _FinishReason.ValueType  # 10
     """A reason that this version doesn't know; `upstream_finish_reason` has it."""
     FINISH_REASON_MODEL_ARMOR: _FinishReason.ValueType  # 11
-    """The prompt or the answer was blocked by Model Armor."""
-    FINISH_REASON_LANGUAGE: _FinishReason.ValueType  # 12
-    """The answer's language isn't supported."""
-    FINISH_REASON_IMAGE_BLOCKED: _FinishReason.ValueType  # 13
-    """An image was blocked, by safety, recitation or content rules."""
-    FINISH_REASON_UNEXPECTED_TOOL_CALL: _FinishReason.ValueType  # 14
-    """The model asked for a function that it had not been given."""
+    """The answer was blocked by Model Armor. A prompt that was blocked by it is PROMPT_BLOCKED."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -97,13 +92,7 @@ FINISH_REASON_PROMPT_BLOCKED: FinishReason.ValueType  # 9
 FINISH_REASON_OTHER: FinishReason.ValueType  # 10
 """A reason that this version doesn't know; `upstream_finish_reason` has it."""
 FINISH_REASON_MODEL_ARMOR: FinishReason.ValueType  # 11
-"""The prompt or the answer was blocked by Model Armor."""
-FINISH_REASON_LANGUAGE: FinishReason.ValueType  # 12
-"""The answer's language isn't supported."""
-FINISH_REASON_IMAGE_BLOCKED: FinishReason.ValueType  # 13
-"""An image was blocked, by safety, recitation or content rules."""
-FINISH_REASON_UNEXPECTED_TOOL_CALL: FinishReason.ValueType  # 14
-"""The model asked for a function that it had not been given."""
+"""The answer was blocked by Model Armor. A prompt that was blocked by it is PROMPT_BLOCKED."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -161,7 +150,7 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_content_pb2.Message]:
         """The conversation so far, oldest first. The first message is a user's, the last a user's, a tool's, or with `prompt`
-        a model's; users and models take turns.
+        a model's; users and models take turns. At most 1000 messages, and 1000 parts in all.
         """
 
     @_builtins.property
@@ -229,7 +218,7 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
 @_typing.final
 class Coalesce(_message.Message):
-    """Lets consecutive chunks of the same kind be merged into fewer, bigger ones. The text stays the same."""
+    """Lets consecutive pieces of text be merged into fewer, bigger ones. The text stays the same."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -9,7 +9,8 @@ What callers may rely on:
   - The status is OK if and only if `completed` was the last message. A stream without it is incomplete.
   - Sequence numbers are consecutive; the texts, concatenated, are exactly what the model said.
   - Cancelling the call, or going away, cancels the call to the model too.
-  - Every status other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a stable reason.
+  - Every status that tokenwire gives other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a
+    stable reason.
 
 Changes to this package are additive.
 """

@@ -29,7 +29,7 @@ from vertex_emulator.script import Step, answer, blocked, cut, delay, end, heade
 OFFERED = Settings().offered
 
 USUAL = settings(
-    max_examples=60,
+    max_examples=500,
     deadline=None,
     derandomize=True,
     # The fixtures live longer than one example on purpose: a server is not made anew for each call either.

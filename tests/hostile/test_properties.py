@@ -318,12 +318,12 @@ requests = st.builds(
 @given(requests)
 @settings(USUAL, max_examples=500)
 def test_any_request_is_taken_or_refused_with_words(request: pb.GenerateRequest) -> None:
+    refused: InvalidRequest | ModelNotFound | None = None
     try:
         prompt = wire.parse(request, offered=OFFERED, max_prompt_bytes=200)
     except (InvalidRequest, ModelNotFound) as error:
         refused = error
     else:
-        refused = None
         assert prompt.turns
         assert prompt.model in OFFERED
         wish = wire.delivery(request)

@@ -48,6 +48,9 @@ __all__ += ["check", "load", "needs_relay", "parse"]
 # What ends an answer.
 ENDINGS = frozenset({"status", "blocked", "silence", "cut", "blackhole", "end", "tokens"})
 
+# What sends a piece, and the headers with it.
+SPOKEN = frozenset({"text", "thought", "response", "text_bytes", "message_bytes", "repeat", "headers"})
+
 Finish = int | str | None
 
 
@@ -258,6 +261,8 @@ def _check_steps(steps: Sequence[Step], place: str, *, repeated: bool) -> None:
         last = index == len(steps) - 1
         if kind in ENDINGS and repeated:
             raise ScriptError(f"{here}.{kind}: ends the answer, so it can't be repeated; put it behind")
+        if kind == "headers" and (repeated or any(one.WhichOneof("step") in SPOKEN for one in steps[:index])):
+            raise ScriptError(f"{here}.headers: were sent with the first piece; put them before it")
         endless = kind == "repeat" and step.repeat.count == 0
         if (kind in ENDINGS or endless) and not last:
             raise ScriptError(

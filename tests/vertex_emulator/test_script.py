@@ -72,6 +72,10 @@ def test_json_names_details_by_their_type(script_file: Write) -> None:
         ('{"answers": [{"finishReason": "HALT"}]}', "value HALT for enum"),
         ('{"answers": [{"steps": [{"delay": "soon"}]}]}', "delay"),
         ('{"answers": [{"steps": [{}]}]}', "answers[0].steps[0]: says nothing"),
+        (
+            '{"answers": [{"steps": [{"text": "a"}, {"headers": {}}]}]}',
+            "answers[0].steps[1].headers: were sent with the first piece; put them before it",
+        ),
         ('{"answers": [{"steps": [{"delay": "-1s"}]}]}', "answers[0].steps[0].delay: -1s is negative"),
         ('{"answers": [{"steps": [{"waitFor": ""}]}]}', "answers[0].steps[0].wait_for: wanted is the name"),
         (

@@ -59,6 +59,6 @@ async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Em
         await pieces(call, 1)
         leaving.signal(signal.SIGTERM)
         _, error = await fate(call)
-        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert failure(error) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert await asyncio.wait_for(leaving.process.wait(), 30) == 0
     await upstream.wait_until(lambda upstream: not upstream.open_calls)

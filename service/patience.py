@@ -69,6 +69,7 @@ class Patience:
         self._timeout = asyncio.timeout_at(deadline.at)
         self._timer: asyncio.TimerHandle | None = None
         self._failure: TokenwireError | None = None
+        self._last = False
         self._over = False
 
     async def __aenter__(self) -> Self:
@@ -86,17 +87,21 @@ class Patience:
             self._begin(wait)
         wait.until = math.inf
 
-    def writing(self) -> None:
-        """A message is being written."""
+    def writing(self, *, last: bool = False) -> None:
+        """A message is being written. Behind the last one no error may come, so only its reader can still be late."""
+        self._last = last
+        if last:
+            self._timeout.reschedule(None)
         self._begin(self._write)
 
     def written(self) -> None:
         """It has been."""
         self._write.until = math.inf
+        self._over = self._last
 
     def end(self, failure: TokenwireError) -> None:
         """End the body by this error, now; nothing happens if it has ended."""
-        if not self._over:
+        if not (self._over or self._timeout.expired()):
             self._failure = self._failure or failure
             self._timeout.reschedule(self._loop.time())
 

@@ -13,7 +13,7 @@ from service.admission import Admission
 from service.coalesce import coalesced
 from service.config import Settings
 from service.errors import Draining, NotReady, NotServed, TokenwireError
-from service.model import Model
+from service.model import Finished, Model
 from service.patience import Deadline, Patience
 from service.slots import Slots
 
@@ -67,7 +67,7 @@ class Servicer(GenerationServiceServicer):
                     coalesced(patience.upstream(raw), wishes.coalesce) as events,
                 ):
                     async for event in events:
-                        patience.writing()
+                        patience.writing(last=isinstance(event, Finished))
                         await context.write(answer.encode(event))
                         patience.written()
         except TokenwireError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from tokenwire.v1 import generation_service_pb2 as pb
 
-from tests.conftest import detail, failure
+from service.model import Event, FakeModel, Finished, Started, Text
+from service.model import FinishReason as Reason
+from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, ServerChild, engine, fate, server
 from tests.faults.recorder import record
 from vertex_emulator import ControlClient, prediction_pb2
@@ -138,3 +141,19 @@ async def answers(caller: Caller) -> bool:
     except grpc.aio.AioRpcError as error:
         assert failure(error) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")  # noqa: PT017 - until it is back
         return False
+
+
+class Lingering(FakeModel):
+    """Stays on its stream behind the last event, for longer than there is time."""
+
+    async def _play(self) -> AsyncIterator[Event]:
+        async for event in super()._play():
+            yield event
+        await asyncio.sleep(0.6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"idle_timeout": {"nanos": 100_000_000}}, {"coalesce": {}}])
+async def test_no_error_comes_behind_completed(serve: Serve, fields: dict[str, Any]) -> None:
+    finished = Finished(reason=Reason.STOP, upstream_reason="STOP", usage=None)
+    served = await serve(Lingering([Started("gemini-2.5-flash"), Text("word"), finished]), default_deadline=0.3)
+    assert (await served.ask(**fields))[-1].HasField("completed")

@@ -21,7 +21,7 @@ async def main(address: str, count: int) -> None:
         sys.stdout.flush()
 
         async def read(call: Any) -> None:
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
 
         await asyncio.gather(*map(read, calls))

@@ -193,6 +193,8 @@ async def reader(served: ServerChild, streams: int) -> AsyncIterator[asyncio.sub
     try:
         assert process.stdout is not None
         assert await asyncio.wait_for(process.stdout.readline(), 30) == b"reading\n"
+        await asyncio.sleep(0.1)
+        assert process.returncode is None
         yield process
     finally:
         if process.returncode is None:

@@ -275,7 +275,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
 
     class _Chat(ChatVertexAI):
-        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and nothing else.
+        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason.
 
         The library turns each chunk into dicts and back several times. The shortcut gives the same result (a property
         test holds the two equal) for a fifth of the time; every other chunk goes the library's own way.
@@ -291,28 +291,39 @@ with warnings.catch_warnings():
             self, response_chunk: Any, prev_total_usage: UsageMetadata | None
         ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
             raw = GenerateContentResponse.pb(response_chunk)
-            text = _plain_text(raw)
-            if text is None:
+            plain = _plain(raw)
+            if plain is None:
                 return super()._gemini_chunk_to_generation_chunk(response_chunk, prev_total_usage)
+            text, finish_reason = plain
+            like = self._like(finish_reason)
             total = _get_usage_metadata_gemini({name: getattr(raw.usage_metadata, name) for name in _COUNTS})
             usage = subtract_usage(total, prev_total_usage) if total and prev_total_usage else total
-            metadata = dict(self._plain.message.response_metadata)
-            message = self._plain.message.model_copy(
+            metadata = dict(like.message.response_metadata)
+            message = like.message.model_copy(
                 update={"content": text, "usage_metadata": usage, "response_metadata": metadata}
             )
-            info = dict(self._plain.generation_info or {})
-            return self._plain.model_copy(update={"message": message, "text": text, "generation_info": info}), total
+            info = dict(like.generation_info or {})
+            return like.model_copy(update={"message": message, "text": text, "generation_info": info}), total
 
         @cached_property
         def _unkept(self) -> "_Unkept":
             """One for each request, since each has a copy of this object."""
             return _Unkept(message=AIMessageChunk(content=""))
 
+        def _like(self, finish_reason: int) -> ChatGenerationChunk:
+            """What the library makes of a piece of text with this finish reason, 0 for none, and nothing else."""
+            if finish_reason not in self._made:
+                candidate = Candidate(
+                    content=Content(role="model", parts=[Part(text="x")]), finish_reason=finish_reason
+                )
+                sample = GenerateContentResponse(candidates=[candidate])
+                self._made[finish_reason] = super()._gemini_chunk_to_generation_chunk(sample)[0]
+            return self._made[finish_reason]
+
         @cached_property
-        def _plain(self) -> ChatGenerationChunk:
-            """What the library makes of a piece of text and nothing else."""
-            candidate = Candidate(content=Content(role="model", parts=[Part(text="x")]))
-            return super()._gemini_chunk_to_generation_chunk(GenerateContentResponse(candidates=[candidate]))[0]
+        def _made(self) -> dict[int, ChatGenerationChunk]:
+            """By finish reason; the same dictionary for every copy of this object."""
+            return {}
 
 
 def _chat(name: str, project: str, location: str) -> _Chat:
@@ -326,25 +337,27 @@ def _chat(name: str, project: str, location: str) -> _Chat:
     )
     # LangChain describes the model to its tracers, for half a millisecond, once for each object; every request takes a
     # copy. Asked for here, both are in all copies.
-    _ = chat._serialized, chat._plain  # noqa: SLF001 - that is how it is asked for
+    _ = chat._serialized, chat._made  # noqa: SLF001 - that is how it is asked for
     return chat
 
 
-def _plain_text(raw: Any) -> str | None:
-    """The text of a chunk whose one candidate is one piece of text, and nothing else; None for any other."""
+def _plain(raw: Any) -> tuple[str, int] | None:
+    """The text and the finish reason of a chunk that holds one candidate with these and nothing else; or None."""
     if len(raw.candidates) != 1 or raw.HasField("prompt_feedback"):
         return None
-    fields = raw.candidates[0].ListFields()
-    if len(fields) != 1 or fields[0][0].name != "content":
-        return None
-    parts = fields[0][1].parts
-    if len(parts) != 1:
-        return None
-    fields = parts[0].ListFields()
-    if len(fields) != 1 or fields[0][0].name != "text":
-        return None
-    text: str = fields[0][1]
-    return text or None
+    text, finish_reason = "", 0
+    for field, value in raw.candidates[0].ListFields():
+        if field.name == "finish_reason":
+            finish_reason = value
+        elif field.name == "content" and len(value.parts) <= 1:
+            for part in value.parts:
+                fields = part.ListFields()
+                if len(fields) != 1 or fields[0][0].name != "text":
+                    return None
+                text = fields[0][1]
+        else:
+            return None
+    return text, finish_reason
 
 
 def _messages(prompt: Prompt) -> list[BaseMessage]:

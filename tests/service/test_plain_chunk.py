@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_google_vertexai import ChatVertexAI
 
-from service.vertex import _chat, _plain_text
+from service.vertex import _chat, _plain
 
 CHAT = _chat("gemini-2.5-flash", "project", "us-central1")
 
@@ -87,14 +87,15 @@ def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: An
             assert ours[0].model_dump() == theirs[0].model_dump()
 
 
-def test_a_piece_of_text_takes_the_shortcut() -> None:
-    chunk = GenerateContentResponse(
-        candidates=[Candidate(content=Content(role="model", parts=[Part(text="hello")]))],
-        usage_metadata={"prompt_token_count": 1},
-        model_version="gemini-2.5-flash-001",
-        response_id="x",
-    )
-    assert _plain_text(GenerateContentResponse.pb(chunk)) == "hello"
+def chunk_of(**fields: Any) -> Any:
+    return GenerateContentResponse.pb(GenerateContentResponse(candidates=[Candidate(**fields)]))
+
+
+def test_a_piece_of_text_takes_the_shortcut_the_last_one_too() -> None:
+    assert _plain(chunk_of(content=Content(role="model", parts=[Part(text="a")]))) == ("a", 0)
+    assert _plain(chunk_of(content=Content(parts=[Part(text="a")]), finish_reason="STOP")) == ("a", 1)
+    assert _plain(chunk_of(content=Content(role="model"), finish_reason="MAX_TOKENS")) == ("", 2)
+    assert _plain(chunk_of()) == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -102,15 +103,14 @@ def test_a_piece_of_text_takes_the_shortcut() -> None:
     [
         GenerateContentResponse(),
         GenerateContentResponse(prompt_feedback={"block_reason": "SAFETY"}),
-        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]), finish_reason="STOP")]),
+        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]), avg_logprobs=-1)]),
         GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a", thought=True)]))]),
         GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a"), Part(text="b")]))]),
-        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="")]))]),
         GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))] * 2),
     ],
 )
 def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
-    assert _plain_text(GenerateContentResponse.pb(chunk)) is None
+    assert _plain(GenerateContentResponse.pb(chunk)) is None
 
 
 def test_no_chunk_shares_what_another_could_change() -> None:

@@ -1,7 +1,7 @@
 """`make bench`: tokenwire beside a raw pass-through, plain ChatVertexAI, and what articles show. In one go.
 
 python -m bench                 # everything, about ten minutes; writes docs/benchmark.md and docs/benchmark.svg
-python -m bench --quick         # a look, about a minute; writes no page
+python -m bench --quick         # a look, a minute or two; writes no page
 """
 
 import argparse
@@ -43,6 +43,9 @@ PEERS = (
 
 # Memory comes first: what later scenarios leave behind in a process would hide what a stream takes.
 SCENARIOS = ("memory", "one", "hundred", "five_hundred", "flat", "burst", "requests", "first", "start")
+
+LONG = ("five_hundred", "start")
+"""What --quick leaves out."""
 
 # Where what the upstream and the load client do by themselves says something about the figures.
 WITH_DIRECT = ("hundred", "burst")
@@ -153,9 +156,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def measured(told: argparse.Namespace) -> dict[str, Any]:
     """Run as told; everything that the report needs."""
     peers = [peer for peer in offered() if not told.peers or peer.name in told.peers]
-    scenarios = [name for name in SCENARIOS if name in told.scenarios or (not told.scenarios and not told.quick)]
-    if told.quick and not told.scenarios:
-        scenarios = [name for name in SCENARIOS if name != "start"]
+    wanted = told.scenarios or [name for name in SCENARIOS if not (told.quick and name in LONG)]
+    scenarios = [name for name in SCENARIOS if name in wanted]
     begin = time.monotonic()
     run = Run(peers, scenarios, told.repeats or (1 if told.quick else 3), QUICK if told.quick else FULL)
     run.all()

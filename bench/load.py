@@ -86,10 +86,7 @@ async def streams(told: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"errors": errors, "streams": count, "chunks": sum(len(a.texts) for a in complete)}
     if not complete:
         return result
-    first, last = max(a.texts[0][0] for a in complete), min(a.texts[-1][0] for a in complete)
-    if script.interval == 0 or last - first < script.interval * 10:
-        # Either it is flat out, or the server is so far behind that some streams end before others begin.
-        first, last = begin, end
+    first, last = (begin, end) if script.interval == 0 else _steady(complete, script, begin, end)
     chunks = sum(1 for a in complete for moment, _ in a.texts if first < moment <= last)
     cpu = meter.between(first, last)
     gaps = [
@@ -120,6 +117,21 @@ async def streams(told: dict[str, Any]) -> dict[str, Any]:
             name: (value - script.interval) * 1e3 for name, value in _spread(moments).items()
         }
     return result
+
+
+def _steady(answers: Sequence[Answer], script: Script, begin: float, end: float) -> tuple[float, float]:
+    """From when to when chunks flow and nothing else happens.
+
+    A server that is far behind ends some streams before others have begun; then the time after the last beginning is
+    taken if half of all chunks came in it, else the whole run.
+    """
+    begun, ended = max(a.texts[0][0] for a in answers), min(a.texts[-1][0] for a in answers)
+    if ended - begun >= script.interval * 10:
+        return begun, ended
+    later = sum(1 for a in answers for moment, _ in a.texts if moment > begun)
+    if later * 2 >= script.chunks * len(answers):
+        return begun, max(a.texts[-1][0] for a in answers)
+    return begin, end
 
 
 async def requests(told: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ Each row is a test in [`tests/faults`](../tests/faults): the real server process
 [local Vertex](emulator.md) that plays the fault, over real sockets. What a word means here is told in
 [the life of a request](life-of-a-request.md).
 
-Measured on {machine}, on {dates}; figures are the median and the largest of so many tries. `make soak` measures them
-anew and fails if one is beyond its bound; `make test` asserts everything but the figures, because a machine that is
-busy with something else makes them say little.
+Measured on {machine}, on {dates}; figures are the median and the largest of so many tries.
+`make soak` measures them anew and fails if one is beyond its bound; `make test` asserts everything but the figures,
+because a machine that is busy with something else makes them say little.
 """
 
 MACHINE = "2 cores, Debian, Python 3.11"
@@ -32,32 +31,28 @@ def page(figures: dict[str, Any]) -> str:
     parts = [head]
     for title, rows in SECTIONS.items():
         lines = ["| fault | the caller gets | figure | bound | measured |", "|---|---|---|---|---|"]
-        parts.append("\n".join((f"## {title}\n", *lines, *(line(row, figures[row.key]) for row in rows))) + "\n")
+        parts.append("\n".join((f"## {title}\n", *lines, *(line(row, figures.get(row.key)) for row in rows))) + "\n")
     return "\n".join(parts)
 
 
-def line(row: Row, measured: dict[str, Any]) -> str:
+def line(row: Row, measured: dict[str, Any] | None) -> str:
     bound = "" if row.bound is None else quantity(row.bound, row.unit)
     return f"| {row.fault} | {row.gets} | {row.figure} | {bound} | {told(row, measured)} |"
 
 
-def told(row: Row, measured: dict[str, Any]) -> str:
+def told(row: Row, measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not yet"
     count, most = measured["count"], quantity(measured["max"], row.unit)
     return most if count == 1 else f"{quantity(measured['p50'], row.unit)}, at most {most} ({count} tries)"
 
 
 def quantity(value: float, unit: str) -> str:
-    number = f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.2g}"
+    number = f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:.3g}"
     return f"{number} {unit}".strip()
 
 
-def missing(figures: dict[str, Any]) -> Iterator[str]:
-    for rows in SECTIONS.values():
-        yield from (row.key for row in rows if row.key not in figures)
-
-
 if __name__ == "__main__":
-    known = json.loads(FILE.read_text()) if FILE.exists() else {}
-    if lacking := list(missing(known)):
-        sys.exit(f"not measured yet: {', '.join(lacking)}; run: make soak")
-    PAGE.write_text(page(known))
+    if not FILE.exists():
+        sys.exit("nothing is measured yet; run: make soak")
+    PAGE.write_text(page(json.loads(FILE.read_text())))

@@ -189,7 +189,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "reader stalled",
             "a reader that stalls longer than the write timeout (1 s)",
             "DEADLINE_EXCEEDED / READER_STALLED behind what had been sent",
-            "beyond the write timeout, until upstream's call has ended",
+            "from upstream's last piece until its call has ended, beyond the write timeout",
             150,
         ),
     ),

@@ -19,14 +19,15 @@ from vertex_emulator.script import Answer, answer, blackhole, blocked, cut, dela
 
 pytestmark = pytest.mark.soak
 
+WARM_SECONDS = 60  # until caches and the allocator's arenas have grown to what such a load wants
 SECONDS = 300
 CALLERS = 20
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(WARM_SECONDS + SECONDS + 120)
 async def test_after_minutes_of_everything_the_server_is_as_it_was(upstream: Emulator, served: ServerChild) -> None:
     async with served.caller() as caller, served.caller(*NARROW) as slow:
-        await everything(upstream, caller, slow, seconds=10)
+        await everything(upstream, caller, slow, seconds=WARM_SECONDS)
         tasks, sockets, memory = await served.tasks(), served.sockets(), served.memory()
         calls = await everything(upstream, caller, slow, seconds=SECONDS)
         await eventually(lambda: not upstream.open_calls)

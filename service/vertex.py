@@ -33,7 +33,14 @@ from google.cloud.aiplatform_v1beta1.types import (
 from google.protobuf import message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    HumanMessage,
+    SystemMessage,
+)
 from langchain_core.messages.ai import UsageMetadata, subtract_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
@@ -189,18 +196,17 @@ class _Call:
         self._finish: Any = None
         """The candidate that has a finish reason, or the feedback that has a block reason."""
         self._usage: Any = None
+        """The latest message that told figures, which are those of all so far."""
 
     async def stream_generate_content(
         self,
         request: GenerateContentRequest,
         *,
         timeout: float,  # noqa: ASYNC109 - the name is Google's
-        metadata: Sequence[tuple[str, str]],
-        retry: None,  # noqa: ARG002 - ChatVertexAI says so when its own retries are off
     ) -> AsyncIterator[GenerateContentResponse]:
         """As PredictionServiceAsyncClient has it."""
         routing = to_grpc_metadata((("model", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
-        self._call = self._stub(request, timeout=timeout, metadata=(*metadata, routing, _CLIENT_METADATA))
+        self._call = self._stub(request, timeout=timeout, metadata=(routing, _CLIENT_METADATA))
         return self._watch(self._call)
 
     async def _watch(
@@ -221,19 +227,21 @@ class _Call:
 
     def _look_at(self, raw: Any) -> None:
         """Remember what ChatVertexAI drops, and refuse what it would drop in silence."""
-        self._model_version = raw.model_version or self._model_version
+        self._model_version = self._model_version or raw.model_version
         if raw.HasField("usage_metadata"):
-            self._usage = raw.usage_metadata
-        if raw.prompt_feedback.block_reason:
+            self._usage = raw
+        if raw.HasField("prompt_feedback") and raw.prompt_feedback.block_reason:
             self._finish = raw.prompt_feedback
-        for candidate in raw.candidates[:1]:
-            if candidate.finish_reason:
-                self._finish = candidate
-            for part in candidate.content.parts:
-                kind = part.WhichOneof("data")
-                if kind not in (None, "text"):
-                    text = f"The model answered with a part of type {kind}, which is not served yet"
-                    raise errors.UpstreamFault(text, metadata={"part": kind})
+        if not raw.candidates:
+            return
+        candidate = raw.candidates[0]
+        if candidate.finish_reason:
+            self._finish = candidate
+        for part in candidate.content.parts:
+            kind = part.WhichOneof("data")
+            if kind not in (None, "text"):
+                text = f"The model answered with a part of type {kind}, which is not served yet"
+                raise errors.UpstreamFault(text, metadata={"part": kind})
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
@@ -247,7 +255,7 @@ class _Call:
         return Finished(
             reason=reason,
             upstream_reason=upstream,
-            usage=_usage(self._usage),
+            usage=_usage(self._usage.usage_metadata) if self._usage is not None else None,
             model_version=self._model_version,
             safety_ratings=tuple(_ratings(self._finish.safety_ratings)),
         )
@@ -260,10 +268,9 @@ class _Unkept(ChatGenerationChunk):
     this one object, which knows its latest chunk only and has nothing to merge.
     """
 
-    def holding(self, chunk: ChatGenerationChunk) -> "_Unkept":
-        self.message = chunk.message
-        self.generation_info = chunk.generation_info
-        self.text = chunk.text
+    def holding(self, message: BaseMessageChunk, text: str, info: dict[str, Any] | None) -> "_Unkept":
+        # Past pydantic's own way of setting, which takes longer than all the rest here.
+        self.__dict__.update(message=message, text=text, generation_info=info)
         return self
 
     def __add__(self, other: object) -> "_Unkept":
@@ -278,35 +285,58 @@ with warnings.catch_warnings():
         """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason.
 
         The library turns each chunk into dicts and back several times. The shortcut gives the same result (a property
-        test holds the two equal) for a fifth of the time; every other chunk goes the library's own way.
+        test holds the two equal) for a tenth of the time; every other chunk goes the library's own way.
         """
+
+        async def _astream(
+            self,
+            messages: list[BaseMessage],
+            stop: list[str] | None = None,
+            run_manager: Any = None,  # noqa: ARG002 - `astream` tells it of each chunk itself
+            **kwargs: Any,
+        ) -> AsyncIterator[ChatGenerationChunk]:
+            """As the library has it, but for its retries, which are off and would still be set up for each request."""
+            request = self._prepare_request_gemini(messages, stop=stop, **kwargs)
+            usage = None
+            async for response in await self.async_client.stream_generate_content(request, timeout=kwargs["timeout"]):
+                chunk, usage = self._gemini_chunk_to_generation_chunk(response, usage)
+                yield chunk
 
         def _gemini_chunk_to_generation_chunk(
             self, response_chunk: Any, prev_total_usage: UsageMetadata | None = None
         ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
-            chunk, total = self._converted(response_chunk, prev_total_usage)
-            return chunk if tracing_is_enabled() else self._unkept.holding(chunk), total
+            message, text, info, total = self._converted(response_chunk, prev_total_usage)
+            if self._traced:
+                return ChatGenerationChunk(message=message, generation_info=info), total
+            return self._unkept.holding(message, text, info), total
 
         def _converted(
             self, response_chunk: Any, prev_total_usage: UsageMetadata | None
-        ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
+        ) -> tuple[BaseMessageChunk, str, dict[str, Any] | None, UsageMetadata | None]:
             raw = GenerateContentResponse.pb(response_chunk)
             plain = _plain(raw)
             if plain is None:
-                return super()._gemini_chunk_to_generation_chunk(response_chunk, prev_total_usage)
+                chunk, total = super()._gemini_chunk_to_generation_chunk(response_chunk, prev_total_usage)
+                return chunk.message, chunk.text, chunk.generation_info, total
             text, finish_reason = plain
             like = self._like(finish_reason)
             total = _get_usage_metadata_gemini({name: getattr(raw.usage_metadata, name) for name in _COUNTS})
-            usage = subtract_usage(total, prev_total_usage) if total and prev_total_usage else total
-            metadata = dict(like.message.response_metadata)
             message = like.message.model_copy(
-                update={"content": text, "usage_metadata": usage, "response_metadata": metadata}
+                update={
+                    "content": text,
+                    "usage_metadata": _difference(total, prev_total_usage) if prev_total_usage else total,
+                    "response_metadata": dict(like.message.response_metadata),
+                }
             )
-            info = dict(like.generation_info or {})
-            return like.model_copy(update={"message": message, "text": text, "generation_info": info}), total
+            return message, text, dict(like.generation_info or {}), total
 
         @cached_property
-        def _unkept(self) -> "_Unkept":
+        def _traced(self) -> bool:
+            """Whether somebody traces; that doesn't change while the server runs."""
+            return bool(tracing_is_enabled())
+
+        @cached_property
+        def _unkept(self) -> _Unkept:
             """One for each request, since each has a copy of this object."""
             return _Unkept(message=AIMessageChunk(content=""))
 
@@ -337,8 +367,23 @@ def _chat(name: str, project: str, location: str) -> _Chat:
     )
     # LangChain describes the model to its tracers, for half a millisecond, once for each object; every request takes a
     # copy. Asked for here, both are in all copies.
-    _ = chat._serialized, chat._made  # noqa: SLF001 - that is how it is asked for
+    _ = chat._serialized, chat._made, chat._traced  # noqa: SLF001 - that is how it is asked for
     return chat
+
+
+def _difference(total: UsageMetadata | None, before: UsageMetadata) -> UsageMetadata | None:
+    """What `subtract_usage` gives for the two, in the shapes that Gemini's usage takes, for a fifth of the time."""
+    if total is None:
+        return None
+    if total.keys() != before.keys():  # from thoughts to none, or back
+        return subtract_usage(total, before)
+    details = {
+        name: {kind: max(count - before[name][kind], 0) for kind, count in total[name].items()}
+        for name in ("input_token_details", "output_token_details")
+        if name in total
+    }
+    counts = {name: max(total[name] - before[name], 0) for name in ("input_tokens", "output_tokens", "total_tokens")}
+    return cast("UsageMetadata", counts | details)
 
 
 def _plain(raw: Any) -> tuple[str, int] | None:
@@ -400,7 +445,7 @@ def _pieces(content: str | list[Any]) -> Iterable[Event]:
 
 def _usage(raw: Any) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
-    if raw is None or min(getattr(raw, name) for name in _COUNTS) < 0:
+    if min(getattr(raw, name) for name in _COUNTS) < 0:
         return None
     return Usage(
         input_tokens=raw.prompt_token_count,

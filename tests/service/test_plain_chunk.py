@@ -82,9 +82,14 @@ def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: An
             theirs = convert(CHAT, chunk, previous)
             numbers = count()
             patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
-            ours = CHAT._converted(chunk, previous)
-            assert ours == theirs
-            assert ours[0].model_dump() == theirs[0].model_dump()
+            message, text, info, total = CHAT._converted(chunk, previous)
+            assert (message, text, info, total) == (
+                theirs[0].message,
+                theirs[0].text,
+                theirs[0].generation_info,
+                theirs[1],
+            )
+            assert message.model_dump() == theirs[0].message.model_dump()
 
 
 def chunk_of(**fields: Any) -> Any:
@@ -115,9 +120,9 @@ def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
 
 def test_no_chunk_shares_what_another_could_change() -> None:
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (CHAT._converted(chunk, None)[0] for _ in range(2))
-    assert first.message.response_metadata is not second.message.response_metadata
-    assert first.generation_info is not second.generation_info
+    first, second = (CHAT._converted(chunk, None) for _ in range(2))
+    assert first[0].response_metadata is not second[0].response_metadata
+    assert first[2] is not second[2]
 
 
 def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> None:
@@ -132,6 +137,8 @@ def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> 
 
 def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.vertex.tracing_is_enabled", lambda: True)
+    traced = _chat("gemini-2.5-flash", "project", "us-central1")
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
+    first, second = (traced._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
     assert first is not second
+    assert first == ChatVertexAI._gemini_chunk_to_generation_chunk(CHAT, chunk)[0]

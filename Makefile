@@ -94,6 +94,10 @@ soak: $(VENV)/.dev ## Measure every fault against its bound, for ten minutes; re
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 	@$(BIN)/python -m tests.faults.report
 
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--quick for a look
+	@$(BIN)/python -m bench $(ARGS)
+
 # ---- run ---------------------------------------------------------------------------------------------------------
 
 .PHONY: demo

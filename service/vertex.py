@@ -377,13 +377,14 @@ def _difference(total: UsageMetadata | None, before: UsageMetadata) -> UsageMeta
         return None
     if total.keys() != before.keys():  # from thoughts to none, or back
         return subtract_usage(total, before)
-    details = {
-        name: {kind: max(count - before[name][kind], 0) for kind, count in total[name].items()}
-        for name in ("input_token_details", "output_token_details")
-        if name in total
+    now, then = cast("dict[str, Any]", total), cast("dict[str, Any]", before)
+    difference = {
+        name: {kind: max(count - then[name][kind], 0) for kind, count in value.items()}
+        if isinstance(value, dict)
+        else max(value - then[name], 0)
+        for name, value in now.items()
     }
-    counts = {name: max(total[name] - before[name], 0) for name in ("input_tokens", "output_tokens", "total_tokens")}
-    return cast("UsageMetadata", counts | details)
+    return cast("UsageMetadata", difference)
 
 
 def _plain(raw: Any) -> tuple[str, int] | None:

@@ -25,27 +25,29 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tokenwire/v1/config.proto\x12\x0ctokenwire.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x8f\x05\n\x10GenerationConfig\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x05H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1c\n\x0fthinking_budget\x18\t \x01(\x05H\x07\x88\x01\x01\x12\x1d\n\x10include_thoughts\x18\n \x01(\x08H\x08\x88\x01\x01\x12\x1f\n\x12response_mime_type\x18\x0b \x01(\tH\t\x88\x01\x01\x12\x35\n\x0fresponse_schema\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructH\n\x88\x01\x01\x12\x1e\n\x11response_logprobs\x18\r \x01(\x08H\x0b\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\x0c\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x14\n\x12_max_output_tokensB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x12\n\x10_thinking_budgetB\x13\n\x11_include_thoughtsB\x15\n\x13_response_mime_typeB\x12\n\x10_response_schemaB\x14\n\x12_response_logprobsB\x0b\n\t_logprobs\"H\n\x04Tool\x12@\n\x15\x66unction_declarations\x18\x01 \x03(\x0b\x32!.tokenwire.v1.FunctionDeclaration\"e\n\x13\x46unctionDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa3\x01\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.tokenwire.v1.ToolChoice.Mode\x12\x1e\n\x16\x61llowed_function_names\x18\x02 \x03(\t\"H\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\x0c\n\x08MODE_ANY\x10\x02\x12\r\n\tMODE_NONE\x10\x03\"r\n\rSafetySetting\x12,\n\x08\x63\x61tegory\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.HarmCategory\x12\x33\n\tthreshold\x18\x02 \x01(\x0e\x32 .tokenwire.v1.HarmBlockThreshold*\xb4\x01\n\x0cHarmCategory\x12\x1d\n\x19HARM_CATEGORY_UNSPECIFIED\x10\x00\x12\x1d\n\x19HARM_CATEGORY_HATE_SPEECH\x10\x01\x12#\n\x1fHARM_CATEGORY_DANGEROUS_CONTENT\x10\x02\x12\x1c\n\x18HARM_CATEGORY_HARASSMENT\x10\x03\x12#\n\x1fHARM_CATEGORY_SEXUALLY_EXPLICIT\x10\x04*\xee\x01\n\x12HarmBlockThreshold\x12$\n HARM_BLOCK_THRESHOLD_UNSPECIFIED\x10\x00\x12&\n\"HARM_BLOCK_THRESHOLD_LOW_AND_ABOVE\x10\x01\x12)\n%HARM_BLOCK_THRESHOLD_MEDIUM_AND_ABOVE\x10\x02\x12\"\n\x1eHARM_BLOCK_THRESHOLD_ONLY_HIGH\x10\x03\x12\x1d\n\x19HARM_BLOCK_THRESHOLD_NONE\x10\x04\x12\x1c\n\x18HARM_BLOCK_THRESHOLD_OFF\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tokenwire/v1/config.proto\x12\x0ctokenwire.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x8f\x05\n\x10GenerationConfig\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x05H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1c\n\x0fthinking_budget\x18\t \x01(\x05H\x07\x88\x01\x01\x12\x1d\n\x10include_thoughts\x18\n \x01(\x08H\x08\x88\x01\x01\x12\x1f\n\x12response_mime_type\x18\x0b \x01(\tH\t\x88\x01\x01\x12\x35\n\x0fresponse_schema\x18\x0c \x01(\x0b\x32\x17.google.protobuf.StructH\n\x88\x01\x01\x12\x1e\n\x11response_logprobs\x18\r \x01(\x08H\x0b\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0e \x01(\x05H\x0c\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x14\n\x12_max_output_tokensB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x12\n\x10_thinking_budgetB\x13\n\x11_include_thoughtsB\x15\n\x13_response_mime_typeB\x12\n\x10_response_schemaB\x14\n\x12_response_logprobsB\x0b\n\t_logprobs\"{\n\x04Tool\x12@\n\x15\x66unction_declarations\x18\x01 \x03(\x0b\x32!.tokenwire.v1.FunctionDeclaration\x12\x31\n\rgoogle_search\x18\x02 \x01(\x0b\x32\x1a.tokenwire.v1.GoogleSearch\"\x0e\n\x0cGoogleSearch\"e\n\x13\x46unctionDeclaration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12+\n\nparameters\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xa3\x01\n\nToolChoice\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.tokenwire.v1.ToolChoice.Mode\x12\x1e\n\x16\x61llowed_function_names\x18\x02 \x03(\t\"H\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\r\n\tMODE_AUTO\x10\x01\x12\x0c\n\x08MODE_ANY\x10\x02\x12\r\n\tMODE_NONE\x10\x03\"r\n\rSafetySetting\x12,\n\x08\x63\x61tegory\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.HarmCategory\x12\x33\n\tthreshold\x18\x02 \x01(\x0e\x32 .tokenwire.v1.HarmBlockThreshold*\xb4\x01\n\x0cHarmCategory\x12\x1d\n\x19HARM_CATEGORY_UNSPECIFIED\x10\x00\x12\x1d\n\x19HARM_CATEGORY_HATE_SPEECH\x10\x01\x12#\n\x1fHARM_CATEGORY_DANGEROUS_CONTENT\x10\x02\x12\x1c\n\x18HARM_CATEGORY_HARASSMENT\x10\x03\x12#\n\x1fHARM_CATEGORY_SEXUALLY_EXPLICIT\x10\x04*\xee\x01\n\x12HarmBlockThreshold\x12$\n HARM_BLOCK_THRESHOLD_UNSPECIFIED\x10\x00\x12&\n\"HARM_BLOCK_THRESHOLD_LOW_AND_ABOVE\x10\x01\x12)\n%HARM_BLOCK_THRESHOLD_MEDIUM_AND_ABOVE\x10\x02\x12\"\n\x1eHARM_BLOCK_THRESHOLD_ONLY_HIGH\x10\x03\x12\x1d\n\x19HARM_BLOCK_THRESHOLD_NONE\x10\x04\x12\x1c\n\x18HARM_BLOCK_THRESHOLD_OFF\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenwire.v1.config_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HARMCATEGORY']._serialized_start=1191
-  _globals['_HARMCATEGORY']._serialized_end=1371
-  _globals['_HARMBLOCKTHRESHOLD']._serialized_start=1374
-  _globals['_HARMBLOCKTHRESHOLD']._serialized_end=1612
+  _globals['_HARMCATEGORY']._serialized_start=1258
+  _globals['_HARMCATEGORY']._serialized_end=1438
+  _globals['_HARMBLOCKTHRESHOLD']._serialized_start=1441
+  _globals['_HARMBLOCKTHRESHOLD']._serialized_end=1679
   _globals['_GENERATIONCONFIG']._serialized_start=74
   _globals['_GENERATIONCONFIG']._serialized_end=729
   _globals['_TOOL']._serialized_start=731
-  _globals['_TOOL']._serialized_end=803
-  _globals['_FUNCTIONDECLARATION']._serialized_start=805
-  _globals['_FUNCTIONDECLARATION']._serialized_end=906
-  _globals['_TOOLCHOICE']._serialized_start=909
-  _globals['_TOOLCHOICE']._serialized_end=1072
-  _globals['_TOOLCHOICE_MODE']._serialized_start=1000
-  _globals['_TOOLCHOICE_MODE']._serialized_end=1072
-  _globals['_SAFETYSETTING']._serialized_start=1074
-  _globals['_SAFETYSETTING']._serialized_end=1188
+  _globals['_TOOL']._serialized_end=854
+  _globals['_GOOGLESEARCH']._serialized_start=856
+  _globals['_GOOGLESEARCH']._serialized_end=870
+  _globals['_FUNCTIONDECLARATION']._serialized_start=872
+  _globals['_FUNCTIONDECLARATION']._serialized_end=973
+  _globals['_TOOLCHOICE']._serialized_start=976
+  _globals['_TOOLCHOICE']._serialized_end=1139
+  _globals['_TOOLCHOICE_MODE']._serialized_start=1067
+  _globals['_TOOLCHOICE_MODE']._serialized_end=1139
+  _globals['_SAFETYSETTING']._serialized_start=1141
+  _globals['_SAFETYSETTING']._serialized_end=1255
 # @@protoc_insertion_point(module_scope)

@@ -228,27 +228,50 @@ Global___GenerationConfig: _TypeAlias = GenerationConfig  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
-    """Functions that the model may ask the caller to run. tokenwire never runs one."""
+    """What the model may make use of. Exactly one kind; tokenwire itself runs nothing."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FUNCTION_DECLARATIONS_FIELD_NUMBER: _builtins.int
+    GOOGLE_SEARCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def function_declarations(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionDeclaration]:
-        """At least one."""
+        """Functions that the model may ask the caller to run."""
+
+    @_builtins.property
+    def google_search(self) -> Global___GoogleSearch:
+        """Lets the model search the web by itself; the answer then brings `grounding` along."""
 
     def __init__(
         self,
         *,
         function_declarations: _abc.Iterable[Global___FunctionDeclaration] | None = ...,
+        google_search: Global___GoogleSearch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["google_search", b"google_search"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_declarations", b"function_declarations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["function_declarations", b"function_declarations", "google_search", b"google_search"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class GoogleSearch(_message.Message):
+    """Google Search, run by the model's provider."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GoogleSearch: _TypeAlias = GoogleSearch  # noqa: Y015
 
 @_typing.final
 class FunctionDeclaration(_message.Message):

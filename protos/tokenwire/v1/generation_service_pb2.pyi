@@ -396,7 +396,7 @@ Global___ToolCallEvent: _TypeAlias = ToolCallEvent  # noqa: Y015
 
 @_typing.final
 class Grounding(_message.Message):
-    """What the answer rests on."""
+    """What the answer rests on: search results and documents, or works that it cites."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -408,19 +408,23 @@ class Grounding(_message.Message):
 
         URI_FIELD_NUMBER: _builtins.int
         TITLE_FIELD_NUMBER: _builtins.int
+        LICENSE_FIELD_NUMBER: _builtins.int
         uri: _builtins.str
         """Its address."""
         title: _builtins.str
         """Its title. May be empty."""
+        license: _builtins.str
+        """The licence that it is under. Empty: not told."""
         def __init__(
             self,
             *,
             uri: _builtins.str = ...,
             title: _builtins.str = ...,
+            license: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["title", b"title", "uri", b"uri"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["license", b"license", "title", b"title", "uri", b"uri"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,23 +436,38 @@ class Grounding(_message.Message):
 
         TEXT_FIELD_NUMBER: _builtins.int
         SOURCE_INDICES_FIELD_NUMBER: _builtins.int
+        START_INDEX_FIELD_NUMBER: _builtins.int
+        END_INDEX_FIELD_NUMBER: _builtins.int
         text: _builtins.str
-        """The piece."""
+        """The piece. Empty: only its place was told."""
+        start_index: _builtins.int
+        """Where it begins in the answer's text, in bytes of UTF-8. Unset: not told."""
+        end_index: _builtins.int
+        """Where it ends: the first byte behind it. Unset: not told."""
         @_builtins.property
         def source_indices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-            """Indices into `sources`."""
+            """Indices into `sources` of this message."""
 
         def __init__(
             self,
             *,
             text: _builtins.str = ...,
             source_indices: _abc.Iterable[_builtins.int] | None = ...,
+            start_index: _builtins.int | None = ...,
+            end_index: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_end_index", b"_end_index", "_start_index", b"_start_index", "end_index", b"end_index", "start_index", b"start_index"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["source_indices", b"source_indices", "text", b"text"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_end_index", b"_end_index", "_start_index", b"_start_index", "end_index", b"end_index", "source_indices", b"source_indices", "start_index", b"start_index", "text", b"text"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+        _WhichOneofReturnType__end_index: _TypeAlias = _typing.Literal["end_index"]  # noqa: Y015
+        _WhichOneofArgType__end_index: _TypeAlias = _typing.Literal["_end_index", b"_end_index"]  # noqa: Y015
+        _WhichOneofReturnType__start_index: _TypeAlias = _typing.Literal["start_index"]  # noqa: Y015
+        _WhichOneofArgType__start_index: _TypeAlias = _typing.Literal["_start_index", b"_start_index"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__end_index) -> _WhichOneofReturnType__end_index | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__start_index) -> _WhichOneofReturnType__start_index | None: ...
 
     SOURCES_FIELD_NUMBER: _builtins.int
     SUPPORTS_FIELD_NUMBER: _builtins.int

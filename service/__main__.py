@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import importlib
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from functools import partial
 # included.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from service import log, workers
+from service import log, providers, workers
 from service.config import SettingError, Settings
 from service.model import Model
 from service.retry import Policy, Retrying
@@ -38,6 +37,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") 
         return _alone(settings) if count == 1 else _together(settings, count)
     except SettingError as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
+    except providers.MissingExtra as error:
+        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - as above
     except ModuleNotFoundError as error:
         text = f"{prog}: {error.name} is not installed; the server needs: pip install 'tokenwire[server]'"
         print(text, file=sys.stderr)  # noqa: T201 - as above
@@ -50,7 +51,7 @@ def _alone(settings: Settings) -> int:
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Model]:
-        await asyncio.to_thread(importlib.import_module, "service.vertex")
+        await asyncio.to_thread(providers.imported, settings)
         async with _model(settings) as model:
             yield model
 
@@ -94,7 +95,7 @@ def _together(settings: Settings, count: int) -> int:
 
     workers.fork(greet)
     os.close(all_ready)
-    importlib.import_module("service.vertex")
+    providers.imported(settings)
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
     gc.freeze()
@@ -103,18 +104,9 @@ def _together(settings: Settings, count: int) -> int:
 
 @asynccontextmanager
 async def _model(settings: Settings) -> AsyncIterator[Model]:
-    """Vertex AI, or the local one, with retries. Its channel belongs to the running event loop."""
-    from service.vertex import VertexModel  # noqa: PLC0415 - seconds of import
-
-    names, project, location = settings.offered, settings.project, settings.location
-    if settings.emulator:
-        model = VertexModel.local(settings.emulator, names=names, project=project, location=location)
-    else:
-        model = VertexModel.google(names=names, project=project, location=location)
-    try:
+    """All models on offer, with retries. Their connections belong to the running event loop."""
+    async with providers.opened(settings) as model:
         yield Retrying(model, Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model))
-    finally:
-        await model.close()
 
 
 class _Tell:
@@ -125,7 +117,7 @@ class _Tell:
         self._begin = time.perf_counter()
 
     def listening(self, port: int) -> None:
-        log.say("listening on %s:%d; importing ChatVertexAI, which takes seconds", self._settings.host, port)
+        log.say("listening on %s:%d; importing what the models need, which takes seconds", self._settings.host, port)
 
     def ready(self) -> None:
         seconds = time.perf_counter() - self._begin
@@ -147,7 +139,7 @@ def _write(pipe: int) -> None:
 
 def _need_upstream(settings: Settings) -> None:
     """Raise SettingError where no model could ever answer: better now than at the first call."""
-    if settings.emulator:
+    if not settings.needs_google:
         return
     if not settings.project:
         raise SettingError(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
+from service.offers import Offer, completed, offers
+
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -38,13 +40,6 @@ def source(of: "Field[Any]") -> Source:
 
 def text(value: str) -> str:
     return value
-
-
-def names(value: str) -> tuple[str, ...]:
-    found = tuple(name.strip() for name in value.split(",") if name.strip())
-    if not found:
-        raise ValueError("a comma-separated list of names")
-    return found
 
 
 def switch(value: str) -> bool:
@@ -113,13 +108,19 @@ class Settings:
     model: str = setting(
         "gemini-2.5-flash", "TOKENWIRE_MODEL", text, "the model that answers when a request names none"
     )
-    models: tuple[str, ...] = setting(
-        (), "TOKENWIRE_MODELS", names, "further models on offer, separated by commas; others are NOT_FOUND"
+    models: tuple[Offer, ...] = setting(
+        (),
+        "TOKENWIRE_MODELS",
+        offers,
+        "further models, separated by commas: NAME, or NAME=PROVIDER:MODEL?OPTION=VALUE; others are NOT_FOUND",
     )
     project: str = setting("", "GOOGLE_CLOUD_PROJECT", text, "the Google Cloud project that Vertex AI is billed to")
     location: str = setting("us-central1", "GOOGLE_CLOUD_LOCATION", text, "the Vertex AI region, or global")
     emulator: str = setting(
         "", "VERTEX_EMULATOR_HOST", text, "host:port of a local Vertex; no Google credentials are needed then"
+    )
+    emulator_rest: str = setting(
+        "", "VERTEX_EMULATOR_REST_HOST", text, "the same for models of the provider genai, which speaks HTTP"
     )
     reflection: bool = setting(
         True, "TOKENWIRE_REFLECTION", switch, "whether grpcurl and friends may ask the server for its schema"
@@ -128,7 +129,13 @@ class Settings:
         1_048_576,
         "TOKENWIRE_MAX_PROMPT_BYTES",
         whole(1, 64 * 1_048_576),
-        "bytes; the largest request, history included",
+        "bytes; the largest request, history included, inline data not",
+    )
+    max_inline_bytes: int = setting(
+        4 * 1_048_576,
+        "TOKENWIRE_MAX_INLINE_BYTES",
+        whole(0, 64 * 1_048_576),
+        "bytes; the inline data of one request: images, audio, documents",
     )
     default_deadline: float = setting(
         120.0,
@@ -222,21 +229,34 @@ class Settings:
             )
 
     @property
-    def offered(self) -> tuple[str, ...]:
+    def offers(self) -> tuple[Offer, ...]:
         """Every model on offer, the default first."""
-        return tuple(name for name in dict.fromkeys((self.model, *self.models, self.fallback_model)) if name)
+        known = {offer.name: offer for offer in self.models}
+        names = (self.model, *known, self.fallback_model)
+        return tuple(known.get(name, Offer(name)) for name in dict.fromkeys(names) if name)
 
     @property
-    def provider(self) -> str:
-        """Who runs the models, in the words of OpenTelemetry's GenAI conventions."""
-        return "gcp.vertex_ai"
+    def offered(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(offer.name for offer in self.offers)
 
     @property
     def upstream(self) -> str:
         """Where the models are, for the log; whose project pays is nobody else's business."""
-        if self.emulator:
-            return f"the local Vertex at {self.emulator}"
-        return f"Vertex AI in {self.location}"
+        vertex = f"Vertex AI in {self.location}"
+        places = {
+            "vertex": f"the local Vertex at {self.emulator}" if self.emulator else vertex,
+            "genai": f"the local Vertex at {self.emulator_rest}" if self.emulator_rest else vertex,
+            "openai": "OpenAI",
+            "azure": "Azure OpenAI",
+        }
+        return ", ".join(dict.fromkeys(places[offer.provider] for offer in self.offers))
+
+    @property
+    def needs_google(self) -> bool:
+        """Whether a model on offer is on Vertex AI itself."""
+        local = {"vertex": self.emulator, "genai": self.emulator_rest}
+        return any(not local.get(offer.provider, "elsewhere") for offer in self.offers)
 
     @property
     def address(self) -> str:
@@ -262,6 +282,10 @@ class Settings:
                 except ValueError as error:
                     raise SettingError(f"{name} is {value!r}: {error} is wanted") from None
                 break
+        try:
+            values["models"] = tuple(completed(offer, environ) for offer in values.get("models", ()))
+        except ValueError as error:
+            raise SettingError(f"TOKENWIRE_MODELS: {error} is wanted") from None
         return cls(**values)
 
 

@@ -4,10 +4,10 @@ Nothing here knows gRPC, protobuf or LangChain. `FakeModel` stands beside the pr
 """
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Role(enum.Enum):
@@ -15,6 +15,60 @@ class Role(enum.Enum):
 
     USER = "user"
     MODEL = "model"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes with their type: an image, audio, a document."""
+
+    mime_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A reference that the model's provider follows, never we."""
+
+    mime_type: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of the model's thoughts, with the signature that a later turn has to send back where there was one.
+
+    With a signature and no text it signs the text before it.
+    """
+
+    text: str
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """The model asks for a function to be called."""
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+    """JSON values by parameter name."""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolResult:
+    """What a called function returned."""
+
+    id: str
+    """Of the call that it answers."""
+    name: str
+    response: Mapping[str, Any]
+    """A JSON object."""
+
+
+Part = str | Blob | File | Reasoning | ToolCall | ToolResult
+"""A str is text, never empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +76,8 @@ class Turn:
     """One message of the conversation."""
 
     role: Role
-    parts: tuple[str, ...]
-    """Its texts, in order; at least one."""
+    parts: tuple[Part, ...]
+    """In order; at least one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +92,52 @@ class Sampling:
     seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    thinking_budget: int | None = None
+    include_thoughts: bool | None = None
+    response_mime_type: str | None = None
+    response_schema: Mapping[str, Any] | None = None
+    """A JSON schema whose types are in lower case."""
+    response_logprobs: bool | None = None
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that the model may ask for."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    """A JSON schema of type object, its types in lower case; None where it takes none."""
+
+
+class ToolMode(enum.Enum):
+    """Whether tools are called, by the names of tokenwire.v1.ToolChoice.Mode."""
+
+    AUTO = "auto"
+    ANY = "any"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether and which tools are called."""
+
+    mode: ToolMode
+    names: tuple[str, ...] = ()
+    """With ANY: only these; empty: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the model may make use of."""
+
+    functions: tuple[Function, ...] = ()
+    google_search: bool = False
+    choice: ToolChoice | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.functions) or self.google_search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +147,38 @@ class Prompt:
     model: str
     """Its public name; one that is on offer."""
     turns: tuple[Turn, ...]
-    """Oldest first; the last is the user's."""
+    """Oldest first; the last is the user's or a tool's."""
     system_instruction: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    tools: Tools = field(default_factory=Tools)
+    safety: Mapping[str, str] = field(default_factory=dict)
+    """Google's name of a threshold, such as BLOCK_NONE, by that of a category, such as HARM_CATEGORY_HARASSMENT."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a model on offer can take. None is unknown, and not refused: its provider will tell."""
+
+    name: str
+    """Its public name."""
+    provider: str
+    """Who runs it, in the words of OpenTelemetry's GenAI conventions."""
+    lacks: frozenset[str] = frozenset()
+    """Fields of a request that its provider has no word for, by their paths, such as "config.top_k"."""
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    input_kinds: frozenset[str] | None = None
+    """Of "text", "image", "audio", "video" and "pdf"."""
+    file_schemes: frozenset[str] | None = None
+    """Of the URIs that its provider follows, such as "gs"."""
+    answer_types: tuple[str, ...] = ("text/plain", "application/json", "text/x.enum")
+    """Media types that an answer may have."""
+    max_stop_sequences: int = 5
+    thinking: bool | None = None
+    tools: bool | None = None
+    json_with_tools: bool | None = None
+    """Whether it answers in JSON where it may also call tools."""
 
 
 class FinishReason(enum.Enum):
@@ -108,11 +237,50 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Reasoning:
-    """The next piece of the model's thoughts, or the signature that a later turn has to send back."""
+class Source:
+    """A page, a document or a work that the answer rests on."""
+
+    uri: str
+    title: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """A piece of the answer and its sources."""
 
     text: str
-    signature: bytes = b""
+    sources: tuple[int, ...]
+    """Indices into those of the same event."""
+    start: int | None = None
+    end: int | None = None
+    """Bytes of UTF-8 into the answer's text; None where they aren't told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grounding:
+    """What the answer rests on."""
+
+    sources: tuple[Source, ...] = ()
+    supports: tuple[Support, ...] = ()
+    queries: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with the natural logarithm of its probability."""
+
+    token: str
+    log_probability: float
+    alternatives: tuple["TokenLogprob", ...] = ()
+    """What else might have stood here, the most probable first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """How probable the tokens of the preceding piece were."""
+
+    tokens: tuple[TokenLogprob, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +298,20 @@ class Finished:
     """How often upstream was asked."""
 
 
-Event = Started | Text | Reasoning | Finished
+Event = Started | Text | Reasoning | ToolCall | Grounding | Logprobs | Finished
 
 
 class Model(Protocol):
     """Something that answers prompts."""
+
+    @property
+    def cards(self) -> Sequence[Card]:
+        """The models on offer, the default first."""
+        ...
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """How many tokens the prompt would take as input. Raises as `stream` does; NotServed where nobody counts."""
+        ...
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Ask, and stream the answer: `Started`, any number of pieces, `Finished` exactly once and last.
@@ -151,10 +328,23 @@ class FakeModel:
     An exception among the events is raised in its place. `open` counts the streams that nobody has left yet.
     """
 
-    def __init__(self, events: Sequence[Event | BaseException]) -> None:
+    def __init__(
+        self,
+        events: Sequence[Event | BaseException],
+        *,
+        cards: Sequence[Card] = (Card(name="gemini-2.5-flash", provider="gcp.vertex_ai"),),
+        tokens: int = 0,
+    ) -> None:
         self.events = events
+        self.cards = cards
+        self.tokens = tokens
+        """What every prompt counts."""
         self.asked: list[Prompt] = []
         self.open = 0
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:  # noqa: ARG002 - as in Model
+        self.asked.append(prompt)
+        return self.tokens
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model

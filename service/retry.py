@@ -6,12 +6,12 @@ budget: in an outage, retries must not be what keeps upstream down.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
-from service.model import Event, Finished, Model, Prompt
+from service.model import Card, Event, Finished, Model, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,15 @@ class Retrying:
         self._policy = policy
         self._budget = Budget()
         self._jitter = jitter
+
+    @property
+    def cards(self) -> Sequence[Card]:
+        """See `service.model.Model`."""
+        return self._model.cards
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """See `service.model.Model`. Not asked again: whoever counts can do so himself."""
+        return await self._model.count_tokens(prompt, deadline=deadline)
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:

@@ -104,7 +104,7 @@ def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:
         # Workers share the port; two servers that don't know of each other would do so without a word.
         ("grpc.so_reuseport", int(not alone)),
         # A request of the largest allowed prompt is refused by us, with the reason; one far beyond it by gRPC.
-        ("grpc.max_receive_message_length", settings.max_prompt_bytes + _ROOM_AROUND_PROMPT_BYTES),
+        ("grpc.max_receive_message_length", _largest_request(settings)),
         ("grpc.max_metadata_size", 16 * 1024),
         # What one connection may have open: more than admission lets in and than callers come with at once, since gRPC
         # resets what is beyond it without a word. Without a limit it starts whatever is opened and reset at once, and
@@ -132,6 +132,10 @@ def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:
             ("grpc.max_connection_age_grace_ms", _ms(settings.max_deadline)),
         ]
     return options
+
+
+def _largest_request(settings: Settings) -> int:
+    return settings.max_prompt_bytes + settings.max_inline_bytes + _ROOM_AROUND_PROMPT_BYTES
 
 
 def _ms(seconds: float) -> int:

@@ -12,7 +12,8 @@ from service import log, wire
 from service.admission import Admission
 from service.coalesce import coalesced
 from service.config import Settings
-from service.errors import Draining, NotReady, NotServed, TokenwireError
+from service.errors import Draining, NotReady, TokenwireError
+from service.mistakes import Limits
 from service.model import Finished, Model
 from service.patience import Deadline, Patience
 from service.slots import Slots
@@ -25,6 +26,7 @@ class Servicer(GenerationServiceServicer):
 
     def __init__(self, settings: Settings, slots: Slots) -> None:
         self._settings = settings
+        self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
         self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
         self._model: Model | None = None
         self._draining = False
@@ -55,7 +57,7 @@ class Servicer(GenerationServiceServicer):
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
         answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
         model = self._ready()
-        prompt = wire.parse(request, offered=self._settings.offered, max_prompt_bytes=self._settings.max_prompt_bytes)
+        prompt = wire.parse(request, cards=model.cards, limits=self._limits)
         wishes = wire.delivery(request)
         deadline = self._deadline(context)
         log.note(generation_id=answer.generation_id, request_id=request.request_id or "-")
@@ -75,24 +77,26 @@ class Servicer(GenerationServiceServicer):
         finally:
             log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
 
-    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:  # noqa: ARG002
-        """Not served yet; the contract has it already."""
-        raise NotServed("CountTokens is not served yet")
+    async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
+        """Parse, ask. Nothing is generated, so it takes no slot."""
+        model = self._ready()
+        prompt = wire.parse_count(request, cards=model.cards, limits=self._limits)
+        deadline = self._deadline(context)
+        log.note(model=prompt.model)
+        async with self._patience(deadline, wire.Delivery()):
+            total = await model.count_tokens(prompt, deadline=deadline.at)
+        return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002
-        """The names on offer, the default first."""
-        self._not_draining()
-        return wire.model_list(self._settings.offered, self._settings.provider)
+        """The models on offer, the default first, and what each can take."""
+        return wire.model_list(self._ready().cards)
 
     def _ready(self) -> Model:
-        self._not_draining()
+        if self._draining:
+            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
         if self._model is None:
             raise NotReady("The server is starting; ask again in a moment", retry_after=1)
         return self._model
-
-    def _not_draining(self) -> None:
-        if self._draining:
-            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
 
     def _deadline(self, context: Context) -> Deadline:
         settings = self._settings

@@ -9,7 +9,6 @@ blocked, whether there was a finish reason at all, the exact token counts.
 """
 
 import asyncio
-import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -26,41 +25,26 @@ from google.cloud.aiplatform_v1beta1.services.prediction_service.transports.grpc
 from google.cloud.aiplatform_v1beta1.types import (
     Candidate,
     Content,
+    CountTokensRequest,
+    FunctionCallingConfig,
     GenerateContentRequest,
     GenerateContentResponse,
     Part,
+    Tool,
 )
-from google.protobuf import message
+from google.protobuf import json_format, message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from langchain_core.messages import (
-    AIMessage,
-    AIMessageChunk,
-    BaseMessage,
-    BaseMessageChunk,
-    HumanMessage,
-    SystemMessage,
-)
+from langchain_core.messages import AIMessageChunk, BaseMessage, BaseMessageChunk
 from langchain_core.messages.ai import UsageMetadata, subtract_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 from langchain_google_vertexai.chat_models import _get_usage_metadata_gemini
 from langsmith.utils import tracing_is_enabled
 
-from service import errors
-from service.model import (
-    Event,
-    Finished,
-    FinishReason,
-    Prompt,
-    Reasoning,
-    Role,
-    SafetyRating,
-    Sampling,
-    Started,
-    Text,
-    Usage,
-)
+from service import errors, gemini, langchain
+from service.model import Blob, Card, Event, File, Finished, Prompt, Started, Tools, Usage
+from service.offers import Offer
 
 # Small windows bound what a fast upstream can pile up in this process for a slow reader.
 _CHANNEL_OPTIONS = [
@@ -82,8 +66,6 @@ _CHANNEL_OPTIONS = [
 # Google's front ends take 100 streams on one connection.
 _CALLS_PER_CONNECTION = 90
 
-_LONGEST_PIECE_CHARACTERS = 512 * 1024
-
 _COUNTS = (
     "prompt_token_count",
     "candidates_token_count",
@@ -99,29 +81,30 @@ class VertexModel:
     """Models of one Google Cloud project and region, or of a local Vertex; a `service.model.Model`."""
 
     def __init__(
-        self, connect: Callable[[], grpc.aio.Channel], *, names: Sequence[str], project: str, location: str
+        self, connect: Callable[[], grpc.aio.Channel], offers: Sequence[Offer], *, project: str, location: str
     ) -> None:
-        """`names` are the public names on offer, which are Gemini's own; `connect` makes a connection of its own."""
+        """`connect` makes a connection of its own."""
         self._connect = connect
         self._lines = [_Line(connect())]
-        self._chats = {name: _chat(name, project, location) for name in names}
+        self._chats = {offer.name: _chat(offer.upstream_name, project, location) for offer in offers}
+        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
-    def local(cls, address: str, *, names: Sequence[str], project: str, location: str) -> "VertexModel":
+    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
         """A local Vertex at `address` (host:port), without credentials."""
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
         connect = partial(grpc.aio.insecure_channel, address, options=options)
-        return cls(connect, names=names, project=project or "local", location=location)
+        return cls(connect, offers, project=project or "local", location=location)
 
     @classmethod
-    def google(cls, *, names: Sequence[str], project: str, location: str) -> "VertexModel":
+    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
         """Vertex AI itself, with application default credentials.
 
         Raises google.auth.exceptions.DefaultCredentialsError where there are none.
         """
         host = f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com:443"
         connect = partial(PredictionServiceGrpcAsyncIOTransport.create_channel, host, options=_CHANNEL_OPTIONS)
-        return cls(connect, names=names, project=project, location=location)
+        return cls(connect, offers, project=project, location=location)
 
     async def close(self) -> None:
         for line in self._lines:
@@ -132,7 +115,7 @@ class VertexModel:
         """See `service.model.Model`."""
         line = self._free_line()
         line.calls += 1
-        call = _Call(line.stub)
+        call = _Call(line.stub, _exactly(prompt))
         events = self._events(call, prompt, deadline)
         try:
             yield events
@@ -140,6 +123,25 @@ class VertexModel:
             line.calls -= 1
             call.cancel()
             await events.aclose()
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """As Vertex AI counts it. ChatVertexAI has a count of its own, which blocks and leaves the tools out."""
+        chat = self._chats[prompt.model]
+        request = chat._prepare_request_gemini(langchain.messages(prompt, _media), tools=_tools(prompt.tools) or None)  # noqa: SLF001 - the one place that knows how it asks
+        asked = CountTokensRequest(
+            endpoint=request.model,
+            model=request.model,
+            contents=_exactly(prompt) or request.contents,
+            system_instruction=request.system_instruction,
+            tools=request.tools,
+        )
+        routing = to_grpc_metadata((("endpoint", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
+        seconds = deadline - asyncio.get_running_loop().time()
+        try:
+            counted = await self._free_line().count(asked, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
+        except grpc.aio.AioRpcError as error:
+            raise upstream_error(error) from error
+        return int(counted.total_tokens)
 
     def _free_line(self) -> "_Line":
         """A connection with room for one more call; calls beyond what upstream allows would wait in it in silence."""
@@ -152,7 +154,7 @@ class VertexModel:
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        answer = chat.astream(_messages(prompt), timeout=seconds, **_options(prompt.sampling))
+        answer = chat.astream(langchain.messages(prompt, _media), timeout=seconds, **_options(prompt))
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
@@ -161,7 +163,7 @@ class VertexModel:
                     if not started:
                         started = True
                         yield Started(prompt.model)
-                    for event in _pieces(chunk.content):
+                    for event in call.events(chunk):
                         yield event
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
@@ -178,25 +180,32 @@ class _Line:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.stub = PredictionServiceGrpcAsyncIOTransport(channel=channel).stream_generate_content
+        transport = PredictionServiceGrpcAsyncIOTransport(channel=channel)
+        self.stub = transport.stream_generate_content
+        self.count: Any = transport.count_tokens
         self.calls = 0
 
 
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI gets for its client while it answers one prompt."""
 
-    def __init__(self, stub: Any) -> None:
-        self.responses = 0
-        """How many messages have come."""
+    def __init__(self, stub: Any, contents: Sequence[Content] | None) -> None:
+        """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
         self.ended = False
         """Whether upstream has ended the call with status OK."""
         self._stub = stub
+        self._contents = contents
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._model_version = ""
-        self._finish: Any = None
-        """The candidate that has a finish reason, or the feedback that has a block reason."""
+        self._ending = gemini.Ending()
+        self._beyond: Sequence[Event] | None = ()
+        """What the latest message says beyond what ChatVertexAI makes of it; None: nothing."""
         self._usage: Any = None
         """The latest message that told figures, which are those of all so far."""
+
+    @property
+    def responses(self) -> int:
+        """How many messages have come."""
+        return self._ending.messages
 
     async def stream_generate_content(
         self,
@@ -205,6 +214,8 @@ class _Call:
         timeout: float,  # noqa: ASYNC109 - the name is Google's
     ) -> AsyncIterator[GenerateContentResponse]:
         """As PredictionServiceAsyncClient has it."""
+        if self._contents is not None:
+            request.contents = list(self._contents)
         routing = to_grpc_metadata((("model", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
         self._call = self._stub(request, timeout=timeout, metadata=(routing, _CLIENT_METADATA))
         return self._watch(self._call)
@@ -213,7 +224,7 @@ class _Call:
         self, call: grpc.aio.UnaryStreamCall[Any, GenerateContentResponse]
     ) -> AsyncIterator[GenerateContentResponse]:
         async for response in call:
-            self.responses += 1
+            self._ending.messages += 1
             if response is None:  # what grpc.aio makes of bytes that it can't deserialize
                 raise errors.UpstreamFault("The model answered with bytes that are no valid message")
             self._look_at(GenerateContentResponse.pb(response))
@@ -226,39 +237,33 @@ class _Call:
             self._call.cancel()
 
     def _look_at(self, raw: Any) -> None:
-        """Remember what ChatVertexAI drops, and refuse what it would drop in silence."""
-        self._model_version = self._model_version or raw.model_version
+        """Remember what ChatVertexAI drops. A plain piece of text, as most messages are, has nothing of it."""
         if raw.HasField("usage_metadata"):
             self._usage = raw
-        if raw.HasField("prompt_feedback") and raw.prompt_feedback.block_reason:
-            self._finish = raw.prompt_feedback
-        if not raw.candidates:
+        plain = _plain(raw)
+        if plain is not None:
+            self._beyond = None
+            if plain[1]:
+                self._ending.reason = _name(raw.candidates[0], "finish_reason")
+                self._ending.model_version = raw.model_version
             return
-        candidate = raw.candidates[0]
-        if candidate.finish_reason:
-            self._finish = candidate
-        for part in candidate.content.parts:
-            kind = part.WhichOneof("data")
-            if kind not in (None, "text"):
-                text = f"The model answered with a part of type {kind}, which is not served yet"
-                raise errors.UpstreamFault(text, metadata={"part": kind})
+        try:
+            told = json_format.MessageToDict(raw)
+        except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
+            raise errors.UpstreamFault("The model answered with a value that can't be relayed") from error
+        self._ending.look_at(told)
+        self._beyond = tuple(gemini.events(told))
+
+    def events(self, chunk: AIMessageChunk) -> Iterable[Event]:
+        """What the latest message says: by ChatVertexAI's chunk where that has all of it."""
+        beyond, self._beyond = self._beyond, ()
+        return gemini.pieces(cast("str", chunk.content)) if beyond is None else beyond
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
-        if not self.responses:
-            raise errors.UpstreamCut("The model ended the call without an answer; ask again")
-        if self._finish is None:
-            raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
-        blocked = self._finish.DESCRIPTOR.name == "PromptFeedback"
-        upstream = _name(self._finish, "block_reason" if blocked else "finish_reason")
-        reason = FinishReason.PROMPT_BLOCKED if blocked else FinishReason.__members__.get(upstream, FinishReason.OTHER)
-        return Finished(
-            reason=reason,
-            upstream_reason=upstream,
-            usage=_usage(self._usage.usage_metadata) if self._usage is not None else None,
-            model_version=self._model_version,
-            safety_ratings=tuple(_ratings(self._finish.safety_ratings)),
-        )
+        if self._usage is not None:
+            self._ending.usage = _usage(self._usage.usage_metadata)
+        return self._ending.finished()
 
 
 class _Unkept(ChatGenerationChunk):
@@ -371,6 +376,17 @@ def _chat(name: str, project: str, location: str) -> _Chat:
     return chat
 
 
+def _card(offer: Offer, chat: ChatVertexAI) -> Card:
+    return langchain.card(
+        offer,
+        provider="gcp.vertex_ai",
+        profile=chat.profile,
+        lacks=frozenset(),
+        file_schemes=gemini.FILE_SCHEMES,
+        json_with_tools=gemini.json_with_tools(offer.upstream_name),
+    )
+
+
 def _difference(total: UsageMetadata | None, before: UsageMetadata) -> UsageMetadata | None:
     """What `subtract_usage` gives for the two, in the shapes that Gemini's usage takes, for a fifth of the time."""
     if total is None:
@@ -406,18 +422,25 @@ def _plain(raw: Any) -> tuple[str, int] | None:
     return text, finish_reason
 
 
-def _messages(prompt: Prompt) -> list[BaseMessage]:
-    turns: list[BaseMessage] = [SystemMessage(prompt.system_instruction)] if prompt.system_instruction else []
-    for turn in prompt.turns:
-        kind = HumanMessage if turn.role is Role.USER else AIMessage
-        content: Any = (
-            turn.parts[0] if len(turn.parts) == 1 else [{"type": "text", "text": part} for part in turn.parts]
-        )
-        turns.append(kind(content))
-    return turns
+def _exactly(prompt: Prompt) -> list[Content] | None:
+    """The conversation as Google's own, where ChatVertexAI's conversion would lose a part of it."""
+    if not gemini.needs_exactness(prompt):
+        return None
+    raw = GenerateContentRequest.pb(GenerateContentRequest())
+    json_format.ParseDict({"contents": gemini.contents(prompt)}, raw)
+    return list(GenerateContentRequest.wrap(raw).contents)
 
 
-def _options(sampling: Sampling) -> dict[str, Any]:
+def _media(part: Blob | File) -> dict[str, Any]:
+    # Not LangChain's standard blocks: it would fetch what some of them point to.
+    if isinstance(part, File):
+        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
+    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
+
+
+def _options(prompt: Prompt) -> dict[str, Any]:
+    """As ChatVertexAI takes them."""
+    sampling = prompt.sampling
     options: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -426,22 +449,35 @@ def _options(sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed,
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
+        "thinking_budget": sampling.thinking_budget,
+        "include_thoughts": sampling.include_thoughts,
+        "response_mime_type": sampling.response_mime_type,
+        "response_schema": sampling.response_schema,
+        "response_logprobs": sampling.response_logprobs,
+        "logprobs": sampling.logprobs,
+        "stop": list(sampling.stop_sequences) or None,
+        "safety_settings": dict(prompt.safety) or None,
+        "labels": dict(prompt.labels) or None,
+        "tools": _tools(prompt.tools) or None,
+        "tool_choice": _choice(prompt.tools),
     }
-    if sampling.stop_sequences:
-        options["stop"] = list(sampling.stop_sequences)
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _pieces(content: str | list[Any]) -> Iterable[Event]:
-    """The events of one chunk's content, in LangChain's two shapes: a string, or a list of strings and typed blocks."""
-    for block in [content] if isinstance(content, str) else content:
-        if not isinstance(block, str) and block["type"] == "thinking":
-            yield Reasoning(block["thinking"])
-            continue
-        text = block if isinstance(block, str) else block["text"]
-        # Nearly always one: callers take messages of up to 4 MB.
-        for start in range(0, len(text), _LONGEST_PIECE_CHARACTERS):
-            yield Text(text[start : start + _LONGEST_PIECE_CHARACTERS])
+def _tools(tools: Tools) -> list[Tool]:
+    made = []
+    for one in gemini.tools(tools):
+        raw = Tool.pb(Tool())
+        json_format.ParseDict(one, raw)
+        made.append(Tool.wrap(raw))
+    return made
+
+
+def _choice(tools: Tools) -> dict[str, Any] | None:
+    if tools.choice is None:
+        return None
+    mode: Any = FunctionCallingConfig.Mode.__members__[tools.choice.mode.name]
+    return {"mode": mode, "allowed_function_names": list(tools.choice.names)}
 
 
 def _usage(raw: Any) -> Usage | None:
@@ -457,15 +493,6 @@ def _usage(raw: Any) -> Usage | None:
     )
 
 
-def _ratings(raw: Iterable[Any]) -> Iterable[SafetyRating]:
-    for rating in raw:
-        yield SafetyRating(
-            category=_name(rating, "category"),
-            probability=_name(rating, "probability"),
-            blocked=rating.blocked,
-        )
-
-
 def _name(raw: message.Message, field: str) -> str:
     """The name of an enum field's value; its number where this version of Google's client doesn't know it."""
     number = getattr(raw, field)
@@ -473,46 +500,6 @@ def _name(raw: message.Message, field: str) -> str:
     assert kind is not None
     known = kind.values_by_number
     return known[number].name if number in known else str(number)
-
-
-# Upstream's code -> the error of ours, and what callers are told. Codes that aren't here are UpstreamFault.
-_UPSTREAM: dict[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: (errors.UpstreamRejected, "The model refused the request as invalid"),
-    grpc.StatusCode.OUT_OF_RANGE: (errors.UpstreamRejected, "The model refused the request as invalid"),
-    grpc.StatusCode.NOT_FOUND: (
-        errors.UpstreamNotFound,
-        (
-            "Vertex AI doesn't know this model in the server's project and region; its owner has to check "
-            "TOKENWIRE_MODEL and GOOGLE_CLOUD_LOCATION"
-        ),
-    ),
-    grpc.StatusCode.UNAUTHENTICATED: (
-        errors.UpstreamCredentials,
-        "Vertex AI refused the server's credentials; its owner has to renew its application default credentials",
-    ),
-    grpc.StatusCode.PERMISSION_DENIED: (
-        errors.UpstreamCredentials,
-        (
-            "The server's credentials may not use Vertex AI in its project; its owner has to grant them "
-            "roles/aiplatform.user and check GOOGLE_CLOUD_PROJECT"
-        ),
-    ),
-    grpc.StatusCode.FAILED_PRECONDITION: (
-        errors.UpstreamPrecondition,
-        (
-            "Vertex AI can't be used like this from the server's project and region; its owner has to look at "
-            "GOOGLE_CLOUD_PROJECT, GOOGLE_CLOUD_LOCATION and the project's billing"
-        ),
-    ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (errors.UpstreamQuota, "The server's quota on Vertex AI is used up for now"),
-    grpc.StatusCode.UNAVAILABLE: (errors.UpstreamUnavailable, "Vertex AI is away or broke the connection"),
-    grpc.StatusCode.ABORTED: (errors.UpstreamCut, "Vertex AI gave the request up; ask again"),
-    grpc.StatusCode.CANCELLED: (errors.UpstreamCut, "Vertex AI gave the request up; ask again"),
-    grpc.StatusCode.DEADLINE_EXCEEDED: (errors.UpstreamDeadline, "Vertex AI didn't finish in time"),
-}
-
-# What may be relayed of upstream's ErrorInfo: a constant's name, never a sentence.
-_PLAIN_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
 
 # What gRPC says, as UNAVAILABLE, where credentials can't be renewed: no matter of Vertex AI's being away.
@@ -524,15 +511,13 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
     code = error.code()
     if code is grpc.StatusCode.UNAVAILABLE and str(error.details()).startswith(_PLUGIN_FAILED):
         code = grpc.StatusCode.UNAUTHENTICATED
-    kind, text = _UPSTREAM.get(code, (errors.UpstreamFault, "Vertex AI failed"))
-    metadata = {"upstream_code": error.code().name}
-    retry_after = None
+    reason, retry_after = "", None
     for detail in _details(error):
-        if isinstance(detail, error_details_pb2.ErrorInfo) and _PLAIN_REASON.fullmatch(detail.reason):
-            metadata["upstream_reason"] = detail.reason
+        if isinstance(detail, error_details_pb2.ErrorInfo):
+            reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return kind(text, metadata=metadata, retry_after=retry_after)
+    return gemini.failure(code, told=error.code().name, reason=reason, retry_after=retry_after)
 
 
 def _details(error: grpc.aio.AioRpcError) -> list[message.Message]:

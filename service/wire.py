@@ -4,88 +4,88 @@
 """
 
 import itertools
-import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
-from service import model
-from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS, Coalesce
+from service import mistakes, model, schema
+from service.coalesce import MAX_BYTES, Coalesce
 from service.errors import InvalidRequest, ModelNotFound, Violation
-
-MAX_REQUEST_ID_CHARACTERS = 128
-MAX_STOP_SEQUENCES = 5  # Vertex AI's own limit
-
-# LangChain takes 50 us for each message and 20 us for each part, and nobody else is served meanwhile.
-MAX_MESSAGES = 1000
-MAX_PARTS = 1000  # in all messages together
+from service.mistakes import seconds
+from service.values import plain
 
 # Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
 MAX_VIOLATIONS = 10
 
-# Fields that are in the contract but not served yet. A request that uses one is refused: nothing is dropped in silence.
-UNSERVED_FIELDS = ("tools", "tool_choice", "safety_settings", "labels")
-UNSERVED_CONFIG = (
-    "thinking_budget",
-    "include_thoughts",
-    "response_mime_type",
-    "response_schema",
-    "response_logprobs",
-    "logprobs",
-)
-
-# By field: the test that its value has to pass (NaN passes none), and the same in words.
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda value: 0 <= value <= 2, "0 to 2"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0, up to 1"),
-    "top_k": (lambda value: 1 <= value <= 1000, "1 to 1000"),
-    "max_output_tokens": (lambda value: value >= 1, "1 or more"),
-    "presence_penalty": (lambda value: -2 <= value < 2, "-2 or more, but less than 2"),
-    "frequency_penalty": (lambda value: -2 <= value < 2, "-2 or more, but less than 2"),
+_ROLES = {
+    content_pb2.ROLE_USER: model.Role.USER,
+    content_pb2.ROLE_MODEL: model.Role.MODEL,
+    content_pb2.ROLE_TOOL: model.Role.TOOL,
 }
+_MODES = {
+    config_pb2.ToolChoice.MODE_UNSPECIFIED: model.ToolMode.AUTO,
+    config_pb2.ToolChoice.MODE_AUTO: model.ToolMode.AUTO,
+    config_pb2.ToolChoice.MODE_ANY: model.ToolMode.ANY,
+    config_pb2.ToolChoice.MODE_NONE: model.ToolMode.NONE,
+}
+_THRESHOLDS = "HARM_BLOCK_THRESHOLD_"
 
-_PRINTABLE_ASCII = re.compile(r"[ -~]*")
-_ROLES = {content_pb2.ROLE_USER: model.Role.USER, content_pb2.ROLE_MODEL: model.Role.MODEL}
 
-
-def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_bytes: int) -> model.Prompt:
-    """What the caller asks, validated. `offered` are the models on offer, the default first.
+def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: mistakes.Limits) -> model.Prompt:
+    """What the caller asks, validated. `cards` are those of the models on offer, the default first.
 
     Raises InvalidRequest or ModelNotFound.
     """
     if not request.prompt and not request.messages:
         wanted = "is empty: the text to answer is wanted, here or as the last of `messages`"
         raise InvalidRequest([Violation("prompt", wanted)], reason="EMPTY_PROMPT")
-    if violations := list(_too_much(request, max_prompt_bytes)):
+    if violations := list(mistakes.too_much(request, limits)):
         raise InvalidRequest(violations)  # before anything looks at each of its pieces
-    found = itertools.chain(
-        _unserved(request),
-        _wrong_messages(request),
-        _wrong_config(request.config),
-        _wrong_request_id(request.request_id),
-        _wrong_delivery(request),
-    )
-    if violations := list(itertools.islice(found, MAX_VIOLATIONS)):
+    card = _card(request.model, cards)
+    if violations := list(itertools.islice(mistakes.of(request, card), MAX_VIOLATIONS)):
         raise InvalidRequest(violations)
-    if request.model and request.model not in offered:
-        raise ModelNotFound(
-            f"model: {_quote(request.model)} is not on offer: one of {', '.join(offered)} is wanted",
-            metadata={"model": request.model[:MAX_REQUEST_ID_CHARACTERS], "offered": ",".join(offered)},
-        )
-    turns = [
-        model.Turn(_ROLES[message.role], tuple(part.text for part in message.parts)) for message in request.messages
-    ]
-    if request.prompt:
-        turns.append(model.Turn(model.Role.USER, (request.prompt,)))
     return model.Prompt(
-        model=request.model or offered[0],
-        turns=tuple(turns),
+        model=card.name,
+        turns=tuple(_turns(request)),
         system_instruction=request.system_instruction,
-        sampling=_sampling(request.config),
+        sampling=_sampling(request.config) if request.HasField("config") else model.Sampling(),
+        tools=_tools(request) if request.tools else model.Tools(),
+        safety={
+            config_pb2.HarmCategory.Name(one.category): _threshold(one.threshold) for one in request.safety_settings
+        },
+        labels=dict(request.labels),
+    )
+
+
+def parse_count(
+    request: pb.CountTokensRequest, *, cards: Sequence[model.Card], limits: mistakes.Limits
+) -> model.Prompt:
+    """What the caller wants counted; as `parse`, which would take the same fields."""
+    same = pb.GenerateRequest(
+        prompt=request.prompt,
+        messages=request.messages,
+        system_instruction=request.system_instruction,
+        model=request.model,
+        tools=request.tools,
+    )
+    return parse(same, cards=cards, limits=limits)
+
+
+def _card(name: str, cards: Sequence[model.Card]) -> model.Card:
+    if not name:
+        return cards[0]
+    for card in cards:
+        if card.name == name:
+            return card
+    offered = [card.name for card in cards]
+    short = name[: mistakes.MAX_REQUEST_ID_CHARACTERS]
+    raise ModelNotFound(
+        f"model: {mistakes.quote(name)} is not on offer: one of {', '.join(offered)} is wanted",
+        metadata={"model": short, "offered": ",".join(offered)},
     )
 
 
@@ -93,9 +93,9 @@ def parse(request: pb.GenerateRequest, *, offered: Sequence[str], max_prompt_byt
 class Delivery:
     """How the caller wants the answer delivered. Seconds; None is no limit but the deadline."""
 
-    first_chunk_timeout: float | None
-    idle_timeout: float | None
-    coalesce: Coalesce | None
+    first_chunk_timeout: float | None = None
+    idle_timeout: float | None = None
+    coalesce: Coalesce | None = None
     """None: every piece is sent as it comes."""
 
 
@@ -104,31 +104,14 @@ def delivery(request: pb.GenerateRequest) -> Delivery:
     merge = None
     if request.HasField("coalesce"):
         merge = Coalesce(
-            max_delay=_seconds(request.coalesce.max_delay) if request.coalesce.HasField("max_delay") else 0.0,
+            max_delay=seconds(request.coalesce.max_delay) if request.coalesce.HasField("max_delay") else 0.0,
             max_bytes=request.coalesce.max_bytes if request.coalesce.HasField("max_bytes") else MAX_BYTES,
         )
     return Delivery(
-        first_chunk_timeout=_seconds(request.first_chunk_timeout) if request.HasField("first_chunk_timeout") else None,
-        idle_timeout=_seconds(request.idle_timeout) if request.HasField("idle_timeout") else None,
+        first_chunk_timeout=seconds(request.first_chunk_timeout) if request.HasField("first_chunk_timeout") else None,
+        idle_timeout=seconds(request.idle_timeout) if request.HasField("idle_timeout") else None,
         coalesce=merge,
     )
-
-
-def _wrong_delivery(request: pb.GenerateRequest) -> Iterable[Violation]:
-    for name in ("first_chunk_timeout", "idle_timeout"):
-        if request.HasField(name) and not _seconds(getattr(request, name)) > 0:
-            yield Violation(name, f"is {_seconds(getattr(request, name)):g} s: more than 0 is wanted")
-    merge = request.coalesce
-    if merge.HasField("max_delay") and not 0 <= _seconds(merge.max_delay) <= MAX_DELAY_SECONDS:
-        held = f"is {_seconds(merge.max_delay):g} s: 0 to {MAX_DELAY_SECONDS:g} s is wanted"
-        yield Violation("coalesce.max_delay", held)
-    if merge.HasField("max_bytes") and not 1 <= merge.max_bytes <= MAX_BYTES:
-        yield Violation("coalesce.max_bytes", f"is {merge.max_bytes}: 1 to {MAX_BYTES} is wanted")
-
-
-def _seconds(duration: duration_pb2.Duration) -> float:
-    # Not ToTimedelta: that raises for what a caller may send.
-    return duration.seconds + duration.nanos / 1e9
 
 
 def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
@@ -141,106 +124,84 @@ def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
         seed=config.seed if config.HasField("seed") else None,
         presence_penalty=config.presence_penalty if config.HasField("presence_penalty") else None,
         frequency_penalty=config.frequency_penalty if config.HasField("frequency_penalty") else None,
+        thinking_budget=config.thinking_budget if config.HasField("thinking_budget") else None,
+        include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else None,
+        response_mime_type=config.response_mime_type if config.HasField("response_mime_type") else None,
+        response_schema=schema.typed(plain(config.response_schema), str.lower)
+        if config.HasField("response_schema")
+        else None,
+        response_logprobs=config.response_logprobs if config.HasField("response_logprobs") else None,
+        logprobs=config.logprobs if config.HasField("logprobs") else None,
     )
 
 
-def _unserved(request: pb.GenerateRequest) -> Iterable[Violation]:
-    used = {field.name for field, _ in request.ListFields()}
-    used_config = {field.name for field, _ in request.config.ListFields()}
-    wanted = "is not served yet: leave it unset"
-    yield from (Violation(name, wanted) for name in UNSERVED_FIELDS if name in used)
-    yield from (Violation(f"config.{name}", wanted) for name in UNSERVED_CONFIG if name in used_config)
+def _turns(request: pb.GenerateRequest) -> Iterable[model.Turn]:
+    names: dict[str, str] = {}
+    for message in request.messages:
+        for part in message.parts:
+            if part.HasField("tool_call"):
+                names[part.tool_call.id] = part.tool_call.name
+        yield model.Turn(_ROLES[message.role], tuple(_parts(message.parts, names)))
+    if request.prompt:
+        yield model.Turn(model.Role.USER, (request.prompt,))
 
 
-def _wrong_messages(request: pb.GenerateRequest) -> Iterable[Violation]:
-    expected = content_pb2.ROLE_USER
-    for index, message in enumerate(request.messages):
-        path = f"messages[{index}]"
-        if message.role == content_pb2.ROLE_TOOL:
-            yield Violation(f"{path}.role", "ROLE_TOOL is not served yet: ROLE_USER or ROLE_MODEL is wanted")
-        elif message.role != expected:
-            yield Violation(
-                f"{path}.role",
-                f"is {_role(message.role)}: {_role(expected)} is wanted, users and models take turns",
+def _parts(parts: Iterable[content_pb2.Part], names: Mapping[str, str]) -> Iterable[model.Part]:
+    """`names` are those of the functions called so far, by the calls' ids."""
+    for part in parts:
+        match part.WhichOneof("data"):
+            case "text":
+                yield part.text
+                if part.reasoning_signature:
+                    yield model.Reasoning("", part.reasoning_signature)
+            case "inline_data":
+                yield model.Blob(part.inline_data.mime_type, part.inline_data.data)
+            case "file_data":
+                yield model.File(part.file_data.mime_type, part.file_data.file_uri)
+            case "reasoning":
+                yield model.Reasoning(part.reasoning, part.reasoning_signature)
+            case "tool_call":
+                call = part.tool_call
+                yield model.ToolCall(
+                    id=call.id,
+                    name=call.name,
+                    arguments=plain(call.arguments),
+                    signature=part.reasoning_signature,
+                )
+            case "tool_result":
+                result = part.tool_result
+                yield model.ToolResult(
+                    id=result.tool_call_id,
+                    name=result.name or names[result.tool_call_id],
+                    response=plain(result.response),
+                )
+
+
+def _tools(request: pb.GenerateRequest) -> model.Tools:
+    functions = [function for tool in request.tools for function in tool.function_declarations]
+    choice = request.tool_choice
+    return model.Tools(
+        functions=tuple(
+            model.Function(
+                name=function.name,
+                description=function.description,
+                parameters=schema.typed(plain(function.parameters), str.lower)
+                if function.HasField("parameters")
+                else None,
             )
-        expected = content_pb2.ROLE_USER if message.role == content_pb2.ROLE_MODEL else content_pb2.ROLE_MODEL
-        if not message.parts:
-            yield Violation(f"{path}.parts", "is empty: at least one part is wanted")
-        for place, part in enumerate(message.parts):
-            yield from _wrong_part(part, f"{path}.parts[{place}]")
-    if not request.messages:
-        return
-    last = len(request.messages) - 1
-    ends_with_user = request.messages[last].role == content_pb2.ROLE_USER
-    if request.prompt and ends_with_user:
-        yield Violation(
-            f"messages[{last}].role",
-            "is ROLE_USER: ROLE_MODEL is wanted, since `prompt` is the user's next message",
-        )
-    elif not request.prompt and not ends_with_user:
-        yield Violation("prompt", "is empty: it is wanted, since `messages` does not end with a user's message")
+            for function in functions
+        ),
+        google_search=any(tool.HasField("google_search") for tool in request.tools),
+        choice=model.ToolChoice(_MODES[choice.mode], tuple(choice.allowed_function_names))
+        if request.HasField("tool_choice")
+        else None,
+    )
 
 
-def _wrong_part(part: content_pb2.Part, path: str) -> Iterable[Violation]:
-    kind = part.WhichOneof("data")
-    if kind is None:
-        yield Violation(path, "is empty: text is wanted")
-    elif kind == "text":
-        if not part.text:
-            yield Violation(f"{path}.text", "is empty: text is wanted")
-    elif kind in ("inline_data", "file_data") and not getattr(part, kind).mime_type:
-        yield Violation(f"{path}.{kind}.mime_type", 'is empty: a media type such as "image/png" is wanted')
-    else:
-        yield Violation(f"{path}.{kind}", "is not served yet: text is wanted")
-    if part.reasoning_signature:
-        yield Violation(f"{path}.reasoning_signature", "is not served yet: leave it unset")
-
-
-def _wrong_config(config: config_pb2.GenerationConfig) -> Iterable[Violation]:
-    given = {field.name: value for field, value in config.ListFields()}
-    for name, (inside, wanted) in _RANGES.items():
-        if name in given and not inside(given[name]):
-            yield Violation(f"config.{name}", f"is {given[name]:g}: {wanted} is wanted")
-    if len(config.stop_sequences) > MAX_STOP_SEQUENCES:
-        yield Violation(
-            "config.stop_sequences",
-            f"holds {len(config.stop_sequences)}: at most {MAX_STOP_SEQUENCES} are wanted",
-        )
-    for index, sequence in enumerate(config.stop_sequences):
-        if not sequence:
-            yield Violation(f"config.stop_sequences[{index}]", "is empty: text is wanted")
-
-
-def _wrong_request_id(request_id: str) -> Iterable[Violation]:
-    if len(request_id) > MAX_REQUEST_ID_CHARACTERS:
-        yield Violation(
-            "request_id", f"has {len(request_id)} characters: at most {MAX_REQUEST_ID_CHARACTERS} are wanted"
-        )
-    elif not _PRINTABLE_ASCII.fullmatch(request_id):
-        yield Violation("request_id", f"is {_quote(request_id)}: printable ASCII is wanted")
-
-
-def _too_much(request: pb.GenerateRequest, max_prompt_bytes: int) -> Iterable[Violation]:
-    size = request.ByteSize()
-    if size > max_prompt_bytes:
-        yield Violation(
-            "prompt",
-            f"the request has {size} bytes, history included: at most {max_prompt_bytes} are wanted",
-        )
-    if len(request.messages) > MAX_MESSAGES:
-        yield Violation("messages", f"holds {len(request.messages)}: at most {MAX_MESSAGES} are wanted")
-    elif (parts := sum(len(message.parts) for message in request.messages)) > MAX_PARTS:
-        yield Violation("messages", f"hold {parts} parts in all: at most {MAX_PARTS} are wanted")
-
-
-def _role(number: int) -> str:
-    known = content_pb2.Role.values()
-    return content_pb2.Role.Name(content_pb2.Role.ValueType(number)) if number in known else str(number)
-
-
-def _quote(text: str, most: int = 80) -> str:
-    """A caller's own short value, safe to print."""
-    return ascii(text if len(text) <= most else text[:most] + "...")
+def _threshold(number: "config_pb2.HarmBlockThreshold.ValueType") -> str:
+    """Google's name for it: BLOCK_NONE of HARM_BLOCK_THRESHOLD_NONE, but OFF of HARM_BLOCK_THRESHOLD_OFF."""
+    name = config_pb2.HarmBlockThreshold.Name(number).removeprefix(_THRESHOLDS)
+    return name if name == "OFF" else f"BLOCK_{name}"
 
 
 class Answer:
@@ -272,6 +233,12 @@ class Answer:
             case model.Reasoning():
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature
+            case model.ToolCall():
+                message.tool_call.CopyFrom(_tool_call(event))
+            case model.Grounding():
+                message.grounding.CopyFrom(_grounding(event))
+            case model.Logprobs():
+                message.logprobs.tokens.extend(map(_token, event.tokens))
             case model.Started():
                 self.model = event.model
                 self._first_chunk = self._clock()
@@ -292,13 +259,56 @@ class Answer:
         )
 
 
-def model_list(offered: Sequence[str], provider: str) -> pb.ListModelsResponse:
-    """The names on offer, the default first."""
+def model_list(cards: Sequence[model.Card]) -> pb.ListModelsResponse:
+    """The models on offer, the default first."""
     return pb.ListModelsResponse(
         models=[
-            pb.Model(name=name, default=place == 0, provider=provider, input_kinds=["text"])
-            for place, name in enumerate(offered)
+            pb.Model(
+                name=card.name,
+                default=place == 0,
+                provider=card.provider,
+                max_input_tokens=card.max_input_tokens,
+                max_output_tokens=card.max_output_tokens,
+                input_kinds=sorted(card.input_kinds or ()),
+                thinking=card.thinking,
+                tools=card.tools,
+            )
+            for place, card in enumerate(cards)
         ]
+    )
+
+
+def _tool_call(event: model.ToolCall) -> pb.ToolCallEvent:
+    made = pb.ToolCallEvent(
+        tool_call=content_pb2.ToolCall(id=event.id, name=event.name), reasoning_signature=event.signature
+    )
+    made.tool_call.arguments.update(event.arguments)
+    return made
+
+
+def _grounding(event: model.Grounding) -> pb.Grounding:
+    return pb.Grounding(
+        sources=[
+            pb.Grounding.Source(uri=source.uri, title=source.title, license=source.license) for source in event.sources
+        ],
+        supports=[
+            pb.Grounding.Support(
+                text=support.text,
+                source_indices=support.sources,
+                start_index=support.start,
+                end_index=support.end,
+            )
+            for support in event.supports
+        ],
+        search_queries=event.queries,
+    )
+
+
+def _token(token: model.TokenLogprob) -> pb.Logprobs.TokenLogprob:
+    return pb.Logprobs.TokenLogprob(
+        token=token.token,
+        log_probability=token.log_probability,
+        alternatives=map(_token, token.alternatives),
     )
 
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # the generated stub has it for type checkers only
 
 pytest_plugins = ["tests.browser"]
 
+# A shell's background job ignores Ctrl-C, and so would every process that the tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 Detail = TypeVar("Detail", bound=Message)
 Serve = Callable[..., Awaitable[Served]]
 
@@ -82,8 +85,8 @@ async def serve_vertex(serve: Serve, emulator: Emulator) -> AsyncIterator[Serve]
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Served:
-            offered = Settings(**settings).offered
-            model = VertexModel.local(emulator.address, names=offered, project="project", location="us-central1")
+            offers = Settings(**settings).offers
+            model = VertexModel.local(emulator.address, offers, project="project", location="us-central1")
             stack.push_async_callback(model.close)
             policy = Policy(fallback=settings.get("fallback_model", ""))
             return await serve(Retrying(model, policy), emulator=emulator.address, **settings)

@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 
 from service.config import SettingError, Settings, source
+from service.offers import Offer
 
 PROG = "tokenwire serve"
 
@@ -19,7 +20,8 @@ def test_nothing_need_be_set() -> None:
 
 def test_a_variable_is_read() -> None:
     settings = load(TOKENWIRE_PORT="1234", TOKENWIRE_REFLECTION="off", TOKENWIRE_MODELS="a, b,", TOKENWIRE_GRACE="1.5")
-    assert (settings.port, settings.reflection, settings.models, settings.grace) == (1234, False, ("a", "b"), 1.5)
+    assert (settings.port, settings.reflection, settings.grace) == (1234, False, 1.5)
+    assert settings.models == (Offer("a"), Offer("b"))
 
 
 def test_a_flag_wins_over_its_variable() -> None:
@@ -48,7 +50,8 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         ("TOKENWIRE_GRACE", "-1", "seconds, from 0 to 3600 is wanted"),
         ("TOKENWIRE_GRACE", "nan", "seconds, from 0 to 3600 is wanted"),
         ("TOKENWIRE_LOG_LEVEL", "loud", "one of debug, info, warning, error is wanted"),
-        ("TOKENWIRE_MODELS", ",", "a comma-separated list of names is wanted"),
+        ("TOKENWIRE_MODELS", ",", "a comma-separated list of models is wanted"),
+        ("TOKENWIRE_MODELS", "a,a", "a list that has each name once is wanted"),
     ],
 )
 def test_a_value_that_cannot_be_taken_is_named_with_what_is_wanted(name: str, value: str, wanted: str) -> None:
@@ -78,7 +81,7 @@ def test_help_tells_every_flag_with_its_variable_and_default(capsys: pytest.Capt
 
 
 def test_the_default_model_comes_first_and_once() -> None:
-    assert Settings(model="b", models=("a", "b", "c")).offered == ("b", "a", "c")
+    assert Settings(model="b", models=(Offer("a"), Offer("b"), Offer("c"))).offered == ("b", "a", "c")
 
 
 def test_an_ipv6_host_is_bracketed() -> None:

@@ -25,6 +25,7 @@ from service.model import (
     Turn,
     Usage,
 )
+from service.offers import Offer
 from service.vertex import VertexModel, upstream_error
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
@@ -53,7 +54,7 @@ def prompt(text: str = "hi", **fields: object) -> Prompt:
 
 @pytest.fixture
 async def model(emulator: Emulator) -> AsyncIterator[VertexModel]:
-    made = VertexModel.local(emulator.address, names=[NAME], project="project", location="us-central1")
+    made = VertexModel.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
     yield made
     await made.close()
 
@@ -341,7 +342,7 @@ async def test_a_very_long_piece_is_told_in_pieces_that_callers_take(emulator: E
 async def test_more_calls_than_a_connection_takes_get_another_connection() -> None:
     async with Emulator(max_concurrent_streams=100) as emulator:
         emulator.script.play(default=answer("one", silence()))
-        model = VertexModel.local(emulator.address, names=[NAME], project="project", location="us-central1")
+        model = VertexModel.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(model.close)
             streams = [await stack.enter_async_context(stream(model)) for _ in range(250)]

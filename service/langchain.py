@@ -1,0 +1,72 @@
+"""What all of LangChain's chat models share: a prompt as its messages, and a profile as our card."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+
+from service.model import Blob, Card, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
+from service.offers import Offer, amended
+
+Media = Callable[[Blob | File], dict[str, Any]]
+"""How a provider's library wants what isn't text."""
+
+
+def messages(prompt: Prompt, media: Media) -> list[BaseMessage]:
+    """The conversation. Thoughts are left out: no provider's library takes them back whole."""
+    turns: list[BaseMessage] = [SystemMessage(prompt.system_instruction)] if prompt.system_instruction else []
+    for turn in prompt.turns:
+        turns.extend(_messages(turn, media))
+    return turns
+
+
+def _messages(turn: Turn, media: Media) -> list[BaseMessage]:
+    if turn.role is Role.TOOL:
+        return [
+            ToolMessage(json.dumps(part.response), tool_call_id=part.id, name=part.name)
+            for part in turn.parts
+            if isinstance(part, ToolResult)
+        ]
+    content = _content(turn.parts, media)
+    if turn.role is Role.USER:
+        return [HumanMessage(content)]
+    calls: list[Any] = [
+        {"type": "tool_call", "id": part.id, "name": part.name, "args": part.arguments}
+        for part in turn.parts
+        if isinstance(part, ToolCall)
+    ]
+    return [AIMessage(content, tool_calls=calls)]
+
+
+def _content(parts: Sequence[Part], media: Media) -> Any:
+    """LangChain's two shapes: a string, or a list of typed blocks."""
+    match parts:
+        case (str() as text,):
+            return text
+    blocks = [
+        {"type": "text", "text": part} if isinstance(part, str) else media(part)
+        for part in parts
+        if isinstance(part, str | Blob | File)
+    ]
+    return blocks or ""
+
+
+def card(offer: Offer, *, provider: str, profile: Mapping[str, Any] | None, lacks: frozenset[str], **more: Any) -> Card:
+    """What LangChain knows of the model, and what the offer says of it."""
+    told = profile or {}
+    kinds = {kind for kind in ("text", "image", "audio", "video", "pdf") if told.get(f"{kind}_inputs")}
+    if told.get("temperature") is False:
+        lacks |= {"config.temperature"}
+    known = Card(
+        name=offer.name,
+        provider=provider,
+        lacks=lacks,
+        max_input_tokens=told.get("max_input_tokens"),
+        max_output_tokens=told.get("max_output_tokens"),
+        input_kinds=frozenset(kinds) or None,
+        thinking=told.get("reasoning_output"),
+        tools=told.get("tool_calling"),
+        **more,
+    )
+    return amended(known, offer)

@@ -1,0 +1,139 @@
+"""The models on offer: each a public name, and which provider's model answers to it.
+
+    TOKENWIRE_MODELS="gemini-2.5-pro, fast=openai:gpt-4.1-mini, local=openai:smollm2?base_url=http://127.0.0.1:8080/v1"
+
+A line is NAME, or NAME=PROVIDER:MODEL, with options behind a question mark as in a URL. A bare name is a model of
+Vertex AI's own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import parse_qsl
+
+from service.model import Card
+
+KINDS = frozenset({"text", "image", "audio", "video", "pdf"})
+
+_ABOUT = ("input_kinds", "tools", "thinking", "json_with_tools", "max_input_tokens", "max_output_tokens")
+"""Options of every provider: what the model can take, where LangChain's profile of it is missing or wrong."""
+
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "vertex": ("project", "location"),
+    "genai": ("project", "location", "base_url"),
+    "openai": ("base_url", "api_key_env", "organization"),
+    "azure": ("endpoint", "api_version", "api_key_env"),
+}
+"""Each provider, and what can be said of it beside the model's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model on offer."""
+
+    name: str
+    """Its public name."""
+    provider: str = "vertex"
+    """One of OPTIONS."""
+    model: str = ""
+    """Its name there; empty: the same."""
+    options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    api_key: str = field(default="", repr=False)
+    """Read from the environment, never from the line."""
+
+    @property
+    def upstream_name(self) -> str:
+        return self.model or self.name
+
+
+def offers(value: str) -> tuple[Offer, ...]:
+    """The models of a comma-separated list. Raises ValueError with what is wanted."""
+    found = tuple(_offer(line.strip()) for line in value.split(",") if line.strip())
+    if not found:
+        raise ValueError("a comma-separated list of models")
+    if len({offer.name for offer in found}) < len(found):
+        raise ValueError("a list that has each name once")
+    return found
+
+
+def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
+    """The offer with what its provider needs of the environment. Raises ValueError with what is missing, and where."""
+    options = dict(offer.options)
+    for option, variable in _FROM_ENVIRONMENT.get(offer.provider, {}).items():
+        if not options.get(option) and not environ.get(variable):
+            raise ValueError(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
+        options[option] = options.get(option) or environ[variable]
+    if (default := _KEYS.get(offer.provider)) is None:
+        return replace(offer, options=MappingProxyType(options))
+    variable = options.get("api_key_env", default)
+    key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
+    if not key:
+        raise ValueError(f"{offer.name!r} with an API key in {variable}, which is not set,")
+    return replace(offer, options=MappingProxyType(options), api_key=key)
+
+
+def amended(card: Card, offer: Offer) -> Card:
+    """The card with what the offer says of its model instead."""
+    said: dict[str, Any] = {name: _PARSE[name](value) for name, value in offer.options.items() if name in _ABOUT}
+    return replace(card, **said)
+
+
+_FROM_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    "azure": {"endpoint": "AZURE_OPENAI_ENDPOINT", "api_version": "OPENAI_API_VERSION"},
+}
+"""By provider: options that have to be there, and the variables that stand in for them."""
+
+_KEYS = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY"}
+
+_NO_KEY = "none"  # for servers of one's own, many of which want none
+
+
+def _offer(line: str) -> Offer:
+    name, mapped, target = line.partition("=")
+    if not mapped:
+        return Offer(name)
+    provider, _, rest = target.partition(":")
+    model, _, query = rest.partition("?")
+    if not name or provider not in OPTIONS or not model:
+        raise ValueError(f"{line!r} as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of {', '.join(OPTIONS)}")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError:
+        raise ValueError(f"{name!r} with options as OPTION=VALUE&OPTION=VALUE") from None
+    known = (*OPTIONS[provider], *_ABOUT)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
+        if option in _PARSE:
+            _PARSE[option](value)
+    return Offer(name, provider, model, MappingProxyType(options))
+
+
+def _kinds(value: str) -> frozenset[str]:
+    kinds = frozenset(value.split())  # a plus sign between them is a space in a URL's query
+    if not kinds or not kinds <= KINDS:
+        raise ValueError(f"input_kinds of {'+'.join(sorted(KINDS))}")
+    return kinds
+
+
+def _switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise ValueError("an option of true or false")
+    return value == "true"
+
+
+def _count(value: str) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise ValueError("an option of a whole number of tokens")
+    return int(value)
+
+
+_PARSE: Mapping[str, Callable[[str], Any]] = {
+    "input_kinds": _kinds,
+    "tools": _switch,
+    "thinking": _switch,
+    "json_with_tools": _switch,
+    "max_input_tokens": _count,
+    "max_output_tokens": _count,
+}

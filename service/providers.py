@@ -1,0 +1,95 @@
+"""Opens the models on offer, whoever provides them. Beside `__main__`, the only place that knows the providers."""
+
+import importlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from service.catalogue import Catalogue
+from service.config import Settings
+from service.model import Model
+from service.offers import Offer
+
+
+@dataclass(frozen=True, slots=True)
+class _Provider:
+    """How to open the models of one provider."""
+
+    module: str
+    extra: str
+    """What has to be installed for it."""
+    open: Callable[[Any, Settings, Sequence[Offer]], Any]
+    """With the imported module; gives a Model that can be closed."""
+
+
+def _vertex(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
+    place = _place(settings, offers[0])
+    if settings.emulator:
+        return module.VertexModel.local(settings.emulator, offers, **place)
+    return module.VertexModel.google(offers, **place)
+
+
+def _genai(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
+    place = _place(settings, offers[0])
+    if settings.emulator_rest:
+        return module.GenAIModel.local(settings.emulator_rest, offers, **place)
+    return module.GenAIModel(offers, **place)
+
+
+def _openai(module: Any, _: Settings, offers: Sequence[Offer]) -> Any:
+    return module.OpenAIModel(offers)
+
+
+_PROVIDERS: Mapping[str, _Provider] = {
+    "vertex": _Provider("service.vertex", "server", _vertex),
+    "genai": _Provider("service.genai", "genai", _genai),
+    "openai": _Provider("service.openai", "openai", _openai),
+    "azure": _Provider("service.openai", "openai", _openai),
+}
+
+
+class MissingExtra(ImportError):
+    """A provider's library is not installed; the message says what to install."""
+
+
+def imported(settings: Settings) -> None:
+    """Import what the models on offer need, which takes seconds. Raises MissingExtra."""
+    for name in dict.fromkeys(offer.provider for offer in settings.offers):
+        provider = _PROVIDERS[name]
+        try:
+            importlib.import_module(provider.module)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(
+                f"{error.name} is not installed; models of {name} need: pip install 'tokenwire[{provider.extra}]'"
+            ) from error
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Model]:
+    """All models on offer as one. Their connections belong to the running event loop."""
+    async with AsyncExitStack() as stack:
+        models = []
+        for name, offers in _groups(settings):
+            provider = _PROVIDERS[name]
+            model = provider.open(importlib.import_module(provider.module), settings, offers)
+            stack.push_async_callback(model.close)
+            models.append(model)
+        yield models[0] if len(models) == 1 else Catalogue(models, order=settings.offered)
+
+
+def _groups(settings: Settings) -> list[tuple[str, list[Offer]]]:
+    """The offers that share a client: of one provider, and on Vertex AI of one project and region."""
+
+    def key(offer: Offer) -> tuple[str, ...]:
+        return (offer.provider, offer.options.get("project", ""), offer.options.get("location", ""))
+
+    return [(found[0], list(offers)) for found, offers in groupby(sorted(settings.offers, key=key), key=key)]
+
+
+def _place(settings: Settings, offer: Offer) -> dict[str, str]:
+    return {
+        "project": offer.options.get("project", settings.project),
+        "location": offer.options.get("location", settings.location),
+    }

@@ -1,0 +1,284 @@
+"""Gemini on Vertex AI over HTTP, through LangChain's ChatGoogleGenerativeAI, which ChatVertexAI is to give way to.
+
+The only file that knows it, and Google's SDK below it. As in `service.vertex`, LangChain is given a client of ours for
+each request (`_Call`), which keeps hold of the HTTP response and sees what the model really said.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import grpc
+import httpx
+from google import genai
+from google.auth.credentials import AnonymousCredentials, Credentials
+from google.genai import types
+from google.genai.errors import APIError
+from langchain_google_genai import ChatGoogleGenerativeAI
+
+from service import errors, gemini, http, langchain
+from service.model import Blob, Card, Event, File, Prompt, Started
+from service.offers import Offer
+
+_WHO = "Vertex AI"
+
+_answering: ContextVar["_Call"] = ContextVar("answering")
+"""The call whose HTTP response the client is about to get."""
+
+
+class GenAIModel:
+    """Models of Vertex AI, or of a local Vertex; a `service.model.Model`."""
+
+    def __init__(
+        self,
+        offers: Sequence[Offer],
+        *,
+        project: str,
+        location: str,
+        base_url: str | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """None: Vertex AI's own address, and application default credentials."""
+        self._http = httpx.AsyncClient(
+            timeout=None,  # noqa: S113 - each request brings its own
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            event_hooks={"response": [_keep]},
+        )
+        self._clients = {
+            offer.name: genai.Client(
+                vertexai=True,
+                project=project,
+                location=location,
+                credentials=credentials,
+                http_options=types.HttpOptions(
+                    base_url=offer.options.get("base_url", base_url), httpx_async_client=self._http
+                ),
+            )
+            for offer in offers
+        }
+        self._chats = {offer.name: _chat(offer, self._clients[offer.name]) for offer in offers}
+        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
+
+    @classmethod
+    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIModel":
+        """A local Vertex at `address` (host:port), without credentials."""
+        return cls(
+            offers,
+            project=project or "local",
+            location=location,
+            base_url=f"http://{address}",
+            credentials=_nobody(),
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+        for client in self._clients.values():
+            client.close()
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+        """See `service.model.Model`."""
+        call = _Call(self._clients[prompt.model], prompt)
+        events = self._events(call, prompt, deadline)
+        try:
+            yield events
+        finally:
+            await call.cancel()
+            await events.aclose()
+
+    async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
+        chat = self._chats[prompt.model].model_copy(update={"client": call})
+        answer = chat.astream(langchain.messages(prompt, _media), timeout=_milliseconds(deadline), **_options(prompt))
+        chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
+        started = False
+        async with aclosing(chunks):
+            async for _ in chunks:
+                if not started:
+                    started = True
+                    yield Started(prompt.model)
+                for event in call.events():
+                    yield event
+        yield call.ending.finished()
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """As Vertex AI counts it."""
+        client = self._clients[prompt.model]
+        config = types.CountTokensConfig(
+            system_instruction=prompt.system_instruction or None,
+            tools=cast("Any", _tools(prompt)) or None,
+            http_options=types.HttpOptions(timeout=_milliseconds(deadline)),
+        )
+        try:
+            counted = await client.aio.models.count_tokens(
+                model=_upstream(self._chats[prompt.model]), contents=cast("Any", _contents(prompt)), config=config
+            )
+        except APIError as error:
+            raise failure(error) from error
+        except http.TRANSPORT_ERRORS as error:
+            raise http.unavailable(_WHO) from error
+        return counted.total_tokens or 0
+
+
+class _Call:
+    """One streamed answer: what ChatGoogleGenerativeAI gets for its client while it answers one prompt."""
+
+    def __init__(self, client: genai.Client, prompt: Prompt) -> None:
+        self.ending = gemini.Ending()
+        self.response: httpx.Response | None = None
+        self._client = client
+        self._prompt = prompt
+        self._said: list[gemini.Json] = []
+        """What the model said and nobody has asked for yet."""
+
+    @property
+    def aio(self) -> "_Call":
+        """As genai.Client has it."""
+        return self
+
+    @property
+    def models(self) -> "_Call":
+        """As its `aio` has it."""
+        return self
+
+    async def generate_content_stream(self, *, model: str, contents: Any, config: Any) -> AsyncIterator[Any]:
+        """As the SDK's models have it."""
+        if gemini.needs_exactness(self._prompt):
+            contents = _contents(self._prompt)
+        _answering.set(self)
+        return self._watch(
+            await self._client.aio.models.generate_content_stream(model=model, contents=contents, config=config)
+        )
+
+    async def _watch(self, responses: AsyncIterator[types.GenerateContentResponse]) -> AsyncIterator[Any]:
+        try:
+            async for response in responses:
+                said = response.model_dump(mode="json", by_alias=True, exclude_none=True)
+                self.ending.messages += 1
+                self.ending.look_at(said)
+                self._said.append(said)
+                yield response
+        except APIError as error:
+            raise failure(error) from error
+        except http.TRANSPORT_ERRORS as error:
+            raise http.unavailable(_WHO) from error
+        except (ValueError, UnicodeDecodeError) as error:  # JSON and pydantic raise it
+            raise errors.UpstreamFault("The model answered with something that is no valid message") from error
+
+    def events(self) -> list[Event]:
+        """What the model has said since the last time."""
+        said, self._said = self._said, []
+        return [event for response in said for event in gemini.events(response)]
+
+    async def cancel(self) -> None:
+        """Close the connection; nothing happens if the answer has ended."""
+        if self.response is not None:
+            await self.response.aclose()
+
+
+async def _keep(response: httpx.Response) -> None:
+    if call := _answering.get(None):
+        call.response = response
+
+
+def _nobody() -> Credentials:
+    return AnonymousCredentials()  # type: ignore[no-untyped-call] # google.auth has none
+
+
+def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:
+    chat = ChatGoogleGenerativeAI(
+        model=offer.upstream_name,
+        vertexai=True,
+        project="unused",
+        credentials=_nobody(),  # of the client that it makes, and never uses
+        temperature=None,  # else it sends one of its own
+        max_retries=1,  # attempts; ours are one place for all providers
+        n=1,
+        cache=False,
+    )
+    chat.client = client
+    return chat
+
+
+def _card(offer: Offer, chat: ChatGoogleGenerativeAI) -> Card:
+    return langchain.card(
+        offer,
+        provider="gcp.vertex_ai",
+        profile=chat.profile,
+        lacks=frozenset(),
+        file_schemes=gemini.FILE_SCHEMES,
+        answer_types=("text/plain", "application/json"),
+        json_with_tools=gemini.json_with_tools(offer.upstream_name),
+    )
+
+
+def _upstream(chat: ChatGoogleGenerativeAI) -> str:
+    return str(chat.model)
+
+
+def _milliseconds(deadline: float) -> int:
+    return max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+
+
+def _contents(prompt: Prompt) -> list[types.Content]:
+    return [types.Content.model_validate(one) for one in gemini.contents(prompt)]
+
+
+def _media(part: Blob | File) -> dict[str, Any]:
+    if isinstance(part, File):
+        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
+    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
+
+
+def _options(prompt: Prompt) -> dict[str, Any]:
+    sampling = prompt.sampling
+    options: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_output_tokens": sampling.max_output_tokens,
+        "stop": list(sampling.stop_sequences) or None,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "thinking_budget": sampling.thinking_budget,
+        "include_thoughts": sampling.include_thoughts,
+        "response_mime_type": sampling.response_mime_type,
+        "response_schema": sampling.response_schema,
+        "response_logprobs": sampling.response_logprobs,
+        "logprobs": sampling.logprobs,
+        "labels": dict(prompt.labels) or None,
+        "safety_settings": dict(prompt.safety) or None,
+        "tools": _tools(prompt) or None,
+    }
+    if prompt.tools.choice is not None:
+        choice = prompt.tools.choice
+        options["tool_config"] = types.ToolConfig(
+            function_calling_config=types.FunctionCallingConfig(
+                mode=types.FunctionCallingConfigMode[choice.mode.name],
+                allowed_function_names=list(choice.names) or None,
+            )
+        )
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tools(prompt: Prompt) -> list[types.Tool]:
+    return [types.Tool.model_validate(one) for one in gemini.tools(prompt.tools)]
+
+
+def failure(error: APIError) -> errors.UpstreamError:
+    """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
+    told = error.details if isinstance(error.details, Mapping) else {}
+    told = told.get("error", told)
+    reason = ""
+    retry_after = None
+    for detail in told.get("details", ()) if isinstance(told, Mapping) else ():
+        kind = str(detail.get("@type", "")) if isinstance(detail, Mapping) else ""
+        if kind.endswith("google.rpc.ErrorInfo"):
+            reason = str(detail.get("reason", ""))
+        elif kind.endswith("google.rpc.RetryInfo"):
+            retry_after = http.seconds(detail.get("retryDelay"))
+    name = str(error.status)
+    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http.code(error.code)
+    return gemini.failure(code, told=code.name, reason=reason, retry_after=retry_after)

@@ -1,0 +1,379 @@
+"""OpenAI's chat models, and those that speak its protocol, through LangChain's ChatOpenAI and AzureChatOpenAI.
+
+The only file that knows either. As in `service.vertex`, LangChain is given a client of ours for each request (`_Call`),
+which keeps hold of the HTTP response and sees each chunk before LangChain drops a part of it.
+"""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Self, cast
+
+import grpc
+import openai
+from langchain_core.messages import AIMessageChunk
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from langchain_openai.chat_models.base import BaseChatOpenAI
+
+from service import errors, gemini, http, langchain
+from service.model import (
+    Blob,
+    Card,
+    Event,
+    File,
+    Finished,
+    FinishReason,
+    Logprobs,
+    Prompt,
+    Sampling,
+    Started,
+    TokenLogprob,
+    ToolCall,
+    ToolMode,
+    Tools,
+    Usage,
+)
+from service.offers import Offer
+
+_MAX_STOP_SEQUENCES = 4
+
+# What Chat Completions has no word for.
+_LACKS = frozenset(
+    {
+        "config.top_k",
+        "config.thinking_budget",
+        "config.include_thoughts",
+        "safety_settings",
+        "labels",
+        "tools.google_search",
+        "messages.parts.reasoning",
+    }
+)
+
+_NAMES = {"openai": ("openai", "OpenAI"), "azure": ("azure.ai.openai", "Azure OpenAI")}
+"""By provider: its name in OpenTelemetry's GenAI conventions, and for people."""
+
+_FINISH = {
+    "stop": FinishReason.STOP,
+    "tool_calls": FinishReason.STOP,
+    "function_call": FinishReason.STOP,
+    "length": FinishReason.MAX_TOKENS,
+    "content_filter": FinishReason.SAFETY,
+}
+
+_CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "none"}
+
+
+class OpenAIModel:
+    """Models of OpenAI, of Azure, or of any server with their protocol; a `service.model.Model`."""
+
+    def __init__(self, offers: Sequence[Offer]) -> None:
+        self._http = openai.DefaultAsyncHttpxClient()
+        self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
+        self._who = {offer.name: _NAMES[offer.provider][1] for offer in offers}
+        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+        """See `service.model.Model`."""
+        chat = self._chats[prompt.model]
+        call = _Call(chat.async_client, self._who[prompt.model])
+        events = self._events(chat.model_copy(update={"async_client": call}), call, prompt, deadline)
+        try:
+            yield events
+        finally:
+            await call.cancel()
+            await events.aclose()
+
+    async def _events(
+        self, chat: BaseChatOpenAI, call: "_Call", prompt: Prompt, deadline: float
+    ) -> AsyncGenerator[Event, None]:
+        seconds = deadline - asyncio.get_running_loop().time()
+        answer = chat.astream(langchain.messages(prompt, _media), timeout=seconds, **_options(prompt))
+        chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
+        started = False
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                if not started:
+                    started = True
+                    yield Started(prompt.model)
+                for event in call.events(chunk):
+                    yield event
+        for tool_call in call.tool_calls():
+            yield tool_call
+        yield call.finished()
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """Nobody counts: the protocol has no call for it, and an estimate would look like a count."""
+        del deadline
+        raise errors.NotServed(f"{self._who[prompt.model]} does not count the tokens of a request to {prompt.model}")
+
+
+class _Call:
+    """One streaming completion: what ChatOpenAI gets for its client while it answers one prompt."""
+
+    def __init__(self, completions: Any, who: str) -> None:
+        self._completions = completions
+        self._who = who
+        self._stream: Any = None
+        self._chunks = 0
+        self._finish = ""
+        self._refused = False
+        self._usage: Any = None
+        self._model_version = ""
+        self._raw: Any = None
+        """The chunk that LangChain is being given."""
+        self._calls: dict[int, dict[str, str]] = {}
+        """Those of tools, by their place: id, name and what has come of their arguments."""
+
+    async def create(self, **payload: Any) -> Self:
+        """As AsyncCompletions has it; the answer is read, and closed, through this object."""
+        try:
+            self._stream = await self._completions.create(**payload)
+        except openai.APIError as error:
+            raise self._failure(error) from error
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cancel()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self._watch()
+
+    async def _watch(self) -> AsyncIterator[Any]:
+        try:
+            async for chunk in self._stream:
+                self._look_at(chunk)
+                yield chunk
+        except openai.APIError as error:
+            raise self._failure(error) from error
+        except http.TRANSPORT_ERRORS as error:
+            raise http.unavailable(self._who) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise errors.UpstreamFault(f"{self._who} answered with something that is no valid message") from error
+
+    async def cancel(self) -> None:
+        """Close the connection; nothing happens if the answer has ended."""
+        if self._stream is not None:
+            await self._stream.close()
+
+    def _look_at(self, raw: Any) -> None:
+        self._chunks += 1
+        self._raw = raw
+        self._usage = raw.usage or self._usage
+        self._model_version = raw.model or self._model_version
+        for choice in raw.choices or ():
+            self._finish = choice.finish_reason or self._finish
+            for call in choice.delta.tool_calls or ():
+                self._add(call)
+
+    def _add(self, delta: Any) -> None:
+        call = self._calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
+        call["id"] = delta.id or call["id"]
+        if delta.function is not None:
+            call["name"] += delta.function.name or ""
+            call["arguments"] += delta.function.arguments or ""
+
+    def events(self, chunk: AIMessageChunk) -> Iterator[Event]:
+        """What this chunk says; calls of tools come in pieces, and whole from `tool_calls`."""
+        yield from gemini.pieces(str(chunk.content))
+        raw, self._raw = self._raw, None
+        for choice in (raw.choices or ()) if raw is not None else ():
+            if refusal := choice.delta.refusal:  # the answer's text where the model won't answer; LangChain drops it
+                self._refused = True
+                yield from gemini.pieces(refusal)
+            if choice.logprobs is not None and choice.logprobs.content:
+                yield Logprobs(tuple(map(_token, choice.logprobs.content)))
+
+    def tool_calls(self) -> Iterator[ToolCall]:
+        """The whole calls. Raises UpstreamFault for one whose arguments are no JSON object."""
+        if self._finish not in ("tool_calls", "stop", "function_call"):
+            return  # cut in the middle
+        for _, call in sorted(self._calls.items()):
+            try:
+                arguments = json.loads(call["arguments"] or "{}")
+            except json.JSONDecodeError as error:
+                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON") from error
+            if not isinstance(arguments, dict):
+                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
+            yield ToolCall(id=call["id"], name=call["name"], arguments=arguments)
+
+    def finished(self) -> Finished:
+        """How the answer ended. Raises UpstreamCut if upstream didn't say."""
+        if not self._chunks:
+            raise errors.UpstreamCut("The model ended the call without an answer; ask again")
+        if not self._finish:
+            raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
+        return Finished(
+            reason=FinishReason.SAFETY if self._refused else _FINISH.get(self._finish, FinishReason.OTHER),
+            upstream_reason="refusal" if self._refused else self._finish,
+            usage=_usage(self._usage) if self._usage is not None else None,
+            model_version=self._model_version,
+        )
+
+    def _failure(self, error: openai.APIError) -> errors.UpstreamError:
+        """Ours for theirs: status, code and delay are relayed, their text is not."""
+        if isinstance(error, openai.APITimeoutError):
+            return errors.UpstreamDeadline(f"{self._who} didn't finish in time")
+        if isinstance(error, openai.APIConnectionError):
+            return http.unavailable(self._who)
+        status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
+        code = http.code(status)
+        metadata = {"upstream_code": code.name, "upstream_status": str(status)}
+        if error.code and gemini.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
+            metadata["upstream_reason"] = reason
+        retry_after = None
+        if isinstance(error, openai.APIStatusError):
+            retry_after = http.seconds(error.response.headers.get("retry-after"))
+        kind, text = _FAILURES.get(code, (errors.UpstreamFault, "{} failed"))
+        return kind(text.format(self._who), metadata=metadata, retry_after=retry_after)
+
+
+_FAILURES: Mapping[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: (errors.UpstreamRejected, "The model refused the request as invalid"),
+    grpc.StatusCode.UNAUTHENTICATED: (
+        errors.UpstreamCredentials,
+        "{} refused the server's key; its owner has to set another one",
+    ),
+    grpc.StatusCode.PERMISSION_DENIED: (
+        errors.UpstreamCredentials,
+        "The server's key may not use this model of {}; its owner has to look at what the key is for",
+    ),
+    grpc.StatusCode.NOT_FOUND: (
+        errors.UpstreamNotFound,
+        "{} doesn't know this model; the server's owner has to check TOKENWIRE_MODELS",
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (errors.UpstreamQuota, "The server's quota at {} is used up for now"),
+    grpc.StatusCode.UNAVAILABLE: (errors.UpstreamUnavailable, "{} is away or broke the connection"),
+    grpc.StatusCode.ABORTED: (errors.UpstreamCut, "{} gave the request up; ask again"),
+    grpc.StatusCode.CANCELLED: (errors.UpstreamCut, "{} gave the request up; ask again"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (errors.UpstreamDeadline, "{} didn't finish in time"),
+}
+
+
+def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
+    options = offer.options
+    common: dict[str, Any] = {
+        "model": offer.upstream_name,
+        "api_key": offer.api_key,
+        "http_async_client": client,
+        "max_retries": 0,  # ours are one place for all providers
+        "stream_usage": True,
+        "use_responses_api": False,
+        "cache": False,
+        "stream_chunk_timeout": None,  # how long the model may be silent is the caller's to say
+    }
+    if offer.provider == "azure":
+        return AzureChatOpenAI(
+            azure_endpoint=options["endpoint"],
+            api_version=options["api_version"],
+            azure_deployment=offer.upstream_name,
+            **common,
+        )
+    return ChatOpenAI(base_url=options.get("base_url"), organization=options.get("organization"), **common)
+
+
+def _card(offer: Offer, chat: BaseChatOpenAI) -> Card:
+    return langchain.card(
+        offer,
+        provider=_NAMES[offer.provider][0],
+        profile=chat.profile,
+        lacks=_LACKS,
+        file_schemes=frozenset({"https", "http"}),
+        answer_types=("text/plain", "application/json"),
+        max_stop_sequences=_MAX_STOP_SEQUENCES,
+    )
+
+
+def _media(part: Blob | File) -> dict[str, Any]:
+    if isinstance(part, File):  # passed on: OpenAI fetches it
+        return {"type": "image_url", "image_url": {"url": part.uri}}
+    data = base64.b64encode(part.data).decode("ascii")
+    kind, _, form = part.mime_type.partition("/")
+    if kind == "image":
+        return {"type": "image_url", "image_url": {"url": f"data:{part.mime_type};base64,{data}"}}
+    if kind == "audio":
+        return {"type": "input_audio", "input_audio": {"data": data, "format": form.removeprefix("x-")}}
+    return {"type": "file", "file": {"filename": "file", "file_data": f"data:{part.mime_type};base64,{data}"}}
+
+
+def _options(prompt: Prompt) -> dict[str, Any]:
+    sampling = prompt.sampling
+    options: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_output_tokens,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": sampling.response_logprobs,
+        "top_logprobs": sampling.logprobs,
+        "stop": list(sampling.stop_sequences) or None,
+        # In the body itself: LangChain would take another way for it, with a client that isn't ours.
+        "extra_body": _form(sampling),
+        **_tools(prompt.tools),
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _form(sampling: Sampling) -> dict[str, Any] | None:
+    if sampling.response_mime_type in (None, "text/plain"):
+        return None
+    if sampling.response_schema is None:
+        return {"response_format": {"type": "json_object"}}
+    named = {"name": "answer", "schema": sampling.response_schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def _tools(tools: Tools) -> dict[str, Any]:
+    if not tools.functions:
+        return {}
+    declared = [
+        {
+            "type": "function",
+            "function": {
+                "name": one.name,
+                "description": one.description,
+                "parameters": one.parameters or {"type": "object", "properties": {}},
+            },
+        }
+        for one in tools.functions
+    ]
+    if tools.choice is None:
+        return {"tools": declared}
+    if not tools.choice.names:
+        return {"tools": declared, "tool_choice": _CHOICES[tools.choice.mode]}
+    named: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in tools.choice.names]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+    return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
+
+
+def _token(told: Any) -> TokenLogprob:
+    alternatives = tuple(TokenLogprob(other.token, other.logprob) for other in told.top_logprobs or ())
+    return TokenLogprob(told.token, told.logprob, alternatives)
+
+
+def _usage(told: Any) -> Usage:
+    """Theirs counts the thoughts as output; ours doesn't."""
+    output, prompt = told.completion_tokens_details, told.prompt_tokens_details
+    reasoning = (output.reasoning_tokens if output is not None else 0) or 0
+    return Usage(
+        input_tokens=told.prompt_tokens,
+        output_tokens=told.completion_tokens - reasoning,
+        reasoning_tokens=reasoning,
+        cached_tokens=(prompt.cached_tokens if prompt is not None else 0) or 0,
+        total_tokens=told.total_tokens,
+    )
+
+
+def _number(code: object) -> int:
+    """An error in mid-stream has no HTTP status but that its code may be one."""
+    return int(str(code)) if str(code).isdigit() else 0

@@ -6,7 +6,7 @@ Nothing here knows gRPC, protobuf or LangChain. `FakeModel` stands beside the pr
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 
@@ -155,6 +155,25 @@ class Prompt:
     """Google's name of a threshold, such as BLOCK_NONE, by that of a category, such as HARM_CATEGORY_HARASSMENT."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
+    def uses(self) -> frozenset[str]:
+        """The paths of the fields that it sets, as far as a provider may have no word for one."""
+        of_config = {f"config.{one.name}" for one in fields(self.sampling)}
+        set_there = {path for path in of_config if getattr(self.sampling, path[7:]) not in (None, ())}
+        thoughts = any(isinstance(part, Reasoning) for turn in self.turns for part in turn.parts)
+        others = {
+            "tools": bool(self.tools),
+            "tools.google_search": self.tools.google_search,
+            "safety_settings": bool(self.safety),
+            "labels": bool(self.labels),
+            "messages.parts.reasoning": thoughts,
+        }
+        return frozenset(set_there | {path for path, used in others.items() if used})
+
+    def kinds(self) -> frozenset[str]:
+        """What kinds of files it holds: "image", "audio", "video", "pdf", "text"."""
+        types = {part.mime_type for turn in self.turns for part in turn.parts if isinstance(part, Blob | File)}
+        return frozenset("pdf" if one == "application/pdf" else one.partition("/")[0] for one in types)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
@@ -179,6 +198,22 @@ class Card:
     tools: bool | None = None
     json_with_tools: bool | None = None
     """Whether it answers in JSON where it may also call tools."""
+
+    def takes(self, prompt: Prompt) -> bool:
+        """Whether the model can be asked this, one that was validated for another model."""
+        used = prompt.uses()
+        in_json = prompt.sampling.response_mime_type not in (None, "text/plain")
+        files = {part.uri.partition("://")[0] for turn in prompt.turns for part in turn.parts if isinstance(part, File)}
+        return not (
+            used & self.lacks
+            or (self.tools is False and "tools" in used)
+            or (self.thinking is False and used & {"config.thinking_budget", "config.include_thoughts"})
+            or (self.json_with_tools is False and "tools" in used and in_json)
+            or (self.input_kinds is not None and not prompt.kinds() <= self.input_kinds)
+            or (self.file_schemes is not None and not files <= self.file_schemes)
+            or (prompt.sampling.response_mime_type or "text/plain") not in self.answer_types
+            or len(prompt.sampling.stop_sequences) > self.max_stop_sequences
+        )
 
 
 class FinishReason(enum.Enum):

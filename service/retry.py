@@ -104,12 +104,17 @@ class Retrying:
                 pause = self._pause(failures, error)
                 if pause is not None and pause < deadline - asyncio.get_running_loop().time():
                     await asyncio.sleep(pause)
-                elif self._policy.fallback not in ("", prompt.model) and self._budget.allows:
+                elif self._falls_back(prompt) and self._budget.allows:
                     prompt = replace(prompt, model=self._policy.fallback)
                     failures = 0
                 else:
                     error.metadata["upstream_attempts"] = str(attempts)
                     raise
+
+    def _falls_back(self, prompt: Prompt) -> bool:
+        """Whether another model is left to ask, and could take this prompt whole."""
+        fallback = self._policy.fallback
+        return fallback != prompt.model and any(card.name == fallback and card.takes(prompt) for card in self.cards)
 
     def _pause(self, failures: int, error: UpstreamError) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""

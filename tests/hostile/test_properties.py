@@ -18,15 +18,16 @@ from hypothesis import strategies as st
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import wire
-from service.config import Settings
 from service.errors import InvalidRequest, ModelNotFound
+from service.mistakes import Limits
 from service.model import FakeModel, Finished, FinishReason, Started, Text
 from tests.conftest import Serve, Served, failure
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import Step, answer, blocked, cut, delay, end, headers, status, thought, usage
 
-OFFERED = Settings().offered
+CARDS = FakeModel([]).cards
+OFFERED = [card.name for card in CARDS]
 
 USUAL = settings(
     max_examples=500,
@@ -320,7 +321,7 @@ requests = st.builds(
 def test_any_request_is_taken_or_refused_with_words(request: pb.GenerateRequest) -> None:
     refused: InvalidRequest | ModelNotFound | None = None
     try:
-        prompt = wire.parse(request, offered=OFFERED, max_prompt_bytes=200)
+        prompt = wire.parse(request, cards=CARDS, limits=Limits(prompt=200, inline=100))
     except (InvalidRequest, ModelNotFound) as error:
         refused = error
     else:

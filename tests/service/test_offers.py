@@ -91,5 +91,5 @@ def test_what_a_line_says_of_its_model_is_on_the_card() -> None:
     (offer,) = offers("a=vertex:x?input_kinds=text&thinking=false&max_output_tokens=7")
     known = Card(name="a", provider="p", input_kinds=frozenset({"text", "image"}), thinking=True, tools=True)
     card = amended(known, offer)
-    assert card.input_kinds == {"text"}
+    assert card.input_kinds == frozenset({"text"})
     assert (card.thinking, card.tools, card.max_output_tokens) == (False, True, 7)

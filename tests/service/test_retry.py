@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service import errors
-from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
+from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
 from service.retry import Budget, Policy, Retrying
 
 PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
@@ -25,6 +25,10 @@ class Attempts:
         self.asked: list[str] = []
         self.open = 0
         self.failed = asyncio.Event()
+        self.cards = [Card(name=name, provider="p") for name in ("first", "second")]
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        raise NotImplementedError
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:

@@ -12,7 +12,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import errors
-from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started, Text, Usage
+from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Started, Text, Usage
 from tests.conftest import Serve, detail, failure
 
 FINISHED = Finished(
@@ -135,16 +135,53 @@ async def test_a_deadline_beyond_the_servers_maximum_is_cut_to_it(serve: Serve) 
 
 
 async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), model="b", models=("a", "b"))
+    known = Card(
+        name="b",
+        provider="gcp.vertex_ai",
+        max_input_tokens=9,
+        max_output_tokens=5,
+        input_kinds=frozenset({"text", "image"}),
+        thinking=True,
+        tools=False,
+    )
+    served = await serve(FakeModel(HELLO, cards=[known, Card(name="a", provider="openai")]))
     listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
-    assert [(one.name, one.default) for one in listed] == [("b", True), ("a", False)]
+    assert listed[0] == pb.Model(
+        name="b",
+        default=True,
+        provider="gcp.vertex_ai",
+        max_input_tokens=9,
+        max_output_tokens=5,
+        input_kinds=["image", "text"],
+        thinking=True,
+        tools=False,
+    )
+    assert listed[1] == pb.Model(name="a", provider="openai")
 
 
-async def test_count_tokens_says_that_it_is_not_served_yet(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO))
+async def test_models_are_not_listed_before_they_are_known(serve: Serve) -> None:
+    served = await serve(None)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await served.stub.CountTokens(pb.CountTokensRequest(prompt="hi"))
-    assert failure(caught.value) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED")
+        await served.stub.ListModels(pb.ListModelsRequest())
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "STARTING")
+
+
+async def test_tokens_are_counted_without_generating(serve: Serve) -> None:
+    model = FakeModel(HELLO, tokens=7)
+    served = await serve(model)
+    counted = await served.stub.CountTokens(pb.CountTokensRequest(prompt="hi"))
+    assert counted == pb.CountTokensResponse(total_tokens=7, model="gemini-2.5-flash")
+    assert [prompt.turns[0].parts for prompt in model.asked] == [("hi",)]
+    assert model.open == 0
+
+
+async def test_what_cannot_be_counted_is_refused_as_it_would_be_for_generating(serve: Serve) -> None:
+    model = FakeModel(HELLO)
+    served = await serve(model)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.CountTokens(pb.CountTokensRequest())
+    assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "EMPTY_PROMPT")
+    assert model.asked == []
 
 
 async def test_an_unknown_method_is_unimplemented(serve: Serve) -> None:

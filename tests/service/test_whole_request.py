@@ -22,6 +22,9 @@ WEATHER: dict[str, Any] = {
 }
 
 
+TOOL_WEATHER: Any = {"function_declarations": [WEATHER]}
+
+
 def struct(value: dict[str, Any]) -> struct_pb2.Struct:
     made = struct_pb2.Struct()
     made.update(value)
@@ -122,7 +125,7 @@ def test_tools_and_the_choice_arrive() -> None:
 
 def test_every_other_field_arrives_and_false_is_not_unset() -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}}
-    config = {
+    config: dict[str, Any] = {
         "thinking_budget": 0,
         "include_thoughts": False,
         "response_mime_type": "application/json",
@@ -149,7 +152,7 @@ def test_every_field_of_config_arrives_under_its_own_name() -> None:
 
 
 def test_what_is_to_be_counted_is_parsed_as_a_request() -> None:
-    counted = pb.CountTokensRequest(prompt="hi", system_instruction="s", tools=[{"function_declarations": [WEATHER]}])
+    counted = pb.CountTokensRequest(prompt="hi", system_instruction="s", tools=[TOOL_WEATHER])
     prompt = wire.parse_count(counted, cards=[CARD], limits=LIMITS)
     assert (prompt.turns, prompt.system_instruction) == ((Turn(Role.USER, ("hi",)),), "s")
     assert prompt.tools.functions[0].name == "weather"
@@ -287,7 +290,7 @@ def test_inline_data_has_a_limit_of_its_own() -> None:
     }
     allowed = {"inline_data": content_pb2.Blob(mime_type="image/png", data=bytes(5_000))}
     long = "x" * 9_000
-    assert parse(messages=[message(USER, allowed, {"text": long})])
+    assert parse(messages=[message(USER, allowed, {"text": long})]).turns
     (said,) = refused(messages=[message(USER, allowed, {"text": "x" * 10_000})]).items()
     assert said[0] == "prompt"
     assert "bytes beside its inline data, history included: at most 10000 are wanted" in said[1]
@@ -452,7 +455,7 @@ def test_a_field_that_the_provider_has_no_word_for_is_refused_by_name(path: str)
     field, fields = LACKING[path]
     card = Card(name="m", provider="p", lacks=frozenset({path}))
     assert refused(card, prompt="hi", **fields) == {field: "is nothing that 'm' takes: leave it unset"}
-    assert parse(CARD, prompt="hi", **fields)
+    assert parse(CARD, prompt="hi", **fields).turns
 
 
 def test_thoughts_of_another_model_are_refused_where_they_would_be_lost() -> None:
@@ -482,7 +485,7 @@ def test_json_beside_tools_is_refused_where_the_model_refuses_it() -> None:
     assert refused(old, prompt="hi", **fields) == {
         "config.response_mime_type": "is 'application/json': 'm' takes that without `tools` only"
     }
-    assert parse(CARD, prompt="hi", **fields)
+    assert parse(CARD, prompt="hi", **fields).turns
 
 
 def test_a_card_has_the_last_word_on_answers_and_stops() -> None:

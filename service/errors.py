@@ -35,6 +35,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "tokenwire"
 
+_LONGEST_DELAY_SECONDS = 365 * 86_400.0  # upstream may say anything, and a Duration can't hold all of it
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -83,7 +85,7 @@ class TokenwireError(Exception):
         ]
         if self.retry_after is not None:
             info = error_details_pb2.RetryInfo()
-            info.retry_delay.FromNanoseconds(round(self.retry_after * 1e9))
+            info.retry_delay.FromNanoseconds(round(min(self.retry_after, _LONGEST_DELAY_SECONDS) * 1e9))
             details.append(info)
         status = status_pb2.Status(code=self.code.value[0], message=self.text)
         for detail in (*details, *self._details):

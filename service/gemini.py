@@ -45,7 +45,8 @@ FILE_SCHEMES = frozenset({"gs", "https", "http"})
 PLAIN_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 """What may be relayed of a provider's reasons: a constant's name, never a sentence."""
 
-_LONGEST_PIECE_CHARACTERS = 512 * 1024
+LONGEST_PIECE_CHARACTERS = 512 * 1024
+"""Callers take messages of up to 4 MB."""
 
 # Vertex AI gives calls no ids, our callers need them. Those that we made up are not sent back.
 _OWN_ID = "tokenwire-"
@@ -159,8 +160,8 @@ def events(response: Json) -> Iterator[Event]:
 
 def pieces(text: str) -> Iterator[Text]:
     """Text in pieces that callers can take, of up to 4 MB. Nearly always one."""
-    for start in range(0, len(text), _LONGEST_PIECE_CHARACTERS):
-        yield Text(text[start : start + _LONGEST_PIECE_CHARACTERS])
+    for start in range(0, len(text), LONGEST_PIECE_CHARACTERS):
+        yield Text(text[start : start + LONGEST_PIECE_CHARACTERS])
 
 
 def _said(part: Json) -> Iterator[Event]:

@@ -76,8 +76,11 @@ class Patience:
         await self._timeout.__aenter__()
         return self
 
-    async def upstream(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
-        """The same, with an eye on how long each lets us wait."""
+    def upstream(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
+        """The same, with an eye on how long each lets us wait, if there is a limit to that."""
+        return events if self._first.seconds is self._next.seconds is None else self._watched(events)
+
+    async def _watched(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
         wait = self._first
         self._begin(wait)
         async for event in events:

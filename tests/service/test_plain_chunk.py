@@ -22,7 +22,7 @@ from service.vertex import _chat, _plain
 
 CHAT = _chat("gemini-2.5-flash", "project", "us-central1")
 
-counts = st.integers(0, 1000)
+counts = st.integers(-3, 1000)
 usages = st.builds(
     GenerateContentResponse.UsageMetadata,
     prompt_token_count=counts,
@@ -71,6 +71,12 @@ chunks = st.builds(
 )
 
 
+def came(chunk: Any) -> Any:
+    """As it comes from upstream."""
+    raw = GenerateContentResponse.pb(chunk)
+    return raw, _plain(raw)
+
+
 @given(chunk=chunks, before=chunks)
 def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -82,7 +88,7 @@ def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: An
             theirs = convert(CHAT, chunk, previous)
             numbers = count()
             patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
-            message, text, info, total = CHAT._converted(chunk, previous)
+            message, text, info, total = CHAT._converted(came(chunk), previous)
             assert (message, text, info, total) == (
                 theirs[0].message,
                 theirs[0].text,
@@ -120,7 +126,7 @@ def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
 
 def test_no_chunk_shares_what_another_could_change() -> None:
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (CHAT._converted(chunk, None) for _ in range(2))
+    first, second = (CHAT._converted(came(chunk), None) for _ in range(2))
     assert first[0].response_metadata is not second[0].response_metadata
     assert first[2] is not second[2]
 
@@ -129,7 +135,7 @@ def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> 
     chunks = [
         GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text=text)]))]) for text in ("a", "b")
     ]
-    kept = [CHAT._gemini_chunk_to_generation_chunk(chunk)[0] for chunk in chunks]
+    kept = [CHAT._chunk(came(chunk), None)[0] for chunk in chunks]
     assert kept[0] is kept[1]
     assert kept[0].message.content == kept[0].text == "b"
     assert kept[0] + kept[1:] is kept[0]
@@ -139,6 +145,6 @@ def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("service.vertex.tracing_is_enabled", lambda: True)
     traced = _chat("gemini-2.5-flash", "project", "us-central1")
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (traced._gemini_chunk_to_generation_chunk(chunk)[0] for _ in range(2))
+    first, second = (traced._chunk(came(chunk), None)[0] for _ in range(2))
     assert first is not second
     assert first == ChatVertexAI._gemini_chunk_to_generation_chunk(CHAT, chunk)[0]

@@ -35,7 +35,6 @@ from vertex_emulator.script import (
     cut,
     delay,
     end,
-    function_call,
     headers,
     response,
     silence,
@@ -302,9 +301,13 @@ def test_credentials_that_cannot_be_renewed_are_told_apart_from_an_upstream_that
     assert "invalid_grant" not in str(error.status())
 
 
-async def test_a_part_that_is_not_served_is_an_error_and_not_dropped(emulator: Emulator, model: VertexModel) -> None:
-    emulator.script.play(answer("a", function_call("f", {"x": 1}), "b"))
-    with pytest.raises(errors.UpstreamFault, match="function_call"):
+async def test_a_part_that_cannot_be_relayed_is_an_error_and_not_dropped(
+    emulator: Emulator, model: VertexModel
+) -> None:
+    picture = google.GenerateContentResponse()
+    picture.candidates.add().content.parts.add(inline_data={"mime_type": "image/png", "data": b"x"})
+    emulator.script.play(answer("a", response(picture), "b"))
+    with pytest.raises(errors.UpstreamFault, match="inlineData"):
         await collect(model)
 
 

@@ -63,6 +63,7 @@ ONLY = {
     "langchain_core": {"service/vertex.py"},
     "google.cloud": {"service/vertex.py"},
     "streamlit": {"gateway_ui/app.py", "gateway_ui/__main__.py"},
+    "uvicorn": {"vertex_emulator/door.py"},
     "xllamacpp": {"vertex_emulator/smollm2.py"},
 }
 

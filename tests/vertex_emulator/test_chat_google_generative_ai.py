@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from langchain_core.messages import ToolMessage
 
 from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
@@ -117,6 +118,26 @@ async def test_it_calls_tools(emulator: Emulator, chat: Chat) -> None:
     message = await whole(chat().bind_tools([add]).astream("1+1?"))
     (told,) = message.tool_calls
     assert (told["name"], told["args"], told["id"]) == ("add", {"a": 1}, "7")
+
+
+async def test_a_call_brings_its_signature_and_the_next_turn_brings_it_back(emulator: Emulator, chat: Chat) -> None:
+    emulator.script.play(answer(s.function_call("add", {"a": 1}, call_id="7", signature=b"sig")))
+    message = await whole(chat().astream("1+1?"))
+    await whole(chat().astream([("human", "1+1?"), message, ToolMessage("two", tool_call_id="7", name="add")]))
+    request = emulator.calls[1].request
+    assert isinstance(request, pb.GenerateContentRequest)
+    (told,) = request.contents[1].parts
+    assert (told.function_call.name, told.thought_signature) == ("add", b"sig")
+    result = request.contents[2].parts[0].function_response
+    assert (result.name, dict(result.response)) == ("add", {"output": "two"})
+
+
+async def test_it_tells_what_an_answer_rests_on(emulator: Emulator, chat: Chat) -> None:
+    emulator.script.play(answer("Baseball.", s.grounding(("https://example.org/a", "A"), supports=[("Baseball", [0])])))
+    message = await whole(chat().astream("Hi"))
+    grounded = message.response_metadata["grounding_metadata"]
+    assert grounded["grounding_chunks"][0]["web"]["uri"] == "https://example.org/a"
+    assert grounded["grounding_supports"][0]["segment"]["text"] == "Baseball"
 
 
 async def test_it_tells_thoughts_apart(emulator: Emulator, chat: Chat) -> None:

@@ -108,6 +108,7 @@ ONLY = {
     "google.genai": {"service/genai.py"},
     "openai": {"service/openai.py"},
     "streamlit": {"gateway_ui/app.py", "gateway_ui/__main__.py"},
+    "uvicorn": {"vertex_emulator/door.py"},
     "xllamacpp": {"vertex_emulator/smollm2.py"},
 }
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from vertex_emulator.scripted import Scripted
 from vertex_emulator.smollm2 import SmolLM2, runtime
 
 DEFAULT_PORT = 8087
+DEFAULT_REST_PORT = 8088
 
 EPILOG = """\
 examples:
@@ -29,6 +31,12 @@ point tokenwire at it:
 point ChatVertexAI at it, in Python:
   transport = PredictionServiceGrpcAsyncIOTransport(channel=grpc.aio.insecure_channel("localhost:8087"))
   model = ChatVertexAI(model="any", project="local", async_client=PredictionServiceAsyncClient(transport=transport))
+
+point ChatGoogleGenerativeAI at it, in Python:
+  model = ChatGoogleGenerativeAI(
+      model="any", vertexai=True, project="local", location="us-central1", base_url="http://localhost:8088",
+      credentials=google.oauth2.credentials.Credentials(token="local"),
+  )
 
 variables:
   TOKENWIRE_CACHE   where the weights are kept (default: tokenwire in XDG_CACHE_HOME, or ~/.cache/tokenwire)
@@ -55,12 +63,19 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m vertex_emu
 def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="A local Vertex AI: Google's PredictionService (v1 and v1beta1) over gRPC without TLS.",
+        description="A local Vertex AI: Google's PredictionService (v1 and v1beta1) over gRPC and HTTP, without TLS.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=_port, help=f"of gRPC; 0 takes a free one (default: {DEFAULT_PORT})")
+    parser.add_argument(
+        "--rest-port",
+        type=_port,
+        metavar="PORT",
+        help=f"of Google's REST form, which needs uvicorn; 0 takes a free one (default: {DEFAULT_REST_PORT} beside the "
+        "default --port, else none)",
+    )
     parser.add_argument(
         "--mind",
         choices=("smollm2", "script"),
@@ -82,6 +97,10 @@ def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.script and arguments.mind == "smollm2":
         parser.error("--script and --mind smollm2 exclude each other")
+    if arguments.port is None:
+        arguments.port = DEFAULT_PORT
+        if arguments.rest_port is None and importlib.util.find_spec("uvicorn") is not None:
+            arguments.rest_port = DEFAULT_REST_PORT
     return arguments
 
 
@@ -123,12 +142,16 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
         mind,
         host=arguments.host,
         port=arguments.port,
+        rest_port=arguments.rest_port,
         relay=relay,
         max_concurrent_streams=arguments.max_concurrent_streams,
     )
     async with emulator:
         # Whoever started this process waits for the line.
-        _say(f"Vertex emulator listening on {emulator.address}")
+        lines = [f"Vertex emulator listening on {emulator.address}"]
+        if arguments.rest_port is not None:
+            lines.append(f"Google's REST form on http://{emulator.rest_address}")
+        _say("\n".join(lines))
         await ended.wait()
     return 0
 

@@ -5,12 +5,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import grpc
 
 from vertex_emulator import prediction_pb2 as pb
 
 Request = pb.GenerateContentRequest | pb.CountTokensRequest
+# Vertex takes inline data up to this size in all.
+MAX_REQUEST_BYTES = 64 * 1024 * 1024
+
+Transport = Literal["grpc", "rest", "openai"]
 
 
 @dataclass(slots=True, eq=False)
@@ -21,19 +26,25 @@ class Call:
     # 1, 2, 3, ... in order of arrival
 
     method: str
-    # StreamGenerateContent, GenerateContent or CountTokens
+    # StreamGenerateContent, GenerateContent or CountTokens; over OpenAI's protocol what it amounts to
 
     api_version: str
-    # v1 or v1beta1
+    # v1 or v1beta1; over OpenAI's protocol v1, or what the query says in api-version
 
     request: Request | None
     # None: the bytes were no valid message
 
     metadata: tuple[tuple[str, str | bytes], ...]
-    # of the request; keys ending in -bin have bytes
+    # of the request; keys ending in -bin have bytes; over HTTP its headers, with lower-case names
 
     deadline: float | None
-    # seconds left of the caller's deadline on arrival; None: it gave none
+    # seconds left of the caller's deadline on arrival; over HTTP what X-Server-Timeout says; None: it gave none
+
+    transport: Transport = "grpc"
+    # rest: Google's REST form; openai: OpenAI's protocol
+
+    body: bytes | None = None
+    # as it came over HTTP; None over gRPC
 
     started: float = field(default_factory=time.monotonic)
     # time.monotonic() in seconds, on arrival
@@ -77,6 +88,8 @@ class CallLog:
         self._count = 0
         self._waiting: list[asyncio.Future[None]] = []
         self._watchers: list[Watcher] = []
+        self.closing = False
+        # the emulator itself ends what is still open
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -98,9 +111,12 @@ class CallLog:
         request: Request | None,
         metadata: tuple[tuple[str, str | bytes], ...],
         deadline: float | None,
+        *,
+        transport: Transport = "grpc",
+        body: bytes | None = None,
     ) -> Call:
         self._count += 1
-        call = Call(self._count, method, api_version, request, metadata, deadline)
+        call = Call(self._count, method, api_version, request, metadata, deadline, transport, body)
         self._calls[call.number] = self._open[call.number] = call
         if len(self._calls) > self._keep:
             oldest = next((number for number, old in self._calls.items() if not old.open), None)
@@ -120,7 +136,11 @@ class CallLog:
         self._open.pop(call.number, None)
         self.changed(call)
 
-    def end_by_caller(self, call: Call) -> None:
+    def end_early(self, call: Call) -> None:
+        """Record that `call` ended before its answer: the caller left, unless the emulator is closing."""
+        if self.closing:
+            self.end(call, grpc.StatusCode.UNAVAILABLE)
+            return
         late = call.deadline is not None and time.monotonic() >= call.started + call.deadline
         self.end(call, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED, by_caller=True)
 

@@ -84,6 +84,7 @@ def told(call: Call) -> control.Call:
         ],
         pieces_sent=call.pieces_sent,
         waiting_for=call.waiting_for,
+        transport=call.transport,
     )
     if call.request is not None:
         message.request.Pack(call.request)

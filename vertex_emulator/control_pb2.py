@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from vertex_emulator import script_pb2 as vertex__emulator_dot_script__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvertex_emulator/control.proto\x12\x0fvertex_emulator\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cvertex_emulator/script.proto\"F\n\x0bPlayRequest\x12\'\n\x06script\x18\x01 \x01(\x0b\x32\x17.vertex_emulator.Script\x12\x0e\n\x06\x61ppend\x18\x02 \x01(\x08\"\x0e\n\x0cPlayResponse\"\x1f\n\x0fOpenGateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10OpenGateResponse\"\x12\n\x10ListCallsRequest\"9\n\x11ListCallsResponse\x12$\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x15.vertex_emulator.Call\"\x13\n\x11WatchCallsRequest\":\n\x12WatchCallsResponse\x12$\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x15.vertex_emulator.Call\"\xb7\x02\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x03 \x01(\t\x12%\n\x07request\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12+\n\x08metadata\x18\x05 \x03(\x0b\x32\x19.vertex_emulator.Metadata\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpieces_sent\x18\x07 \x01(\r\x12\x13\n\x0bwaiting_for\x18\x08 \x01(\t\x12\'\n\x06\x65nding\x18\t \x01(\x0b\x32\x17.vertex_emulator.Ending\x12&\n\x03\x61ge\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x08Metadata\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\")\n\x06\x45nding\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x11\n\tby_caller\x18\x02 \x01(\x08\"\x11\n\x0fGetStatsRequest\"k\n\x10GetStatsResponse\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\x12\n\nopen_calls\x18\x02 \x01(\r\x12\x1a\n\x12\x61\x63tive_generations\x18\x03 \x01(\r\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x04\"\x0e\n\x0cResetRequest\"\x0f\n\rResetResponse2\xe5\x03\n\x07\x43ontrol\x12\x43\n\x04Play\x12\x1c.vertex_emulator.PlayRequest\x1a\x1d.vertex_emulator.PlayResponse\x12O\n\x08OpenGate\x12 .vertex_emulator.OpenGateRequest\x1a!.vertex_emulator.OpenGateResponse\x12R\n\tListCalls\x12!.vertex_emulator.ListCallsRequest\x1a\".vertex_emulator.ListCallsResponse\x12W\n\nWatchCalls\x12\".vertex_emulator.WatchCallsRequest\x1a#.vertex_emulator.WatchCallsResponse0\x01\x12O\n\x08GetStats\x12 .vertex_emulator.GetStatsRequest\x1a!.vertex_emulator.GetStatsResponse\x12\x46\n\x05Reset\x12\x1d.vertex_emulator.ResetRequest\x1a\x1e.vertex_emulator.ResetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dvertex_emulator/control.proto\x12\x0fvertex_emulator\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cvertex_emulator/script.proto\"F\n\x0bPlayRequest\x12\'\n\x06script\x18\x01 \x01(\x0b\x32\x17.vertex_emulator.Script\x12\x0e\n\x06\x61ppend\x18\x02 \x01(\x08\"\x0e\n\x0cPlayResponse\"\x1f\n\x0fOpenGateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10OpenGateResponse\"\x12\n\x10ListCallsRequest\"9\n\x11ListCallsResponse\x12$\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x15.vertex_emulator.Call\"\x13\n\x11WatchCallsRequest\":\n\x12WatchCallsResponse\x12$\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x15.vertex_emulator.Call\"\xca\x02\n\x04\x43\x61ll\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x03 \x01(\t\x12%\n\x07request\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12+\n\x08metadata\x18\x05 \x03(\x0b\x32\x19.vertex_emulator.Metadata\x12+\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0bpieces_sent\x18\x07 \x01(\r\x12\x13\n\x0bwaiting_for\x18\x08 \x01(\t\x12\'\n\x06\x65nding\x18\t \x01(\x0b\x32\x17.vertex_emulator.Ending\x12&\n\x03\x61ge\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\ttransport\x18\x0b \x01(\t\"&\n\x08Metadata\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\")\n\x06\x45nding\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x11\n\tby_caller\x18\x02 \x01(\x08\"\x11\n\x0fGetStatsRequest\"k\n\x10GetStatsResponse\x12\r\n\x05\x63\x61lls\x18\x01 \x01(\r\x12\x12\n\nopen_calls\x18\x02 \x01(\r\x12\x1a\n\x12\x61\x63tive_generations\x18\x03 \x01(\r\x12\x18\n\x10generated_tokens\x18\x04 \x01(\x04\"\x0e\n\x0cResetRequest\"\x0f\n\rResetResponse2\xe5\x03\n\x07\x43ontrol\x12\x43\n\x04Play\x12\x1c.vertex_emulator.PlayRequest\x1a\x1d.vertex_emulator.PlayResponse\x12O\n\x08OpenGate\x12 .vertex_emulator.OpenGateRequest\x1a!.vertex_emulator.OpenGateResponse\x12R\n\tListCalls\x12!.vertex_emulator.ListCallsRequest\x1a\".vertex_emulator.ListCallsResponse\x12W\n\nWatchCalls\x12\".vertex_emulator.WatchCallsRequest\x1a#.vertex_emulator.WatchCallsResponse0\x01\x12O\n\x08GetStats\x12 .vertex_emulator.GetStatsRequest\x1a!.vertex_emulator.GetStatsResponse\x12\x46\n\x05Reset\x12\x1d.vertex_emulator.ResetRequest\x1a\x1e.vertex_emulator.ResetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,19 +51,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHCALLSRESPONSE']._serialized_start=380
   _globals['_WATCHCALLSRESPONSE']._serialized_end=438
   _globals['_CALL']._serialized_start=441
-  _globals['_CALL']._serialized_end=752
-  _globals['_METADATA']._serialized_start=754
-  _globals['_METADATA']._serialized_end=792
-  _globals['_ENDING']._serialized_start=794
-  _globals['_ENDING']._serialized_end=835
-  _globals['_GETSTATSREQUEST']._serialized_start=837
-  _globals['_GETSTATSREQUEST']._serialized_end=854
-  _globals['_GETSTATSRESPONSE']._serialized_start=856
-  _globals['_GETSTATSRESPONSE']._serialized_end=963
-  _globals['_RESETREQUEST']._serialized_start=965
-  _globals['_RESETREQUEST']._serialized_end=979
-  _globals['_RESETRESPONSE']._serialized_start=981
-  _globals['_RESETRESPONSE']._serialized_end=996
-  _globals['_CONTROL']._serialized_start=999
-  _globals['_CONTROL']._serialized_end=1484
+  _globals['_CALL']._serialized_end=771
+  _globals['_METADATA']._serialized_start=773
+  _globals['_METADATA']._serialized_end=811
+  _globals['_ENDING']._serialized_start=813
+  _globals['_ENDING']._serialized_end=854
+  _globals['_GETSTATSREQUEST']._serialized_start=856
+  _globals['_GETSTATSREQUEST']._serialized_end=873
+  _globals['_GETSTATSRESPONSE']._serialized_start=875
+  _globals['_GETSTATSRESPONSE']._serialized_end=982
+  _globals['_RESETREQUEST']._serialized_start=984
+  _globals['_RESETREQUEST']._serialized_end=998
+  _globals['_RESETRESPONSE']._serialized_start=1000
+  _globals['_RESETRESPONSE']._serialized_end=1015
+  _globals['_CONTROL']._serialized_start=1018
+  _globals['_CONTROL']._serialized_end=1503
 # @@protoc_insertion_point(module_scope)

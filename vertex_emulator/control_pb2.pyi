@@ -182,6 +182,7 @@ class Call(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _builtins.int
     ENDING_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1, 2, 3, ... in order of arrival."""
     method: _builtins.str
@@ -192,6 +193,8 @@ class Call(_message.Message):
     """Chunks handed to the transport."""
     waiting_for: _builtins.str
     """The gate it waits for now. Empty: none."""
+    transport: _builtins.str
+    """grpc; rest: Google's REST form; openai: OpenAI's protocol."""
     @_builtins.property
     def request(self) -> _any_pb2.Any:
         """GenerateContentRequest or CountTokensRequest; unset if the bytes were no valid message."""
@@ -223,10 +226,11 @@ class Call(_message.Message):
         waiting_for: _builtins.str = ...,
         ending: Global___Ending | None = ...,
         age: _duration_pb2.Duration | None = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "deadline", b"deadline", "ending", b"ending", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "api_version", b"api_version", "deadline", b"deadline", "ending", b"ending", "metadata", b"metadata", "method", b"method", "number", b"number", "pieces_sent", b"pieces_sent", "request", b"request", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "api_version", b"api_version", "deadline", b"deadline", "ending", b"ending", "metadata", b"metadata", "method", b"method", "number", b"number", "pieces_sent", b"pieces_sent", "request", b"request", "transport", b"transport", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,11 +1,14 @@
-"""The server: Google's PredictionService under v1 and v1beta1, on one port with the Control service."""
+"""The server: Google's PredictionService under v1 and v1beta1, on one port with the Control service.
+
+Over HTTP, if that is wanted too, on a second port: see door.py.
+"""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,18 +18,19 @@ from grpc_status import rpc_status
 
 from vertex_emulator import control_pb2_grpc
 from vertex_emulator import prediction_pb2 as pb
-from vertex_emulator.calls import Call, CallLog, Request
+from vertex_emulator.calls import MAX_REQUEST_BYTES, Call, CallLog, Request
 from vertex_emulator.control import ControlServicer
-from vertex_emulator.mind import Mind, VertexError
+from vertex_emulator.mind import Mind, MindError, VertexError
+from vertex_emulator.pieces import merge
 from vertex_emulator.relay import Relay
 from vertex_emulator.scripted import Scripted
+
+if TYPE_CHECKING:
+    from vertex_emulator.door import Door
 
 log = logging.getLogger("vertex_emulator")
 
 API_VERSIONS = ("v1", "v1beta1")
-
-# Vertex takes inline data up to this size in all.
-MAX_REQUEST_BYTES = 64 * 1024 * 1024
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Handler = Callable[[bytes, Context], Awaitable[Any]]
@@ -36,9 +40,10 @@ T = TypeVar("T")
 class Emulator:
     """A local Vertex AI. Use it as an async context manager; everything lives on the running event loop.
 
-    `mind` answers; None: a script. `port` 0 takes a free one. `relay` puts a TCP relay in front, which the script's
-    `cut` and `blackhole` need. `max_concurrent_streams` is what one connection may have open; the rest waits on the
-    caller's side. `keep_calls`: how many records are kept.
+    `mind` answers; None: a script. `port` 0 takes a free one, and so does `rest_port`, where HTTP is served (None: it
+    isn't). `relay` puts a TCP relay in front of both, which the script's `cut` and `blackhole` need.
+    `max_concurrent_streams` is what one gRPC connection may have open; the rest waits on the caller's side.
+    `keep_calls`: how many records are kept.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Emulator:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
+        rest_port: int | None = None,
         relay: bool = False,
         max_concurrent_streams: int | None = None,
         keep_calls: int = 10_000,
@@ -54,12 +60,13 @@ class Emulator:
         self.mind: Mind = mind if mind is not None else Scripted()
         self._host = host
         self._port = port
+        self._rest_port = rest_port
         self._with_relay = relay
         self._max_concurrent_streams = max_concurrent_streams
         self._log = CallLog(keep_calls)
         self._server: grpc.aio.Server | None = None
         self._relay: Relay | None = None
-        self._stopping = False
+        self._door: Door | None = None
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -73,21 +80,27 @@ class Emulator:
         await self.stop()
 
     async def start(self) -> None:
-        """Serve; raises OSError if the port can't be had, and whatever keeps the mind from starting."""
+        """Serve; raises OSError if a port can't be had, and whatever keeps the mind from starting."""
         await self.mind.start(relay=self._with_relay)
         try:
             await self._listen()
+            if self._rest_port is not None:
+                await self._open_door(self._rest_port)
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        """End every open call with UNAVAILABLE and let go of the port."""
-        self._stopping = True
+        """End every open call with UNAVAILABLE and let go of the ports."""
+        self._log.closing = True
         if self._server is not None:
             await self._server.stop(None)
         if self._relay is not None:
             await self._relay.stop()
+        if self._door is not None:
+            await self._door.stop()
+        for call in self._log.open_calls:  # whose handlers haven't yet heard of it
+            self._log.end_early(call)
         await self.mind.stop()
 
     async def wait_for_termination(self) -> None:
@@ -99,20 +112,40 @@ class Emulator:
         server.add_generic_rpc_handlers([self._handlers(version) for version in API_VERSIONS])
         control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)
         port = 0 if self._with_relay else self._port
-        try:
+        with self._taking(self._port, RuntimeError):
             port = server.add_insecure_port(f"{self._host}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"can't listen on {self._host}:{self._port}; is the port in use?") from error
         self._server = server
         await server.start()
         if self._with_relay:
             self._relay = Relay(self._host, self._port, port)
-            try:
+            with self._taking(self._port, OSError):
                 await self._relay.start()
-            except OSError as error:
-                raise OSError(f"can't listen on {self._host}:{self._port}; is the port in use?") from error
             port = self._relay.port
         self._port = port
+
+    async def _open_door(self, wanted: int) -> None:
+        # Here, because who wants gRPC alone needn't have uvicorn.
+        try:
+            from vertex_emulator import rest  # noqa: PLC0415
+            from vertex_emulator.door import Door  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise MindError(f"HTTP needs {error.name}: pip install 'tokenwire[local]', or serve gRPC alone") from error
+
+        door = self._door = Door([(rest.PATH, rest.Rest(self.mind, self._log))], rest.lost)
+        with self._taking(wanted, OSError):
+            port = await door.start(self._host, 0 if self._with_relay else wanted)
+            if self._with_relay:
+                door.relay = Relay(self._host, wanted, port)
+                await door.relay.start()
+                port = door.relay.port
+        self._rest_port = port
+
+    @contextmanager
+    def _taking(self, port: int, kind: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except kind as error:
+            raise OSError(f"can't listen on {self._host}:{port}; is the port in use?") from error
 
     def _options(self) -> list[tuple[str, int]]:
         options = [
@@ -151,6 +184,13 @@ class Emulator:
     @property
     def port(self) -> int:
         return self._port
+
+    @property
+    def rest_address(self) -> str:
+        """The host:port of Google's REST form, for http://; raises RuntimeError if HTTP isn't served."""
+        if self._rest_port is None:
+            raise RuntimeError("this emulator doesn't serve HTTP; it needs Emulator(rest_port=0), for a free port")
+        return f"{self._host}:{self._rest_port}"
 
     @property
     def script(self) -> Scripted:
@@ -226,14 +266,8 @@ class Emulator:
         metadata = tuple((str(key), value) for key, value in context.invocation_metadata() or ())
         call = self._log.begin(method, version, request, metadata, context.time_remaining())
         # The handler is told of a cancellation at its next await; this comes first even if it is busy.
-        context.add_done_callback(lambda _: self._ended_early(call))  # type: ignore[arg-type]  # the stub isn't a Protocol
+        context.add_done_callback(lambda _: self._log.end_early(call))  # type: ignore[arg-type]  # the stub isn't a Protocol
         return call
-
-    def _ended_early(self, call: Call) -> None:
-        if self._stopping:
-            self._log.end(call, grpc.StatusCode.UNAVAILABLE)
-        else:
-            self._log.end_by_caller(call)
 
     async def _serve(self, call: Call, context: Context, answer: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -244,10 +278,10 @@ class Emulator:
             self._log.end(call, error.code)
             await context.abort(error.code, error.message, _trailing(error))
         except asyncio.CancelledError:
-            self._ended_early(call)
+            self._log.end_early(call)
             raise
         except _CallerGoneError as error:
-            self._ended_early(call)
+            self._log.end_early(call)
             raise asyncio.CancelledError from error  # which is what gRPC itself is about to say
         except Exception:
             log.exception("call %d failed", call.number)
@@ -323,38 +357,6 @@ class _Whole(_Base):
     def message(self) -> bytes:
         self._log.sent(self._call)
         return merge(self._pieces)
-
-
-def merge(pieces: list[bytes]) -> bytes:
-    """One response that says what all these say: texts joined, of everything else the last word."""
-    if len(pieces) == 1:
-        return pieces[0]
-    whole = pb.GenerateContentResponse()
-    candidates: dict[int, pb.Candidate] = {}
-    for piece in map(pb.GenerateContentResponse.FromString, pieces):
-        for candidate in piece.candidates:
-            if candidate.index not in candidates:
-                candidates[candidate.index] = pb.Candidate(content=pb.Content(role=candidate.content.role))
-            target = candidates[candidate.index]
-            for part in candidate.content.parts:
-                _add_part(target.content, part)
-            candidate.ClearField("content")
-            target.MergeFrom(candidate)
-        piece.ClearField("candidates")
-        if piece.HasField("usage_metadata"):
-            whole.ClearField("usage_metadata")
-        whole.MergeFrom(piece)
-    whole.candidates.extend(candidates.values())
-    return whole.SerializeToString()
-
-
-def _add_part(content: pb.Content, part: pb.Part) -> None:
-    last = content.parts[-1] if content.parts else None
-    plain = part.WhichOneof("data") == "text" and not part.thought_signature
-    if last is not None and plain and last.WhichOneof("data") == "text" and last.thought == part.thought:
-        last.text += part.text
-    else:
-        content.parts.append(part)
 
 
 def _trailing(error: VertexError) -> tuple[tuple[str, str | bytes], ...]:

@@ -29,7 +29,8 @@ from vertex_emulator.script_pb2 import (
 )
 
 __all__ = ["Answer", "Finish", "Script", "ScriptError", "Status", "Step", "Usage", "When"]
-__all__ += ["answer", "function_call", "message_bytes", "response", "text_bytes", "thought", "usage"]
+__all__ += ["answer", "function_call", "message_bytes", "part", "response", "text", "text_bytes", "thought", "usage"]
+__all__ += ["citation", "citations", "grounding", "logprobs", "safety"]
 __all__ += [
     "blackhole",
     "blocked",
@@ -49,7 +50,12 @@ __all__ += ["check", "load", "needs_relay", "parse"]
 ENDINGS = frozenset({"status", "blocked", "silence", "cut", "blackhole", "end", "tokens"})
 
 # What sends a piece, and the headers with it.
-SPOKEN = frozenset({"text", "thought", "response", "text_bytes", "message_bytes", "repeat", "headers"})
+SPOKEN = frozenset({"text", "thought", "part", "grounding", "citations", "logprobs", "response"}) | {
+    "text_bytes",
+    "message_bytes",
+    "repeat",
+    "headers",
+}
 
 Finish = int | str | None
 
@@ -97,21 +103,94 @@ def usage(prompt: int = 0, candidates: int = 0, *, thoughts: int = 0, cached: in
     return Usage(prompt=prompt, candidates=candidates, thoughts=thoughts, cached=cached)
 
 
-def thought(text: str) -> Step:
-    return Step(thought=text)
+def text(words: str, *, signature: bytes = b"") -> Step:
+    """A piece of the answer; a plain string says the same where it has no signature."""
+    return part(pb.Part(text=words, thought_signature=signature)) if signature else Step(text=words)
+
+
+def thought(words: str, *, signature: bytes = b"") -> Step:
+    """A piece of the model's thoughts; `signature` is what a later turn has to bring back."""
+    if not signature:
+        return Step(thought=words)
+    return part(pb.Part(text=words, thought=True, thought_signature=signature))
+
+
+def function_call(
+    name: str, arguments: Mapping[str, Any] | None = None, *, call_id: str = "", signature: bytes = b""
+) -> Step:
+    """A chunk with one tool call."""
+    call = pb.FunctionCall(name=name, id=call_id)
+    call.args.update(arguments or {})
+    return part(pb.Part(function_call=call, thought_signature=signature))
+
+
+def part(message: pb.Part) -> Step:
+    """A chunk with this part."""
+    return Step(part=message)
+
+
+def grounding(
+    *sources: tuple[str, str],
+    queries: Sequence[str] = (),
+    supports: Sequence[tuple[str, Sequence[int]]] = (),
+    answer_so_far: str = "",
+) -> Step:
+    """What the answer rests on: `sources` are (URI, title), `supports` (words of the answer, numbers of sources).
+
+    The words' places, in bytes as Google counts them, are looked up in `answer_so_far`; without it they stay 0.
+    """
+    told = pb.GroundingMetadata(web_search_queries=queries)
+    for uri, title in sources:
+        told.grounding_chunks.add(web=pb.GroundingChunk.Web(uri=uri, title=title))
+    for words, numbers in supports:
+        segment = pb.Segment(text=words)
+        if answer_so_far:
+            segment.start_index = len(answer_so_far[: answer_so_far.index(words)].encode())
+            segment.end_index = segment.start_index + len(words.encode())
+        told.grounding_supports.add(segment=segment, grounding_chunk_indices=numbers)
+    return Step(grounding=told)
+
+
+def citation(start: int, end: int, uri: str, *, title: str = "", license: str = "") -> pb.Citation:  # noqa: A002  # Google's name
+    """A quotation: where it stands in the answer, in bytes, and where it comes from."""
+    return pb.Citation(start_index=start, end_index=end, uri=uri, title=title, license=license)
+
+
+def citations(*quotations: pb.Citation) -> Step:
+    """A chunk that tells whom the answer quotes."""
+    return Step(citations=pb.CitationMetadata(citations=quotations))
+
+
+def logprobs(*tokens: tuple[str, float] | tuple[str, float, Mapping[str, float]]) -> Step:
+    """A piece of the answer as tokens: each with its log probability, and those of the likeliest at its place."""
+    told = pb.LogprobsResult()
+    for word, probability, *likeliest in tokens:
+        told.chosen_candidates.add(token=word, log_probability=probability)
+        if likeliest:
+            top = told.top_candidates.add()
+            for other, its in likeliest[0].items():
+                top.candidates.add(token=other, log_probability=its)
+    return Step(logprobs=told)
+
+
+def safety(
+    category: str, probability: str = "NEGLIGIBLE", *, score: float = 0, severity: str = "", blocked: bool = False
+) -> pb.SafetyRating:
+    """A rating; `safety("HARASSMENT", "HIGH", blocked=True)`, in the words of HarmCategory and SafetyRating."""
+    rating = pb.SafetyRating(
+        category=pb.HarmCategory.Value(f"HARM_CATEGORY_{category}"),
+        probability=pb.SafetyRating.HarmProbability.Value(probability),
+        probability_score=score,
+        blocked=blocked,
+    )
+    if severity:
+        rating.severity = pb.SafetyRating.HarmSeverity.Value(f"HARM_SEVERITY_{severity}")
+    return rating
 
 
 def response(message: pb.GenerateContentResponse) -> Step:
     """A chunk exactly as given."""
     return Step(response=message)
-
-
-def function_call(name: str, arguments: Mapping[str, Any], *, call_id: str = "") -> Step:
-    """A chunk with one tool call."""
-    call = pb.FunctionCall(name=name, id=call_id)
-    call.args.update(arguments)
-    content = pb.Content(role="model", parts=[pb.Part(function_call=call)])
-    return response(pb.GenerateContentResponse(candidates=[pb.Candidate(content=content)]))
 
 
 def text_bytes(data: bytes) -> Step:
@@ -159,12 +238,12 @@ def status(
     return Step(status=built)
 
 
-def blocked(reason: int | str = "SAFETY", message: str = "") -> Step:
+def blocked(reason: int | str = "SAFETY", message: str = "", *, safety_ratings: Sequence[pb.SafetyRating] = ()) -> Step:
     """Block the prompt: no candidates."""
     number = (
         pb.GenerateContentResponse.PromptFeedback.BlockedReason.Value(reason) if isinstance(reason, str) else reason
     )
-    return Step(blocked=Blocked(reason=number, message=message))  # type: ignore[arg-type]  # the enum is open
+    return Step(blocked=Blocked(reason=number, message=message, safety_ratings=safety_ratings))  # type: ignore[arg-type]  # the enum is open
 
 
 def silence() -> Step:
@@ -257,7 +336,7 @@ def _check_steps(steps: Sequence[Step], place: str, *, repeated: bool) -> None:
         here = f"{place}[{index}]"
         kind = step.WhichOneof("step")
         if kind is None:
-            raise ScriptError(f"{here}: says nothing; wanted is text, thought, response, delay, status, ...")
+            raise ScriptError(f"{here}: says nothing; wanted is text, thought, part, delay, status, ...")
         last = index == len(steps) - 1
         if kind in ENDINGS and repeated:
             raise ScriptError(f"{here}.{kind}: ends the answer, so it can't be repeated; put it behind")
@@ -272,6 +351,8 @@ def _check_steps(steps: Sequence[Step], place: str, *, repeated: bool) -> None:
 
 
 def _check_step(step: Step, kind: str, here: str) -> None:
+    if kind == "part" and step.part.WhichOneof("data") is None and not step.part.thought_signature:
+        raise ScriptError(f"{here}.part: is empty; wanted is text, functionCall, inlineData, ...")
     if kind == "delay" and step.delay.ToNanoseconds() < 0:
         raise ScriptError(f"{here}.delay: {step.delay.ToJsonString()} is negative")
     if kind == "wait_for" and not step.wait_for:

@@ -28,7 +28,7 @@ from google.rpc import code_pb2 as google_dot_rpc_dot_code__pb2
 from vertex_emulator import prediction_pb2 as vertex__emulator_dot_prediction__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvertex_emulator/script.proto\x12\x0fvertex_emulator\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\x1a vertex_emulator/prediction.proto\"c\n\x06Script\x12(\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x17.vertex_emulator.Answer\x12/\n\x0e\x64\x65\x66\x61ult_answer\x18\x02 \x01(\x0b\x32\x17.vertex_emulator.Answer\"\xd3\x02\n\x06\x41nswer\x12#\n\x04when\x18\x01 \x01(\x0b\x32\x15.vertex_emulator.When\x12\x11\n\x04uses\x18\x02 \x01(\rH\x00\x88\x01\x01\x12$\n\x05steps\x18\x03 \x03(\x0b\x32\x15.vertex_emulator.Step\x12\x43\n\rfinish_reason\x18\x04 \x01(\x0e\x32\'.vertex_emulator.Candidate.FinishReasonH\x01\x88\x01\x01\x12\x16\n\x0e\x66inish_message\x18\x05 \x01(\t\x12\x35\n\x0esafety_ratings\x18\x06 \x03(\x0b\x32\x1d.vertex_emulator.SafetyRating\x12%\n\x05usage\x18\x07 \x01(\x0b\x32\x16.vertex_emulator.Usage\x12\x15\n\rmodel_version\x18\x08 \x01(\tB\x07\n\x05_usesB\x10\n\x0e_finish_reason\"8\n\x04When\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tuser_text\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\"]\n\x05Usage\x12\x0e\n\x06prompt\x18\x01 \x01(\x05\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\x10\n\x08thoughts\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x05\x12\x0e\n\x06untold\x18\x05 \x01(\x08\"\xee\x04\n\x04Step\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07thought\x18\x02 \x01(\tH\x00\x12<\n\x08response\x18\x03 \x01(\x0b\x32(.vertex_emulator.GenerateContentResponseH\x00\x12\x14\n\ntext_bytes\x18\x04 \x01(\x0cH\x00\x12\x17\n\rmessage_bytes\x18\x05 \x01(\x0cH\x00\x12*\n\x05\x64\x65lay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x12\n\x08wait_for\x18\x07 \x01(\tH\x00\x12+\n\x07headers\x18\x08 \x01(\x0b\x32\x18.vertex_emulator.HeadersH\x00\x12)\n\x06repeat\x18\t \x01(\x0b\x32\x17.vertex_emulator.RepeatH\x00\x12)\n\x06status\x18\n \x01(\x0b\x32\x17.vertex_emulator.StatusH\x00\x12+\n\x07\x62locked\x18\x0b \x01(\x0b\x32\x18.vertex_emulator.BlockedH\x00\x12+\n\x07silence\x18\x0c \x01(\x0b\x32\x18.vertex_emulator.SilenceH\x00\x12#\n\x03\x63ut\x18\r \x01(\x0b\x32\x14.vertex_emulator.CutH\x00\x12/\n\tblackhole\x18\x0e \x01(\x0b\x32\x1a.vertex_emulator.BlackholeH\x00\x12#\n\x03\x65nd\x18\x0f \x01(\x0b\x32\x14.vertex_emulator.EndH\x00\x12\x36\n\x06tokens\x18\x10 \x01(\x0b\x32$.vertex_emulator.CountTokensResponseH\x00\x42\x06\n\x04step\"t\n\x07Headers\x12\x38\n\x08metadata\x18\x01 \x03(\x0b\x32&.vertex_emulator.Headers.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"j\n\x06Repeat\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12$\n\x05steps\x18\x02 \x03(\x0b\x32\x15.vertex_emulator.Step\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x01\n\x06Status\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\x12H\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32-.vertex_emulator.Status.TrailingMetadataEntry\x1a\x37\n\x15TrailingMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x07\x42locked\x12U\n\x06reason\x18\x01 \x01(\x0e\x32\x45.vertex_emulator.GenerateContentResponse.PromptFeedback.BlockedReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x35\n\x0esafety_ratings\x18\x03 \x03(\x0b\x32\x1d.vertex_emulator.SafetyRating\"\t\n\x07Silence\"\x05\n\x03\x43ut\"\x0b\n\tBlackhole\"\x05\n\x03\x45ndb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvertex_emulator/script.proto\x12\x0fvertex_emulator\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x15google/rpc/code.proto\x1a vertex_emulator/prediction.proto\"c\n\x06Script\x12(\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x17.vertex_emulator.Answer\x12/\n\x0e\x64\x65\x66\x61ult_answer\x18\x02 \x01(\x0b\x32\x17.vertex_emulator.Answer\"\xd3\x02\n\x06\x41nswer\x12#\n\x04when\x18\x01 \x01(\x0b\x32\x15.vertex_emulator.When\x12\x11\n\x04uses\x18\x02 \x01(\rH\x00\x88\x01\x01\x12$\n\x05steps\x18\x03 \x03(\x0b\x32\x15.vertex_emulator.Step\x12\x43\n\rfinish_reason\x18\x04 \x01(\x0e\x32\'.vertex_emulator.Candidate.FinishReasonH\x01\x88\x01\x01\x12\x16\n\x0e\x66inish_message\x18\x05 \x01(\t\x12\x35\n\x0esafety_ratings\x18\x06 \x03(\x0b\x32\x1d.vertex_emulator.SafetyRating\x12%\n\x05usage\x18\x07 \x01(\x0b\x32\x16.vertex_emulator.Usage\x12\x15\n\rmodel_version\x18\x08 \x01(\tB\x07\n\x05_usesB\x10\n\x0e_finish_reason\"8\n\x04When\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tuser_text\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\"]\n\x05Usage\x12\x0e\n\x06prompt\x18\x01 \x01(\x05\x12\x12\n\ncandidates\x18\x02 \x01(\x05\x12\x10\n\x08thoughts\x18\x03 \x01(\x05\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x05\x12\x0e\n\x06untold\x18\x05 \x01(\x08\"\xbb\x06\n\x04Step\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07thought\x18\x02 \x01(\tH\x00\x12%\n\x04part\x18\x11 \x01(\x0b\x32\x15.vertex_emulator.PartH\x00\x12\x37\n\tgrounding\x18\x12 \x01(\x0b\x32\".vertex_emulator.GroundingMetadataH\x00\x12\x36\n\tcitations\x18\x13 \x01(\x0b\x32!.vertex_emulator.CitationMetadataH\x00\x12\x33\n\x08logprobs\x18\x14 \x01(\x0b\x32\x1f.vertex_emulator.LogprobsResultH\x00\x12<\n\x08response\x18\x03 \x01(\x0b\x32(.vertex_emulator.GenerateContentResponseH\x00\x12\x14\n\ntext_bytes\x18\x04 \x01(\x0cH\x00\x12\x17\n\rmessage_bytes\x18\x05 \x01(\x0cH\x00\x12*\n\x05\x64\x65lay\x18\x06 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x12\n\x08wait_for\x18\x07 \x01(\tH\x00\x12+\n\x07headers\x18\x08 \x01(\x0b\x32\x18.vertex_emulator.HeadersH\x00\x12)\n\x06repeat\x18\t \x01(\x0b\x32\x17.vertex_emulator.RepeatH\x00\x12)\n\x06status\x18\n \x01(\x0b\x32\x17.vertex_emulator.StatusH\x00\x12+\n\x07\x62locked\x18\x0b \x01(\x0b\x32\x18.vertex_emulator.BlockedH\x00\x12+\n\x07silence\x18\x0c \x01(\x0b\x32\x18.vertex_emulator.SilenceH\x00\x12#\n\x03\x63ut\x18\r \x01(\x0b\x32\x14.vertex_emulator.CutH\x00\x12/\n\tblackhole\x18\x0e \x01(\x0b\x32\x1a.vertex_emulator.BlackholeH\x00\x12#\n\x03\x65nd\x18\x0f \x01(\x0b\x32\x14.vertex_emulator.EndH\x00\x12\x36\n\x06tokens\x18\x10 \x01(\x0b\x32$.vertex_emulator.CountTokensResponseH\x00\x42\x06\n\x04step\"t\n\x07Headers\x12\x38\n\x08metadata\x18\x01 \x03(\x0b\x32&.vertex_emulator.Headers.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"j\n\x06Repeat\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12$\n\x05steps\x18\x02 \x03(\x0b\x32\x15.vertex_emulator.Step\x12+\n\x08interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xe3\x01\n\x06Status\x12\x1e\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x10.google.rpc.Code\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\x12H\n\x11trailing_metadata\x18\x04 \x03(\x0b\x32-.vertex_emulator.Status.TrailingMetadataEntry\x1a\x37\n\x15TrailingMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa8\x01\n\x07\x42locked\x12U\n\x06reason\x18\x01 \x01(\x0e\x32\x45.vertex_emulator.GenerateContentResponse.PromptFeedback.BlockedReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x35\n\x0esafety_ratings\x18\x03 \x03(\x0b\x32\x1d.vertex_emulator.SafetyRating\"\t\n\x07Silence\"\x05\n\x03\x43ut\"\x0b\n\tBlackhole\"\x05\n\x03\x45ndb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,25 +48,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGE']._serialized_start=666
   _globals['_USAGE']._serialized_end=759
   _globals['_STEP']._serialized_start=762
-  _globals['_STEP']._serialized_end=1384
-  _globals['_HEADERS']._serialized_start=1386
-  _globals['_HEADERS']._serialized_end=1502
-  _globals['_HEADERS_METADATAENTRY']._serialized_start=1455
-  _globals['_HEADERS_METADATAENTRY']._serialized_end=1502
-  _globals['_REPEAT']._serialized_start=1504
-  _globals['_REPEAT']._serialized_end=1610
-  _globals['_STATUS']._serialized_start=1613
-  _globals['_STATUS']._serialized_end=1840
-  _globals['_STATUS_TRAILINGMETADATAENTRY']._serialized_start=1785
-  _globals['_STATUS_TRAILINGMETADATAENTRY']._serialized_end=1840
-  _globals['_BLOCKED']._serialized_start=1843
-  _globals['_BLOCKED']._serialized_end=2011
-  _globals['_SILENCE']._serialized_start=2013
-  _globals['_SILENCE']._serialized_end=2022
-  _globals['_CUT']._serialized_start=2024
-  _globals['_CUT']._serialized_end=2029
-  _globals['_BLACKHOLE']._serialized_start=2031
-  _globals['_BLACKHOLE']._serialized_end=2042
-  _globals['_END']._serialized_start=2044
-  _globals['_END']._serialized_end=2049
+  _globals['_STEP']._serialized_end=1589
+  _globals['_HEADERS']._serialized_start=1591
+  _globals['_HEADERS']._serialized_end=1707
+  _globals['_HEADERS_METADATAENTRY']._serialized_start=1660
+  _globals['_HEADERS_METADATAENTRY']._serialized_end=1707
+  _globals['_REPEAT']._serialized_start=1709
+  _globals['_REPEAT']._serialized_end=1815
+  _globals['_STATUS']._serialized_start=1818
+  _globals['_STATUS']._serialized_end=2045
+  _globals['_STATUS_TRAILINGMETADATAENTRY']._serialized_start=1990
+  _globals['_STATUS_TRAILINGMETADATAENTRY']._serialized_end=2045
+  _globals['_BLOCKED']._serialized_start=2048
+  _globals['_BLOCKED']._serialized_end=2216
+  _globals['_SILENCE']._serialized_start=2218
+  _globals['_SILENCE']._serialized_end=2227
+  _globals['_CUT']._serialized_start=2229
+  _globals['_CUT']._serialized_end=2234
+  _globals['_BLACKHOLE']._serialized_start=2236
+  _globals['_BLACKHOLE']._serialized_end=2247
+  _globals['_END']._serialized_start=2249
+  _globals['_END']._serialized_end=2254
 # @@protoc_insertion_point(module_scope)

@@ -67,7 +67,8 @@ class Answer(_message.Message):
     uses: _builtins.int
     """How many calls it answers. Unset: 1. 0: any number."""
     finish_reason: _prediction_pb2.Candidate.FinishReason.ValueType
-    """Told by the last piece of text if that is the last step, else by a chunk of its own. Unset: STOP.
+    """Told by the last step's chunk (text, thought, part, grounding, citations, logprobs), else by a chunk of its own.
+    Unset: STOP.
     0 (FINISH_REASON_UNSPECIFIED): the stream ends OK without one. Any number may be given, also one Google doesn't use.
     Not told when a step ended the answer first, or when a `response` step already told one or blocked the prompt.
     """
@@ -187,6 +188,10 @@ class Step(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     THOUGHT_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    GROUNDING_FIELD_NUMBER: _builtins.int
+    CITATIONS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     TEXT_BYTES_FIELD_NUMBER: _builtins.int
     MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
@@ -212,8 +217,24 @@ class Step(_message.Message):
     wait_for: _builtins.str
     """Waits until the test opens the gate of this name. A gate stays open until the emulator is reset."""
     @_builtins.property
+    def part(self) -> _prediction_pb2.Part:
+        """A chunk with this part, in Google's words: a function call, a thought with its signature, code, an image."""
+
+    @_builtins.property
+    def grounding(self) -> _prediction_pb2.GroundingMetadata:
+        """A chunk that tells what the answer rests on. As the last step it tells the finish reason too, as Vertex does."""
+
+    @_builtins.property
+    def citations(self) -> _prediction_pb2.CitationMetadata:
+        """A chunk that tells whom the answer quotes."""
+
+    @_builtins.property
+    def logprobs(self) -> _prediction_pb2.LogprobsResult:
+        """A chunk with a piece of the answer token by token: its text is that of the chosen candidates."""
+
+    @_builtins.property
     def response(self) -> _prediction_pb2.GenerateContentResponse:
-        """A chunk exactly as given: tool calls, grounding, logprobs, anything. Nothing is added to it."""
+        """A chunk exactly as given: several parts or candidates, anything. Nothing is added to it."""
 
     @_builtins.property
     def delay(self) -> _duration_pb2.Duration:
@@ -265,6 +286,10 @@ class Step(_message.Message):
         *,
         text: _builtins.str = ...,
         thought: _builtins.str = ...,
+        part: _prediction_pb2.Part | None = ...,
+        grounding: _prediction_pb2.GroundingMetadata | None = ...,
+        citations: _prediction_pb2.CitationMetadata | None = ...,
+        logprobs: _prediction_pb2.LogprobsResult | None = ...,
         response: _prediction_pb2.GenerateContentResponse | None = ...,
         text_bytes: _builtins.bytes = ...,
         message_bytes: _builtins.bytes = ...,
@@ -280,11 +305,11 @@ class Step(_message.Message):
         end: Global___End | None = ...,
         tokens: _prediction_pb2.CountTokensResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["blackhole", b"blackhole", "blocked", b"blocked", "cut", b"cut", "delay", b"delay", "end", b"end", "headers", b"headers", "message_bytes", b"message_bytes", "repeat", b"repeat", "response", b"response", "silence", b"silence", "status", b"status", "step", b"step", "text", b"text", "text_bytes", b"text_bytes", "thought", b"thought", "tokens", b"tokens", "wait_for", b"wait_for"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blackhole", b"blackhole", "blocked", b"blocked", "citations", b"citations", "cut", b"cut", "delay", b"delay", "end", b"end", "grounding", b"grounding", "headers", b"headers", "logprobs", b"logprobs", "message_bytes", b"message_bytes", "part", b"part", "repeat", b"repeat", "response", b"response", "silence", b"silence", "status", b"status", "step", b"step", "text", b"text", "text_bytes", b"text_bytes", "thought", b"thought", "tokens", b"tokens", "wait_for", b"wait_for"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blackhole", b"blackhole", "blocked", b"blocked", "cut", b"cut", "delay", b"delay", "end", b"end", "headers", b"headers", "message_bytes", b"message_bytes", "repeat", b"repeat", "response", b"response", "silence", b"silence", "status", b"status", "step", b"step", "text", b"text", "text_bytes", b"text_bytes", "thought", b"thought", "tokens", b"tokens", "wait_for", b"wait_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blackhole", b"blackhole", "blocked", b"blocked", "citations", b"citations", "cut", b"cut", "delay", b"delay", "end", b"end", "grounding", b"grounding", "headers", b"headers", "logprobs", b"logprobs", "message_bytes", b"message_bytes", "part", b"part", "repeat", b"repeat", "response", b"response", "silence", b"silence", "status", b"status", "step", b"step", "text", b"text", "text_bytes", b"text_bytes", "thought", b"thought", "tokens", b"tokens", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["text", "thought", "response", "text_bytes", "message_bytes", "delay", "wait_for", "headers", "repeat", "status", "blocked", "silence", "cut", "blackhole", "end", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["text", "thought", "part", "grounding", "citations", "logprobs", "response", "text_bytes", "message_bytes", "delay", "wait_for", "headers", "repeat", "status", "blocked", "silence", "cut", "blackhole", "end", "tokens"]  # noqa: Y015
     _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
 

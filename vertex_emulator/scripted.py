@@ -5,7 +5,6 @@ import itertools
 import time
 import uuid
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import grpc
@@ -19,7 +18,8 @@ from vertex_emulator.script_pb2 import Answer, Script, Step
 # Google's rule of thumb for Gemini: https://ai.google.dev/gemini-api/docs/tokens
 CHARACTERS_PER_TOKEN = 4
 
-TEXTS = frozenset({"text", "text_bytes"})
+# Steps whose chunk can tell the finish reason.
+CHUNKS = frozenset({"text", "text_bytes", "thought", "part", "grounding", "citations", "logprobs"})
 
 # What was said before a cut shall have left this machine; gRPC doesn't tell when it has.
 SETTLE_SECONDS = 0.02
@@ -140,6 +140,9 @@ class _Line:
     kind: str
     step: Step
 
+    voice: str
+    # text or thought, of whose usage its chunk is a share; empty: it is neither
+
     chunk: bytes
     # the serialized response, as far as it is the same each time; empty: this step says nothing
 
@@ -162,10 +165,10 @@ class _Played:
         if one.finish_message:
             self.finish.finish_message = one.finish_message
         self.lines = tuple(self._line(step) for step in one.steps)
-        self.texts = _count(self.lines, TEXTS)
-        self.thoughts = _count(self.lines, {"thought"})
-        self.characters = _characters(self.lines, TEXTS)
-        self.thought_characters = _characters(self.lines, {"thought"})
+        self.texts = _count(self.lines, "text")
+        self.thoughts = _count(self.lines, "thought")
+        self.characters = _characters(self.lines, "text")
+        self.thought_characters = _characters(self.lines, "thought")
         self._uses_left = one.uses if one.HasField("uses") else 1
         self._endless = self._uses_left == 0
 
@@ -191,6 +194,7 @@ class _Played:
         return _Line(
             kind=kind,
             step=step,
+            voice=_voice(step, kind),
             chunk=_chunk(step, kind, pb.Candidate()),
             last_chunk=_chunk(step, kind, self.finish),
             lines=tuple(self._line(inner) for inner in step.repeat.steps),
@@ -229,9 +233,9 @@ class _Performance:
 
     async def _say(self, line: _Line, *, last: bool) -> None:
         match line.kind:
-            case "text" | "text_bytes" | "thought":
+            case kind if kind in CHUNKS:
                 ends = last and not self._finished
-                usage = self._usage.final() if last else self._usage.after(line.kind)
+                usage = self._usage.final() if last else self._usage.after(line.voice)
                 self._finished = self._finished or last
                 await self._reply.write((line.last_chunk if ends else line.chunk) + usage + self._suffix)
             case "response":
@@ -307,9 +311,10 @@ class _Usage:
     def prompt(self) -> bytes:
         return self._told(0, 0)
 
-    def after(self, kind: str) -> bytes:
+    def after(self, voice: str) -> bytes:
         """After one more piece."""
-        (self._thoughts if kind == "thought" else self._texts).said += 1
+        if voice:
+            (self._thoughts if voice == "thought" else self._texts).said += 1
         return self._told(self._texts.reached(), self._thoughts.reached())
 
     def final(self) -> bytes:
@@ -365,10 +370,34 @@ def estimate_tokens(characters: int) -> int:
     return -(-characters // CHARACTERS_PER_TOKEN)
 
 
+def _voice(step: Step, kind: str) -> str:
+    match kind:
+        case "text" | "text_bytes" | "logprobs":
+            return "text"
+        case "thought":
+            return "thought"
+        case "part" if step.part.HasField("text"):
+            return "thought" if step.part.thought else "text"
+        case _:
+            return ""
+
+
+def _words(step: Step, kind: str) -> str:
+    match kind:
+        case "logprobs":
+            return "".join(one.token for one in step.logprobs.chosen_candidates)
+        case "part":
+            return step.part.text
+        case "thought":
+            return step.thought
+        case "text_bytes":
+            return step.text_bytes.decode("latin-1")  # one character for each byte
+        case _:
+            return step.text
+
+
 def _chunk(step: Step, kind: str, finish: pb.Candidate) -> bytes:
     match kind:
-        case "text" | "thought":
-            part = pb.Part(text=step.text) if kind == "text" else pb.Part(text=step.thought, thought=True)
         case "text_bytes":
             return _with_text(step.text_bytes, finish)
         case "response":
@@ -382,9 +411,16 @@ def _chunk(step: Step, kind: str, finish: pb.Candidate) -> bytes:
                 safety_ratings=step.blocked.safety_ratings,
             )
             return pb.GenerateContentResponse(prompt_feedback=feedback).SerializeToString()
-        case _:
+        case _ if kind not in CHUNKS:
             return b""
+    part = step.part if kind == "part" else pb.Part(text=_words(step, kind), thought=kind == "thought")
     candidate = pb.Candidate(content=pb.Content(role="model", parts=[part]))
+    if kind == "grounding":
+        candidate.grounding_metadata.CopyFrom(step.grounding)
+    if kind == "citations":
+        candidate.citation_metadata.CopyFrom(step.citations)
+    if kind == "logprobs":
+        candidate.logprobs_result.CopyFrom(step.logprobs)
     candidate.MergeFrom(finish)
     return pb.GenerateContentResponse(candidates=[candidate]).SerializeToString()
 
@@ -409,25 +445,25 @@ def _varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _count(lines: Sequence[_Line], kinds: AbstractSet[str]) -> int | None:
-    """How many pieces of these kinds are said; None: without end."""
+def _count(lines: Sequence[_Line], voice: str) -> int | None:
+    """How many pieces of this voice are said; None: without end."""
     total = 0
     for line in lines:
         if line.kind == "repeat":
-            inner = _count(line.lines, kinds)
+            inner = _count(line.lines, voice)
             if inner is None or (inner and not line.step.repeat.count):
                 return None
             total += inner * line.step.repeat.count
         else:
-            total += line.kind in kinds
+            total += line.voice == voice
     return total
 
 
-def _characters(lines: Sequence[_Line], kinds: AbstractSet[str]) -> int:
+def _characters(lines: Sequence[_Line], voice: str) -> int:
     total = 0
     for line in lines:
         if line.kind == "repeat":
-            total += _characters(line.lines, kinds) * line.step.repeat.count
-        elif line.kind in kinds:
-            total += len(getattr(line.step, line.kind))
+            total += _characters(line.lines, voice) * line.step.repeat.count
+        elif line.voice == voice:
+            total += len(_words(line.step, line.kind))
     return total

@@ -43,6 +43,7 @@ def test_every_option_is_in_the_table_with_its_default(capsys: pytest.CaptureFix
     options = set(re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
     assert options == set(re.findall(r"^\| `(--[a-z-]+)", PAGE, re.MULTILINE))
     assert f"| `--port` | `{command.DEFAULT_PORT}` |" in PAGE
+    assert f"| `--rest-port` | `{command.DEFAULT_REST_PORT}` beside the default `--port`, else none |" in PAGE
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
@@ -51,5 +52,5 @@ def test_each_python_example_compiles_and_its_imports_exist(code: str) -> None:
     imports = re.findall(r"^(?:from [\w.]+ import (?:\([^)]*\)|[^\n]+)|import [\w.]+)", code, re.MULTILINE)
     for line in imports:
         if "google.cloud" in line or "langchain" in line:
-            continue  # seconds to import; test_chat_vertex_ai runs this example's calls
+            continue  # seconds to import; the tests of those clients run these examples' calls
         exec(line, {})

@@ -12,9 +12,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
 
 from tests.vertex_emulator.conftest import Client, Write, next_text
+from vertex_emulator import __main__ as command
 from vertex_emulator.__main__ import main
 from vertex_emulator.control import ControlClient
 from vertex_emulator.emulator import Emulator
@@ -57,6 +59,41 @@ async def test_it_plays_a_script_file(start: Start, script_file: Write) -> None:
     _, address = start("--script", str(path))
     async with grpc.aio.insecure_channel(address) as channel:
         assert (await Client(channel).ask()).text == "from JSON"
+
+
+def test_it_serves_googles_rest_form_too(start: Start) -> None:
+    process, _ = start("--mind", "script", "--rest-port", "0")
+    assert process.stdout is not None
+    found = re.fullmatch(r"Google's REST form on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+    assert found
+    told = httpx.post(f"{found[1]}/v1/models/m:generateContent", json={}, timeout=10)
+    assert told.json()["candidates"][0]["finishReason"] == "STOP"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ports"),
+    [
+        ((), (8087, 8088)),
+        (("--port", "1"), (1, None)),
+        (("--port", "8087"), (8087, None)),
+        (("--port", "1", "--rest-port", "2"), (1, 2)),
+        (("--rest-port", "2"), (8087, 2)),
+    ],
+)
+def test_the_default_ports(arguments: tuple[str, ...], ports: tuple[int, int | None]) -> None:
+    parsed = command._parse(arguments, "emulator")
+    assert (parsed.port, parsed.rest_port) == ports
+
+
+def test_without_uvicorn_it_serves_grpc_alone(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uvicorn.py").write_text("raise ModuleNotFoundError('uvicorn', name='uvicorn')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    _, address = start("--mind", "script")
+    assert address
+    ended = run("--mind", "script", "--port", "0", "--rest-port", "0")
+    assert ended.stderr.splitlines()[-1] == (
+        "python -m vertex_emulator: HTTP needs uvicorn: pip install 'tokenwire[local]', or serve gRPC alone"
+    )
 
 
 def test_it_is_steered_from_here(start: Start) -> None:

@@ -4,6 +4,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from tests.vertex_emulator.conftest import Write
+from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
 from vertex_emulator.script import ScriptError, answer
 from vertex_emulator.script_pb2 import Answer, Script, Step
@@ -45,6 +46,30 @@ def test_json_says_the_same_as_the_builders(script_file: Write) -> None:
     assert s.load(path) == Script(answers=[built])
 
 
+def test_json_says_in_googles_words_what_the_builders_say(script_file: Write) -> None:
+    steps = [
+        {"part": {"text": "Hm.", "thought": True, "thoughtSignature": "c2ln"}},
+        {"part": {"functionCall": {"id": "7", "name": "add", "args": {"a": 1}}, "thoughtSignature": "c2ln"}},
+        {"logprobs": {"chosenCandidates": [{"token": "Ah", "logProbability": -0.5}]}},
+        {"citations": {"citations": [{"startIndex": 1, "endIndex": 2, "uri": "u"}]}},
+        {
+            "grounding": {
+                "webSearchQueries": ["q"],
+                "groundingChunks": [{"web": {"uri": "u", "title": "t"}}],
+                "groundingSupports": [{"segment": {"text": "Ah"}, "groundingChunkIndices": [0]}],
+            }
+        },
+    ]
+    built = answer(
+        s.thought("Hm.", signature=b"sig"),
+        s.function_call("add", {"a": 1}, call_id="7", signature=b"sig"),
+        s.logprobs(("Ah", -0.5)),
+        s.citations(s.citation(1, 2, "u")),
+        s.grounding(("u", "t"), queries=["q"], supports=[("Ah", [0])]),
+    )
+    assert list(s.load(script_file({"answers": [{"steps": steps}]})).answers[0].steps) == list(built.steps)
+
+
 def test_json_names_details_by_their_type(script_file: Write) -> None:
     details = [
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.5s"},
@@ -72,6 +97,7 @@ def test_json_names_details_by_their_type(script_file: Write) -> None:
         ('{"answers": [{"finishReason": "HALT"}]}', "value HALT for enum"),
         ('{"answers": [{"steps": [{"delay": "soon"}]}]}', "delay"),
         ('{"answers": [{"steps": [{}]}]}', "answers[0].steps[0]: says nothing"),
+        ('{"answers": [{"steps": [{"part": {}}]}]}', "answers[0].steps[0].part: is empty"),
         (
             '{"answers": [{"steps": [{"text": "a"}, {"headers": {}}]}]}',
             "answers[0].steps[1].headers: were sent with the first piece; put them before it",
@@ -135,6 +161,10 @@ def test_every_step_has_a_builder() -> None:
     built = [
         s.thought("a"),
         s.function_call("add", {"a": 1}),
+        s.grounding(),
+        s.citations(),
+        s.logprobs(("a", -1)),
+        s.response(pb.GenerateContentResponse()),
         s.text_bytes(b"a"),
         s.message_bytes(b"a"),
         s.delay(1),

@@ -100,14 +100,11 @@ async def test_an_empty_answer_is_one_chunk_with_a_finish_reason(emulator: Emula
 
 
 async def test_a_response_is_sent_as_it_is_and_the_finish_reason_follows(emulator: Emulator, client: Client) -> None:
-    call = s.function_call("add", {"a": 1, "b": [2, "x"]}, call_id="7")
-    emulator.script.play(answer(call))
+    content = pb.Content(role="model", parts=[pb.Part(text="a"), pb.Part(text="b")])
+    literal = pb.GenerateContentResponse(candidates=[pb.Candidate(content=content, avg_logprobs=-1)])
+    emulator.script.play(answer(s.response(literal)))
     told = await client.ask()
-    assert told.chunks[0] == call.response
-    assert (
-        told.chunks[0].candidates[0].content.parts[0].function_call.args
-        == call.response.candidates[0].content.parts[0].function_call.args
-    )
+    assert told.chunks[0] == literal
     assert told.finish_reasons == [0, STOP]
 
 
@@ -117,14 +114,86 @@ async def test_a_response_that_finishes_is_the_last(emulator: Emulator, client: 
     assert (await client.ask()).finish_reasons == [0, pb.Candidate.SPII]
 
 
+async def test_a_story_with_everything_a_model_can_say(emulator: Emulator, client: Client) -> None:
+    said = "Bücher: Baseball."
+    emulator.script.play(
+        answer(
+            s.thought("A library?"),
+            s.thought("Yes.", signature=b"why"),
+            s.function_call("search", {"query": "books", "limit": 3}, call_id="7", signature=b"sig"),
+            s.logprobs(("Bücher", -0.5, {"Bücher": -0.5, "Books": -1.5}), (": ", -0.25)),
+            s.text("Baseball.", signature=b"end"),
+            s.citations(s.citation(0, 7, "https://example.org/b", title="B", license="CC0")),
+            s.grounding(
+                ("https://example.org/a", "A"), queries=["books"], supports=[("Baseball", [0])], answer_so_far=said
+            ),
+            finish="MAX_TOKENS",
+            safety_ratings=[s.safety("HARASSMENT", "LOW", score=0.25, severity="LOW")],
+            usage=s.usage(4, 6, thoughts=2, cached=1),
+        )
+    )
+    told = await client.ask()
+    candidates = [chunk.candidates[0] for chunk in told.chunks]
+    parts = [candidate.content.parts[0] for candidate in candidates]
+    assert [(part.text, part.thought, part.thought_signature) for part in parts] == [
+        ("A library?", True, b""),
+        ("Yes.", True, b"why"),
+        ("", False, b"sig"),
+        ("Bücher: ", False, b""),
+        ("Baseball.", False, b"end"),
+        ("", False, b""),
+        ("", False, b""),
+    ]
+    call = parts[2].function_call
+    assert (call.name, call.id, dict(call.args)) == ("search", "7", {"query": "books", "limit": 3})
+    chosen = candidates[3].logprobs_result.chosen_candidates
+    assert [(one.token, one.log_probability) for one in chosen] == [("Bücher", -0.5), (": ", -0.25)]
+    (top,) = candidates[3].logprobs_result.top_candidates
+    assert [(one.token, one.log_probability) for one in top.candidates] == [("Bücher", -0.5), ("Books", -1.5)]
+    (quoted,) = candidates[5].citation_metadata.citations
+    assert (quoted.start_index, quoted.end_index, quoted.license) == (0, 7, "CC0")
+    grounded = candidates[6].grounding_metadata
+    assert list(grounded.web_search_queries) == ["books"]
+    assert (grounded.grounding_chunks[0].web.uri, grounded.grounding_chunks[0].web.title) == (
+        "https://example.org/a",
+        "A",
+    )
+    support = grounded.grounding_supports[0]
+    assert said.encode()[support.segment.start_index : support.segment.end_index] == b"Baseball"
+    assert list(support.grounding_chunk_indices) == [0]
+    assert told.finish_reasons == [0] * 6 + [pb.Candidate.MAX_TOKENS]
+    assert candidates[6].safety_ratings[0].category == pb.HARM_CATEGORY_HARASSMENT
+    assert [usage[1:3] for usage in told.usages] == [(0, 1), (0, 2), (0, 2), (3, 2), (6, 2), (6, 2), (6, 2)]
+
+
+async def test_a_function_call_can_be_the_last_word(emulator: Emulator, client: Client) -> None:
+    emulator.script.play(answer(s.function_call("add")), answer(s.function_call("add"), s.function_call("sub")))
+    assert (await client.ask()).finish_reasons == [STOP]
+    told = await client.ask()
+    assert [chunk.candidates[0].content.parts[0].function_call.name for chunk in told.chunks] == ["add", "sub"]
+    assert told.finish_reasons == [0, STOP]
+
+
+async def test_any_part_can_be_said(emulator: Emulator, client: Client) -> None:
+    picture = pb.Part(inline_data=pb.Blob(mime_type="image/png", data=b"x"))
+    emulator.script.play(answer(s.part(picture), s.part(pb.Part(thought_signature=b"alone"))))
+    told = await client.ask()
+    assert [chunk.candidates[0].content.parts[0] for chunk in told.chunks] == [
+        picture,
+        pb.Part(thought_signature=b"alone"),
+    ]
+
+
 async def test_a_blocked_prompt_has_a_reason_and_no_candidates(emulator: Emulator, client: Client) -> None:
-    emulator.script.play(answer(s.blocked("PROHIBITED_CONTENT", "no")))
+    rating = s.safety("HATE_SPEECH", "HIGH", blocked=True)
+    emulator.script.play(answer(s.blocked("PROHIBITED_CONTENT", "no", safety_ratings=[rating])))
     told = await client.ask()
     assert len(told.chunks) == 1
     assert not told.chunks[0].candidates
     feedback = told.chunks[0].prompt_feedback
     assert feedback.block_reason == pb.GenerateContentResponse.PromptFeedback.PROHIBITED_CONTENT
     assert feedback.block_reason_message == "no"
+    assert list(feedback.safety_ratings) == [rating]
     assert told.usages == [(2, 0, 0, 0, 2)]
 
 

@@ -1,0 +1,339 @@
+"""Google's REST form of the PredictionService: protobuf's JSON over HTTP, streamed as server-sent events.
+
+`POST /v1/projects/p/locations/l/publishers/google/models/m:streamGenerateContent?alt=sse`, and likewise
+`:generateContent` and `:countTokens`; also under v1beta1, and without the project, as an API key calls it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+
+import grpc
+from google.protobuf import any_pb2, empty_pb2, json_format
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from google.rpc import error_details_pb2
+
+from vertex_emulator import prediction_pb2 as pb
+from vertex_emulator.calls import MAX_REQUEST_BYTES, Call, CallLog, Request
+from vertex_emulator.door import Exchange, HttpReply, recorded
+from vertex_emulator.mind import Mind, VertexError
+from vertex_emulator.pieces import merge
+
+PATH = re.compile(
+    r"/(?P<version>v1|v1beta1)/"
+    r"(?P<model>(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/[^/:]+)"
+    r":(?P<verb>streamGenerateContent|generateContent|countTokens)"
+)
+
+# google/rpc/code.proto has this table.
+HTTP_STATUS: Mapping[grpc.StatusCode, int] = {
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.UNKNOWN: 500,
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DATA_LOSS: 500,
+}
+
+JSON = ("content-type", "application/json; charset=UTF-8")
+EVENTS = ("content-type", "text/event-stream")
+
+# Valid in JSON as they are, but Python's str.splitlines, and with it httpx, takes each for the end of a line. Google
+# writes them as escapes.
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x7F, 0x85, 0x2028, 0x2029)}
+
+# The fields on the way to the first text of a response: candidates, content, parts, text.
+TEXT_PATH = (2, 2, 2, 1)
+
+R = TypeVar("R", pb.GenerateContentRequest, pb.CountTokensRequest)
+
+
+class Rest:
+    """Answers the calls that come in Google's REST form."""
+
+    def __init__(self, mind: Mind, calls: CallLog) -> None:
+        self._mind = mind
+        self._calls = calls
+
+    async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
+        match found["verb"]:
+            case "streamGenerateContent":
+                await self._stream(exchange, found)
+            case "generateContent":
+                await self._generate(exchange, found)
+            case _:
+                await self._count_tokens(exchange, found)
+
+    async def _stream(self, exchange: Exchange, found: re.Match[str]) -> None:
+        call, trouble = self._begin("StreamGenerateContent", pb.GenerateContentRequest, exchange, found)
+        kind = _Events if exchange.query.get("alt") == "sse" else _Array
+        reply = kind(self._calls, call, exchange)
+
+        async def answer() -> None:
+            if trouble is not None:
+                raise trouble
+            await self._mind.generate(call, reply)
+
+        await recorded(self._calls, call, answer, reply.refuse)
+        await reply.finish()
+
+    async def _generate(self, exchange: Exchange, found: re.Match[str]) -> None:
+        call, trouble = self._begin("GenerateContent", pb.GenerateContentRequest, exchange, found)
+        reply = _Whole(self._calls, call, exchange)
+
+        async def answer() -> None:
+            if trouble is not None:
+                raise trouble
+            await self._mind.generate(call, reply)
+            await reply.tell(merge(reply.pieces))
+
+        await recorded(self._calls, call, answer, reply.refuse)
+
+    async def _count_tokens(self, exchange: Exchange, found: re.Match[str]) -> None:
+        call, trouble = self._begin("CountTokens", pb.CountTokensRequest, exchange, found)
+        reply = _Whole(self._calls, call, exchange)
+
+        async def answer() -> None:
+            if trouble is not None:
+                raise trouble
+            counted = await self._mind.count_tokens(call, reply)
+            await reply.tell_json(printed(counted))
+
+        await recorded(self._calls, call, answer, reply.refuse)
+
+    def _begin(
+        self, method: str, kind: type[R], exchange: Exchange, found: re.Match[str]
+    ) -> tuple[Call, VertexError | None]:
+        request: Request | None = None
+        trouble = None
+        try:
+            request = parsed(exchange.body, kind, found["model"])
+        except VertexError as error:
+            trouble = error
+        call = self._calls.begin(
+            method,
+            found["version"],
+            request,
+            exchange.headers,
+            _timeout(exchange),
+            transport="rest",
+            body=exchange.body,
+        )
+        return call, trouble
+
+
+class _Reply(HttpReply):
+    """What the three forms of an answer have in common."""
+
+    content_type = JSON
+
+    async def headers(self, metadata: Mapping[str, str]) -> None:
+        await self._exchange.begin(200, [self.content_type, *metadata.items()])
+
+    async def refuse(self, error: VertexError) -> None:
+        """Tell an error in place of the answer."""
+        if self._exchange.begun:
+            await self._exchange.end(self.in_the_middle(error))
+        else:
+            await self._exchange.tell(
+                HTTP_STATUS[error.code], [JSON, *error.trailing_metadata.items()], self.instead(error)
+            )
+
+    def instead(self, error: VertexError) -> bytes:
+        return told(error)
+
+    def in_the_middle(self, error: VertexError) -> bytes:
+        return told(error)
+
+
+class _Stream(_Reply):
+    def frame(self, data: bytes) -> bytes:
+        raise NotImplementedError
+
+    last = b""
+    ended = False
+
+    async def write(self, message: bytes) -> None:
+        if not self._exchange.begun:
+            await self.headers({})
+        await self._exchange.write(self.frame(encoded(message)))
+        self._log.sent(self._call)
+
+    async def refuse(self, error: VertexError) -> None:
+        self.ended = True
+        await super().refuse(error)
+
+    async def finish(self) -> None:
+        if self.ended:
+            return
+        if not self._exchange.begun:
+            await self.headers({})
+        await self._exchange.end(self.last)
+
+
+class _Events(_Stream):
+    """Server-sent events.
+
+    An error after the first one stands in the stream as it is, without "data: " and over several lines: so Google
+    breaks a stream off, and for that google-genai collects lines until the braces match
+    (BaseApiClient._aiter_response_stream; https://github.com/maximhq/bifrost/pull/5262 has it from Vertex AI).
+    """
+
+    content_type = EVENTS
+
+    def frame(self, data: bytes) -> bytes:
+        return b"data: " + data + b"\r\n\r\n"
+
+
+class _Array(_Stream):
+    """Without alt=sse: one JSON array, element by element."""
+
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange) -> None:
+        super().__init__(log, call, exchange)
+        self._before = b"["
+
+    @property
+    def last(self) -> bytes:  # type: ignore[override]  # depends on whether anything was said
+        return b"]" if self._before != b"[" else b"[]"
+
+    def frame(self, data: bytes) -> bytes:
+        before, self._before = self._before, b"\n,\r\n"
+        return before + data
+
+    def instead(self, error: VertexError) -> bytes:
+        return b"[" + told(error) + b"]"
+
+    def in_the_middle(self, error: VertexError) -> bytes:
+        return self.frame(told(error)) + b"]"
+
+
+class _Whole(_Reply):
+    """Collects the pieces for a method that answers with one message."""
+
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange) -> None:
+        super().__init__(log, call, exchange)
+        self.pieces: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self.pieces.append(message)
+
+    async def tell(self, message: bytes) -> None:
+        self._log.sent(self._call)
+        await self.tell_json(encoded(message))
+
+    async def tell_json(self, data: bytes) -> None:
+        if self._exchange.begun:
+            await self._exchange.end(data)
+        else:
+            await self._exchange.tell(200, [JSON], data)
+
+
+# ---- JSON; pure --------------------------------------------------------------------------------------------------
+
+
+def parsed(body: bytes, kind: type[R], model: str) -> R:
+    """The request in `body`, as protobuf maps JSON; raises VertexError in Google's words."""
+    if len(body) > MAX_REQUEST_BYTES:
+        raise VertexError(
+            grpc.StatusCode.INVALID_ARGUMENT, f"Request payload size exceeds the limit: {MAX_REQUEST_BYTES} bytes."
+        )
+    try:
+        request = json_format.Parse(body, kind())
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_a_request(str(error)) from error
+    request.model = model
+    return request
+
+
+def _not_a_request(words: str) -> VertexError:
+    description, field = f"Invalid JSON payload received. {' '.join(words.split())}", ""
+    unknown = re.search(r'has no field named "(?P<name>.*?)" at "(?P<path>.*?)"', words)
+    if unknown is not None:
+        field = _snake(unknown["path"].partition(".")[2])
+        place = f" at '{field}'" if field else ""
+        description = f'Invalid JSON payload received. Unknown name "{unknown["name"]}"{place}: Cannot find field.'
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
+    return VertexError(grpc.StatusCode.INVALID_ARGUMENT, description, [packed])
+
+
+def _snake(path: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path).lower()
+
+
+def told(error: VertexError) -> bytes:
+    """An error as Google's front ends print it: over several lines."""
+    status: dict[str, object] = {
+        "code": HTTP_STATUS[error.code],
+        "message": error.message,
+        "status": error.code.name,
+    }
+    if error.details:
+        status["details"] = [json_format.MessageToDict(detail) for detail in error.details]
+    return (json.dumps({"error": status}, indent=2, ensure_ascii=False).translate(LINE_ENDS) + "\n").encode()
+
+
+def printed(message: Message) -> bytes:
+    """A message in protobuf's JSON, on one line."""
+    return json_format.MessageToJson(message, indent=None, ensure_ascii=False).translate(LINE_ENDS).encode()
+
+
+def encoded(message: bytes) -> bytes:
+    """A serialized response in JSON. Text that is no valid UTF-8 stays so, and so does what is no response at all."""
+    try:
+        return printed(pb.GenerateContentResponse.FromString(message))
+    except DecodeError:
+        pass
+    try:
+        return _with_raw_text(message)
+    except (DecodeError, StopIteration):
+        return message
+
+
+def _with_raw_text(message: bytes) -> bytes:
+    # Unknown fields aren't checked for UTF-8, so the text can be had through an empty message.
+    text = message
+    for number in TEXT_PATH:
+        fields = UnknownFieldSet(empty_pb2.Empty.FromString(text))
+        text = next(fields[at].data for at in range(len(fields)) if fields[at].field_number == number)
+    response = pb.GenerateContentResponse.FromString(message.replace(text, b"?" * len(text)))
+    mark = "the text's place"
+    response.candidates[0].content.parts[0].text = mark
+    return printed(response).replace(json.dumps(mark).encode(), b'"' + _raw(text) + b'"')
+
+
+def _raw(text: bytes) -> bytes:
+    try:
+        # What JSON can say with escapes it says so: a lone surrogate.
+        return json.dumps(text.decode("utf-8", "surrogatepass"))[1:-1].encode()
+    except UnicodeDecodeError:
+        return text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def _timeout(exchange: Exchange) -> float | None:
+    """What google-genai says of its timeout, in seconds."""
+    try:
+        seconds = float(exchange.header("x-server-timeout") or "nan")
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
+async def lost(exchange: Exchange) -> None:
+    """Answer a request that no route knows."""
+    error = VertexError(grpc.StatusCode.NOT_FOUND, f"Method not found: {exchange.path}")
+    await exchange.tell(404, [JSON], told(error))

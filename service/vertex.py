@@ -12,7 +12,7 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, cast
 
 import grpc
@@ -35,7 +35,14 @@ from google.cloud.aiplatform_v1beta1.types import (
 from google.protobuf import json_format, message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from langchain_core.messages import AIMessageChunk, BaseMessage, BaseMessageChunk
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    HumanMessage,
+    SystemMessage,
+)
 from langchain_core.messages.ai import UsageMetadata, subtract_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
@@ -76,6 +83,12 @@ _COUNTS = (
 )
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
+
+# What the shortcut of a request knows: who speaks, and the options that are numbers.
+_ROLES: dict[type[BaseMessage], str] = {SystemMessage: "system", HumanMessage: "user", AIMessage: "model"}
+_NUMBERS = frozenset(
+    {"temperature", "top_p", "top_k", "max_output_tokens", "seed", "presence_penalty", "frequency_penalty"}
+)
 
 _CONTENT = Candidate.pb().DESCRIPTOR.fields_by_name["content"]
 _FINISH_REASON = Candidate.pb().DESCRIPTOR.fields_by_name["finish_reason"]
@@ -144,10 +157,12 @@ class VertexModel:
         asked = CountTokensRequest(
             endpoint=request.model,
             model=request.model,
-            contents=_exactly(prompt) or request.contents,
+            contents=request.contents,
             system_instruction=request.system_instruction,
             tools=request.tools,
         )
+        if (exact := _exactly(prompt)) is not None:
+            _replace(CountTokensRequest.pb(asked), exact)
         routing = to_grpc_metadata((("endpoint", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
         seconds = deadline - asyncio.get_running_loop().time()
         try:
@@ -203,10 +218,10 @@ class _Line:
         self.channel = channel
         transport = PredictionServiceGrpcAsyncIOTransport(channel=channel)
         self.count: Any = transport.count_tokens
-        # As Google's client makes it, but for the wrapper that that has around each response.
+        # As Google's client makes it, but for its wrapper around each message.
         self.stub: Any = channel.unary_stream(
             _METHOD,
-            request_serializer=GenerateContentRequest.serialize,
+            request_serializer=GenerateContentRequest.pb().SerializeToString,
             response_deserializer=GenerateContentResponse.pb().FromString,
         )
         self.calls = 0
@@ -215,7 +230,7 @@ class _Line:
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI gets for its client while it answers one prompt."""
 
-    def __init__(self, stub: Any, contents: Sequence[Content] | None) -> None:
+    def __init__(self, stub: Any, contents: Sequence[Any] | None) -> None:
         """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
         self.ended = False
         """Whether upstream has ended the call with status OK."""
@@ -233,12 +248,11 @@ class _Call:
         """How many messages have come."""
         return self._ending.messages
 
-    def begin(self, request: GenerateContentRequest, seconds: float) -> None:
-        """Ask; upstream has so long."""
+    def begin(self, request: Any, seconds: float) -> None:
+        """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
         if self._contents is not None:
-            request.contents = list(self._contents)
-        routing = to_grpc_metadata((("model", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
-        self._call = self._stub(request, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
+            _replace(request, self._contents)
+        self._call = self._stub(request, timeout=seconds, metadata=(_routing(request.model), _CLIENT_METADATA))
 
     async def read(self) -> "_Response | None":
         """The next response; None behind the last."""
@@ -318,11 +332,37 @@ with warnings.catch_warnings():
         ) -> AsyncIterator[ChatGenerationChunk]:
             """As the library has it, but for its retries, which are off and would still be set up for each request."""
             call: _Call = self.async_client
-            call.begin(self._prepare_request_gemini(messages, stop=stop, **kwargs), kwargs["timeout"])
+            call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
             usage = None
             while (response := await call.read()) is not None:
                 chunk, usage = self._chunk(response, usage)
                 yield chunk
+
+        def _request(self, messages: list[BaseMessage], stop: list[str] | None, **kwargs: Any) -> Any:
+            """What the library's `_prepare_request_gemini` makes, as the protobuf message beneath it.
+
+            The usual request, a conversation in texts, takes a shortcut here too; a property test holds the two equal.
+            """
+            request = self._empty.__class__()
+            request.CopyFrom(self._empty)
+            if _fill(request, messages, stop, kwargs):
+                return request
+            return GenerateContentRequest.pb(self._prepare_request_gemini(messages, stop=stop, **kwargs))
+
+        @cached_property
+        def _empty(self) -> Any:
+            """What all requests have in common."""
+            request = GenerateContentRequest.pb(self._prepare_request_gemini([HumanMessage("x")]))
+            request.ClearField("contents")
+            return request
+
+        def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+            """As the library has it, which describes the model anew, twice for each request."""
+            return {**self._description, "stop": stop, **kwargs}
+
+        @cached_property
+        def _description(self) -> dict[str, Any]:
+            return dict(super()._get_invocation_params())
 
         def _chunk(
             self, response: _Response, before: UsageMetadata | None
@@ -360,7 +400,7 @@ with warnings.catch_warnings():
         @cached_property
         def _unkept(self) -> _Unkept:
             """One for each request, since each has a copy of this object."""
-            return _Unkept(message=AIMessageChunk(content=""))
+            return _Unkept.model_construct()
 
         def _like(self, finish_reason: int) -> ChatGenerationChunk:
             """What the library makes of a piece of text with this finish reason, 0 for none, and nothing else."""
@@ -387,9 +427,9 @@ def _chat(name: str, project: str, location: str) -> _Chat:
         n=1,
         cache=False,
     )
-    # LangChain describes the model to its tracers, for half a millisecond, once for each object; every request takes a
-    # copy. Asked for here, both are in all copies.
-    _ = chat._serialized, chat._made, chat._traced  # noqa: SLF001 - that is how it is asked for
+    # What is made once for each object, for half a millisecond and more: every request takes a copy, so it is asked for
+    # here and then in all copies.
+    _ = chat._serialized, chat._description, chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
     return chat
 
 
@@ -429,6 +469,46 @@ def _usage_metadata(usage: Any) -> UsageMetadata | None:
     elif not (thoughts or cached or any(map(metadata.get, _TOTALS))):
         return None
     return metadata
+
+
+def _fill(request: Any, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> bool:
+    """Put these into a request, if they are texts, of turns that alternate, and numbers for the sampling only.
+
+    False if they aren't, with the request half filled.
+    """
+    before: type[BaseMessage] | None = None
+    for turn in messages:
+        kind, text = type(turn), turn.content
+        role = _ROLES.get(kind)
+        if role is None or kind is before or not isinstance(text, str) or not text:
+            return False
+        if role == "system":
+            if before is not None:
+                return False
+            content = request.system_instruction
+        elif isinstance(turn, AIMessage) and (turn.tool_calls or turn.response_metadata):
+            return False
+        else:
+            content = request.contents.add()
+        content.role = role
+        content.parts.add().text = text
+        before = kind
+    config = request.generation_config
+    for name, value in options.items():
+        if name in _NUMBERS:
+            setattr(config, name, value)
+        elif name != "timeout":
+            return False
+    if stop:
+        config.stop_sequences.extend(stop)
+    return True
+
+
+@cache
+def _routing(model: str) -> tuple[str, str]:
+    """The header by which Google's front ends find the model."""
+    header: tuple[str, str] = to_grpc_metadata((("model", model),))  # type: ignore[no-untyped-call] # google.api_core has none
+    return header
 
 
 def _difference(total: UsageMetadata | None, before: UsageMetadata) -> UsageMetadata | None:
@@ -473,13 +553,19 @@ def _plain(raw: Any) -> tuple[str, int] | None:
     return text, finish_reason
 
 
-def _exactly(prompt: Prompt) -> list[Content] | None:
-    """The conversation as Google's own, where ChatVertexAI's conversion would lose a part of it."""
+def _exactly(prompt: Prompt) -> Sequence[Any] | None:
+    """The conversation as protobuf messages, where ChatVertexAI's conversion would lose a part of it."""
     if not gemini.needs_exactness(prompt):
         return None
     raw = GenerateContentRequest.pb(GenerateContentRequest())
     json_format.ParseDict({"contents": gemini.contents(prompt)}, raw)
-    return list(GenerateContentRequest.wrap(raw).contents)
+    contents: Sequence[Any] = raw.contents
+    return contents
+
+
+def _replace(request: Any, contents: Sequence[Any]) -> None:
+    del request.contents[:]
+    request.contents.extend(contents)
 
 
 def _media(part: Blob | File) -> dict[str, Any]:

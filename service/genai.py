@@ -13,9 +13,9 @@ from typing import Any, cast
 import grpc
 import httpx
 from google import genai
-from google.auth.credentials import AnonymousCredentials, Credentials
 from google.genai import types
 from google.genai.errors import APIError
+from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
 from service import errors, gemini, http, langchain
@@ -183,7 +183,8 @@ async def _keep(response: httpx.Response) -> None:
 
 
 def _nobody() -> Credentials:
-    return AnonymousCredentials()  # type: ignore[no-untyped-call] # google.auth has none
+    # Anonymous ones would be asked to renew themselves, which they refuse.
+    return Credentials(token="none")  # type: ignore[no-untyped-call] # google.auth has none
 
 
 def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:

@@ -1,0 +1,79 @@
+"""The server over each provider's real library, over a local upstream that speaks its protocol and plays a script."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from service import providers
+from service.config import Settings
+from service.offers import offers
+from service.retry import Policy, Retrying
+from tests.conftest import Serve, Served
+from vertex_emulator.calls import Call
+from vertex_emulator.emulator import Emulator
+
+LINES = {
+    "vertex": "gemini=vertex:gemini-2.5-flash",
+    "genai": "gemini=genai:gemini-2.5-flash",
+    "openai": "gpt=openai:gpt-4.1-mini?base_url=http://{rest}/v1",
+    "azure": "gpt=azure:gpt-4.1-mini?endpoint=http://{rest}&api_version=2024-10-21",
+}
+"""By provider: a model on offer there."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """One provider: its server, the local upstream behind it, and how to ask."""
+
+    provider: str
+    served: Served
+    emulator: Emulator
+
+    async def ask(self, prompt: str = "What is baseball?", **fields: Any) -> list[pb.GenerateResponse]:
+        return await self.served.ask(prompt, **fields)
+
+    async def request(self, **fields: Any) -> Any:
+        """Ask something, and give what reached upstream."""
+        await self.ask(**fields)
+        return self.call.request
+
+    @property
+    def call(self) -> Call:
+        """The latest."""
+        return self.emulator.calls[-1]
+
+
+Open = Callable[..., Awaitable[Upstream]]
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    """A local Vertex that also speaks HTTP."""
+    async with Emulator(relay=True, rest_port=0) as running:
+        yield running
+
+
+@pytest.fixture
+async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]:
+    """`await open_provider("openai", **settings)`."""
+    async with AsyncExitStack() as stack:
+
+        async def start(provider: str, *, line: str = "", **settings: Any) -> Upstream:
+            rest = str(emulator.rest_address)
+            (offer,) = offers((line or LINES[provider]).format(rest=rest))
+            environ = {"OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "k"}
+            told = Settings.load(
+                ["--model", offer.name, "--models", (line or LINES[provider]).format(rest=rest)],
+                environ | {"VERTEX_EMULATOR_HOST": emulator.address, "VERTEX_EMULATOR_REST_HOST": rest},
+                prog="tokenwire serve",
+            )
+            providers.imported(told)
+            model = await stack.enter_async_context(providers.opened(told))
+            served = await serve(Retrying(model, Policy(base_seconds=0.01)), **settings)
+            return Upstream(provider, served, emulator)
+
+        yield start

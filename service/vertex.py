@@ -30,6 +30,7 @@ from google.cloud.aiplatform_v1beta1.types import (
     GenerateContentRequest,
     GenerateContentResponse,
     Part,
+    Schema,
     Tool,
 )
 from google.protobuf import json_format, message
@@ -83,6 +84,9 @@ _COUNTS = (
 )
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
+
+# By the key of a JSON schema: the same in Google's library.
+_SPELLED = {field.json_name: field.name for field in Schema.pb().DESCRIPTOR.fields}
 
 # What the shortcut of a request knows: who speaks, and the options that are numbers.
 _ROLES: dict[type[BaseMessage], str] = {SystemMessage: "system", HumanMessage: "user", AIMessage: "model"}
@@ -283,6 +287,10 @@ class _Call:
 
     def _look_at(self, raw: Any) -> None:
         """Remember what ChatVertexAI drops of a message that is more than a piece of text."""
+        for candidate in raw.candidates:
+            for part in candidate.content.parts:
+                if part.HasField("function_call"):
+                    part.function_call.args.SetInParent()  # ChatVertexAI looks for them also where there are none
         try:
             told = json_format.MessageToDict(raw)
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
@@ -589,7 +597,7 @@ def _options(prompt: Prompt) -> dict[str, Any]:
         "thinking_budget": sampling.thinking_budget,
         "include_thoughts": sampling.include_thoughts,
         "response_mime_type": sampling.response_mime_type,
-        "response_schema": sampling.response_schema,
+        "response_schema": _schema(sampling.response_schema) if sampling.response_schema is not None else None,
         "response_logprobs": sampling.response_logprobs,
         "logprobs": sampling.logprobs,
         "stop": list(sampling.stop_sequences) or None,
@@ -599,6 +607,21 @@ def _options(prompt: Prompt) -> dict[str, Any]:
         "tool_choice": _choice(prompt.tools),
     }
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _schema(schema: Any) -> Any:
+    """As Google's library spells a schema; ChatVertexAI does that to a part of it, and leaves alone what is done."""
+    if isinstance(schema, list):
+        return [_schema(one) for one in schema]
+    made = {}
+    for key, value in schema.items():
+        if key == "properties":
+            made[key] = {name: _schema(one) for name, one in value.items()}
+        elif key in ("items", "anyOf"):
+            made[_SPELLED.get(key, key)] = _schema(value)
+        else:
+            made[_SPELLED.get(key, key)] = value.upper() if key == "type" else value
+    return made
 
 
 def _tools(tools: Tools) -> list[Tool]:

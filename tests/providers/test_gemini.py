@@ -100,7 +100,7 @@ async def test_a_response_schema_reaches_upstream_whole(gemini: Upstream) -> Non
         "title": "Match",
         "description": "A match.",
         "properties": {
-            "runs": {"type": "integer", "minimum": 0, "maximum": 9.5},
+            "runs": {"type": "integer", "minimum": 1, "maximum": 9.5},
             "teams": {"type": "array", "items": {"type": "string", "enum": ["a", "b"]}, "minItems": 2, "maxItems": 2},
             "when": {"type": "string", "format": "date-time", "nullable": True, "pattern": "^2"},
             "score": {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 3}]},
@@ -161,7 +161,6 @@ async def test_every_mode_of_choice_reaches_upstream(gemini: Upstream, mode: str
 
 
 async def test_safety_settings_and_labels_reach_upstream(gemini: Upstream) -> None:
-    thresholds = config_pb2.HarmBlockThreshold
     request = await gemini.request(
         safety_settings=[
             {"category": category, "threshold": threshold}
@@ -178,7 +177,6 @@ async def test_safety_settings_and_labels_reach_upstream(gemini: Upstream) -> No
         ("HARM_CATEGORY_HARASSMENT", "BLOCK_NONE"),
         ("HARM_CATEGORY_SEXUALLY_EXPLICIT", "OFF"),
     }
-    assert thresholds.Name(5).endswith("OFF")
     assert dict(request.labels) == {"team": "sports"}
 
 

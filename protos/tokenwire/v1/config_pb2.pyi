@@ -146,7 +146,7 @@ class GenerationConfig(_message.Message):
     @_builtins.property
     def response_schema(self) -> _struct_pb2.Struct:
         """The JSON schema (OpenAPI 3.0 subset) of the answer. Needs a response_mime_type of "application/json" or
-        "text/x.enum".
+        "text/x.enum". (A minimum of 0 is lost on the way to Vertex AI by gRPC, whose schema has no word for it.)
         """
 
     def __init__(

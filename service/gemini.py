@@ -263,10 +263,13 @@ class Ending:
             self._ratings = candidate.get("safetyRatings") or self._ratings
             self.reason = _told(candidate, "finishReason") or self.reason
 
-    def finished(self) -> Finished:
-        """How it ended. Raises UpstreamCut if upstream didn't say."""
+    def ended(self) -> None:
+        """Upstream has ended the stream. Raises UpstreamCut if nothing has come at all, which LangChain can't bear."""
         if not self.messages:
             raise errors.UpstreamCut("The model ended the call without an answer; ask again")
+
+    def finished(self) -> Finished:
+        """How it ended. Raises UpstreamCut if upstream didn't say."""
         if not self.reason:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
         known = FinishReason.__members__.get(self.reason, FinishReason.OTHER)

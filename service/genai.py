@@ -163,6 +163,7 @@ class _Call:
                 self.ending.look_at(said)
                 self._said.append(said)
                 yield response
+            self.ending.ended()
         except APIError as error:
             raise failure(error) from error
         except http.TRANSPORT_ERRORS as error:

@@ -153,6 +153,8 @@ class _Call:
             async for chunk in self._stream:
                 self._look_at(chunk)
                 yield chunk
+            if not self._chunks:  # LangChain can't bear it
+                raise errors.UpstreamCut("The model ended the call without an answer; ask again")
         except openai.APIError as error:
             raise self._failure(error) from error
         except http.TRANSPORT_ERRORS as error:
@@ -208,8 +210,6 @@ class _Call:
 
     def finished(self) -> Finished:
         """How the answer ended. Raises UpstreamCut if upstream didn't say."""
-        if not self._chunks:
-            raise errors.UpstreamCut("The model ended the call without an answer; ask again")
         if not self._finish:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
         return Finished(

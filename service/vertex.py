@@ -207,11 +207,6 @@ class VertexModel:
                         yield event
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
-        except ValueError as error:
-            # LangChain's word for an upstream that ended without a single message.
-            if call.responses == 0 and call.ended:
-                raise errors.UpstreamCut("The model ended the call without an answer; ask again") from error
-            raise
         yield call.finished()
 
 
@@ -236,8 +231,6 @@ class _Call:
 
     def __init__(self, stub: Any, contents: Sequence[Any] | None) -> None:
         """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
-        self.ended = False
-        """Whether upstream has ended the call with status OK."""
         self._stub = stub
         self._contents = contents
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
@@ -246,11 +239,6 @@ class _Call:
         """What the latest message says, where that is more than a piece of text; None: it is one."""
         self._usage: Any = None
         """The latest figures, which are those of all so far."""
-
-    @property
-    def responses(self) -> int:
-        """How many messages have come."""
-        return self._ending.messages
 
     def begin(self, request: Any, seconds: float) -> None:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
@@ -263,7 +251,7 @@ class _Call:
         assert self._call is not None
         raw: Any = await self._call.read()
         if raw is grpc.aio.EOF:
-            self.ended = True
+            self._ending.ended()
             self.beyond = ()
             return None
         self._ending.messages += 1

@@ -62,7 +62,14 @@ ONLY = {
     "langchain_google_vertexai": {"service/vertex.py"},
     "langchain_core": {"service/vertex.py"},
     "google.cloud": {"service/vertex.py"},
-    "streamlit": {"gateway_ui/app.py", "gateway_ui/__main__.py"},
+    # The page is three rooms: the story of a run, the drawer with the settings, and what an exchange looks like.
+    "streamlit": {
+        "gateway_ui/app.py",
+        "gateway_ui/settings.py",
+        "gateway_ui/drawing.py",
+        "gateway_ui/__main__.py",
+    },
+    "PIL": {"gateway_ui/attachments.py"},
     "xllamacpp": {"vertex_emulator/smollm2.py"},
 }
 

@@ -89,6 +89,23 @@ def said(*steps: Said) -> list[pb.GenerateResponse]:
     return [message for message in messages(*steps) if isinstance(message, pb.GenerateResponse)]
 
 
+# The first says nothing about itself; the second can do everything; the third is of a provider that knows fewer fields.
+MODELS = (
+    pb.Model(name="fake-1", default=True),
+    pb.Model(
+        name="fake-2",
+        provider="gcp.vertex_ai",
+        max_input_tokens=1_048_576,
+        max_output_tokens=65_535,
+        input_kinds=["text", "image", "pdf", "audio"],
+        thinking=True,
+        tools=True,
+        metadata=ParseDict({"region": "europe-north1"}, Struct()),
+    ),
+    pb.Model(name="fake-3", provider="openai", input_kinds=["text"], thinking=True, tools=False),
+)
+
+
 @dataclass
 class FakeService(GenerationServiceServicer):
     """Answers each call by the next script; without one, by a short complete answer."""
@@ -117,7 +134,7 @@ class FakeService(GenerationServiceServicer):
         self.refuses_to_count = None
         self.deadlines.clear()
         self.scripts.clear()
-        self.models[:] = [pb.Model(name="fake-1", default=True), pb.Model(name="fake-2")]
+        self.models[:] = MODELS
         self.arrived.clear()
         self.cancelled.clear()
         return self

@@ -30,6 +30,7 @@ from gateway_ui.errors import (
     UnavailableError,
 )
 from tests.gateway_ui.fake_service import (
+    MODELS,
     FakeService,
     Refusal,
     Running,
@@ -341,7 +342,8 @@ def test_a_proxy_for_the_web_is_not_used_for_this_machine(
 
 
 def test_models_come_with_the_default_first(client: Client) -> None:
-    assert [(one.name, one.default) for one in client.models()] == [("fake-1", True), ("fake-2", False)]
+    assert client.models() == list(MODELS)
+    assert [one.default for one in client.models()] == [True, False, False]
 
 
 def test_models_raises_our_errors_too(client: Client, service: FakeService) -> None:

@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
-from gateway_ui.client import Client, default_address
+from gateway_ui.client import Client, default_address, file, user
 from gateway_ui.endings import ending
 from gateway_ui.errors import TokenwireError
 from gateway_ui.meter import Meter
@@ -74,6 +74,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", default="", metavar="NAME", help="which model (default: the service's)")
     parser.add_argument("--system", default="", metavar="TEXT", help="how the model is to behave")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        dest="images",
+        help="show it to the model, which has to take images; a PDF or audio likewise; as often as you like",
+    )
     parser.add_argument("--temperature", type=float, metavar="NUMBER", help="0.0 to 2.0; lower is more predictable")
     parser.add_argument("--max-output-tokens", type=int, metavar="N", help="cut the answer after N tokens")
     parser.add_argument(
@@ -82,6 +90,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="give up when the answer isn't complete by then (default: the service's limit)",
     )
+    parser.add_argument("--thoughts", action="store_true", help="ask for the model's thoughts too; they go to stderr")
     parser.add_argument("--stats", action="store_true", help="afterwards, print how fast it came on stderr")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chunks", action="store_true", help="rule a line between the chunks, to see the pieces")
@@ -98,19 +107,24 @@ def _seconds(text: str) -> float:
 
 def _ask(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    screen = _Screen(_form(options))
+    screen = _Screen(_form(options), thoughts=options.thoughts and not options.json)
     with Client(options.address) as client:
         meter = Meter(asked_at=time.monotonic())
         try:
+            images = [file(path) for path in options.images]
             answer = client.generate(
-                prompt,
+                "" if images else prompt,
+                messages=[user(*images, prompt)] if images else [],
                 system_instruction=options.system,
                 model=options.model,
-                config=GenerationConfig(temperature=options.temperature, max_output_tokens=options.max_output_tokens),
+                config=_config(options),
                 timeout=options.timeout,
             )
         except ValueError as error:
             _say(f"This cannot be asked: {error}")
+            return EXIT_USAGE
+        except OSError as error:
+            _say(f"{error.filename} can't be read: {error.strerror}.")
             return EXIT_USAGE
         try:
             with answer:
@@ -135,11 +149,20 @@ def _ask(options: argparse.Namespace) -> int:
     return 0
 
 
+def _config(options: argparse.Namespace) -> GenerationConfig:
+    return GenerationConfig(
+        temperature=options.temperature,
+        max_output_tokens=options.max_output_tokens,
+        include_thoughts=options.thoughts or None,
+    )
+
+
 class _Screen:
     """stdout: every event is shown at once, and the cursor is left at the start of a line."""
 
-    def __init__(self, form: Callable[[GenerateResponse], str]) -> None:
+    def __init__(self, form: Callable[[GenerateResponse], str], *, thoughts: bool) -> None:
         self._form = form
+        self._thoughts = _Thoughts() if thoughts else None
         self._line_is_open = False
         # What a terminal can't show must not end the answer.
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -147,6 +170,8 @@ class _Screen:
         self._terminal = sys.stdout.isatty()
 
     def show(self, message: GenerateResponse) -> None:
+        if self._thoughts is not None:
+            self._thoughts.show(message)
         text = self._form(message)
         if text:
             # A model must not command the terminal by escape sequences.
@@ -156,12 +181,39 @@ class _Screen:
             sys.stdout.flush()
 
     def end_line(self) -> None:
+        if self._thoughts is not None:
+            self._thoughts.end()
         if self._line_is_open:
             self._line_is_open = False
             sys.stdout.write("\n")
             sys.stdout.flush()
 
 
+class _Thoughts:
+    """stderr: the thoughts, dimmed in a terminal, with a blank line before the answer."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._terminal = sys.stderr.isatty()
+
+    def show(self, message: GenerateResponse) -> None:
+        text = message.reasoning.text
+        if not text:
+            self.end()
+            return
+        self._open = True
+        # Plain again after every piece: whatever ends the program leaves the terminal as it was.
+        sys.stderr.write(f"{_DIM}{text.translate(_CONTROLS)}{_PLAIN}" if self._terminal else text)
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        if self._open:
+            self._open = False
+            sys.stderr.write("\n\n")
+            sys.stderr.flush()
+
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\N{REPLACEMENT CHARACTER}")
 
 

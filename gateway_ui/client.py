@@ -5,19 +5,23 @@
             print(piece, end="", flush=True)
         print(answer.completed.usage.output_tokens)
 
+What a request is made of is here too: `user("What is this?", file("photo.png"))`, and `answer.message` is the model's
+turn for the next request, with its thoughts, tool calls and signatures.
+
 Blocking; safe to share between threads. Its errors are those of gateway_ui.errors.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
-from tokenwire.v1.config_pb2 import GenerationConfig
-from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_USER, Message, Part
+from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
+from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
     Completed,
+    CountTokensRequest,
     GenerateRequest,
     GenerateResponse,
     ListModelsRequest,
@@ -26,6 +30,23 @@ from tokenwire.v1.generation_service_pb2 import (
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from gateway_ui.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, explain, put
+from gateway_ui.parts import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Answer",
+    "Client",
+    "default_address",
+    "file",
+    "file_uri",
+    "function",
+    "inline",
+    "model",
+    "struct",
+    "tool",
+    "tool_result",
+    "user",
+]
 
 DEFAULT_ADDRESS = "localhost:50051"
 
@@ -56,16 +77,6 @@ def default_address() -> str:
     return os.environ.get("TOKENWIRE_ADDRESS") or DEFAULT_ADDRESS
 
 
-def user(text: str) -> Message:
-    """Make a turn of the user's."""
-    return Message(role=ROLE_USER, parts=[Part(text=text)])
-
-
-def model(text: str) -> Message:
-    """Make a turn of the model's: an earlier answer."""
-    return Message(role=ROLE_MODEL, parts=[Part(text=text)])
-
-
 class _Call(Protocol):
     """What a stub's stream is; grpc has no public name for it."""
 
@@ -83,6 +94,7 @@ class Answer:
         self._timeout = timeout
         self._expected = 0
         self._completed: Completed | None = None
+        self._turn = Turn()
         self._events = self._read()
         self.pieces = 0
         # Pieces of text that came so far.
@@ -119,6 +131,14 @@ class Answer:
             raise self._broken(NO_COMPLETED)
         return self._completed
 
+    @property
+    def message(self) -> Message:
+        """What has come so far as the model's turn, for `messages` of the next request: thoughts, text, tool calls.
+
+        Without parts where nothing came: no request may hold it then.
+        """
+        return self._turn.message
+
     def _read(self) -> Iterator[GenerateResponse]:
         while (message := self._next()) is not None:
             if message.WhichOneof("event") == "completed":
@@ -129,6 +149,7 @@ class Answer:
                 self._completed = message.completed
                 yield message
                 return
+            self._turn.saw(message)
             self.pieces += message.WhichOneof("event") == "text"
             yield message
         raise self._broken(NO_COMPLETED)
@@ -193,11 +214,16 @@ class Client:
         system_instruction: str = "",
         model: str = "",
         config: GenerationConfig | None = None,
+        tools: Iterable[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+        safety_settings: Iterable[SafetySetting] = (),
+        labels: Mapping[str, str] | None = None,
         request_id: str = "",
         timeout: float | None = None,
     ) -> Answer:
         """Ask; the fields are those of GenerateRequest, `timeout` is the call's deadline in seconds.
 
+        How chunks are merged and how long the model may be silent is for `stream`, as all of GenerateRequest is.
         Returns at once; errors of the call come with its first message. Raises ValueError for what no request
         can hold: text that isn't Unicode, a number beyond its field's size.
         """
@@ -207,6 +233,10 @@ class Client:
             system_instruction=system_instruction,
             model=model,
             config=config,
+            tools=tools,
+            tool_choice=tool_choice,
+            safety_settings=safety_settings,
+            labels=labels,
             request_id=request_id,
         )
         return self.stream(request, timeout=timeout)
@@ -214,6 +244,25 @@ class Client:
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> Answer:
         """Ask with a request of your own making: everything that the contract knows."""
         return Answer(self._stub.Generate(request, timeout=timeout), address=self.address, timeout=timeout)
+
+    def count_tokens(
+        self,
+        prompt: str = "",
+        *,
+        messages: Iterable[Message] = (),
+        system_instruction: str = "",
+        model: str = "",
+        tools: Iterable[Tool] = (),
+        timeout: float = 10,
+    ) -> int:
+        """Count the tokens that the same question would take as input. Raises as `generate` and its answer do."""
+        request = CountTokensRequest(
+            prompt=prompt, messages=messages, system_instruction=system_instruction, model=model, tools=tools
+        )
+        try:
+            return self._stub.CountTokens(request, timeout=timeout).total_tokens
+        except grpc.RpcError as error:
+            raise explain(error, address=self.address, timeout=timeout) from error
 
     def models(self, *, timeout: float = 5) -> list[Model]:
         """The models that the service offers, its default first. Raises TokenwireError."""

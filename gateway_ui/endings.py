@@ -31,3 +31,10 @@ def ending(completed: pb.Completed) -> str:
     words = ENDINGS.get(completed.finish_reason, ENDINGS[pb.FINISH_REASON_OTHER])
     upstream = completed.upstream_finish_reason
     return f"{words} ({upstream})" if upstream else words
+
+
+def finish(completed: pb.Completed) -> str:
+    """Name the finish reason as people read it: "stop", "max tokens"."""
+    known = completed.finish_reason in pb.FinishReason.values()
+    reason = completed.finish_reason if known else pb.FINISH_REASON_OTHER
+    return pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").replace("_", " ").lower()

@@ -22,6 +22,8 @@ class Meter:
     chunks: int = 0
     # Pieces of text.
     characters: int = 0
+    thinking: bool = False
+    # Thoughts have come.
     completed: Completed | None = None
 
     def saw(self, message: GenerateResponse, at: float) -> None:
@@ -33,6 +35,8 @@ class Meter:
                     self.first_chunk_at = at
                 self.chunks += 1
                 self.characters += len(message.text)
+            case "reasoning":
+                self.thinking = True
             case "completed":
                 self.completed = message.completed
 
@@ -62,11 +66,12 @@ class Meter:
         if self.first_chunk is not None:
             yield f"first chunk {duration(self.first_chunk)}"
         elif now is not None:
-            yield f"waiting {now - self.asked_at:.1f} s"
+            yield f"{'thinking' if self.thinking else 'waiting'} {now - self.asked_at:.1f} s"
         if self.chunks:
             yield f"{self.chunks} chunk{'s' * (self.chunks > 1)}"
             yield self.rate(now if now is not None else self.last_at or self.asked_at)
         if self.completed is not None and self.completed.usage.exact:
             usage = self.completed.usage
             thought = f", {usage.reasoning_tokens} thought" if usage.reasoning_tokens else ""
-            yield f"{usage.input_tokens} tokens in, {usage.output_tokens} out{thought}"
+            cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+            yield f"{usage.input_tokens} tokens in{cached}, {usage.output_tokens} out{thought}"

@@ -107,8 +107,15 @@ ONLY = {
     "google.cloud": {"service/vertex.py"},
     "google.genai": {"service/genai.py"},
     "openai": {"service/openai.py"},
-    "streamlit": {"gateway_ui/app.py", "gateway_ui/__main__.py"},
     "uvicorn": {"vertex_emulator/door.py"},
+    # The page is three rooms: the story of a run, the drawer with the settings, and what an exchange looks like.
+    "streamlit": {
+        "gateway_ui/app.py",
+        "gateway_ui/settings.py",
+        "gateway_ui/drawing.py",
+        "gateway_ui/__main__.py",
+    },
+    "PIL": {"gateway_ui/attachments.py"},
     "xllamacpp": {"vertex_emulator/smollm2.py"},
 }
 

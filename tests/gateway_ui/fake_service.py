@@ -1,18 +1,21 @@
 """Plays tokenwire's service on a real socket, by scripts; knows nothing of the real one."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message as ProtoMessage
+from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.content_pb2 import ToolCall
 from tokenwire.v1.generation_service_pb2_grpc import (
     GenerationServiceServicer,
     add_GenerationServiceServicer_to_server,
@@ -43,8 +46,18 @@ def completed(reason: pb.FinishReason.ValueType = pb.FINISH_REASON_STOP, output_
     return pb.Completed(finish_reason=reason, usage=usage, model="fake-1")
 
 
-# A piece of text, the end, a gate that the answer waits at, a refusal, or a message to be sent as it stands.
-Step = str | pb.Completed | threading.Event | Refusal | pb.GenerateResponse
+def thought(text: str = "", signature: bytes = b"") -> pb.Reasoning:
+    return pb.Reasoning(text=text, signature=signature)
+
+
+def tool_call(name: str, arguments: Mapping[str, object], signature: bytes = b"", id_: str = "c-1") -> pb.ToolCallEvent:
+    call = ToolCall(id=id_, name=name, arguments=ParseDict(dict(arguments), Struct()))
+    return pb.ToolCallEvent(tool_call=call, reasoning_signature=signature)
+
+
+# A piece of text, another event, a gate that the answer waits at, a refusal, or a message to be sent as it stands.
+Said = str | pb.Reasoning | pb.ToolCallEvent | pb.Grounding | pb.Logprobs | pb.Completed
+Step = Said | threading.Event | Refusal | pb.GenerateResponse
 
 
 def messages(*steps: Step) -> Iterator[pb.GenerateResponse | threading.Event | Refusal]:
@@ -55,12 +68,42 @@ def messages(*steps: Step) -> Iterator[pb.GenerateResponse | threading.Event | R
         match step:
             case str():
                 yield pb.GenerateResponse(sequence=sequence, text=step)
+            case pb.Reasoning():
+                yield pb.GenerateResponse(sequence=sequence, reasoning=step)
+            case pb.ToolCallEvent():
+                yield pb.GenerateResponse(sequence=sequence, tool_call=step)
+            case pb.Grounding():
+                yield pb.GenerateResponse(sequence=sequence, grounding=step)
+            case pb.Logprobs():
+                yield pb.GenerateResponse(sequence=sequence, logprobs=step)
             case pb.Completed():
                 yield pb.GenerateResponse(sequence=sequence, completed=step)
             case _:
                 yield step
                 continue
         sequence += 1
+
+
+def said(*steps: Said) -> list[pb.GenerateResponse]:
+    """The messages of an answer that waits for nothing."""
+    return [message for message in messages(*steps) if isinstance(message, pb.GenerateResponse)]
+
+
+# The first says nothing about itself; the second can do everything; the third is of a provider that knows fewer fields.
+MODELS = (
+    pb.Model(name="fake-1", default=True),
+    pb.Model(
+        name="fake-2",
+        provider="gcp.vertex_ai",
+        max_input_tokens=1_048_576,
+        max_output_tokens=65_535,
+        input_kinds=["text", "image", "pdf", "audio"],
+        thinking=True,
+        tools=True,
+        metadata=ParseDict({"region": "europe-north1"}, Struct()),
+    ),
+    pb.Model(name="fake-3", provider="openai", input_kinds=["text"], thinking=True, tools=False),
+)
 
 
 @dataclass
@@ -71,6 +114,8 @@ class FakeService(GenerationServiceServicer):
     # Ends it at once, calls and all.
     address: str = ""
     requests: list[pb.GenerateRequest] = field(default_factory=list)
+    counted: list[pb.CountTokensRequest] = field(default_factory=list)
+    refuses_to_count: Refusal | None = None
     deadlines: list[float | None] = field(default_factory=list)
     # Seconds that each call brought along.
     scripts: list[tuple[Step, ...]] = field(default_factory=list)
@@ -85,9 +130,11 @@ class FakeService(GenerationServiceServicer):
 
     def reset(self) -> Self:
         self.requests.clear()
+        self.counted.clear()
+        self.refuses_to_count = None
         self.deadlines.clear()
         self.scripts.clear()
-        self.models[:] = [pb.Model(name="fake-1", default=True), pb.Model(name="fake-2")]
+        self.models[:] = MODELS
         self.arrived.clear()
         self.cancelled.clear()
         return self
@@ -131,9 +178,11 @@ class FakeService(GenerationServiceServicer):
                     yield message
         finished.set()
 
-    def CountTokens(self, _: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not part of the play")
-        raise NotImplementedError
+    def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
+        self.counted.append(request)
+        if self.refuses_to_count is not None:
+            context.abort_with_status(self.refuses_to_count.status())
+        return pb.CountTokensResponse(total_tokens=42, model=request.model or "fake-1")
 
     def ListModels(self, _: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         if not self.models:

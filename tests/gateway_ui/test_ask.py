@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 import grpc
@@ -14,7 +15,8 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 
 from gateway_ui.ask import main
-from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+from gateway_ui.parts import inline, user
+from tests.gateway_ui.fake_service import FakeService, Refusal, completed, thought
 
 Ask = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -25,13 +27,16 @@ def ask(service: FakeService) -> Iterator[Ask]:
     running: list[subprocess.Popen[bytes]] = []
 
     def start(
-        *arguments: str, address: str = service.address, stdout: int = subprocess.PIPE
+        *arguments: str,
+        address: str = service.address,
+        stdout: int = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway_ui.ask", *arguments],
             stdin=subprocess.PIPE,
             stdout=stdout,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env={**os.environ, "TOKENWIRE_ADDRESS": address, "PYTHONUTF8": "1"},
         )
         running.append(process)
@@ -179,6 +184,63 @@ def test_stats_are_told_on_stderr(ask: Ask, service: FakeService) -> None:
     assert chunks == "2 chunks"
     assert rate.endswith(" tokens/s")
     assert usage == "5 tokens in, 7 out"
+
+
+def test_images_go_along_with_the_question(ask: Ask, service: FakeService, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    (tmp_path / "b.pdf").write_bytes(b"%PDF")
+    images = ["--image", str(tmp_path / "a.png"), "--image", str(tmp_path / "b.pdf")]
+    assert outcome(ask("What is this?", *images))[0] == 0
+    parts = [inline(b"\x89PNG", "image/png"), inline(b"%PDF", "application/pdf")]
+    assert service.requests == [pb.GenerateRequest(messages=[user(*parts, "What is this?")], config=GenerationConfig())]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.png", "none.png can't be read: No such file or directory.\n"),
+        ("photo", "photo: its name does not tell its type; one such as photo.png is wanted\n"),
+    ],
+)
+def test_an_image_that_is_none_is_a_wrong_command_line(
+    service: FakeService, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    (tmp_path / "photo").touch()
+    assert main(["x", "--address", service.address, "--image", str(tmp_path / name)]) == 2
+    assert capsys.readouterr().err.endswith(words)
+    assert not service.requests
+
+
+def test_thoughts_are_asked_for_and_told_on_stderr(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Let me "), thought("think."), "Base", "ball.", completed())
+    assert outcome(ask("x", "--thoughts")) == (0, "Baseball.\n", "Let me think.\n\n")
+    assert service.requests[0].config == GenerationConfig(include_thoughts=True)
+
+
+def test_thoughts_that_were_not_asked_for_are_not_shown(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Hm."), "Baseball.", completed())
+    assert outcome(ask("x")) == (0, "Baseball.\n", "")
+
+
+def test_in_json_thoughts_are_events_like_any_other(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Hm.", b"s"), "Baseball.", completed())
+    _, out, err = outcome(ask("x", "--thoughts", "--json"))
+    assert json.loads(out.splitlines()[1])["reasoning"] == {"text": "Hm.", "signature": "cw=="}
+    assert err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
+def test_in_a_terminal_thoughts_are_dimmed_and_command_nothing(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Hm\x1b[5m"), "ok", completed())
+    ours, theirs = os.openpty()
+    try:
+        process = ask("x", "--thoughts", stderr=theirs)
+        assert process.wait(30) == 0
+        shown = os.read(ours, 1000)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown == "\x1b[2mHm\N{REPLACEMENT CHARACTER}[5m\x1b[0m\r\n\r\n".encode()
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")

@@ -9,9 +9,17 @@ import grpc_testing
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.config_pb2 import GenerationConfig
+from tokenwire.v1.config_pb2 import (
+    HARM_BLOCK_THRESHOLD_OFF,
+    HARM_CATEGORY_HARASSMENT,
+    GenerationConfig,
+    SafetySetting,
+    Tool,
+    ToolChoice,
+)
+from tokenwire.v1.content_pb2 import ROLE_MODEL, Message
 
-from gateway_ui.client import Answer, Client, default_address, model, user
+from gateway_ui.client import Answer, Client, default_address, function, model, tool, tool_result, user
 from gateway_ui.errors import (
     BusyError,
     CallCancelledError,
@@ -21,7 +29,16 @@ from gateway_ui.errors import (
     TokenwireError,
     UnavailableError,
 )
-from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed, messages
+from tests.gateway_ui.fake_service import (
+    MODELS,
+    FakeService,
+    Refusal,
+    Running,
+    completed,
+    said,
+    thought,
+    tool_call,
+)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
 GENERATE = SERVICE.methods_by_name["Generate"]
@@ -55,10 +72,6 @@ def played() -> Played:
     return Played()
 
 
-def said(*steps: str | pb.Completed) -> list[pb.GenerateResponse]:
-    return [message for message in messages(*steps) if isinstance(message, pb.GenerateResponse)]
-
-
 # ---- the contract, with the fake channel as the server
 
 
@@ -83,6 +96,17 @@ def test_the_request_carries_what_was_asked(played: Played) -> None:
     assert not request.config.HasField("top_p")
 
 
+def test_the_request_carries_tools_safety_and_labels(played: Played) -> None:
+    weather = Tool(function_declarations=[function("weather", "Tells the weather.", {"type": "object"})])
+    must = ToolChoice(mode=ToolChoice.MODE_ANY, allowed_function_names=["weather"])
+    off = SafetySetting(category=HARM_CATEGORY_HARASSMENT, threshold=HARM_BLOCK_THRESHOLD_OFF)
+    played.client.generate("x", tools=[weather], tool_choice=must, safety_settings=[off], labels={"team": "a"})
+    _, request, _ = played.channel.take_unary_stream(GENERATE)
+    assert request == pb.GenerateRequest(
+        prompt="x", tools=[weather], tool_choice=must, safety_settings=[off], labels={"team": "a"}
+    )
+
+
 def test_without_a_config_none_is_sent(played: Played) -> None:
     played.client.generate("x")
     _, request, _ = played.channel.take_unary_stream(GENERATE)
@@ -98,6 +122,15 @@ def test_events_come_in_order_and_completed_is_the_last(played: Played) -> None:
 
 def test_text_gives_only_the_pieces_of_text(played: Played) -> None:
     assert list(played.answer(*said("Base", "ball.", completed())).text()) == ["Base", "ball."]
+
+
+def test_the_answer_is_the_models_turn_while_it_comes_and_afterwards(played: Played) -> None:
+    answer = played.answer(*said("Base", thought("Hm."), "ball.", completed()))
+    assert answer.message == Message(role=ROLE_MODEL)
+    next(answer.text())
+    assert answer.message == model("Base")
+    list(answer)
+    assert [part.WhichOneof("data") for part in answer.message.parts] == ["text", "reasoning", "text"]
 
 
 def test_an_event_of_a_newer_service_is_passed_on(played: Played) -> None:
@@ -309,7 +342,8 @@ def test_a_proxy_for_the_web_is_not_used_for_this_machine(
 
 
 def test_models_come_with_the_default_first(client: Client) -> None:
-    assert [(one.name, one.default) for one in client.models()] == [("fake-1", True), ("fake-2", False)]
+    assert client.models() == list(MODELS)
+    assert [one.default for one in client.models()] == [True, False, False]
 
 
 def test_models_raises_our_errors_too(client: Client, service: FakeService) -> None:
@@ -335,6 +369,37 @@ def test_a_wrong_field_is_named_with_what_is_wanted(client: Client, service: Fak
     ):
         list(answer)
     assert caught.value.violations[0].field == "config.temperature"
+
+
+def test_thoughts_and_tools_survive_a_round_trip(client: Client, service: FakeService) -> None:
+    service.will_answer(
+        thought("The weather "), thought("there.", b"s1"), "Let me look.", tool_call("weather", {"in": "Oslo"}, b"s2"),
+        completed(),
+    )  # fmt: skip
+    with client.generate("How is it in Oslo?") as answer:
+        events = list(answer)
+    call = events[-2].tool_call.tool_call
+    history = [user("How is it in Oslo?"), answer.message, tool(tool_result(call, {"sky": "blue"}))]
+    with client.generate(messages=history) as answer:
+        list(answer)
+    assert list(service.requests[1].messages) == history
+    thoughts, text, called = service.requests[1].messages[1].parts
+    assert (thoughts.reasoning, thoughts.reasoning_signature) == ("The weather there.", b"s1")
+    assert (text.text, text.reasoning_signature) == ("Let me look.", b"")
+    assert (called.tool_call, called.reasoning_signature) == (call, b"s2")
+
+
+def test_tokens_are_counted(client: Client, service: FakeService) -> None:
+    told = {"messages": [user("Hi"), model("Ho")], "system_instruction": "Be brief.", "model": "fake-2"}
+    declared = [Tool(function_declarations=[function("f", "Does it.")])]
+    assert client.count_tokens("x", **told, tools=declared) == 42  # type: ignore[arg-type]  # each in its place
+    assert service.counted == [pb.CountTokensRequest(prompt="x", **told, tools=declared)]  # type: ignore[arg-type]
+
+
+def test_counting_raises_our_errors_too(client: Client, service: FakeService) -> None:
+    service.refuses_to_count = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "EMPTY_PROMPT")
+    with pytest.raises(InvalidRequestError, match="no question"):
+        client.count_tokens()
 
 
 def test_the_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

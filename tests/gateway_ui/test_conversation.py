@@ -1,54 +1,110 @@
 import pytest
 from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_USER
+from tokenwire.v1.content_pb2 import Message
 
-from gateway_ui.conversation import STOPPED, Conversation, Exchange
+from gateway_ui.conversation import STOPPED, Conversation, Exchange, response
 from gateway_ui.meter import Meter
+from gateway_ui.parts import inline, model, struct, tool, tool_result, user
 from gateway_ui.pump import Arrival
 from gateway_ui.typewriter import Typewriter
-from tests.gateway_ui.fake_service import completed
+from tests.gateway_ui.fake_service import Said, completed, said, thought, tool_call
 
 
-def exchange(*texts: str, end: pb.Completed | None = None) -> Exchange:
+def exchange(
+    *steps: Said, end: pb.Completed | None = None, question: Message | None = None, model: str = ""
+) -> Exchange:
     """An exchange asked at 10 s, with a piece each second from then on."""
-    one = Exchange("Why?", Meter(asked_at=10))
+    one = Exchange(question or user("Why?"), pb.GenerateRequest(model=model), Meter(asked_at=10))
     at = 10.0
-    for at, text in enumerate(texts, 11):
-        one.saw(Arrival(pb.GenerateResponse(text=text), at))
+    for at, message in enumerate(said(*steps)[1:], 11):
+        one.saw(Arrival(message, at))
     if end is not None:
         one.saw(Arrival(pb.GenerateResponse(completed=end), at + 1))
         one.finish()
     return one
 
 
+def history(*exchanges: Exchange, model: str = "", then: Message | None = None) -> list[Message]:
+    return Conversation(list(exchanges)).history(model=model, then=then or user("And?"))
+
+
 # ---- the conversation
 
 
 def test_the_history_takes_turns() -> None:
-    talk = Conversation([exchange("One", " two.", end=completed()), exchange("Three.", end=completed())])
-    assert [(turn.role, turn.parts[0].text) for turn in talk.history()] == [
-        (ROLE_USER, "Why?"),
-        (ROLE_MODEL, "One two."),
-        (ROLE_USER, "Why?"),
-        (ROLE_MODEL, "Three."),
-    ]
+    first, second = exchange("One", " two.", end=completed()), exchange("Three.", end=completed())
+    assert history(first, second) == [user("Why?"), model("One two."), user("Why?"), model("Three.")]
 
 
 def test_a_question_without_an_answer_is_left_out_of_the_history() -> None:
     failed = exchange()
     failed.fail("The service is busy.")
     blank = exchange("\n", end=completed())
-    assert not list(Conversation([failed, blank]).history())
+    only_thought = exchange(thought("Hm."))
+    only_thought.stop()
+    assert not history(failed, blank, only_thought)
+
+
+def test_thoughts_go_back_to_the_model_that_had_them_with_their_signatures() -> None:
+    answered = exchange(thought("Hm.", b"s"), "All.", end=completed(), model="a")
+    assert history(answered, model="a")[1] == answered.turn.message
+    assert history(answered, model="b")[1] == model("All.")
+
+
+def test_tool_calls_go_back_with_their_results() -> None:
+    called = exchange("Let me see.", tool_call("f", {}, b"s", "c-1"), end=completed())
+    results = tool(tool_result(called.tool_calls[0], {"x": 1}))
+    assert history(called, then=results) == [user("Why?"), called.turn.message]
+    concluded = exchange("So it is.", end=completed(), question=results)
+    assert history(called, concluded) == [user("Why?"), called.turn.message, results, model("So it is.")]
+
+
+def test_tool_calls_that_nobody_answered_are_left_out() -> None:
+    called = exchange("Let me see.", tool_call("f", {}), end=completed())
+    silent = exchange(tool_call("f", {}), end=completed())
+    assert history(called, silent) == [user("Why?"), model("Let me see.")]
+    # Neither are those whose results led to nothing.
+    failed = exchange(question=tool(tool_result(called.tool_calls[0], {})))
+    failed.fail("The service is busy.")
+    assert history(called, failed) == [user("Why?"), model("Let me see.")]
+
+
+def test_another_models_tool_calls_lose_their_signatures() -> None:
+    called = exchange(tool_call("f", {"a": 1}, b"s"), end=completed(), model="a")
+    then = tool(tool_result(called.tool_calls[0], {}))
+    (part,) = history(called, model="b", then=then)[1].parts
+    assert (part.tool_call, part.reasoning_signature) == (called.tool_calls[0], b"")
+
+
+def test_a_question_that_holds_files_goes_back_whole() -> None:
+    question = user(inline(b"bytes", "image/png"), "What is this?")
+    assert history(exchange("Blue.", end=completed(), question=question))[0] == question
 
 
 def test_half_an_answer_stays_in_the_history() -> None:
     stopped = exchange("Half")
     stopped.stop()
-    assert [turn.parts[0].text for turn in Conversation([stopped]).history()] == ["Why?", "Half"]
+    assert history(stopped) == [user("Why?"), model("Half")]
 
 
 def test_a_piece_knows_when_it_came() -> None:
-    assert [(piece.text, piece.after) for piece in exchange("a", "b").pieces] == [("a", 1), ("b", 2)]
+    pieces = exchange(thought("a"), "b", tool_call("f", {"x": 2}), "c").pieces
+    assert [(piece.kind, piece.text, piece.after) for piece in pieces] == [
+        ("thought", "a", 1),
+        ("text", "b", 2),
+        ("tool call", '{\n  "x": 2\n}', 3),
+        ("text", "c", 4),
+    ]
+
+
+def test_text_and_thoughts_are_told_apart() -> None:
+    one = exchange(thought("I "), thought("think."), "All", " of it.")
+    assert (one.thoughts, one.text) == ("I think.", "All of it.")
+
+
+def test_the_model_is_named_by_whom_it_was_asked_of_until_it_says_so_itself() -> None:
+    assert exchange(model="a").model == "a"
+    assert exchange("x", end=completed()).model == "fake-1"
 
 
 def test_a_complete_answer_has_no_problem() -> None:
@@ -76,11 +132,41 @@ def test_an_empty_answer_says_so() -> None:
     assert exchange(end=completed()).problem == "The answer is empty."
 
 
+def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:
+    assert exchange(tool_call("f", {}), end=completed()).problem == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"sky": "blue"}', {"sky": "blue"}),
+        ("[1, 2]", {"result": [1, 2]}),
+        ("7 degrees", {"result": "7 degrees"}),
+        ("", {"result": ""}),
+        # What isn't JSON, though Python would read it.
+        ("NaN", {"result": "NaN"}),
+    ],
+)
+def test_a_persons_words_are_a_tools_response(text: str, wanted: dict[str, object]) -> None:
+    assert response(text) == wanted
+    assert struct(response(text)) == struct(wanted)
+
+
 # ---- its figures
 
 
 def test_while_nothing_has_come_the_wait_is_told() -> None:
     assert list(exchange().meter.figures(12.5)) == ["waiting 2.5 s"]
+
+
+def test_while_only_thoughts_have_come_that_is_told() -> None:
+    assert list(exchange(thought("Hm.")).meter.figures(12.5)) == ["thinking 2.5 s"]
+
+
+def test_cached_tokens_are_told() -> None:
+    end = completed()
+    end.usage.cached_tokens = 3
+    assert list(exchange("a", end=end).meter.figures())[-1] == "5 tokens in (3 cached), 7 out"
 
 
 def test_while_it_runs_characters_are_counted() -> None:

@@ -14,9 +14,11 @@ import grpc
 import pytest
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 import gateway_ui
 from gateway_ui.__main__ import main
+from gateway_ui.parts import Turn
 from tests.browser import free_port, wait_for_port
 from tests.gateway_ui.fake_service import FakeService, Refusal
 
@@ -118,7 +120,8 @@ def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(script: AppTe
     service.will_answer(threading.Event())
 
     class Broken:
-        text = ""
+        asked = GenerateRequest()
+        turn = Turn()
 
         @property
         def question(self) -> str:

@@ -1,0 +1,193 @@
+"""The page's drawer: which model, and only what that model can take. What is unset isn't sent."""
+
+import html
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+from google.protobuf.json_format import ParseDict, ParseError
+from tokenwire.v1.config_pb2 import GenerationConfig, Tool
+from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
+
+from gateway_ui.parts import struct
+
+_ARTICLE_SECONDS_PER_LETTER = 0.02
+
+_MOST = 2**31 - 1
+# What an int32 holds.
+
+_DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the sidebar says."""
+
+    request: GenerateRequest
+    # Model, system instruction, settings and tools, to be asked with.
+    trouble: str
+    # What is wrong with one of them, in words for a person; empty: nothing.
+    borders: bool
+    seconds_per_letter: float
+    # 0: as it comes.
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A setting that is a number: its name in GenerationConfig, its label and its range."""
+
+    name: str
+    label: str
+    least: float
+    most: float
+    step: float
+    help: str
+
+
+# In pairs, as they stand beside each other.
+_NUMBERS = (
+    _Number("temperature", "Temperature", 0.0, 2.0, 0.1, "Lower is more predictable."),
+    _Number("top_p", "Top P", 0.01, 1.0, 0.05, "Samples from the most probable tokens that make up this share."),
+    _Number("top_k", "Top K", 1, 1000, 1, "Samples from so many of the most probable tokens."),
+    _Number("seed", "Seed", -_MOST, _MOST, 1, "The same seed and question give the same answer, as far as possible."),
+    _Number("max_output_tokens", "Longest answer", 1, _MOST, 1, "In tokens, thoughts included."),
+    _Number("thinking_budget", "Thinking budget", -1, _MOST, 1, "In tokens. 0: no thinking. -1: the model decides."),
+    _Number("presence_penalty", "Presence penalty", -2.0, 1.99, 0.1, "Above 0: rather says something new."),
+    _Number("frequency_penalty", "Frequency penalty", -2.0, 1.99, 0.1, "Above 0: repeats itself less."),
+)
+
+# OpenAI's API has no such fields, so the service refuses them for its models.
+_NOT_OF_OPENAI = {"top_k", "thinking_budget", "include_thoughts"}
+_OF_THINKERS = {"thinking_budget", "include_thoughts"}
+
+
+def chosen(models: Iterable[Model]) -> Model:
+    """Give the model that the picker shows, also before it is drawn; one without a name where none is on offer."""
+    offered = {model.name: model for model in models}
+    return offered.get(st.session_state.get("model", ""), next(iter(offered.values()), Model()))
+
+
+def drawer(models: list[Model]) -> Choices:
+    """Draw it."""
+    model = chosen(models)
+    st.selectbox(
+        "Model", [one.name for one in models], key="model", disabled=not models, placeholder="the service's default"
+    )
+    st.html(f'<div class="tw-about">{"".join(f"<div>{html.escape(line)}</div>" for line in _about(model))}</div>')
+    system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
+    problems: list[str] = []
+    with st.expander("Settings", key="settings"):
+        config = GenerationConfig(**_numbers(model))
+        _thinking(model, config)
+        config.stop_sequences.extend(_stop_sequences())
+        _form_of_answer(config, problems)
+        tools = _tools(problems) if model.tools else []
+    borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
+    smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
+    pace = _pace() if smooth else 0.0
+    request = GenerateRequest(model=model.name, system_instruction=system.strip(), tools=tools)
+    if config.ListFields():
+        request.config.CopyFrom(config)
+    return Choices(request, " ".join(problems), borders, pace)
+
+
+def _about(model: Model) -> Iterator[str]:
+    """What a model can take, line by line; nothing of what isn't known."""
+    able = [f"Takes {', '.join(model.input_kinds)}"] if model.input_kinds else []
+    yield " · ".join([*able, *["thinks"] * model.thinking, *["calls tools"] * model.tools])
+    limits = ((model.max_input_tokens, "in"), (model.max_output_tokens, "out"))
+    known = [f"{limit:,} {way}" for limit, way in limits if limit]
+    yield f"Tokens: {', '.join(known)}" if known else ""
+    said = [f"{name}: {value}" for name, value in sorted(model.metadata.items()) if isinstance(value, str)]
+    yield " · ".join([*filter(None, [model.provider]), *said])
+
+
+def _takes(model: Model, name: str) -> bool:
+    if name in _OF_THINKERS and not model.thinking:
+        return False
+    return "openai" not in model.provider or name not in _NOT_OF_OPENAI
+
+
+def _numbers(model: Model) -> dict[str, Any]:
+    numbers = [one for one in _NUMBERS if _takes(model, one.name)]
+    values = {}
+    for left in range(0, len(numbers), 2):
+        for column, one in zip(st.columns(2, vertical_alignment="bottom"), numbers[left : left + 2], strict=False):
+            values[one.name] = column.number_input(
+                one.label,
+                one.least,
+                one.most,
+                value=None,
+                step=one.step,
+                key=one.name,
+                help=one.help,
+                placeholder=f"{model.max_output_tokens:,}"
+                if one.name == "max_output_tokens" and model.max_output_tokens
+                else _DEFAULT,
+            )
+    return values
+
+
+def _thinking(model: Model, config: GenerationConfig) -> None:
+    if _takes(model, "include_thoughts") and st.toggle("Show the thoughts", key="thoughts"):
+        config.include_thoughts = True
+
+
+def _stop_sequences() -> list[str]:
+    return st.multiselect(
+        "Stop sequences",
+        options=[],
+        key="stops",
+        accept_new_options=True,
+        max_selections=5,
+        placeholder="none",
+        help="The answer ends before the first of these.",
+    )
+
+
+def _form_of_answer(config: GenerationConfig, problems: list[str]) -> None:
+    if not st.toggle("Answer in JSON", key="json"):
+        return
+    config.response_mime_type = "application/json"
+    text = st.text_area("JSON schema", key="schema", placeholder='{"type": "object", "properties": {...}}', height=110)
+    if text.strip():
+        try:
+            config.response_schema.CopyFrom(struct(_object(text)))
+        except ValueError as error:
+            _complain(problems, f"The JSON schema can't be read: {error}")
+
+
+def _tools(problems: list[str]) -> list[Tool]:
+    text = st.text_area(
+        "Tools",
+        key="tools",
+        placeholder='[{"name": "weather", "description": "...", "parameters": {...}}]',
+        help="Functions that the model may ask for, as JSON. Nothing runs them but you.",
+        height=110,
+    )
+    if not text.strip():
+        return []
+    try:
+        declared = json.loads(text)
+        return [ParseDict({"function_declarations": declared if isinstance(declared, list) else [declared]}, Tool())]
+    except (ValueError, ParseError) as error:
+        _complain(problems, f"The tools can't be read: {error}")
+        return []
+
+
+def _object(text: str) -> dict[str, object]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object, such as {...}")  # noqa: TRY004  # as the parser's own errors
+    return value
+
+
+def _complain(problems: list[str], problem: str) -> None:
+    problems.append(problem if problem.endswith(".") else f"{problem}.")
+    st.html(f'<div class="tw-problem" role="alert">{html.escape(problems[-1])}</div>')
+
+
+def _pace() -> float:
+    return st.slider("Seconds per letter", 0.005, 0.1, _ARTICLE_SECONDS_PER_LETTER, 0.005, key="pace", format="%.3f")

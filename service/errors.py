@@ -121,7 +121,7 @@ class ModelNotFound(TokenwireError):
 
 
 class NotServed(TokenwireError):
-    """The RPC is in the contract but not served yet."""
+    """The model's provider has no such call."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_SERVED"

@@ -18,6 +18,11 @@ STOP_SECONDS = 10  # for a child to end by itself before it is killed
 START_SECONDS = 180  # for one to begin to answer, on a slow machine under load
 
 
+# Whoever lists the models of the demo shall be told what this one really takes.
+MODEL = "smollm2-135m"
+WHAT_IT_TAKES = "input_kinds=text&tools=false&thinking=false&max_input_tokens=2048&max_output_tokens=2048"
+
+
 class DemoError(Exception):
     """The demo can't go on; the message says why."""
 
@@ -56,8 +61,10 @@ def _demo(question: str, *, once: bool) -> int:
     begin = time.monotonic()
     vertex_port, port, page_port = _port(8087), _port(50051), _port(8501)
     with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:
+        upstream = f"127.0.0.1:{vertex_port}"
         children.start(
-            "service", "serve", "--host", "127.0.0.1", "--port", str(port), "--emulator", f"127.0.0.1:{vertex_port}"
+            *("service", "serve", "--host", "127.0.0.1", "--port", str(port), "--emulator", upstream),
+            *("--model", MODEL, "--models", f"{MODEL}=vertex:smollm2-135m-instruct?{WHAT_IT_TAKES}"),
         )
         children.start("local model", "emulator", "--port", str(vertex_port))
         children.wait("Loading the local model", lambda: _listens(vertex_port))

@@ -1,6 +1,6 @@
 """The server over each provider's real library, over a local upstream that speaks its protocol and plays a script."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +62,19 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
     """`await open_provider("openai", **settings)`."""
     async with AsyncExitStack() as stack:
 
-        async def start(provider: str, *, line: str = "", **settings: Any) -> Upstream:
+        async def start(provider: str, *, line: str = "", environ: Mapping[str, str] = {}, **settings: Any) -> Upstream:
             rest = str(emulator.rest_address)
-            (offer,) = offers((line or LINES[provider]).format(rest=rest))
-            environ = {"OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "k"}
+            line = line or LINES[provider].format(rest=rest)
+            (offer,) = offers(line)
             told = Settings.load(
-                ["--model", offer.name, "--models", (line or LINES[provider]).format(rest=rest)],
-                environ | {"VERTEX_EMULATOR_HOST": emulator.address, "VERTEX_EMULATOR_REST_HOST": rest},
+                ["--model", offer.name, "--models", line],
+                {
+                    "OPENAI_API_KEY": "k",
+                    "AZURE_OPENAI_API_KEY": "k",
+                    "VERTEX_EMULATOR_HOST": emulator.address,
+                    "VERTEX_EMULATOR_REST_HOST": rest,
+                    **environ,
+                },
                 prog="tokenwire serve",
             )
             providers.imported(told)

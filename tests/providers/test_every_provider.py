@@ -22,6 +22,7 @@ from vertex_emulator.script import (
     end,
     function_call,
     headers,
+    logprobs,
     message_bytes,
     silence,
     status,
@@ -319,3 +320,14 @@ async def test_what_chat_completions_has_no_word_for_is_refused_by_name(
     error = await failing(upstream, **OPENAI_LACKS[path])
     assert {one.field for one in detail(error, BadRequest).field_violations} == {path}
     assert not upstream.emulator.calls
+
+
+async def test_log_probabilities_come_back_behind_their_text(upstream: Upstream) -> None:
+    upstream.emulator.script.play(answer(logprobs(("Ye", -0.25, {"Ye": -0.25, "No": -1.5}), ("s", -0.5))))
+    messages = await upstream.ask(config={"response_logprobs": True, "logprobs": 2})
+    assert "".join(message.text for message in messages) == "Yes"
+    tokens = [token for message in messages for token in message.logprobs.tokens]
+    assert [(one.token, one.log_probability) for one in tokens] == [("Ye", -0.25), ("s", -0.5)]
+    assert [(one.token, one.log_probability) for one in tokens[0].alternatives] == [("Ye", -0.25), ("No", -1.5)]
+    config = upstream.call.request.generation_config  # type: ignore[union-attr] # it generated
+    assert (config.response_logprobs, config.logprobs) == (True, 2)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -44,10 +45,12 @@ class Attempts:
             self.open -= 1
 
 
-async def collect(model: Attempts, policy: Policy = NO_PAUSE, *, seconds: float = 60, jitter: float = 0) -> list[Event]:
+async def collect(
+    model: Attempts, policy: Policy = NO_PAUSE, *, seconds: float = 60, jitter: float = 0, prompt: Prompt = PROMPT
+) -> list[Event]:
     retrying = Retrying(model, policy, jitter=lambda _, most: most * jitter)
     deadline = asyncio.get_running_loop().time() + seconds
-    async with retrying.stream(PROMPT, deadline=deadline) as events:
+    async with retrying.stream(prompt, deadline=deadline) as events:
         return [event async for event in events]
 
 
@@ -172,7 +175,7 @@ async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests(fall
     deadline = asyncio.get_running_loop().time() + 60
     for _ in range(requests):
         with pytest.raises(errors.UpstreamUnavailable):
-            async with retrying.stream(PROMPT, deadline=deadline) as events:
+            async with retrying.stream(prompt, deadline=deadline) as events:
                 await anext(events)
     assert requests <= len(model.asked) <= 1.1 * requests
 
@@ -185,3 +188,11 @@ def test_a_budget_recovers_with_successes() -> None:
     assert not budget.allows
     budget.success()
     assert budget.allows
+
+
+async def test_a_fallback_that_could_not_take_the_whole_prompt_is_not_asked() -> None:
+    model = Attempts([AWAY], ANSWER)
+    model.cards = [Card(name="first", provider="p"), Card(name="second", provider="q", lacks=frozenset({"labels"}))]
+    with pytest.raises(errors.UpstreamUnavailable):
+        await collect(model, Policy(max_attempts=1, fallback="second"), prompt=replace(PROMPT, labels={"a": "b"}))
+    assert model.asked == ["first"]

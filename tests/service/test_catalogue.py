@@ -1,0 +1,83 @@
+"""Several providers in one server: each prompt goes to the one that offers its model."""
+
+import asyncio
+import sys
+
+import pytest
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from service import providers
+from service.catalogue import Catalogue
+from service.config import Settings
+from service.model import Card, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
+from service.offers import offers
+from tests.conftest import Serve
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer
+
+FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+
+
+def fake(name: str, text: str, tokens: int) -> FakeModel:
+    return FakeModel([Started(name), Text(text), FINISHED], cards=[Card(name=name, provider="p")], tokens=tokens)
+
+
+async def test_each_prompt_is_asked_of_whom_it_names(serve: Serve) -> None:
+    first, second = fake("a", "from a", 1), fake("b", "from b", 2)
+    served = await serve(Catalogue([second, first], order=["a", "b"]))
+    listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
+    assert [(one.name, one.default) for one in listed] == [("a", True), ("b", False)]
+    assert (await served.ask())[1].text == "from a"
+    assert (await served.ask(model="b"))[1].text == "from b"
+    counted = await served.stub.CountTokens(pb.CountTokensRequest(prompt="hi", model="b"))
+    assert counted.total_tokens == 2
+    assert [len(model.asked) for model in (first, second)] == [1, 2]
+
+
+async def test_models_of_several_providers_answer_in_one_server(serve: Serve) -> None:
+    async with Emulator(rest_port=0) as emulator:
+        emulator.script.play(default=answer("hello", uses=0))
+        line = f"g=genai:gemini-2.5-flash,v=vertex:gemini-2.5-pro?location=global,o=openai:gpt?base_url=http://{emulator.rest_address}/v1"
+        places = {"VERTEX_EMULATOR_HOST": emulator.address, "VERTEX_EMULATOR_REST_HOST": str(emulator.rest_address)}
+        settings = Settings.load(["--model", "g", "--models", line], places, prog="tokenwire serve")
+        await asyncio.to_thread(providers.imported, settings)
+        async with providers.opened(settings) as model:
+            served = await serve(model)
+            for name in ("g", "v", "o"):
+                assert (await served.ask(model=name))[1].text == "hello"
+        names = [call.request.model.rpartition("/")[2] for call in emulator.calls if call.request is not None]
+        assert names == ["gemini-2.5-flash", "gemini-2.5-pro", "gpt"]
+        assert [call.transport for call in emulator.calls] == ["rest", "grpc", "openai"]
+        request = emulator.calls[1].request
+        assert request is not None
+        assert "/locations/global/" in request.model
+
+
+@pytest.mark.parametrize(
+    ("provider", "library", "extra"),
+    [("openai", "langchain_openai", "openai"), ("genai", "langchain_google_genai", "genai")],
+)
+def test_a_provider_whose_library_is_missing_says_what_to_install(
+    provider: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, f"service.{provider}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    settings = Settings(model="m", models=offers(f"m={provider}:x"))
+    with pytest.raises(providers.MissingExtra) as caught:
+        providers.imported(settings)
+    assert str(caught.value).endswith(f"models of {provider} need: pip install 'tokenwire[{extra}]'")
+
+
+IMAGE = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),), labels={"team": "a"})
+
+
+@pytest.mark.parametrize(
+    ("card", "takes"),
+    [
+        (Card(name="second", provider="p"), True),
+        (Card(name="second", provider="p", lacks=frozenset({"labels"})), False),
+        (Card(name="second", provider="p", lacks=frozenset({"config.top_k"})), True),
+    ],
+)
+def test_a_card_knows_what_its_model_could_be_asked(card: Card, takes: bool) -> None:
+    assert card.takes(IMAGE) == takes

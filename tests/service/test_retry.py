@@ -175,7 +175,7 @@ async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests(fall
     deadline = asyncio.get_running_loop().time() + 60
     for _ in range(requests):
         with pytest.raises(errors.UpstreamUnavailable):
-            async with retrying.stream(prompt, deadline=deadline) as events:
+            async with retrying.stream(PROMPT, deadline=deadline) as events:
                 await anext(events)
     assert requests <= len(model.asked) <= 1.1 * requests
 

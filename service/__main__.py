@@ -56,7 +56,7 @@ def _alone(settings: Settings) -> int:
             yield model
 
     tell = _Tell(settings)
-    asyncio.run(process.serve(settings, open_model, listening=tell.listening, ready=tell.ready))
+    process.run(process.serve(settings, open_model, listening=tell.listening, ready=tell.ready))
     return 0
 
 
@@ -79,7 +79,7 @@ def _together(settings: Settings, count: int) -> int:
         os.close(one_ready)
         # A byte from each worker; fewer come if they end before.
         wait = partial(asyncio.to_thread, _read, all_ready, count)
-        if len(asyncio.run(process.greet(settings, wait, tell.listening))) == count:
+        if len(process.run(process.greet(settings, wait, tell.listening))) == count:
             tell.ready()
         return 0
 
@@ -87,7 +87,7 @@ def _together(settings: Settings, count: int) -> int:
         slots.join(worker)
         ready = partial(_write, one_ready)
         try:
-            asyncio.run(process.serve(settings, partial(_model, settings), slots=slots, ready=ready))
+            process.run(process.serve(settings, partial(_model, settings), slots=slots, ready=ready))
         except SettingError as error:
             log.say("worker %d: %s", worker, error)
             return EXIT_SETTING

@@ -37,25 +37,36 @@ Handler = Callable[[Any, "grpc.aio.ServicerContext[Any, Any]"], Awaitable[Any]]
 class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler of our own services; health and reflection keep their own ways."""
 
+    def __init__(self) -> None:
+        self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        """By method, those that have been asked for."""
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wrap the handler, if there is one: an unknown method is answered by gRPC itself."""
-        handler: Any = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/tokenwire."):
-            return handler  # type: ignore[no-any-return] # grpc's handlers are untyped tuples
-        kind = "unary_stream" if handler.response_streaming else "unary_unary"
-        method = handler_call_details.method.rpartition("/")[2]
-        wrapped = _guarded(getattr(handler, kind), handler.request_deserializer, method)
-        # To gRPC the request is a stream as well: of one message, which is ours to read.
-        make = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.response_streaming
-            else grpc.stream_unary_rpc_method_handler
-        )
-        return make(wrapped, response_serializer=handler.response_serializer)
+        method = handler_call_details.method
+        if method in self._guarded:
+            return self._guarded[method]
+        handler = await continuation(handler_call_details)
+        if handler is None or not method.startswith("/tokenwire."):
+            return handler
+        self._guarded[method] = _wrapped(handler, method.rpartition("/")[2])
+        return self._guarded[method]
+
+
+def _wrapped(handler: Any, method: str) -> "grpc.RpcMethodHandler[Any, Any]":
+    behaviour = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    # To gRPC the request is a stream as well: of one message, which is ours to read.
+    make: Any = (
+        grpc.stream_stream_rpc_method_handler if handler.response_streaming else grpc.stream_unary_rpc_method_handler
+    )
+    made: grpc.RpcMethodHandler[Any, Any] = make(
+        _guarded(behaviour, handler.request_deserializer, method), response_serializer=handler.response_serializer
+    )
+    return made
 
 
 def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> Handler:

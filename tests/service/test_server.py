@@ -136,7 +136,7 @@ async def test_a_port_in_use_is_told_with_what_to_set(serve: Serve) -> None:
 
 
 async def test_a_request_far_beyond_the_limit_is_refused_and_the_next_one_served(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), max_prompt_bytes=1000)
+    served = await serve(FakeModel(HELLO), max_prompt_bytes=1000, max_inline_bytes=1000)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask("x" * 5_000_000)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

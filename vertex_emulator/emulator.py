@@ -126,12 +126,13 @@ class Emulator:
     async def _open_door(self, wanted: int) -> None:
         # Here, because who wants gRPC alone needn't have uvicorn.
         try:
-            from vertex_emulator import rest  # noqa: PLC0415
+            from vertex_emulator import openai, rest  # noqa: PLC0415
             from vertex_emulator.door import Door  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise MindError(f"HTTP needs {error.name}: pip install 'tokenwire[local]', or serve gRPC alone") from error
 
-        door = self._door = Door([(rest.PATH, rest.Rest(self.mind, self._log))], rest.lost)
+        google, others = rest.Rest(self.mind, self._log), openai.OpenAI(self.mind, self._log)
+        door = self._door = Door([(rest.PATH, google), (openai.PATH, others)], rest.lost)
         with self._taking(wanted, OSError):
             port = await door.start(self._host, 0 if self._with_relay else wanted)
             if self._with_relay:

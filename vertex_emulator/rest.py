@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import grpc
-from google.protobuf import any_pb2, empty_pb2, json_format
-from google.protobuf.message import DecodeError, Message
-from google.protobuf.unknown_fields import UnknownFieldSet
+from google.protobuf import any_pb2, json_format
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
 from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator.calls import MAX_REQUEST_BYTES, Call, CallLog, Request
-from vertex_emulator.door import Exchange, HttpReply, recorded
+from vertex_emulator.door import HTTP_STATUS, Exchange, HttpReply, recorded
 from vertex_emulator.mind import Mind, VertexError
-from vertex_emulator.pieces import merge
+from vertex_emulator.pieces import Opened, merge
 
 PATH = re.compile(
     r"/(?P<version>v1|v1beta1)/"
@@ -28,35 +27,12 @@ PATH = re.compile(
     r":(?P<verb>streamGenerateContent|generateContent|countTokens)"
 )
 
-# google/rpc/code.proto has this table.
-HTTP_STATUS: Mapping[grpc.StatusCode, int] = {
-    grpc.StatusCode.CANCELLED: 499,
-    grpc.StatusCode.UNKNOWN: 500,
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.ALREADY_EXISTS: 409,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.FAILED_PRECONDITION: 400,
-    grpc.StatusCode.ABORTED: 409,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.INTERNAL: 500,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DATA_LOSS: 500,
-}
-
 JSON = ("content-type", "application/json; charset=UTF-8")
 EVENTS = ("content-type", "text/event-stream")
 
 # Valid in JSON as they are, but Python's str.splitlines, and with it httpx, takes each for the end of a line. Google
 # writes them as escapes.
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x7F, 0x85, 0x2028, 0x2029)}
-
-# The fields on the way to the first text of a response: candidates, content, parts, text.
-TEXT_PATH = (2, 2, 2, 1)
 
 R = TypeVar("R", pb.GenerateContentRequest, pb.CountTokensRequest)
 
@@ -294,34 +270,8 @@ def printed(message: Message) -> bytes:
 
 def encoded(message: bytes) -> bytes:
     """A serialized response in JSON. Text that is no valid UTF-8 stays so, and so does what is no response at all."""
-    try:
-        return printed(pb.GenerateContentResponse.FromString(message))
-    except DecodeError:
-        pass
-    try:
-        return _with_raw_text(message)
-    except (DecodeError, StopIteration):
-        return message
-
-
-def _with_raw_text(message: bytes) -> bytes:
-    # Unknown fields aren't checked for UTF-8, so the text can be had through an empty message.
-    text = message
-    for number in TEXT_PATH:
-        fields = UnknownFieldSet(empty_pb2.Empty.FromString(text))
-        text = next(fields[at].data for at in range(len(fields)) if fields[at].field_number == number)
-    response = pb.GenerateContentResponse.FromString(message.replace(text, b"?" * len(text)))
-    mark = "the text's place"
-    response.candidates[0].content.parts[0].text = mark
-    return printed(response).replace(json.dumps(mark).encode(), b'"' + _raw(text) + b'"')
-
-
-def _raw(text: bytes) -> bytes:
-    try:
-        # What JSON can say with escapes it says so: a lone surrogate.
-        return json.dumps(text.decode("utf-8", "surrogatepass"))[1:-1].encode()
-    except UnicodeDecodeError:
-        return text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    opened = Opened.of(message)
+    return message if opened is None else opened.put_back(printed(opened.response))
 
 
 def _timeout(exchange: Exchange) -> float | None:

@@ -114,6 +114,24 @@ class SmolLM2:
         """Tokens it has written since it was started."""
         return self._generated_before + sum(generation.generated for generation in self._generations)
 
+    @property
+    def openai_base_url(self) -> str:
+        """Of llama.cpp's own server, which speaks OpenAI's protocol: http://127.0.0.1:PORT/v1. Once it is started.
+
+        Its callers have to leave before `stop`, which waits for them for up to 30 seconds and lets nothing else run.
+        """
+        return f"{self._server.listening_address}/v1"
+
+    @property
+    def openai_api_key(self) -> str:
+        """What that server wants; made anew for each object."""
+        return self._api_key
+
+    async def busy_slots(self) -> int:
+        """Slots of llama.cpp that are at work, whichever way the call came: ours, or over its own server."""
+        slots = await asyncio.to_thread(self._ask, "GET", "/slots")
+        return sum(slot["is_processing"] for slot in slots)
+
     # ---- the mind ------------------------------------------------------------------------------------------------
 
     async def start(self, *, relay: bool) -> None:
@@ -152,9 +170,9 @@ class SmolLM2:
         del reply  # nothing to say meanwhile
         assert isinstance(call.request, pb.CountTokensRequest)
         messages = conversation(call.request)
-        prompt = await asyncio.to_thread(self._post, "/apply-template", {"messages": messages})
+        prompt = await asyncio.to_thread(self._ask, "POST", "/apply-template", {"messages": messages})
         body = {"content": prompt["prompt"], "parse_special": True}
-        counted = await asyncio.to_thread(self._post, "/tokenize", body)
+        counted = await asyncio.to_thread(self._ask, "POST", "/tokenize", body)
         total = len(counted["tokens"])
         return pb.CountTokensResponse(
             total_tokens=total,
@@ -180,20 +198,21 @@ class SmolLM2:
         params.warmup = False
         params.verbosity = 0  # prompts are nobody's business, and standard error is ours
         params.ui = False
-        params.endpoint_slots = False
-        # It also listens on a port of its own on 127.0.0.1, which is for our tokenizer calls alone.
+        params.endpoint_slots = True
+        params.model_alias = {MODEL_VERSION}  # else its answers name the file
+        # It also listens on a port of its own on 127.0.0.1: for our tokenizer calls, and for OpenAI's protocol.
         params.api_keys = [self._api_key]
         try:
             return xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             raise MindError(f"can't load the model from {path}: {error}") from error
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         address = self._server.listening_address.removeprefix("http://")
         connection = http.client.HTTPConnection(address, timeout=30)
         try:
             headers = {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"}
-            connection.request("POST", path, json.dumps(body), headers)
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             response = connection.getresponse()
             answer = json.loads(response.read())
         finally:

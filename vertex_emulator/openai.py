@@ -1,0 +1,194 @@
+"""OpenAI's chat completions protocol, on the HTTP port: as OpenAI serves it, and under Azure's paths.
+
+A script answers in OpenAI's form. Where SmolLM2 answers, the bytes pass to and from llama.cpp's own OpenAI server.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+
+import grpc
+import httpx
+
+from vertex_emulator import chat_completions as words
+from vertex_emulator.calls import Call, CallLog
+from vertex_emulator.door import HTTP_STATUS, Exchange, HttpReply, recorded
+from vertex_emulator.mind import Mind, VertexError
+from vertex_emulator.pieces import Opened, merge
+from vertex_emulator.smollm2 import SmolLM2
+
+PATH = re.compile(
+    r"/(?:openai/)?(?P<version>v1)/chat/completions|/openai/deployments/(?P<deployment>[^/]+)/chat/completions"
+)
+
+JSON = ("content-type", "application/json")
+EVENTS = ("content-type", "text/event-stream; charset=utf-8")
+
+CODES = {400: grpc.StatusCode.INVALID_ARGUMENT} | {
+    status: code for code, status in HTTP_STATUS.items() if status not in {400, 409, 500}
+}
+
+
+class OpenAI:
+    """Answers the calls that come in OpenAI's protocol."""
+
+    def __init__(self, mind: Mind, calls: CallLog) -> None:
+        self._mind = mind
+        self._calls = calls
+
+    async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
+        body: words.Json = {}
+        request = trouble = None
+        try:
+            body = words.read(exchange.body)
+            request = words.asked(body, found["deployment"] or body.get("model", ""))
+        except VertexError as error:
+            trouble = error
+        streams = body.get("stream") is True
+        call = self._calls.begin(
+            "StreamGenerateContent" if streams else "GenerateContent",
+            found["version"] or exchange.query.get("api-version", ""),
+            request,
+            exchange.headers,
+            None,
+            transport="openai",
+            body=exchange.body,
+        )
+        if isinstance(self._mind, SmolLM2):
+            await _Passing(self._mind, self._calls, call, exchange).run()
+            return
+        options = body.get("stream_options")
+        usage = isinstance(options, dict) and options.get("include_usage") is True
+        answer = words.Answer(call.model, usage=usage, azure=found["deployment"] is not None)
+        reply = (_Chunks if streams else _Whole)(self._calls, call, exchange, answer)
+
+        async def say() -> None:
+            if trouble is not None:
+                raise trouble
+            await self._mind.generate(call, reply)
+            await reply.complete()
+
+        await recorded(self._calls, call, say, reply.refuse)
+        await reply.finish()
+
+
+class _Reply(HttpReply):
+    content_type = EVENTS
+
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: words.Answer) -> None:
+        super().__init__(log, call, exchange)
+        self._answer = answer
+        self._rest = b""
+        # what the caller gets with the end of the answer
+
+    async def headers(self, metadata: Mapping[str, str]) -> None:
+        await self._exchange.begin(200, [self.content_type, *metadata.items()])
+
+    async def write(self, message: bytes) -> None:
+        raise NotImplementedError
+
+    async def complete(self) -> None:
+        """Say what comes after the mind's last word."""
+
+    async def refuse(self, error: VertexError) -> None:
+        self._rest = json.dumps(words.told(error)).encode()
+        if not self._exchange.begun:
+            headers = [JSON, *words.retry_headers(error), *error.trailing_metadata.items()]
+            await self._exchange.begin(HTTP_STATUS[error.code], headers)
+        else:
+            self._rest = self.in_the_middle(self._rest)
+
+    def in_the_middle(self, data: bytes) -> bytes:
+        return data
+
+    async def finish(self) -> None:
+        await self._exchange.end(self._rest)
+
+
+class _Chunks(_Reply):
+    async def write(self, message: bytes) -> None:
+        opened = Opened.of(message)
+        if opened is None:
+            data = event(message)
+        else:
+            data = b"".join(
+                event(opened.put_back(json.dumps(chunk).encode())) for chunk in self._answer.chunks(opened.response)
+            )
+        await self._begin()
+        await self._exchange.write(data)
+        self._log.sent(self._call)
+
+    async def complete(self) -> None:
+        await self._begin()
+        chunks = b"".join(event(json.dumps(chunk).encode()) for chunk in self._answer.last())
+        self._rest = chunks + event(b"[DONE]")
+
+    def in_the_middle(self, data: bytes) -> bytes:
+        return event(data)
+
+    async def _begin(self) -> None:
+        if not self._exchange.begun:
+            await self.headers({})
+
+
+class _Whole(_Reply):
+    content_type = JSON
+
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: words.Answer) -> None:
+        super().__init__(log, call, exchange, answer)
+        self._pieces: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self._pieces.append(message)
+
+    async def complete(self) -> None:
+        message = merge(self._pieces)
+        opened = Opened.of(message)
+        whole = self._answer.whole(opened.response) if opened is not None else None
+        if not self._exchange.begun:
+            await self.headers({})
+        self._rest = message if opened is None else opened.put_back(json.dumps(whole).encode())
+        self._log.sent(self._call)
+
+
+def event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+class _Passing:
+    """One call that passes through to llama.cpp's server, byte for byte."""
+
+    def __init__(self, mind: SmolLM2, calls: CallLog, call: Call, exchange: Exchange) -> None:
+        self._mind = mind
+        self._calls = calls
+        self._call = call
+        self._exchange = exchange
+
+    async def run(self) -> None:
+        await recorded(self._calls, self._call, self._pass, self._refuse)
+
+    async def _pass(self) -> None:
+        headers = {"authorization": f"Bearer {self._mind.openai_api_key}", "content-type": "application/json"}
+        url = f"{self._mind.openai_base_url}/chat/completions"
+        # When the caller leaves, this task is cancelled, and with it the connection closed: generation stops.
+        async with (
+            httpx.AsyncClient(timeout=None, verify=False, trust_env=False) as client,  # noqa: S501, S113  # http on this host; a prompt may take its time
+            client.stream("POST", url, content=self._exchange.body, headers=headers) as response,
+        ):
+            await self._exchange.begin(response.status_code, _passed(response.headers))
+            async for data in response.aiter_raw():
+                await self._exchange.write(data)
+                self._calls.sent(self._call)
+        if response.status_code != httpx.codes.OK:
+            self._calls.end(self._call, CODES.get(response.status_code, grpc.StatusCode.INTERNAL))
+        await self._exchange.end()
+
+    async def _refuse(self, error: VertexError) -> None:
+        if self._exchange.begun:
+            await self._exchange.end()
+        else:
+            await self._exchange.tell(HTTP_STATUS[error.code], [JSON], json.dumps(words.told(error)).encode())
+
+
+def _passed(headers: httpx.Headers) -> list[tuple[str, str]]:
+    return [("content-type", headers["content-type"])] if "content-type" in headers else []

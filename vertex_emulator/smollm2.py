@@ -77,7 +77,37 @@ NEUTRAL: Mapping[str, Sequence[Any]] = {
     "logprobs": (0,),
     "audio_timestamp": (False,),
     "response_modalities": ([], [pb.GenerationConfig.TEXT]),
-    "thinking_config": (pb.GenerationConfig.ThinkingConfig(), pb.GenerationConfig.ThinkingConfig(thinking_budget=0)),
+    "thinking_config": [
+        pb.GenerationConfig.ThinkingConfig(thinking_budget=budget, include_thoughts=included)
+        for budget in (None, 0)
+        for included in (None, False)
+    ],
+}
+
+# Fields of a request that ask for what this model can't do, whatever they hold.
+BEYOND = ("tools", "tool_config", "cached_content", "model_armor_config")
+
+# What a field, or what begins its MIME type, asks for.
+ABILITIES: Mapping[str, str] = {
+    "tools": "it calls no tools",
+    "tool_config": "it calls no tools",
+    "function_call": "it calls no tools",
+    "function_response": "it calls no tools",
+    "executable_code": "it runs no code",
+    "code_execution_result": "it runs no code",
+    "image": "it sees no images",
+    "video": "it sees no videos",
+    "audio": "it hears no audio",
+    "inline_data": "it reads no files",
+    "file_data": "it reads no files",
+    "response_mime_type": "it writes plain text only",
+    "response_schema": "it writes plain text only",
+    "response_json_schema": "it writes plain text only",
+    "response_modalities": "it writes plain text only",
+    "response_logprobs": "it tells no log probabilities",
+    "logprobs": "it tells no log probabilities",
+    "thinking_config": "it doesn't think",
+    "candidate_count": "it gives one candidate",
 }
 
 ROLES = {"": "user", "user": "user", "model": "assistant"}
@@ -116,7 +146,10 @@ class SmolLM2:
 
     @property
     def openai_base_url(self) -> str:
-        """Of llama.cpp's own server, which speaks OpenAI's protocol: http://127.0.0.1:PORT/v1. Once it is started."""
+        """Of llama.cpp's own server, which speaks OpenAI's protocol: http://127.0.0.1:PORT/v1. Once it is started.
+
+        Its callers have to leave before `stop`, which waits for them for up to 30 seconds and lets nothing else run.
+        """
         return f"{self._server.listening_address}/v1"
 
     @property
@@ -166,6 +199,7 @@ class SmolLM2:
     async def count_tokens(self, call: Call, reply: Reply) -> pb.CountTokensResponse:
         del reply  # nothing to say meanwhile
         assert isinstance(call.request, pb.CountTokensRequest)
+        refuse_beyond(call.request)
         messages = conversation(call.request)
         prompt = await asyncio.to_thread(self._ask, "POST", "/apply-template", {"messages": messages})
         body = {"content": prompt["prompt"], "parse_special": True}
@@ -325,9 +359,7 @@ def runtime() -> Any:
 
 def chat(request: pb.GenerateContentRequest) -> dict[str, Any]:
     """The chat completion that answers `request`; raises VertexError for what this model can't do."""
-    for field in ("tools", "tool_config", "cached_content", "model_armor_config"):
-        if any(descriptor.name == field for descriptor, _ in request.ListFields()):
-            raise unsupported(field)
+    refuse_beyond(request)
     return {
         "messages": conversation(request),
         **sampling(request.generation_config),
@@ -339,6 +371,13 @@ def chat(request: pb.GenerateContentRequest) -> dict[str, Any]:
         # A cached prefix changes the last bits of the arithmetic, and with them what a seed yields.
         "cache_prompt": not request.generation_config.HasField("seed"),
     }
+
+
+def refuse_beyond(request: Request) -> None:
+    """Raise VertexError if a field of `request` asks for what this model can't do."""
+    for descriptor, _ in request.ListFields():
+        if descriptor.name in BEYOND:
+            raise unsupported(descriptor.name)
 
 
 def conversation(request: Request) -> list[dict[str, str]]:
@@ -363,11 +402,12 @@ def text(content: pb.Content, place: str) -> str:
     if not content.parts:
         raise invalid(f"{place}.parts: at least one is required")
     for index, part in enumerate(content.parts):
+        here = f"{place}.parts[{index}]"
         kind = part.WhichOneof("data")
+        if kind is None:
+            raise invalid(f"{here}: is empty")
         if kind != "text":
-            raise (
-                unsupported(f"{place}.parts[{index}].{kind}") if kind else invalid(f"{place}.parts[{index}]: is empty")
-            )
+            raise unsupported(f"{here}.{kind}", getattr(getattr(part, kind), "mime_type", ""))
     # A thought is the model's, not part of the conversation.
     return "".join(part.text for part in content.parts if not part.thought)
 
@@ -403,8 +443,14 @@ def invalid(message: str) -> VertexError:
     return VertexError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
-def unsupported(field: str) -> VertexError:
-    return invalid(f"{field} is not supported by this model ({MODEL_VERSION}, the emulator's own)")
+def unsupported(field: str, mime_type: str = "") -> VertexError:
+    """Vertex's form of words for what a model can't do."""
+    ability = ABILITIES.get(mime_type.partition("/")[0]) or ABILITIES.get(field.rpartition(".")[2])
+    because = f": {ability}" if ability else ""
+    return invalid(
+        f"Unable to submit request because {field} is not supported by this model ({MODEL_VERSION}, the emulator's own)"
+        f"{because}. Remove it and try again."
+    )
 
 
 def refusal(error: Mapping[str, Any]) -> VertexError:

@@ -7,7 +7,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import httpx
 import pytest
+from google.protobuf import json_format, struct_pb2
 
 from tests.vertex_emulator.conftest import Client, Told, model, user
 from vertex_emulator import prediction_pb2 as pb
@@ -30,7 +32,7 @@ def weights() -> Path:
 @pytest.fixture(scope="module")
 async def smollm2(weights: Path) -> AsyncIterator[SmolLM2]:
     mind = SmolLM2(weights=weights, slots=2, queue=2)
-    async with Emulator(mind) as emulator:
+    async with Emulator(mind, rest_port=0) as emulator:
         mind.emulator = emulator  # type: ignore[attr-defined]  # the fixture below serves it
         yield mind
 
@@ -193,7 +195,20 @@ def refused(told: Told) -> str:
         (pb.GenerationConfig(candidate_count=2), "candidate_count is not supported"),
         (pb.GenerationConfig(response_schema=pb.Schema(type=pb.OBJECT)), "response_schema is not supported"),
         (pb.GenerationConfig(response_mime_type="application/json"), "response_mime_type is not supported"),
+        (
+            pb.GenerationConfig(response_json_schema=json_format.Parse("{}", struct_pb2.Value())),
+            "response_json_schema is not supported",
+        ),
         (pb.GenerationConfig(response_logprobs=True), "response_logprobs is not supported"),
+        (pb.GenerationConfig(logprobs=2), "logprobs is not supported"),
+        (
+            pb.GenerationConfig(response_modalities=[pb.GenerationConfig.AUDIO]),
+            "response_modalities is not supported",
+        ),
+        (
+            pb.GenerationConfig(thinking_config=pb.GenerationConfig.ThinkingConfig(include_thoughts=True)),
+            "thinking_config is not supported",
+        ),
         (
             pb.GenerationConfig(thinking_config=pb.GenerationConfig.ThinkingConfig(thinking_budget=9)),
             "thinking_config is not supported",
@@ -210,7 +225,7 @@ async def test_what_asks_for_nothing_special_is_taken(client: Client) -> None:
         response_mime_type="text/plain",
         response_logprobs=False,
         response_modalities=[pb.GenerationConfig.TEXT],
-        thinking_config=pb.GenerationConfig.ThinkingConfig(thinking_budget=0),
+        thinking_config=pb.GenerationConfig.ThinkingConfig(thinking_budget=0, include_thoughts=False),
         top_k=40,
         top_p=0.5,
         presence_penalty=0.5,
@@ -230,7 +245,27 @@ async def test_what_asks_for_nothing_special_is_taken(client: Client) -> None:
         (pb.Content(role="bard", parts=[pb.Part(text="a")]), "contents[0].role: 'bard' is none of"),
         (
             pb.Content(role="user", parts=[pb.Part(inline_data=pb.Blob(mime_type="image/png", data=b"x"))]),
-            "contents[0].parts[0].inline_data is not supported",
+            "contents[0].parts[0].inline_data is not supported by this model",
+        ),
+        (
+            pb.Content(role="user", parts=[pb.Part(inline_data=pb.Blob(mime_type="image/png", data=b"x"))]),
+            "(smollm2-135m-instruct, the emulator's own): it sees no images. Remove it and try again.",
+        ),
+        (
+            pb.Content(role="user", parts=[pb.Part(inline_data=pb.Blob(mime_type="audio/wav", data=b"x"))]),
+            "it hears no audio",
+        ),
+        (
+            pb.Content(role="user", parts=[pb.Part(inline_data=pb.Blob(mime_type="application/pdf", data=b"x"))]),
+            "it reads no files",
+        ),
+        (
+            pb.Content(role="model", parts=[pb.Part(function_call=pb.FunctionCall(name="add"))]),
+            "contents[0].parts[0].function_call is not supported",
+        ),
+        (
+            pb.Content(role="user", parts=[pb.Part(function_response=pb.FunctionResponse(name="add"))]),
+            "contents[0].parts[0].function_response is not supported",
         ),
         (
             pb.Content(role="user", parts=[pb.Part(file_data=pb.FileData(file_uri="gs://b/o"))]),
@@ -248,6 +283,32 @@ async def test_tools_are_refused(client: Client) -> None:
     tool = pb.Tool(function_declarations=[pb.FunctionDeclaration(name="add")])
     assert "tools is not supported" in refused(await client.ask(tools=[tool]))
     assert "cached_content is not supported" in refused(await client.ask(cached_content="c"))
+
+
+async def test_it_refuses_over_rest_in_the_same_words(emulator: Emulator, client: Client) -> None:
+    body = {"contents": [{"role": "user", "parts": [{"inlineData": {"mimeType": "image/png", "data": "aGk="}}]}]}
+    picture = pb.Content(role="user", parts=[pb.Part(inline_data=pb.Blob(mime_type="image/png", data=b"hi"))])
+    words = refused(await client.ask(picture))
+    assert words.startswith("Unable to submit request because ")
+    async with httpx.AsyncClient(timeout=30) as http:
+        for verb in (":streamGenerateContent?alt=sse", ":generateContent", ":countTokens"):
+            response = await http.post(f"http://{emulator.rest_address}/v1/models/any{verb}", json=body)
+            assert response.status_code == 400
+            assert response.json()["error"] == {"code": 400, "message": words, "status": "INVALID_ARGUMENT"}
+        tools = {"contents": [{"parts": [{"text": "Hi"}]}], "tools": [{"googleSearch": {}}]}
+        counted = await http.post(f"http://{emulator.rest_address}/v1/models/any:countTokens", json=tools)
+        assert "tools is not supported" in counted.json()["error"]["message"]
+
+
+async def test_it_answers_over_rest_and_a_caller_that_goes_stops_it(emulator: Emulator) -> None:
+    url = f"http://{emulator.rest_address}/v1/models/any:streamGenerateContent?alt=sse"
+    body = {"contents": [{"parts": [{"text": STORY}]}]}
+    async with httpx.AsyncClient(timeout=30) as http, http.stream("POST", url, json=body) as response:
+        assert (await anext(response.aiter_lines())).startswith("data: ")
+        assert emulator.mind.active_generations == 1
+    await emulator.wait_until(lambda emulator: not emulator.open_calls)
+    await until_idle(emulator)
+    assert emulator.calls[0].by_caller
 
 
 async def test_a_call_without_contents_is_refused(client: Client) -> None:

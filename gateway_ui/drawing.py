@@ -38,7 +38,7 @@ def question(message: Message) -> None:
     if images:
         with st.container(horizontal=True):
             for image in images:
-                st.image(image, width=200)
+                st.image(image)
     for part in message.parts:
         _draw_part(part)
 
@@ -208,4 +208,4 @@ def _link(source: Grounding.Source) -> str:
         # Not a place that a browser should be sent to.
         return f"{title} <small>{uri}</small>"
     host = html.escape(address.hostname)
-    return f'<a href="{uri}" target="_blank" rel="noopener noreferrer nofollow">{title}</a> <small>{host}</small>'
+    return f'<a href="{uri}" target="_blank" rel="noopener noreferrer">{title}</a> <small>{host}</small>'

@@ -16,7 +16,7 @@ from tokenwire.v1.config_pb2 import GenerationConfig
 from gateway_ui.client import Client, model, user
 from tests.browser import SCREENSHOTS, PageAt
 from tests.conftest import ServerProcess, StartProcess
-from tests.gateway_ui.test_page import Chat
+from tests.gateway_ui.chat import Chat
 from vertex_emulator import Emulator
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.script import answer, silence, usage, wait_for

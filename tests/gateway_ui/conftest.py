@@ -2,7 +2,10 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from playwright.async_api import Page, expect
 
+from tests.browser import PageAt
+from tests.gateway_ui.chat import Chat, Open
 from tests.gateway_ui.fake_service import FakeService, Running
 
 
@@ -24,3 +27,16 @@ def nobody() -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@pytest.fixture
+def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
+    """Open the page of the scripted service in a fresh browser session."""
+
+    async def open_() -> Chat:
+        await tab.goto(page_at(service.address))
+        chat = Chat(tab)
+        await expect(chat.input).to_be_visible(timeout=20_000)
+        return chat
+
+    return open_

@@ -1,74 +1,24 @@
 """The real page in a real browser, against a scripted service on a real socket."""
 
-import asyncio
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
 
 import grpc
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Page, expect
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from gateway_ui.client import model, user
-from tests.browser import SCREENSHOTS, PageAt
+from tests.browser import PageAt
+from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed
 
 pytestmark = pytest.mark.browser
 
-STOPPED = "Stopped: this answer is incomplete."
-
-Open = Callable[[], Awaitable["Chat"]]
-
-
-class Chat:
-    """What a person does with the page."""
-
-    def __init__(self, tab: Page) -> None:
-        self.tab = tab
-        self.input = tab.get_by_test_id("stChatInputTextArea")
-        self.stop = tab.get_by_test_id("stChatInputStopButton")
-        self.messages = tab.get_by_test_id("stChatMessage")
-
-    async def ask(self, question: str) -> None:
-        await self.input.fill(question)
-        await self.input.press("Enter")
-
-    async def flip(self, switch: str) -> None:
-        await self.tab.get_by_text(switch, exact=True).click()
-
-    def answer(self) -> Locator:
-        return self.messages.last
-
-    def problem(self) -> Locator:
-        return self.answer().locator(".tw-problem:visible")
-
-    async def photograph(self, name: str) -> None:
-        # The sidebar's animations and the fonts have settled by then.
-        await self.tab.wait_for_timeout(200)
-        await self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")
-
-
-@pytest.fixture
-def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
-    """Open the page of the scripted service in a fresh browser session."""
-
-    async def open_() -> Chat:
-        await tab.goto(page_at(service.address))
-        chat = Chat(tab)
-        await expect(chat.input).to_be_visible(timeout=20_000)
-        return chat
-
-    return open_
-
 
 def texts(request: pb.GenerateRequest) -> list[str]:
     return [part.text for turn in request.messages for part in turn.parts]
-
-
-async def happened(event: threading.Event, seconds: float = 10) -> bool:
-    return await asyncio.to_thread(event.wait, seconds)
 
 
 async def test_the_empty_page_invites_a_question(chat: Open) -> None:

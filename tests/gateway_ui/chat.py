@@ -1,0 +1,64 @@
+"""What a person does with the page."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+from playwright.async_api import FilePayload, Locator, Page, expect
+
+from tests.browser import SCREENSHOTS
+
+STOPPED = "Stopped: this answer is incomplete."
+
+Open = Callable[[], Awaitable["Chat"]]
+
+
+async def happened(event: threading.Event, seconds: float = 10) -> bool:
+    return await asyncio.to_thread(event.wait, seconds)
+
+
+class Chat:
+    """The page in a tab."""
+
+    def __init__(self, tab: Page) -> None:
+        self.tab = tab
+        self.input = tab.get_by_test_id("stChatInputTextArea")
+        self.stop = tab.get_by_test_id("stChatInputStopButton")
+        self.messages = tab.get_by_test_id("stChatMessage")
+
+    async def ask(self, question: str) -> None:
+        await self.input.fill(question)
+        await self.input.press("Enter")
+
+    async def flip(self, switch: str) -> None:
+        await self.tab.get_by_text(switch, exact=True).click()
+
+    async def choose(self, model: str) -> None:
+        await self.tab.get_by_role("combobox", name="Model").click()
+        await self.tab.get_by_role("option", name=model).click()
+        await expect(self.tab.locator(f'.tw-about[data-model="{model}"]')).to_be_attached()
+        # Another model may take other files, with another input then.
+        await expect(self.input).to_have_count(1)
+        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+
+    async def open_settings(self) -> None:
+        await self.tab.get_by_text("Settings", exact=True).click()
+
+    async def write(self, field: str, text: str) -> None:
+        box = self.tab.get_by_label(field, exact=True)
+        await box.fill(text)
+        await box.press("Control+Enter")
+
+    async def attach(self, *files: FilePayload) -> None:
+        await self.tab.get_by_test_id("stChatInputFileUploadButton").locator("input").set_input_files(files)
+
+    def answer(self) -> Locator:
+        return self.messages.last
+
+    def problem(self) -> Locator:
+        return self.answer().locator(".tw-problem:visible")
+
+    async def photograph(self, name: str) -> None:
+        # The sidebar's animations and the fonts have settled by then.
+        await self.tab.wait_for_timeout(200)
+        await self.tab.screenshot(path=SCREENSHOTS / f"{name}.png")

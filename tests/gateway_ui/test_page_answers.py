@@ -1,0 +1,343 @@
+"""What an answer has beside its text, and what can be done with it."""
+
+import json
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import ParseDict
+from playwright.async_api import Page, ViewportSize, expect
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.content_pb2 import Message
+
+from gateway_ui.client import inline, model, tool, tool_result, user
+from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.fake_service import FakeService, completed, thought, tool_call
+from tests.gateway_ui.test_page_settings import PHOTO, answered, picture
+
+pytestmark = pytest.mark.browser
+
+SOURCES = pb.Grounding(
+    sources=[
+        pb.Grounding.Source(uri="https://example.org/wiki/Baseball?a=1&b=2", title="Baseball <b>for all</b>"),
+        pb.Grounding.Source(uri="javascript:alert(1)", title="Not a page"),
+        pb.Grounding.Source(uri="https://rules.example/a-very-long-address-that-has-to-be-broken-somewhere/rules.html"),
+    ],
+    search_queries=["baseball rules"],
+)
+WEATHER = tool_call("weather", {"city": "Oslo", "days": 3, "units": {"degrees": "C"}}, b"s2", "c-1")
+
+
+async def ended(page: Chat) -> None:
+    await expect(page.answer()).to_contain_text("tokens in")
+
+
+async def fits(page: Chat) -> bool:
+    """Whether nothing of the answer makes the page wider than the window."""
+    fit: bool = await page.answer().evaluate(
+        """answer => {
+            const right = (one) => one.getBoundingClientRect().right;
+            const wide = (one) => one.scrollWidth > one.clientWidth + 1 || right(one) > innerWidth;
+            for (let one = answer; one; one = one.parentElement) if (wide(one)) return false;
+            return true;
+        }"""
+    )
+    return fit
+
+
+@pytest.fixture
+async def forgotten(tab: Page) -> AsyncIterator[None]:
+    """What this test does to the sidebar isn't remembered by the browser."""
+    yield
+    await tab.evaluate("() => localStorage.clear()")
+
+
+LOOKS = {
+    "light": ("light", ViewportSize(width=1100, height=800)),
+    "dark": ("dark", ViewportSize(width=1100, height=800)),
+    "phone": ("light", ViewportSize(width=390, height=844)),
+    "phone-dark": ("dark", ViewportSize(width=390, height=844)),
+}
+
+
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("look", LOOKS)
+async def test_everything_has_its_place_in_light_and_dark_and_on_a_phone(
+    chat: Open, tab: Page, service: FakeService, look: str
+) -> None:
+    scheme, size = LOOKS[look]
+    await tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    await tab.set_viewport_size(size)
+    written, called = threading.Event(), threading.Event()
+    service.will_answer(
+        thought("**Looking closely**\n\nA blue "), thought("rectangle."), written, thought("", b"s1"),
+        "This is a **blue** rectangle. ", "It is wide, and a longer sentence shows how the lines are broken.\n\n",
+        "```python\nprint('a line of code that is longer than a phone is wide, so it has to be scrolled')\n```",
+        called, WEATHER, SOURCES, completed(),
+    )  # fmt: skip
+    page = await chat()
+    phone = look.startswith("phone")
+    if phone:
+        await expect(tab.get_by_role("combobox", name="Model")).not_to_be_in_viewport()
+        await tab.get_by_test_id("stExpandSidebarButton").click()
+    await page.choose("fake-2")
+    await page.photograph(f"{look}-sidebar")
+    await page.open_settings()
+    await expect(tab.get_by_label("Temperature", exact=True)).to_be_in_viewport()
+    await page.photograph(f"{look}-settings")
+    if phone:
+        await tab.get_by_test_id("stSidebarCollapseButton").locator("button").click()
+        await expect(tab.get_by_role("combobox", name="Model")).not_to_be_in_viewport()
+    await page.attach(PHOTO)
+    await page.ask("What is this?")
+    await expect(page.answer().get_by_text("A blue rectangle.")).to_be_visible()
+    await page.photograph(f"{look}-thinking")
+    assert await fits(page)
+    written.set()
+    await expect(page.answer()).to_contain_text("It is wide")
+    await page.photograph(f"{look}-writing")
+    called.set()
+    await ended(page)
+    await page.photograph(f"{look}-answered")
+    await page.messages.first.scroll_into_view_if_needed()
+    await page.photograph(f"{look}-top")
+    assert await fits(page)
+    await page.answer().get_by_text("Chunks", exact=True).click()
+    await expect(page.answer().get_by_test_id("stVegaLiteChart").locator("canvas, svg").first).to_be_visible()
+    await (
+        page.answer()
+        .get_by_text("seconds after")
+        .or_(page.answer().locator("canvas"))
+        .first.scroll_into_view_if_needed()
+    )
+    await page.photograph(f"{look}-chart")
+    assert await fits(page)
+
+
+# ---- thoughts
+
+
+async def test_thoughts_fill_their_fold_while_they_stream_and_stay_in_it(chat: Open, service: FakeService) -> None:
+    first, second = threading.Event(), threading.Event()
+    service.will_answer(
+        thought("See ![it](http://127.0.0.1:9/spy.png). "), first, thought("So I say that."), second, "A game.",
+        completed(),
+    )  # fmt: skip
+    page = await chat()
+    await page.ask("What is baseball?")
+    fold = page.answer().get_by_test_id("stExpander").first
+    await expect(fold.get_by_text("See ")).to_be_visible()
+    await expect(fold).to_contain_text("Thinking")
+    await expect(page.answer()).to_contain_text("thinking")
+    await expect(page.answer().get_by_text("So I say that.")).to_have_count(0)
+    first.set()
+    await expect(fold.get_by_text("So I say that.")).to_be_visible()
+    await expect(fold).to_contain_text("Thinking")
+    second.set()
+    await ended(page)
+    await expect(fold).to_contain_text("Thought for")
+    # Out of the way now, but there.
+    await expect(fold.get_by_text("So I say that.")).to_be_hidden()
+    await fold.get_by_text("Thought for").click()
+    await expect(fold.get_by_text("So I say that.")).to_be_visible()
+    # Also after the next question.
+    await answered(page, "And cricket?")
+    await expect(page.messages.nth(1)).to_contain_text("Thought for")
+    await expect(page.messages.nth(1)).to_contain_text("So I say that.")
+
+
+async def test_thoughts_go_back_to_the_model_with_their_signature(chat: Open, service: FakeService) -> None:
+    service.will_answer(thought("Hm.", b"s1"), "A game.", completed())
+    page = await chat()
+    await answered(page)
+    await answered(page, "And cricket?")
+    thoughts, text = service.requests[1].messages[1].parts
+    assert (thoughts.reasoning, thoughts.reasoning_signature, text.text) == ("Hm.", b"s1", "A game.")
+
+
+async def test_stop_works_while_the_model_thinks(chat: Open, service: FakeService) -> None:
+    service.will_answer(thought("Hm."), threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer().get_by_text("Hm.")).to_be_visible()
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    await expect(page.problem()).to_have_text(STOPPED)
+    await expect(page.answer().get_by_test_id("stExpanderIconSpinner")).to_be_hidden()
+    await page.photograph("stopped-thinking")
+
+
+# ---- tools and sources
+
+
+async def test_a_tool_call_is_shown_and_its_result_sent_back(chat: Open, service: FakeService) -> None:
+    service.will_answer(thought("Hm.", b"s1"), WEATHER, completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "How is it in Oslo?")
+    card = page.answer().locator(".tw-call")
+    await expect(card).to_contain_text("Calls weather")
+    await expect(card).to_contain_text('"city": "Oslo"')
+    await expect(card).to_contain_text('"days": 3,')
+    await expect(page.problem()).to_have_count(0)
+    await page.tab.get_by_label("Result of weather").fill('{"sky": "blue"}')
+    await page.photograph("tool-call")
+    service.will_answer("It is clear.", completed())
+    await page.tab.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.answer()).to_contain_text("It is clear.")
+    await expect(page.messages.nth(2)).to_contain_text("Result of weather")
+    await expect(page.tab.get_by_label("Result of weather")).to_have_count(0)
+    call = WEATHER.tool_call
+    question, asked, results = service.requests[1].messages
+    assert question == user("How is it in Oslo?")
+    assert [part.reasoning_signature for part in asked.parts] == [b"s1", b"s2"]
+    assert asked.parts[1].tool_call == call
+    assert results == tool(tool_result(call, {"sky": "blue"}))
+    await page.photograph("tool-result")
+
+
+async def test_sources_are_links_that_lead_nowhere_unasked(chat: Open, service: FakeService) -> None:
+    service.will_answer("A game.", SOURCES, completed())
+    page = await chat()
+    await answered(page)
+    sources = page.answer().locator(".tw-sources")
+    await expect(sources).to_contain_text("Searched for: baseball rules")
+    await expect(sources.get_by_role("listitem")).to_have_count(3)
+    links = sources.get_by_role("link")
+    await expect(links).to_have_count(2)
+    await expect(links.first).to_have_text("Baseball <b>for all</b>")
+    await expect(links.first).to_have_attribute("href", "https://example.org/wiki/Baseball?a=1&b=2")
+    await expect(links.first).to_have_attribute("target", "_blank")
+    await expect(links.first).to_have_attribute("rel", "noopener noreferrer")
+    await expect(sources).to_contain_text("Not a page javascript:alert(1)")
+
+
+async def test_finish_reason_and_usage_stand_under_each_answer(chat: Open, service: FakeService) -> None:
+    cut = completed(pb.FINISH_REASON_MAX_TOKENS)
+    cut.usage.reasoning_tokens = 9
+    service.will_answer("A game", cut)
+    page = await chat()
+    await answered(page)
+    await answered(page, "And cricket?")
+    figures = page.tab.locator(".tw-figures")
+    await expect(figures).to_have_count(2)
+    await expect(figures.first).to_contain_text("fake-1 · max tokens · first chunk")
+    await expect(figures.first).to_contain_text("5 tokens in, 7 out, 9 thought")
+    await expect(figures.last).to_contain_text("fake-1 · stop · first chunk")
+
+
+# ---- what can be done with an answer
+
+
+async def test_an_answer_is_copied_as_the_model_wrote_it(chat: Open, tab: Page, service: FakeService) -> None:
+    await tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    service.will_answer("A **ga", "me** ⚾\n", completed())
+    page = await chat()
+    await answered(page)
+    await answered(page, "And cricket?")
+    await page.messages.nth(1).get_by_role("button", name="Copy").click()
+    await expect(page.messages.nth(1).get_by_role("button", name="Copied")).to_be_visible()
+    assert await tab.evaluate("() => navigator.clipboard.readText()") == "A **game** ⚾\n"
+
+
+async def test_retry_asks_again_and_replaces_the_last_answer(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page)
+    service.will_answer("A sport.", completed())
+    await answered(page, "Really?")
+    gate = threading.Event()
+    service.will_answer("A game", gate, ", of course.", completed())
+    await expect(page.tab.get_by_role("button", name="Retry")).to_have_count(1)
+    await page.tab.get_by_role("button", name="Retry").click()
+    await expect(page.answer()).to_contain_text("A game")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.tab.get_by_text("A sport.")).to_have_count(0)
+    gate.set()
+    await expect(page.answer()).to_contain_text("A game, of course.")
+    await ended(page)
+    assert service.requests[1] == service.requests[2]
+    await answered(page, "And cricket?")
+    assert list(service.requests[3].messages)[2:] == [
+        user("Really?"),
+        model("A game, of course."),
+        user("And cricket?"),
+    ]
+
+
+async def test_a_retried_answer_can_be_stopped_and_retried_again(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    retry = page.tab.get_by_role("button", name="Retry")
+    await expect(retry).to_be_hidden()
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    service.cancelled.clear()
+    # Though the script can't draw any more.
+    await expect(retry).to_be_visible()
+    service.will_answer("Another half", threading.Event())
+    await retry.click()
+    await expect(page.answer()).to_contain_text("Another half")
+    await page.answer().get_by_role("button", name="Stop").click()
+    assert await happened(service.cancelled)
+    await expect(page.problem()).to_have_text(STOPPED)
+    await retry.click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.messages).to_have_count(2)
+
+
+async def test_the_conversation_is_downloaded_as_json_and_markdown(
+    chat: Open, service: FakeService, tmp_path: Path
+) -> None:
+    service.will_answer(thought("Hm.", b"s1"), "A rectangle.", completed())
+    page = await chat()
+    json_button = page.tab.get_by_role("button", name="JSON")
+    await expect(json_button).to_be_disabled()
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    await answered(page, "What is this?")
+    service.will_answer("Half", threading.Event())
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.stop.click()
+    assert await happened(service.cancelled)
+    async with page.tab.expect_download() as downloading:
+        await json_button.click()
+    download = await downloading.value
+    assert download.suggested_filename == "conversation.json"
+    await download.save_as(tmp_path / "conversation.json")
+    first, second = json.loads((tmp_path / "conversation.json").read_text())["exchanges"]
+    question, answer = (ParseDict(message, Message()) for message in first["messages"])
+    assert question == user(inline(picture(), "image/png"), "What is this?")
+    assert (answer.parts[0].reasoning_signature, answer.parts[1].text) == (b"s1", "A rectangle.")
+    assert ParseDict(first["completed"], pb.Completed()) == completed()
+    assert (second["problem"], second["completed"]) == (STOPPED, None)
+    async with page.tab.expect_download() as downloading:
+        await page.tab.get_by_role("button", name="Markdown").click()
+    await (await downloading.value).save_as(tmp_path / "conversation.md")
+    read = (tmp_path / "conversation.md").read_text()
+    assert "## Answer of fake-1\n\n<details><summary>Thoughts</summary>\n\nHm." in read
+    assert "\n\nA rectangle.\n\n" in read
+    assert read.endswith(f"**{STOPPED}**\n")
+
+
+async def test_the_chart_shows_each_chunk_and_fetches_nothing(chat: Open, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer(thought("Hm. " * 5), *["word " * (number % 7 + 1) for number in range(40)], gate, completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("40 chunks")
+    gate.set()
+    await ended(page)
+    await expect(page.tab.get_by_test_id("stVegaLiteChart")).to_have_count(0)
+    await page.answer().get_by_text("Chunks", exact=True).click()
+    chart = page.answer().get_by_test_id("stVegaLiteChart")
+    await expect(chart.locator("canvas, svg").first).to_be_visible()
+    await chart.scroll_into_view_if_needed()
+    await page.photograph("chart")
+    # It stays with its answer when another comes.
+    await answered(page, "And cricket?")
+    await expect(page.messages.nth(1).get_by_test_id("stVegaLiteChart")).to_be_visible()
+    await expect(page.answer().get_by_test_id("stVegaLiteChart")).to_have_count(0)

@@ -1,0 +1,221 @@
+"""The page's drawer: only what the model can take, and only what was set is sent."""
+
+import io
+
+import grpc
+import pytest
+from PIL import Image
+from playwright.async_api import FilePayload, expect
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import GenerationConfig, Tool
+
+from gateway_ui.client import function, inline, model, struct, user
+from tests.gateway_ui.chat import Chat, Open
+from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+
+pytestmark = pytest.mark.browser
+
+
+def picture(width: int = 640, height: int = 400) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (width, height), (37, 99, 235)).save(written, "PNG")
+    return written.getvalue()
+
+
+PHOTO = FilePayload(name="photo.png", mimeType="image/png", buffer=picture())
+
+
+async def answered(page: Chat, question: str = "What is baseball?") -> None:
+    figures = page.tab.locator(".tw-figures")
+    before = await figures.count()
+    await page.ask(question)
+    await expect(figures.nth(before)).to_contain_text("tokens in")
+
+
+async def test_what_is_unset_is_not_sent(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.open_settings()
+    await answered(page)
+    assert service.requests == [pb.GenerateRequest(messages=[user("What is baseball?")], model="fake-2")]
+
+
+async def test_the_picker_tells_what_a_model_can_take(chat: Open) -> None:
+    page = await chat()
+    about = page.tab.locator(".tw-about")
+    await expect(about).to_have_text("")
+    await page.choose("fake-2")
+    await expect(about).to_contain_text("Takes text, image, pdf, audio · thinks · calls tools")
+    await expect(about).to_contain_text("Tokens: 1,048,576 in, 65,535 out")
+    await expect(about).to_contain_text("gcp.vertex_ai · region: europe-north1")
+
+
+ALL = {
+    *("Temperature", "Top P", "Top K", "Seed", "Longest answer", "Thinking budget"),
+    *("Presence penalty", "Frequency penalty", "Stop sequences", "Tools"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "not_offered"),
+    [
+        ("fake-1", {"Thinking budget", "Show the thoughts", "Tools"}),
+        ("fake-2", set()),
+        ("fake-3", {"Top K", "Thinking budget", "Show the thoughts", "Tools"}),
+    ],
+)
+async def test_only_what_the_model_can_take_is_offered(chat: Open, name: str, not_offered: set[str]) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.choose(name)
+    await page.open_settings()
+    settings = page.tab.get_by_test_id("stSidebar").get_by_test_id("stExpander")
+    for label in ALL | {"Show the thoughts"}:
+        await expect(settings.get_by_text(label, exact=True)).to_have_count(0 if label in not_offered else 1)
+    upload = page.tab.get_by_test_id("stChatInputFileUploadButton")
+    await expect(upload).to_have_count(1 if name == "fake-2" else 0)
+
+
+async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.write("System instruction", "Be brief.")
+    await page.open_settings()
+    numbers = {
+        "Temperature": "0", "Top P": "0.5", "Top K": "40", "Seed": "7", "Longest answer": "200",
+        "Thinking budget": "-1", "Presence penalty": "-0.5", "Frequency penalty": "0.25",
+    }  # fmt: skip
+    for label, number in numbers.items():
+        await page.write(label, number)
+    await page.flip("Show the thoughts")
+    stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.fill("END")
+    await stops.press("Enter")
+    await stops.press("Escape")
+    await page.flip("Answer in JSON")
+    await page.write("JSON schema", '{"type": "object"}')
+    await page.write("Tools", '[{"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}]')
+    await page.photograph("settings")
+    await answered(page)
+    config = GenerationConfig(
+        temperature=0, top_p=0.5, top_k=40, seed=7, max_output_tokens=200, thinking_budget=-1,
+        presence_penalty=-0.5, frequency_penalty=0.25, include_thoughts=True, stop_sequences=["END"],
+        response_mime_type="application/json", response_schema=struct({"type": "object"}),
+    )  # fmt: skip
+    weather = Tool(function_declarations=[function("weather", "Tells it.", {"type": "object"})])
+    assert service.requests == [
+        pb.GenerateRequest(
+            messages=[user("What is baseball?")],
+            model="fake-2",
+            system_instruction="Be brief.",
+            config=config,
+            tools=[weather],
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "words"),
+    [
+        ("JSON schema", "{type: object}", "The JSON schema can't be read: Expecting property name"),
+        ("JSON schema", "[1]", "The JSON schema can't be read: it is no JSON object, such as {...}."),
+        ("Tools", '[{"nmae": "f"}]', "The tools can't be read: "),
+    ],
+)
+async def test_what_cannot_be_read_is_said_and_not_sent(
+    chat: Open, service: FakeService, field: str, text: str, words: str
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.open_settings()
+    await page.flip("Answer in JSON")
+    await page.write(field, text)
+    await expect(page.tab.get_by_test_id("stSidebar").locator(".tw-problem")).to_contain_text(words)
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_contain_text(words)
+    assert not service.requests
+    await page.write(field, "")
+    await page.tab.get_by_role("button", name="Retry").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+
+
+# ---- files
+
+
+async def test_an_image_is_shown_and_sent_and_stays_in_the_conversation(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    await answered(page, "What is this?")
+    shown = page.messages.first.get_by_role("img").last
+    await expect(shown).to_be_visible()
+    assert await shown.evaluate("image => image.naturalWidth") == 640
+    assert await shown.evaluate("image => image.clientHeight") < 240
+    await expect(page.messages.first).to_contain_text("What is this?")
+    asked = user(inline(picture(), "image/png"), "What is this?")
+    assert list(service.requests[0].messages) == [asked]
+    await answered(page, "Sure?")
+    assert list(service.requests[1].messages) == [asked, model("Hello there."), user("Sure?")]
+    await page.photograph("image")
+
+
+async def test_pdf_and_audio_go_along_too(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(
+        FilePayload(name="report.pdf", mimeType="application/pdf", buffer=b"%PDF-1.7"),
+        FilePayload(name="voice.wav", mimeType="audio/wav", buffer=b"RIFF" + bytes(2000)),
+    )
+    await answered(page, "What is said?")
+    await expect(page.messages.first).to_contain_text("application/pdf")
+    await expect(page.messages.first.get_by_test_id("stAudio")).to_be_visible()
+    assert [part.inline_data.mime_type for part in service.requests[0].messages[0].parts] == [
+        "application/pdf",
+        "audio/wav",
+        "",
+    ]
+
+
+async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="photo.png", mimeType="image/png", buffer=b"hello"))
+    await page.ask("What is this?")
+    await expect(page.problem()).to_have_text("photo.png can't be sent: it can't be read as an image.")
+    assert not service.requests
+    await page.photograph("image-refused")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (FilePayload(name="big.png", mimeType="image/png", buffer=bytes(8_000_000)), "File must be 7.0MB or smaller"),
+        (FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"hello"), "text/plain files are not allowed"),
+    ],
+)
+async def test_a_file_that_is_too_large_or_of_another_kind_is_not_taken(
+    chat: Open, file: FilePayload, words: str
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(file)
+    box = page.tab.get_by_test_id("stChatInput")
+    await expect(box).to_contain_text(file["name"])
+    await box.get_by_text(file["name"]).hover()
+    await page.photograph(f"not-taken-{file['name'].partition('.')[0]}")
+    await expect(page.tab.get_by_test_id("stTooltipErrorContent")).to_contain_text(words)
+
+
+async def test_what_only_the_service_can_know_is_told_in_its_words(chat: Open, service: FakeService) -> None:
+    wanted = "prompt: the request has 9 bytes, history included: at most 8 are wanted"
+    service.will_answer(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", wanted))
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    await page.ask("What is this?")
+    await expect(page.problem()).to_contain_text(wanted)
+    service.will_answer("A blue rectangle.", completed())
+    await page.tab.get_by_role("button", name="Retry").click()
+    await expect(page.answer()).to_contain_text("A blue rectangle.")
+    # The image went along with the second try as well.
+    assert service.requests[0] == service.requests[1]

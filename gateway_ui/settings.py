@@ -58,8 +58,6 @@ _NUMBERS = (
     _Number("frequency_penalty", "Frequency penalty", -2.0, 1.99, 0.1, "Above 0: repeats itself less."),
 )
 
-# OpenAI's API has no such fields, so the service refuses them for its models.
-_NOT_OF_OPENAI = {"top_k", "thinking_budget", "include_thoughts"}
 _OF_THINKERS = {"thinking_budget", "include_thoughts"}
 
 
@@ -83,7 +81,8 @@ def drawer(models: list[Model]) -> Choices:
         config = GenerationConfig(**_numbers(model))
         _thinking(model, config)
         config.stop_sequences.extend(_stop_sequences())
-        _form_of_answer(config, problems)
+        if _takes(model, "response_mime_type"):
+            _form_of_answer(config, problems, schema=_takes(model, "response_schema"))
         tools = _tools(problems) if model.tools else []
     borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
     smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
@@ -108,7 +107,7 @@ def _about(model: Model) -> Iterator[str]:
 def _takes(model: Model, name: str) -> bool:
     if name in _OF_THINKERS and not model.thinking:
         return False
-    return "openai" not in model.provider or name not in _NOT_OF_OPENAI
+    return f"config.{name}" not in model.unsupported_fields
 
 
 def _numbers(model: Model) -> dict[str, Any]:
@@ -148,10 +147,12 @@ def _stop_sequences() -> list[str]:
     )
 
 
-def _form_of_answer(config: GenerationConfig, problems: list[str]) -> None:
+def _form_of_answer(config: GenerationConfig, problems: list[str], *, schema: bool) -> None:
     if not st.toggle("Answer in JSON", key="json"):
         return
     config.response_mime_type = "application/json"
+    if not schema:
+        return
     text = st.text_area("JSON schema", key="schema", placeholder='{"type": "object", "properties": {...}}', height=110)
     if text.strip():
         try:

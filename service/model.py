@@ -185,6 +185,8 @@ class Card:
     """Who runs it, in the words of OpenTelemetry's GenAI conventions."""
     lacks: frozenset[str] = frozenset()
     """Fields of a request that its provider has no word for, by their paths, such as "config.top_k"."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What else the server's owner wants callers to know."""
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
     input_kinds: frozenset[str] | None = None

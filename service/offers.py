@@ -6,6 +6,7 @@ A line is NAME, or NAME=PROVIDER:MODEL, with options behind a question mark as i
 Vertex AI's own.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,10 +15,23 @@ from urllib.parse import parse_qsl
 
 from service.model import Card
 
+_PATH = re.compile(r"[a-z_]+(\.[a-z_]+)*")
+
 KINDS = frozenset({"text", "image", "audio", "video", "pdf"})
 
-_ABOUT = ("input_kinds", "tools", "thinking", "json_with_tools", "max_input_tokens", "max_output_tokens")
+_ABOUT = (
+    "input_kinds",
+    "tools",
+    "thinking",
+    "json_with_tools",
+    "unsupported",
+    "max_input_tokens",
+    "max_output_tokens",
+    "metadata.KEY",
+)
 """Options of every provider: what the model can take, where LangChain's profile of it is missing or wrong."""
+
+_METADATA = "metadata."
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "vertex": ("project", "location"),
@@ -75,8 +89,12 @@ def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
 
 def amended(card: Card, offer: Offer) -> Card:
     """The card with what the offer says of its model instead."""
-    said: dict[str, Any] = {name: _PARSE[name](value) for name, value in offer.options.items() if name in _ABOUT}
-    return replace(card, **said)
+    said: dict[str, Any] = {name: _PARSE[name](value) for name, value in offer.options.items() if name in _PARSE}
+    lacks = card.lacks | said.pop("unsupported", frozenset())
+    metadata = {
+        name.removeprefix(_METADATA): value for name, value in offer.options.items() if name.startswith(_METADATA)
+    }
+    return replace(card, lacks=lacks, metadata=metadata, **said)
 
 
 _FROM_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
@@ -103,7 +121,7 @@ def _offer(line: str) -> Offer:
         raise ValueError(f"{name!r} with options as OPTION=VALUE&OPTION=VALUE") from None
     known = (*OPTIONS[provider], *_ABOUT)
     for option, value in options.items():
-        if option not in known:
+        if option not in known and not option.startswith(_METADATA):
             raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
         if option in _PARSE:
             _PARSE[option](value)
@@ -115,6 +133,13 @@ def _kinds(value: str) -> frozenset[str]:
     if not kinds or not kinds <= KINDS:
         raise ValueError(f"input_kinds of {'+'.join(sorted(KINDS))}")
     return kinds
+
+
+def _paths(value: str) -> frozenset[str]:
+    paths = frozenset(value.split())
+    if not all(_PATH.fullmatch(path) for path in paths):
+        raise ValueError("unsupported fields by their paths, such as config.top_k,")
+    return paths
 
 
 def _switch(value: str) -> bool:
@@ -134,6 +159,7 @@ _PARSE: Mapping[str, Callable[[str], Any]] = {
     "tools": _switch,
     "thinking": _switch,
     "json_with_tools": _switch,
+    "unsupported": _paths,
     "max_input_tokens": _count,
     "max_output_tokens": _count,
 }

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, struct_pb2
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -272,10 +272,18 @@ def model_list(cards: Sequence[model.Card]) -> pb.ListModelsResponse:
                 input_kinds=sorted(card.input_kinds or ()),
                 thinking=card.thinking,
                 tools=card.tools,
+                metadata=_struct(card.metadata) if card.metadata else None,
+                unsupported_fields=sorted(card.lacks),
             )
             for place, card in enumerate(cards)
         ]
     )
+
+
+def _struct(values: Mapping[str, str]) -> struct_pb2.Struct:
+    made = struct_pb2.Struct()
+    made.update(values)
+    return made
 
 
 def _tool_call(event: model.ToolCall) -> pb.ToolCallEvent:

@@ -102,7 +102,14 @@ MODELS = (
         tools=True,
         metadata=ParseDict({"region": "europe-north1"}, Struct()),
     ),
-    pb.Model(name="fake-3", provider="openai", input_kinds=["text"], thinking=True, tools=False),
+    pb.Model(
+        name="fake-3",
+        provider="openai",
+        input_kinds=["text"],
+        thinking=True,
+        tools=False,
+        unsupported_fields=["config.include_thoughts", "config.thinking_budget", "config.top_k"],
+    ),
 )
 
 

@@ -31,10 +31,11 @@ def test_a_line_maps_a_public_name_to_provider_model_and_options() -> None:
         ("fast=cohere:x", "'fast=cohere:x' as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of vertex, genai"),
         ("fast=openai:", "'fast=openai:' as NAME or NAME=PROVIDER:MODEL"),
         ("=openai:x", "'=openai:x' as NAME or NAME=PROVIDER:MODEL"),
-        ("a=openai:x?colour=red", "'a' with options of openai, which are base_url, api_key_env, organization, input"),
+        ("a=openai:x?colour=red", "'a' with options of openai, which are base_url, api_key_env, organization, inp"),
         ("a=openai:x?colour", "'a' with options as OPTION=VALUE&OPTION=VALUE"),
         ("a=openai:x?tools=perhaps", "an option of true or false"),
         ("a=openai:x?max_input_tokens=many", "an option of a whole number of tokens"),
+        ("a=openai:x?unsupported=Top K", "unsupported fields by their paths, such as config.top_k"),
         ("a=openai:x?input_kinds=smell", "input_kinds of audio+image+pdf+text+video"),
     ],
 )
@@ -93,3 +94,10 @@ def test_what_a_line_says_of_its_model_is_on_the_card() -> None:
     card = amended(known, offer)
     assert card.input_kinds == frozenset({"text"})
     assert (card.thinking, card.tools, card.max_output_tokens) == (False, True, 7)
+
+
+def test_a_line_can_say_what_is_not_taken_and_what_else_callers_should_know() -> None:
+    (offer,) = offers("a=openai:x?unsupported=config.seed+tools&metadata.region=europe&metadata.note=new one")
+    card = amended(Card(name="a", provider="p", lacks=frozenset({"config.top_k"})), offer)
+    assert card.lacks == frozenset({"config.top_k", "config.seed", "tools"})
+    assert card.metadata == {"region": "europe", "note": "new one"}

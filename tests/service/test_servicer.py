@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -143,6 +145,8 @@ async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
         input_kinds=frozenset({"text", "image"}),
         thinking=True,
         tools=False,
+        lacks=frozenset({"labels", "config.top_k"}),
+        metadata={"region": "europe"},
     )
     served = await serve(FakeModel(HELLO, cards=[known, Card(name="a", provider="openai")]))
     listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
@@ -155,6 +159,8 @@ async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
         input_kinds=["image", "text"],
         thinking=True,
         tools=False,
+        unsupported_fields=["config.top_k", "labels"],
+        metadata=ParseDict({"region": "europe"}, Struct()),
     )
     assert listed[1] == pb.Model(name="a", provider="openai")
 

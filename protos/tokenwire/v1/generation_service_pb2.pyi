@@ -841,6 +841,7 @@ class Model(_message.Message):
     THINKING_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    UNSUPPORTED_FIELDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """To be used in GenerateRequest.model."""
     default: _builtins.bool
@@ -863,6 +864,12 @@ class Model(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """Anything else that the server's owner wants callers to know."""
 
+    @_builtins.property
+    def unsupported_fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Fields of GenerateRequest that it can't take, by their paths, such as "config.top_k": a request that sets one is
+        refused.
+        """
+
     def __init__(
         self,
         *,
@@ -875,10 +882,11 @@ class Model(_message.Message):
         thinking: _builtins.bool | None = ...,
         tools: _builtins.bool | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        unsupported_fields: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_input_tokens", b"_max_input_tokens", "_max_output_tokens", b"_max_output_tokens", "_thinking", b"_thinking", "_tools", b"_tools", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "metadata", b"metadata", "thinking", b"thinking", "tools", b"tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_input_tokens", b"_max_input_tokens", "_max_output_tokens", b"_max_output_tokens", "_thinking", b"_thinking", "_tools", b"_tools", "default", b"default", "input_kinds", b"input_kinds", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "metadata", b"metadata", "name", b"name", "provider", b"provider", "thinking", b"thinking", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_input_tokens", b"_max_input_tokens", "_max_output_tokens", b"_max_output_tokens", "_thinking", b"_thinking", "_tools", b"_tools", "default", b"default", "input_kinds", b"input_kinds", "max_input_tokens", b"max_input_tokens", "max_output_tokens", b"max_output_tokens", "metadata", b"metadata", "name", b"name", "provider", b"provider", "thinking", b"thinking", "tools", b"tools", "unsupported_fields", b"unsupported_fields"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_input_tokens: _TypeAlias = _typing.Literal["max_input_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_input_tokens: _TypeAlias = _typing.Literal["_max_input_tokens", b"_max_input_tokens"]  # noqa: Y015

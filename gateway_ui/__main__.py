@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateway_ui import arguments
 from gateway_ui.client import default_address
 
 _APP = Path(__file__).with_name("app.py")
@@ -35,24 +36,20 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Serve the page: a chat in the browser.")
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="where to serve it (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=arguments.port, default=DEFAULT_PORT, help="where to serve it (default: %(default)s)"
+    )
     parser.add_argument(
         "--host", default="localhost", help="which address to listen on (default: %(default)s, this machine only)"
     )
     parser.add_argument(
         "--address",
+        type=arguments.address,
         default=default_address(),
         metavar="HOST:PORT",
         help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
     )
     return parser
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: 1 to 65535")
-    return port
 
 
 def _serve(host: str, port: int) -> int:

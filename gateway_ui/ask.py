@@ -3,7 +3,6 @@
 import argparse
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
+from gateway_ui import arguments
 from gateway_ui.client import Client, default_address, file, user
 from gateway_ui.endings import ending
 from gateway_ui.errors import TokenwireError
@@ -68,6 +68,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--address",
+        type=arguments.address,
         default=default_address(),
         metavar="HOST:PORT",
         help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
@@ -83,10 +84,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="show it to the model, which has to take images; a PDF or audio likewise; as often as you like",
     )
     parser.add_argument("--temperature", type=float, metavar="NUMBER", help="0.0 to 2.0; lower is more predictable")
-    parser.add_argument("--max-output-tokens", type=int, metavar="N", help="cut the answer after N tokens")
+    parser.add_argument("--max-output-tokens", type=arguments.tokens, metavar="N", help="cut the answer after N tokens")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=arguments.seconds,
         metavar="SECONDS",
         help="give up when the answer isn't complete by then (default: the service's limit)",
     )
@@ -96,13 +97,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     form.add_argument("--chunks", action="store_true", help="rule a line between the chunks, to see the pieces")
     form.add_argument("--json", action="store_true", help="print every event as a JSON object on its own line")
     return parser
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not (seconds > 0 and math.isfinite(seconds)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
 
 
 def _ask(options: argparse.Namespace) -> int:

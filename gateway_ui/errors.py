@@ -155,6 +155,12 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.DEADLINE_EXCEEDED, "IDLE_TIMEOUT"): Words(
             DeadlineError, "The model fell silent in the middle of its answer."
         ),
+        (_Code.DEADLINE_EXCEEDED, "READER_STALLED"): Words(
+            DeadlineError, "The answer was not read for so long that the service gave it up."
+        ),
+        (_Code.DEADLINE_EXCEEDED, "REQUEST_STALLED"): Words(
+            DeadlineError, "The question did not reach the service in time. {again}"
+        ),
         (_Code.NOT_FOUND, ""): Words(RefusedError, "What was asked for does not exist. {said}"),
         (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(UnknownModelError, "The service does not offer this model. {said}"),
         (_Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"): Words(
@@ -167,7 +173,9 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.RESOURCE_EXHAUSTED, ""): Words(BusyError, "The service has no room for this request. {said} {again}"),
         (_Code.RESOURCE_EXHAUSTED, "SERVER_BUSY"): Words(BusyError, "The service is busy. {again}"),
-        (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(BusyError, "Your quota is used up. {again}"),
+        (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(
+            BusyError, "You have all the answers open at once that one caller may have. {said} {again}"
+        ),
         (_Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"): Words(
             BusyError, "The model's provider takes no more requests for now. {again}"
         ),
@@ -175,12 +183,16 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.FAILED_PRECONDITION, "UPSTREAM_CREDENTIALS"): Words(
             ServiceError, "The service has no valid credentials for the model's provider. {said}"
         ),
+        (_Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION"): Words(
+            ServiceError, "The model's provider does not let the service use it like this. {said}"
+        ),
         (_Code.ABORTED, ""): Words(UnavailableError, "The service gave this request up. {said} {again}"),
         (_Code.OUT_OF_RANGE, ""): Words(InvalidRequestError, "The service refused the request. {fields}"),
         (_Code.UNIMPLEMENTED, ""): Words(
             ServiceError,
             "What runs at {address} cannot do this: another service, or an older version. {said}",
         ),
+        (_Code.UNIMPLEMENTED, "NOT_SERVED"): Words(ServiceError, "This model's provider has no such call. {said}"),
         (_Code.INTERNAL, ""): Words(ServiceError, "The service failed. {said}"),
         (_Code.INTERNAL, "UPSTREAM_FAULT"): Words(ServiceError, "The model's provider failed. {said}"),
         (_Code.UNAVAILABLE, ""): Words(UnavailableError, "The service cannot answer now. {said} {again}"),

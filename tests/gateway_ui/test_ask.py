@@ -269,10 +269,10 @@ def test_a_wrong_command_line_is_refused(arguments: list[str], capsys: pytest.Ca
     assert "usage: tokenwire ask" in capsys.readouterr().err
 
 
-def test_a_number_that_no_field_can_hold_is_a_wrong_command_line(
+def test_a_prompt_that_is_no_text_is_a_wrong_command_line(
     service: FakeService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["x", "--address", service.address, "--max-output-tokens", "99999999999"]) == 2
+    assert main(["\ud800", "--address", service.address]) == 2
     assert capsys.readouterr().err.startswith("This cannot be asked:")
     assert not service.requests
 

@@ -1,3 +1,5 @@
+import re
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -53,6 +55,14 @@ def test_every_status_code_has_words_and_a_class(code: grpc.StatusCode, reason: 
     assert str(error).endswith(".")
     assert not set(str(error)) & set("{}_")
     assert "  " not in str(error)
+
+
+def test_every_reason_of_the_readme_has_words_of_its_own() -> None:
+    # What these say, the words of their code say as well.
+    plain = {"INVALID_FIELD", "MALFORMED_REQUEST", "CALLER_DEADLINE", "INTERNAL"}
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", readme, re.MULTILINE)
+    assert {reason for code, reason in told if (getattr(grpc.StatusCode, code), reason) not in WORDS} == plain
 
 
 @pytest.mark.parametrize(("key", "words"), WORDS.items(), ids=lambda one: str(one)[:40])

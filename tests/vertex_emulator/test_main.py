@@ -178,9 +178,9 @@ def test_a_missing_runtime_says_what_to_install_before_any_download(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--port", "70000"), "70000 is not within 0 and 65535"),
-        (("--port", "x"), "invalid"),
-        (("--threads", "0"), "0 is less than 1"),
+        (("--port", "70000"), "'70000' is not a whole number from 0 to 65535"),
+        (("--port", "x"), "'x' is not a whole number"),
+        (("--threads", "0"), "'0' is not a whole number from 1 to 1000000"),
         (("--mind", "oracle"), "invalid choice"),
         (("--mind", "smollm2", "--script", "x.json"), "exclude each other"),
     ],

@@ -24,6 +24,7 @@ examples:
   %(prog)s                            SmolLM2 answers; its weights (93 MB) are fetched once
   %(prog)s --script answers.json      a script answers; docs/emulator.md says what it can say
   %(prog)s --mind script --port 0     a script that comes later, over the Control service
+  %(prog)s --port 0 --rest-port 0     both on free ports; the first lines tell which
 
 point tokenwire at it:
   VERTEX_EMULATOR_HOST=localhost:8087 tokenwire serve
@@ -36,6 +37,12 @@ point ChatGoogleGenerativeAI at it, in Python:
   model = ChatGoogleGenerativeAI(
       model="any", vertexai=True, project="local", location="us-central1", base_url="http://localhost:8088",
       credentials=google.oauth2.credentials.Credentials(token="local"),
+  )
+
+point ChatOpenAI or AzureChatOpenAI at it, in Python:
+  model = ChatOpenAI(model="any", base_url="http://localhost:8088/v1", api_key="any")
+  model = AzureChatOpenAI(
+      azure_deployment="any", azure_endpoint="http://localhost:8088", api_version="any", api_key="any"
   )
 
 variables:
@@ -73,8 +80,8 @@ def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
         "--rest-port",
         type=_port,
         metavar="PORT",
-        help=f"of Google's REST form, which needs uvicorn; 0 takes a free one (default: {DEFAULT_REST_PORT} beside the "
-        "default --port, else none)",
+        help="of HTTP (Google's REST form, OpenAI's protocol), which needs uvicorn; 0 takes a free one "
+        f"(default: {DEFAULT_REST_PORT} beside the default --port, else none)",
     )
     parser.add_argument(
         "--mind",
@@ -150,7 +157,7 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
         # Whoever started this process waits for the line.
         lines = [f"Vertex emulator listening on {emulator.address}"]
         if arguments.rest_port is not None:
-            lines.append(f"Google's REST form on http://{emulator.rest_address}")
+            lines.append(f"Google's REST form and OpenAI's protocol on http://{emulator.rest_address}")
         _say("\n".join(lines))
         await ended.wait()
     return 0

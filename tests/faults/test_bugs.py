@@ -43,11 +43,11 @@ SEAMS: dict[str, tuple[Any, str]] = {
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
 VERTEX_SEAMS = {
-    "the prompt's conversion": "_messages",
+    "the prompt's conversion": "langchain.messages",
     "the options' conversion": "_options",
-    "a chunk's conversion": "_pieces",
-    "the upstream call": "_Call.stream_generate_content",
-    "the upstream answer": "_Call._watch",
+    "a chunk's conversion": "_Chat._chunk",
+    "the upstream call": "_Call.begin",
+    "the upstream answer": "_Call.read",
     "the ending": "_Call.finished",
     "the usage": "_usage",
 }

@@ -64,7 +64,9 @@ async def test_it_plays_a_script_file(start: Start, script_file: Write) -> None:
 def test_it_serves_googles_rest_form_too(start: Start) -> None:
     process, _ = start("--mind", "script", "--rest-port", "0")
     assert process.stdout is not None
-    found = re.fullmatch(r"Google's REST form on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline())
+    found = re.fullmatch(
+        r"Google's REST form and OpenAI's protocol on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline()
+    )
     assert found
     told = httpx.post(f"{found[1]}/v1/models/m:generateContent", json={}, timeout=10)
     assert told.json()["candidates"][0]["finishReason"] == "STOP"
@@ -199,6 +201,7 @@ def test_help_speaks_in_its_callers_name(capsys: pytest.CaptureFixture[str]) -> 
     text = capsys.readouterr().out
     assert "tokenwire emulator --script answers.json" in text
     assert "VERTEX_EMULATOR_HOST=localhost:8087" in text
+    assert 'base_url="http://localhost:8088/v1"' in text
 
 
 async def test_it_listens_where_it_is_told() -> None:

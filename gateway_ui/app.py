@@ -32,6 +32,9 @@ _CHARACTERS_PER_SECOND = 500_000
 # not (the tab was closed at that moment), the answer is cancelled after so long.
 _HANDOVER_SECONDS = 3.0
 
+# Far more than can be sent: only what would fill the memory is stopped at the door.
+_UPLOAD_MEGABYTES = 4 * attachments.MAX_MEGABYTES
+
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("icon.svg"))
 
@@ -139,13 +142,12 @@ def _connected(place: Any, trouble: str) -> None:
 
 def _question(chat: Chat, model: Model) -> Question | None:
     """What is to be asked by this run, if anything."""
-    endings = attachments.endings(model.input_kinds)
+    # Streamlit asks without what it has refused itself, so it is to refuse next to nothing: `attach` says why.
     typed = st.chat_input(
         "Ask, for example: What is baseball?",
         key="question",
-        accept_file="multiple" if endings else False,
-        file_type=endings or None,
-        max_upload_size=attachments.MAX_MEGABYTES,
+        accept_file="multiple" if attachments.endings(model.input_kinds) else False,
+        max_upload_size=_UPLOAD_MEGABYTES,
         submit_mode="stop",
     )
     if typed is not None:

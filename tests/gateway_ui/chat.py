@@ -51,6 +51,8 @@ class Chat:
 
     async def attach(self, *files: FilePayload) -> None:
         await self.tab.get_by_test_id("stChatInputFileUploadButton").locator("input").set_input_files(files)
+        # While a file is on its way, nothing can be sent.
+        await expect(self.tab.get_by_test_id("stChatInputSubmitButton")).to_be_enabled()
 
     def answer(self) -> Locator:
         return self.messages.last

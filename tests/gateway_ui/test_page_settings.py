@@ -189,21 +189,37 @@ async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: 
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        (FilePayload(name="big.png", mimeType="image/png", buffer=bytes(8_000_000)), "File must be 7.0MB or smaller"),
-        (FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"hello"), "text/plain files are not allowed"),
+        (
+            FilePayload(name="big.png", mimeType="image/png", buffer=bytes(8_000_000)),
+            "big.png is too large: 7.6 MB, at most 7 MB can be sent.",
+        ),
+        (
+            FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"hello"),
+            "notes.txt can't be sent: this model takes files that end in png, jpg, jpeg, webp, pdf,",
+        ),
     ],
 )
-async def test_a_file_that_is_too_large_or_of_another_kind_is_not_taken(
-    chat: Open, file: FilePayload, words: str
+async def test_a_file_that_is_too_large_or_of_another_kind_is_refused_in_words(
+    chat: Open, service: FakeService, file: FilePayload, words: str
 ) -> None:
     page = await chat()
     await page.choose("fake-2")
     await page.attach(file)
-    box = page.tab.get_by_test_id("stChatInput")
-    await expect(box).to_contain_text(file["name"])
-    await box.get_by_text(file["name"]).hover()
-    await page.photograph(f"not-taken-{file['name'].partition('.')[0]}")
-    await expect(page.tab.get_by_test_id("stTooltipErrorContent")).to_contain_text(words)
+    await page.ask("What is this?")
+    await expect(page.problem()).to_contain_text(words)
+    assert not service.requests
+
+
+async def test_a_file_that_is_not_even_uploaded_says_so_without_being_hovered_over(chat: Open) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="huge.png", mimeType="image/png", buffer=bytes(30_000_000)))
+    alert = page.tab.get_by_test_id("stFileChip").get_by_role("alert")
+    await expect(alert).to_have_text("Error: File must be 28.0MB or smaller.")
+    box = await alert.bounding_box()
+    assert box is not None
+    assert box["width"] > 50
+    await page.photograph("not-uploaded")
 
 
 async def test_what_only_the_service_can_know_is_told_in_its_words(chat: Open, service: FakeService) -> None:

@@ -49,6 +49,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 _PRINTABLE_ASCII = re.compile(r"[ -~]*")
+_NO_SAMPLING = model.Sampling()
 _ROLES = {content_pb2.ROLE_USER: model.Role.USER, content_pb2.ROLE_MODEL: model.Role.MODEL}
 
 
@@ -132,6 +133,8 @@ def _seconds(duration: duration_pb2.Duration) -> float:
 
 
 def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
+    if not config.ByteSize():  # as in most requests
+        return _NO_SAMPLING
     return model.Sampling(
         temperature=config.temperature if config.HasField("temperature") else None,
         top_p=config.top_p if config.HasField("top_p") else None,

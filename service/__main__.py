@@ -52,6 +52,7 @@ def _alone(settings: Settings) -> int:
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Model]:
         await asyncio.to_thread(providers.imported, settings)
+        gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
         async with _model(settings) as model:
             yield model
 

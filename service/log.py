@@ -24,6 +24,8 @@ def configure(level: str) -> None:
         _handler(_Discreet("says something that is not shown, from %(pathname)s:%(lineno)d"))
     )
     logging.captureWarnings(capture=True)
+    # Of no use to our lines, and found out anew for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     sys.unraisablehook = _ignored
 
 

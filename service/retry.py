@@ -94,7 +94,10 @@ class Retrying:
                         if not begun:
                             begun = True
                             self._budget.success()
-                        yield replace(event, attempts=attempts) if isinstance(event, Finished) else event
+                        if attempts > 1 and isinstance(event, Finished):
+                            yield replace(event, attempts=attempts)
+                        else:
+                            yield event
                 return  # noqa: TRY300 - nothing may come between the stream's end and ours
             except (UpstreamUnavailable, UpstreamQuota) as error:
                 if begun:

@@ -2,10 +2,11 @@
 
 Importing it costs seconds of CPU: Google's client builds thousands of classes. So `__main__` imports it late.
 
-For each request ChatVertexAI is given an upstream client of ours (`_Call`) that keeps hold of the gRPC call. Two things
-need that. An abandoned grpc.aio call is never cancelled by itself (https://github.com/grpc/grpc/issues/43462), so it is
-cancelled by hand in every way a request can end. And ChatVertexAI drops what an honest ending needs: why a prompt was
-blocked, whether there was a finish reason at all, the exact token counts.
+With each request ChatVertexAI is given a call of ours (`_Call`), where it would make one of its own and let go of it.
+Two things need that. An abandoned grpc.aio call is never cancelled by itself
+(https://github.com/grpc/grpc/issues/43462), so it is cancelled by hand in every way a request can end. And ChatVertexAI
+drops what an honest ending needs: why a prompt was blocked, whether there was a finish reason at all, the exact token
+counts.
 """
 
 import asyncio
@@ -184,9 +185,9 @@ class VertexModel:
         return self._lines[-1]
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
-        chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        answer = chat.astream(langchain.messages(prompt, _media), timeout=seconds, **_options(prompt))
+        messages, options = langchain.messages(prompt, _media), _options(prompt)
+        answer = self._chats[prompt.model].astream(messages, call=call, timeout=seconds, **options)
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
@@ -227,7 +228,7 @@ class _Line:
 
 
 class _Call:
-    """One StreamGenerateContent call: what ChatVertexAI gets for its client while it answers one prompt."""
+    """One StreamGenerateContent call: what ChatVertexAI asks and reads while it answers one prompt."""
 
     def __init__(self, stub: Any, contents: Sequence[Any] | None) -> None:
         """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
@@ -327,12 +328,16 @@ with warnings.catch_warnings():
             **kwargs: Any,
         ) -> AsyncIterator[ChatGenerationChunk]:
             """As the library has it, but for its retries, which are off and would still be set up for each request."""
-            call: _Call = self.async_client
+            call: _Call = kwargs.pop("call")
             call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
+            kept = None if self._traced else _Unkept.model_construct()
             usage = None
             while (response := await call.read()) is not None:
-                chunk, usage = self._chunk(response, usage)
-                yield chunk
+                message, text, info, usage = self._converted(response, usage)
+                if kept is None:
+                    yield ChatGenerationChunk(message=message, generation_info=info)
+                else:
+                    yield kept.holding(message, text, info)
 
         def _request(self, messages: list[BaseMessage], stop: list[str] | None, **kwargs: Any) -> Any:
             """What the library's `_prepare_request_gemini` makes, as the protobuf message beneath it.
@@ -352,26 +357,23 @@ with warnings.catch_warnings():
             request.ClearField("contents")
             return request
 
-        def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        def _get_invocation_params(
+            self,
+            stop: list[str] | None = None,
+            **kwargs: Any,
+        ) -> dict[str, Any]:
             """As the library has it, which describes the model anew, twice for each request."""
+            kwargs.pop("call", None)  # no matter of a tracer's
             return {**self._description, "stop": stop, **kwargs}
 
         @cached_property
         def _description(self) -> dict[str, Any]:
             return dict(super()._get_invocation_params())
 
-        def _chunk(
-            self, response: _Response, before: UsageMetadata | None
-        ) -> tuple[ChatGenerationChunk, UsageMetadata | None]:
-            """What the library's `_gemini_chunk_to_generation_chunk` makes of a response, and of the usage `before`."""
-            message, text, info, total = self._converted(response, before)
-            if self._traced:
-                return ChatGenerationChunk(message=message, generation_info=info), total
-            return self._unkept.holding(message, text, info), total
-
         def _converted(
             self, response: _Response, before: UsageMetadata | None
         ) -> tuple[BaseMessageChunk, str, dict[str, Any] | None, UsageMetadata | None]:
+            """What the library's `_gemini_chunk_to_generation_chunk` makes of a response and of the usage `before`."""
             raw, plain = response
             if plain is None:
                 found = GenerateContentResponse.wrap(raw)
@@ -393,11 +395,6 @@ with warnings.catch_warnings():
             """Whether somebody traces; that doesn't change while the server runs."""
             return bool(tracing_is_enabled())
 
-        @cached_property
-        def _unkept(self) -> _Unkept:
-            """One for each request, since each has a copy of this object."""
-            return _Unkept.model_construct()
-
         def _like(self, finish_reason: int) -> ChatGenerationChunk:
             """What the library makes of a piece of text with this finish reason, 0 for none, and nothing else."""
             if finish_reason not in self._made:
@@ -410,7 +407,7 @@ with warnings.catch_warnings():
 
         @cached_property
         def _made(self) -> dict[int, ChatGenerationChunk]:
-            """By finish reason; the same dictionary for every copy of this object."""
+            """By finish reason."""
             return {}
 
 
@@ -423,8 +420,7 @@ def _chat(name: str, project: str, location: str) -> _Chat:
         n=1,
         cache=False,
     )
-    # What is made once for each object, for half a millisecond and more: every request takes a copy, so it is asked for
-    # here and then in all copies.
+    # What is made when it is first asked for and takes a while, of which the first caller shall not be kept waiting.
     _ = chat._serialized, chat._description, chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
     return chat
 

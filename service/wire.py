@@ -33,6 +33,8 @@ _MODES = {
     config_pb2.ToolChoice.MODE_NONE: model.ToolMode.NONE,
 }
 _THRESHOLDS = "HARM_BLOCK_THRESHOLD_"
+_NO_SAMPLING = model.Sampling()
+_NO_TOOLS = model.Tools()
 
 
 def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: mistakes.Limits) -> model.Prompt:
@@ -52,8 +54,8 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: m
         model=card.name,
         turns=tuple(_turns(request)),
         system_instruction=request.system_instruction,
-        sampling=_sampling(request.config) if request.HasField("config") else model.Sampling(),
-        tools=_tools(request) if request.tools else model.Tools(),
+        sampling=_sampling(request.config) if request.HasField("config") else _NO_SAMPLING,
+        tools=_tools(request) if request.tools else _NO_TOOLS,
         safety={
             config_pb2.HarmCategory.Name(one.category): _threshold(one.threshold) for one in request.safety_settings
         },

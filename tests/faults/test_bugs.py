@@ -45,7 +45,7 @@ SEAMS: dict[str, tuple[Any, str]] = {
 VERTEX_SEAMS = {
     "the prompt's conversion": "langchain.messages",
     "the options' conversion": "_options",
-    "a chunk's conversion": "_Chat._chunk",
+    "a chunk's conversion": "_Chat._converted",
     "the upstream call": "_Call.begin",
     "the upstream answer": "_Call.read",
     "the ending": "_Call.finished",

@@ -16,6 +16,8 @@ from google.cloud.aiplatform_v1beta1.types import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from langchain_core.messages import HumanMessage
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 
 from service.vertex import _chat, _plain
@@ -131,20 +133,42 @@ def test_no_chunk_shares_what_another_could_change() -> None:
     assert first[2] is not second[2]
 
 
-def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> None:
-    chunks = [
-        GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text=text)]))]) for text in ("a", "b")
-    ]
-    kept = [CHAT._chunk(came(chunk), None)[0] for chunk in chunks]
-    assert kept[0] is kept[1]
-    assert kept[0].message.content == kept[0].text == "b"
-    assert kept[0] + kept[1:] is kept[0]
+class Upstream:
+    """A call that says this."""
+
+    def __init__(self, *texts: str) -> None:
+        self._chunks = [
+            GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text=text)]))]) for text in texts
+        ]
+
+    def begin(self, request: Any, seconds: float) -> None:
+        assert request.contents
+        assert seconds == 1.5
+
+    async def read(self) -> Any:
+        return came(self._chunks.pop(0)) if self._chunks else None
 
 
-def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def kept(chat: ChatVertexAI, *texts: str) -> list[ChatGenerationChunk]:
+    """What `astream` is given and keeps."""
+    made: Any = chat._astream([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)
+    return [chunk async for chunk in made]
+
+
+async def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> None:
+    first, second = await kept(CHAT, "a", "b")
+    assert first is second
+    assert first.message.content == first.text == "b"
+    assert first + second is first
+
+
+async def test_what_one_stream_keeps_is_not_what_another_does() -> None:
+    assert (await kept(CHAT, "a"))[0] is not (await kept(CHAT, "a"))[0]
+
+
+async def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.vertex.tracing_is_enabled", lambda: True)
-    traced = _chat("gemini-2.5-flash", "project", "us-central1")
-    chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    first, second = (traced._chunk(came(chunk), None)[0] for _ in range(2))
+    first, second = await kept(_chat("gemini-2.5-flash", "project", "us-central1"), "a", "b")
     assert first is not second
+    chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
     assert first == ChatVertexAI._gemini_chunk_to_generation_chunk(CHAT, chunk)[0]

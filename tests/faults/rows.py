@@ -137,6 +137,15 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "the whole call",
             None,
         ),
+        Row(
+            "endings",
+            "OK without a finish reason; a blocked prompt; each finish reason; number 99",
+            "UNAVAILABLE / UPSTREAM_CUT; `completed` with PROMPT_BLOCKED; `completed` with the reason, OTHER where we "
+            "have none, and upstream's own word",
+            "endings that were not so",
+            0,
+            "",
+        ),
         Row("attempts in an outage", "an outage", "UNAVAILABLE", "attempts for each request", 1.1, ""),
         Row(
             "upstream reset",

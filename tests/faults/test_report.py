@@ -1,8 +1,11 @@
 """The page of the fault matrix."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.faults import report
+from tests.faults.recorder import hold
 from tests.faults.rows import ROWS
 
 # The rows that were asked for, in the order and words of their list, and what is to hold at most; None: yes or no.
@@ -47,6 +50,34 @@ ASKED: dict[str, dict[str, float | None]] = {
 @pytest.mark.parametrize("fault", ASKED)
 def test_each_row_that_was_asked_for_is_there_with_its_bound(fault: str) -> None:
     assert {key: ROWS[key].bound for key in ASKED[fault]} == ASKED[fault]
+
+
+def test_figures_of_an_ordinary_run_are_not_published() -> None:
+    figures = {"soak": {"count": 1, "p50": 1.5, "max": 2.0, "date": "2026-11-22", "strict": False}}
+    with pytest.raises(report.NotStrict, match="strictly: soak;"):
+        report.page(figures)
+
+
+@pytest.mark.parametrize(
+    ("key", "figures", "strict", "held"),
+    [
+        ("cancel while reading", [1, 50], True, True),
+        ("cancel while reading", [1, 51], True, False),
+        ("cancel while reading", [1, 499, 2499], False, True),
+        ("cancel while reading", [1, 501, 502], False, False),
+        ("cancel while reading", [1, 2, 2501], False, False),
+        ("SIGTERM: streams", [0, 0, 1], False, False),
+        ("caller deadline without a reason", [0, 9], False, True),
+        ("caller deadline without a reason", [1], True, False),
+        ("attempts in an outage", [1.11], False, False),
+        ("away once", [1e9], True, True),
+    ],
+)
+def test_a_figure_beyond_its_bound_fails_and_one_far_beyond_it_fails_anywhere(
+    key: str, figures: list[float], *, strict: bool, held: bool
+) -> None:
+    with nullcontext() if held else pytest.raises(AssertionError, match="is wanted"):
+        hold(ROWS[key], figures, strict=strict)
 
 
 def test_the_page_has_every_row_and_says_what_is_missing() -> None:

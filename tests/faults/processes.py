@@ -152,11 +152,16 @@ def ending(error: grpc.aio.AioRpcError | None) -> tuple[grpc.StatusCode, str]:
 
 @asynccontextmanager
 async def server(
-    upstream: str, *flags: str, module: tuple[str, ...] = ("service",), environ: Mapping[str, str] | None = None
+    upstream: str,
+    *flags: str,
+    module: tuple[str, ...] = ("service",),
+    environ: Mapping[str, str] | None = None,
+    workers: int = 1,
 ) -> AsyncIterator[ServerChild]:
-    """A server, ready, on the local Vertex at `upstream`; one process, so that it can be watched."""
+    """A server, ready, on the local Vertex at `upstream`; as one process it can be watched."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *module, "--port", "0", "--workers", "1", "--emulator", upstream, *flags),
+        *(sys.executable, "-m", *module, "--port", "0", "--emulator", upstream),
+        *("--workers", str(workers), *flags),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environ or {})},
     )

@@ -17,6 +17,9 @@ Each row is a test in [`tests/faults`](../tests/faults): the real server process
 [local Vertex](emulator.md) that plays the fault, over real sockets. What a word means here is told in
 [the life of a request](life-of-a-request.md).
 
+The server runs as one worker, which can be watched from outside, except where the table says two. For the bugs it runs
+within the test, which plants them.
+
 Measured on {machine}, on {dates}; figures are the median and the largest of so many tries.
 `make soak` measures them anew and fails if one is beyond its bound. `make test` asserts the same with looser bounds
 (ten times as long in the median), because a machine that is busy with something else makes figures say little.

@@ -256,6 +256,48 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "",
         ),
     ),
+    "The same with two workers": (
+        Row("two workers: cancel", "cancel while reading (20 ms chunks)", CANCEL, SEEN, 50),
+        Row(
+            "two workers: attempts in an outage",
+            "an outage",
+            "UNAVAILABLE",
+            "attempts for each request; each worker has a budget of its own",
+            1.1,
+            "",
+        ),
+        Row(
+            "two workers: overload",
+            "3 x overload on 20 slots, which both share",
+            "20: their answer; the rest: RESOURCE_EXHAUSTED / SERVER_BUSY",
+            "calls with another ending",
+            0,
+            "",
+        ),
+        Row(
+            "two workers: 2,500 calls",
+            "2,500 calls at once on 20 slots",
+            "the answer, or RESOURCE_EXHAUSTED / SERVER_BUSY",
+            "calls with another ending",
+            0,
+            "",
+        ),
+        Row(
+            "two workers: SIGTERM: health",
+            "SIGTERM under load",
+            "NOT_SERVING from the health service",
+            "from the signal until each of 20 watchers has it",
+            100,
+        ),
+        Row(
+            "two workers: SIGTERM: streams",
+            "the same",
+            "running streams: their whole answer; new calls: UNAVAILABLE / DRAINING",
+            "calls with another ending",
+            0,
+            "",
+        ),
+    ),
     "We are wrong": (
         Row(
             "bug in any layer",

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
+from tests.conftest import failure
 from vertex_emulator.emulator import Emulator
 
 MEGABYTE = 1024 * 1024
@@ -121,24 +122,46 @@ async def pieces(call: Any, count: int) -> None:
         count -= bool((await call.read()).text)
 
 
-async def fate(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
-    """What came of a call that fails, and the error behind it."""
+async def outcome(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError | None]:
+    """What came of a call, and the error behind it, if there was one."""
     messages = []
     try:
         while (message := await call.read()) is not grpc.aio.EOF:
             messages.append(message)
     except grpc.aio.AioRpcError as error:
         return messages, error
-    raise AssertionError(f"the call ended well: {messages}")
+    return messages, None
+
+
+async def fate(call: Any) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError]:
+    """What came of a call that fails, and the error behind it."""
+    messages, error = await outcome(call)
+    assert error is not None, f"the call ended well: {messages}"
+    return messages, error
+
+
+def ending(error: grpc.aio.AioRpcError | None) -> tuple[grpc.StatusCode, str]:
+    """Code and reason of any ending, for those who count; one that isn't typed gives its text for a reason."""
+    if error is None:
+        return grpc.StatusCode.OK, ""
+    try:
+        return failure(error)
+    except AssertionError:
+        return error.code(), f"untyped: {error.details()}"
 
 
 @asynccontextmanager
 async def server(
-    upstream: str, *flags: str, module: tuple[str, ...] = ("service",), environ: Mapping[str, str] | None = None
+    upstream: str,
+    *flags: str,
+    module: tuple[str, ...] = ("service",),
+    environ: Mapping[str, str] | None = None,
+    workers: int = 1,
 ) -> AsyncIterator[ServerChild]:
-    """A server, ready, on the local Vertex at `upstream`; one process, so that it can be watched."""
+    """A server, ready, on the local Vertex at `upstream`; as one process it can be watched."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *module, "--port", "0", "--workers", "1", "--emulator", upstream, *flags),
+        *(sys.executable, "-m", *module, "--port", "0", "--emulator", upstream),
+        *("--workers", str(workers), *flags),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(environ or {})},
     )

@@ -1,7 +1,8 @@
 """Keeps what was measured: build/faults.json, which `python -m tests.faults.report` makes docs/faults.md of.
 
-On a busy machine a figure says little, so an ordinary run only keeps it. With TOKENWIRE_STRICT=1 (`make soak`) a figure
-beyond its bound fails the test that measured it.
+On a busy machine a figure says little, so in an ordinary run only loose bounds hold: ten times as much in the median,
+and two seconds more for each. With TOKENWIRE_STRICT=1 (`make soak`) a figure beyond its bound fails the test that
+measured it, and only such figures get on the page.
 """
 
 import json
@@ -13,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.faults.rows import ROWS
+from tests.faults.rows import ROWS, Row
 
 FILE = Path(__file__).parents[2] / "build" / "faults.json"
 
 STRICT = os.environ.get("TOKENWIRE_STRICT", "") == "1"
+
+SPIKE_MS = 2000  # for which a busy machine may forget one of its processes
 
 _measured: dict[str, list[float]] = defaultdict(list)
 
@@ -37,8 +40,20 @@ def record(key: str, *new: float) -> None:
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps({**known, key: figures}, indent=1, sort_keys=True) + "\n")
-    if STRICT and row.bound is not None:
-        assert max(new) <= row.bound, f"{key}: {figures}; at most {row.bound:g} {row.unit} is wanted"
+    hold(row, new, strict=STRICT)
+
+
+def hold(row: Row, new: Sequence[float], *, strict: bool) -> None:
+    """Fail if a figure is beyond what its row allows."""
+    if row.bound is None or row.loosely is None:
+        return
+    told = f"{row.key}: {statistics.median(new):g}, at most {max(new):g} ({len(new)} tries)"
+    if strict:
+        assert max(new) <= row.bound, f"{told}; at most {row.bound:g} {row.unit} is wanted"
+    else:
+        spike = SPIKE_MS if row.unit == "ms" else 0
+        assert statistics.median(new) <= row.loosely, f"{told}; even here {row.loosely:g} {row.unit} is wanted"
+        assert max(new) <= row.loosely + spike, f"{told}; even here {row.loosely + spike:g} {row.unit} is wanted"
 
 
 def milliseconds(seconds: Sequence[float]) -> list[float]:

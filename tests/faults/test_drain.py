@@ -10,12 +10,15 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from tests.conftest import failure
-from tests.faults.processes import fate, pieces, server
+from tests.faults.processes import ending, fate, outcome, pieces, server
 from tests.faults.recorder import record
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, repeat
 
 STREAMS = 50
+
+DRAINING = (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+WHOLE = (58, "completed", (grpc.StatusCode.OK, ""))
 
 
 async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(upstream: Emulator) -> None:
@@ -30,26 +33,21 @@ async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(upstre
             leaving.signal(signal.SIGTERM)
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
             record("SIGTERM: health", 1000 * (time.monotonic() - begin))
-            errors = [(await fate(late.start()))[1] for _ in range(10)]
-            assert {failure(error) for error in errors} == {(grpc.StatusCode.UNAVAILABLE, "DRAINING")}
-            record("SIGTERM: late calls", 0)
-            whole = await asyncio.gather(*map(rest, calls))
+            late_ones = [ending((await outcome(late.start()))[1]) for _ in range(10)]
+            running = await asyncio.gather(*map(rest, calls))
+        record("SIGTERM: late calls", *(float(one != DRAINING) for one in late_ones))
+        record("SIGTERM: streams", *(float(one != WHOLE) for one in running))
+        assert late_ones == [DRAINING] * 10
+        assert running == [WHOLE] * STREAMS
         assert await asyncio.wait_for(leaving.process.wait(), 30) == 0
         assert "Traceback" not in leaving.words, leaving.words
-    assert whole == [58] * STREAMS
-    record("SIGTERM: streams", STREAMS - len(whole))
 
 
-async def rest(call: Any) -> int:
-    """How many pieces of text are still to come; the last message has to be `completed`."""
-    texts = 0
-    last = None
-    while (message := await call.read()) is not grpc.aio.EOF:
-        texts += bool(message.text)
-        last = message
-    assert last is not None
-    assert last.HasField("completed")
-    return texts
+async def rest(call: Any) -> tuple[int, str, tuple[grpc.StatusCode, str]]:
+    """How many pieces of text were still to come, of which kind the last message was, and how the call ended."""
+    messages, error = await outcome(call)
+    kind = messages[-1].WhichOneof("event") if messages else None
+    return sum(bool(message.text) for message in messages), str(kind), ending(error)
 
 
 async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Emulator) -> None:
@@ -59,6 +57,6 @@ async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Em
         await pieces(call, 1)
         leaving.signal(signal.SIGTERM)
         _, error = await fate(call)
-        assert failure(error) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        assert failure(error) == DRAINING
         assert await asyncio.wait_for(leaving.process.wait(), 30) == 0
     await upstream.wait_until(lambda upstream: not upstream.open_calls)

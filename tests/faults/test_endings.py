@@ -4,6 +4,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from service.model import Event, FakeModel, Finished, Started, Text
 from service.model import FinishReason as Reason
 from tests.conftest import Serve, detail, failure
-from tests.faults.processes import Caller, ServerChild, engine, fate, server
+from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
 from tests.faults.recorder import record
 from vertex_emulator import ControlClient, prediction_pb2
 from vertex_emulator.emulator import Emulator
@@ -23,7 +24,45 @@ from vertex_emulator.script import answer, blocked, cut, end, repeat
 
 FinishReason = prediction_pb2.Candidate.FinishReason
 BlockedReason = prediction_pb2.GenerateContentResponse.PromptFeedback.BlockedReason
+OK = (grpc.StatusCode.OK, "")
 CUT = (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_CUT")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a caller is told."""
+
+    messages: list[str]
+    """The text of each; the kind of those that have none."""
+    code: tuple[grpc.StatusCode, str] = OK
+    last_sequence: str = ""
+    """Of the error."""
+    finish: tuple[str, str] = ("", "")
+    """Of `completed`: our finish reason and upstream's own word."""
+    exact: bool = False
+    """Whether usage is."""
+
+
+async def endings(served: ServerChild, count: int) -> list[Ended]:
+    """How so many calls at once end."""
+    async with served.caller() as caller:
+        return [told(*one) for one in await asyncio.gather(*(outcome(caller.start()) for _ in range(count)))]
+
+
+def told(messages: list[pb.GenerateResponse], error: grpc.aio.AioRpcError | None) -> Ended:
+    said = [message.text or str(message.WhichOneof("event")) for message in messages]
+    if error is not None:
+        code = ending(error)
+        typed = not code[1].startswith("untyped")
+        return Ended(said, code, detail(error, ErrorInfo).metadata.get("last_sequence", "") if typed else "")
+    completed = messages[-1].completed if messages else pb.Completed()
+    finish = pb.FinishReason.Name(completed.finish_reason), completed.upstream_finish_reason
+    return Ended(said, finish=finish, exact=completed.usage.exact)
+
+
+def assert_each(found: list[Ended], wanted: Ended) -> None:
+    record("endings", *(float(one != wanted) for one in found))
+    assert found == [wanted] * len(found)
 
 
 @pytest.mark.parametrize("number", [*(number for number in FinishReason.values() if number), 99])
@@ -34,24 +73,16 @@ async def test_each_finish_reason_is_told_with_upstreams_own_word(
     known = number in FinishReason.values()
     name = FinishReason.Name(FinishReason.ValueType(number)) if known else str(number)
     ours = name if f"FINISH_REASON_{name}" in pb.FinishReason.keys() else "OTHER"  # noqa: SIM118 - no mapping
-    async with served.caller() as caller:
-        for messages in await asyncio.gather(*(caller.ask() for _ in range(5))):
-            assert [message.text for message in messages] == ["", "word", ""]
-            completed = messages[-1].completed
-            assert pb.FinishReason.Name(completed.finish_reason) == f"FINISH_REASON_{ours}"
-            assert completed.upstream_finish_reason == name
-            assert completed.usage.exact
+    wanted = Ended(["started", "word", "completed"], finish=(f"FINISH_REASON_{ours}", name), exact=True)
+    assert_each(await endings(served, 5), wanted)
 
 
 @pytest.mark.parametrize("number", [*(number for number in BlockedReason.values() if number), 99])
 async def test_a_blocked_prompt_is_completed_as_that(upstream: Emulator, served: ServerChild, number: int) -> None:
     upstream.script.play(answer(blocked(number, "why"), uses=0))
     name = BlockedReason.Name(BlockedReason.ValueType(number)) if number in BlockedReason.values() else str(number)
-    async with served.caller() as caller:
-        for messages in await asyncio.gather(*(caller.ask() for _ in range(5))):
-            assert [message.WhichOneof("event") for message in messages] == ["started", "completed"]
-            assert messages[-1].completed.finish_reason == pb.FINISH_REASON_PROMPT_BLOCKED
-            assert messages[-1].completed.upstream_finish_reason == name
+    wanted = Ended(["started", "completed"], finish=("FINISH_REASON_PROMPT_BLOCKED", name), exact=True)
+    assert_each(await endings(served, 5), wanted)
 
 
 @pytest.mark.parametrize("steps", [("one ", "two"), ("one ", "two", end())], ids=["no reason", "ended early"])
@@ -59,19 +90,12 @@ async def test_an_answer_without_a_finish_reason_is_cut(
     upstream: Emulator, served: ServerChild, steps: tuple[Any, ...]
 ) -> None:
     upstream.script.play(answer(*steps, finish=None, uses=0))
-    async with served.caller() as caller:
-        for messages, error in await asyncio.gather(*(fate(caller.start()) for _ in range(20))):
-            assert [message.text for message in messages] == ["", "one ", "two"]
-            assert failure(error) == CUT
-            assert detail(error, ErrorInfo).metadata["last_sequence"] == "2"
+    assert_each(await endings(served, 20), Ended(["started", "one ", "two"], CUT, last_sequence="2"))
 
 
 async def test_an_answer_without_a_single_message_is_cut(upstream: Emulator, served: ServerChild) -> None:
     upstream.script.play(answer(end(), uses=0))
-    async with served.caller() as caller:
-        for messages, error in await asyncio.gather(*(fate(caller.start()) for _ in range(20))):
-            assert messages == []
-            assert failure(error) == CUT
+    assert_each(await endings(served, 20), Ended([], CUT))
 
 
 async def test_a_connection_to_upstream_that_is_reset_is_told_at_once(upstream: Emulator, served: ServerChild) -> None:

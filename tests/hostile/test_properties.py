@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import logging
+from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +20,31 @@ from hypothesis import strategies as st
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import wire
+from service.config import Settings
 from service.errors import InvalidRequest, ModelNotFound
 from service.mistakes import Limits
 from service.model import FakeModel, Finished, FinishReason, Started, Text
+from service.retry import Budget, Policy, Retrying
 from tests.conftest import Serve, Served, failure
+from tests.faults.test_deadlines import mend
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.script import Step, answer, blocked, cut, delay, end, headers, status, thought, usage
+from vertex_emulator.script import (
+    Answer,
+    Step,
+    Usage,
+    answer,
+    blackhole,
+    blocked,
+    cut,
+    delay,
+    end,
+    headers,
+    silence,
+    status,
+    thought,
+    usage,
+)
 
 CARDS = FakeModel([]).cards
 OFFERED = [card.name for card in CARDS]
@@ -41,6 +61,7 @@ LONG = settings(USUAL, max_examples=5000, derandomize=False)
 # ---- any script, any reader --------------------------------------------------------------------------------------
 
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+AGAIN = [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED]
 FINISHES = [number for number in google.Candidate.FinishReason.values() if number]
 BLOCKS = [name for name, number in google.GenerateContentResponse.PromptFeedback.BlockedReason.items() if number]
 
@@ -58,11 +79,14 @@ details = st.lists(
         st.builds(ErrorInfo, reason=texts, domain=texts),
         st.builds(
             RetryInfo,
-            retry_delay=st.builds(
-                # None that would really be waited for.
-                Duration,
-                seconds=st.sampled_from([-(2**63), -1, 0, 60, 2**63 - 1]),
-                nanos=st.sampled_from([-(2**31), 0, 1000]),
+            retry_delay=st.one_of(
+                st.sampled_from([1, 10, 20]).map(lambda ms: Duration(nanos=ms * 1_000_000)),
+                st.builds(
+                    # None that would really be waited for, or be a delay at all.
+                    Duration,
+                    seconds=st.sampled_from([-(2**63), -1, 0, 60, 2**63 - 1]),
+                    nanos=st.sampled_from([-(2**31), 0, 1000]),
+                ),
             ),
         ),
     ),
@@ -83,6 +107,10 @@ class Ending:
     """Whether the answer is whole."""
     alone: bool = False
     """Whether it comes instead of the pieces."""
+    mute: bool = False
+    """Whether upstream goes silent, so that somebody has to lose patience."""
+    away: bool = False
+    """Whether it is to be asked again, if nothing came before."""
 
 
 endings = st.one_of(
@@ -90,14 +118,61 @@ endings = st.one_of(
     st.just(Ending(finish=None, complete=False)),
     st.just(Ending((end(),), complete=False, alone=True)),
     st.sampled_from(BLOCKS).map(lambda name: Ending((blocked(name),), alone=True)),
-    st.just(Ending((cut(),), complete=False)),
+    st.just(Ending((cut(),), complete=False, away=True)),
     st.builds(
-        lambda code, words, more, first: Ending((status(code, words, *more),), before=first, complete=False),
-        st.sampled_from(CODES),
+        lambda code, words, more, first, alone: Ending(
+            (status(code, words, *more),), before=first, complete=False, alone=alone, away=code in AGAIN
+        ),
+        st.one_of(st.sampled_from(CODES), st.sampled_from(AGAIN)),
         texts,
         details,
         st.sampled_from([(), (headers(),)]),
+        st.booleans(),
     ),
+    st.builds(
+        lambda step, alone: Ending((step,), complete=False, alone=alone, mute=True),
+        st.sampled_from([silence(), blackhole()]),
+        st.booleans(),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Script:
+    """What upstream says to one attempt."""
+
+    pieces: list[str | Step]
+    ending: Ending
+
+    @property
+    def steps(self) -> list[str | Step]:
+        return [] if self.ending.alone else self.pieces
+
+    @property
+    def text(self) -> str:
+        return "".join(step for step in self.steps if isinstance(step, str))
+
+    @property
+    def thoughts(self) -> str:
+        return "".join(step.thought for step in self.steps if isinstance(step, Step))
+
+    def answer(self, told: Usage) -> Answer:
+        ending = self.ending
+        return answer(*ending.before, *self.steps, *ending.steps, finish=ending.finish, usage=told)
+
+
+# An attempt that comes to nothing, and is worth another one.
+aways = st.builds(
+    lambda code, more, first: Script([], Ending((status(code, "away", *more),), first, complete=False, away=True)),
+    st.sampled_from(AGAIN),
+    details,
+    st.sampled_from([(), (headers(),)]),
+)
+any_scripts = st.builds(Script, pieces, endings)
+# One for each attempt; the last one is for all that may follow.
+attempts = st.one_of(
+    st.lists(any_scripts, min_size=1, max_size=3),
+    st.builds(lambda before, last: [*before, last], st.lists(aways, min_size=1, max_size=2), any_scripts),
 )
 
 
@@ -146,8 +221,8 @@ class Heard:
         return "".join(message.reasoning.text for message in self.messages)
 
 
-async def listen(served: Served, reader: Reader) -> Heard:
-    call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi", coalesce=reader.coalesce), timeout=20)
+async def listen(served: Served, reader: Reader, *, limits: dict[str, Duration]) -> Heard:
+    call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi", coalesce=reader.coalesce, **limits), timeout=20)
     messages: list[pb.GenerateResponse] = []
     try:
         while len(messages) != reader.cancels_after:
@@ -162,28 +237,55 @@ async def listen(served: Served, reader: Reader) -> Heard:
     return Heard(messages, None, cancelled=True)
 
 
+@dataclass(frozen=True)
+class Retried:
+    """A server that retries without long pauses, and how often that led to something."""
+
+    served: Served
+    retrying: Retrying
+    after_retries: Counter[str]
+    """How calls of several attempts ended."""
+
+
 @pytest.fixture
-async def vertex_server(serve_vertex: Serve) -> Served:
-    return await serve_vertex()
+async def vertex_server(serve: Serve, emulator: Emulator) -> AsyncIterator[Retried]:
+    from service.vertex import VertexModel  # noqa: PLC0415 - seconds that other tests needn't pay
+
+    vertex = VertexModel.local(emulator.address, Settings().offers, project="project", location="us-central1")
+    retrying = Retrying(vertex, Policy(base_seconds=0.005))
+    server = Retried(await serve(retrying, emulator=emulator.address), retrying, Counter())
+    yield server
+    await vertex.close()
+    assert server.after_retries["completed"] > 20, "too few retries that succeed to say anything about them"
 
 
 async def keeps_its_promises(
-    served: Served,
+    server: Retried,
     emulator: Emulator,
     *,
-    said: list[str | Step],
-    ending: Ending,
+    scripts: list[Script],
     reader: Reader,
     counts: tuple[int, int, int, int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    steps = [] if ending.alone else said
     emulator.reset()
+    server.retrying._budget = Budget()  # what an example spends shall be none of the next one's
     told = usage(*counts[:2], thoughts=counts[2], cached=counts[3])
-    emulator.script.play(default=answer(*ending.before, *steps, *ending.steps, finish=ending.finish, usage=told))
-    heard = await listen(served, reader)
-    text = "".join(step for step in steps if isinstance(step, str))
-    thoughts = "".join(step.thought for step in steps if isinstance(step, Step))
+    *before, last = (script.answer(told) for script in scripts)
+    emulator.script.play(*before, default=last)
+    mute = any(script.ending.mute for script in scripts)
+    heard = await listen(server.served, reader, limits=PATIENCE if mute else {})
+    mend(emulator)
+    await emulator.wait_until(lambda e: not e.open_calls)
+
+    asked = len(emulator.calls)
+    assert asked <= Policy().max_attempts
+    tried = [*scripts, *[scripts[-1]] * asked][: max(1, asked)]
+    *failed, script = tried
+    assert all(one.ending.away and not one.text and not one.thoughts for one in failed)
+    ending, text, thoughts = script.ending, script.text, script.thoughts
+    if failed and not heard.cancelled:
+        server.after_retries[heard.kinds[-1] if heard.error is None else heard.error.code().name] += 1
 
     assert [message.sequence for message in heard.messages] == list(range(len(heard.messages)))
     assert heard.kinds[:1] in ([], ["started"])
@@ -197,6 +299,7 @@ async def keeps_its_promises(
         assert heard.kinds.index("completed") == len(heard.kinds) - 1
         assert (heard.text(), heard.thoughts()) == (text, thoughts)
         completed = heard.messages[-1].completed
+        assert completed.timing.upstream_attempts == asked
         assert completed.finish_reason
         assert completed.upstream_finish_reason
         count = completed.usage
@@ -207,14 +310,17 @@ async def keeps_its_promises(
         code, reason = failure(heard.error)
         assert (code, reason) != (grpc.StatusCode.INTERNAL, "INTERNAL")
         assert code is not grpc.StatusCode.UNKNOWN
-    await emulator.wait_until(lambda e: not e.open_calls)
+        assert (code is grpc.StatusCode.DEADLINE_EXCEEDED) <= (mute or ending.steps != ())
+        if ending.mute and not failed:
+            assert reason in ("FIRST_CHUNK_TIMEOUT", "IDLE_TIMEOUT")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
     caplog.clear()
 
 
+PATIENCE = dict.fromkeys(("first_chunk_timeout", "idle_timeout"), Duration(nanos=50_000_000))
+
 SCRIPTS = {
-    "said": pieces,
-    "ending": endings,
+    "scripts": attempts,
     "reader": readers,
     "counts": st.tuples(*[st.integers(0, 10**6)] * 4),
 }
@@ -224,7 +330,7 @@ SCRIPTS = {
 @given(**SCRIPTS)
 @USUAL
 async def test_any_script_read_in_any_way_yields_an_honest_stream(
-    vertex_server: Served, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
+    vertex_server: Retried, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
 ) -> None:
     await keeps_its_promises(vertex_server, emulator, caplog=caplog, **script)
 
@@ -235,7 +341,7 @@ async def test_any_script_read_in_any_way_yields_an_honest_stream(
 @given(**SCRIPTS)
 @LONG
 async def test_many_scripts_read_in_any_way_yield_an_honest_stream(
-    vertex_server: Served, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
+    vertex_server: Retried, emulator: Emulator, caplog: pytest.LogCaptureFixture, **script: Any
 ) -> None:
     await keeps_its_promises(vertex_server, emulator, caplog=caplog, **script)
 

@@ -16,9 +16,14 @@ from service.config import SettingError
 from service.model import FakeModel, Text
 from service.server import SERVICE
 from tests.conftest import Serve, Served, detail, failure
+from tests.hostile import http2
 from tests.service.test_servicer import HELLO, Silent
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+NO_ERROR = bytes(4)
+
+PINGING_SECONDS = 6  # left to itself, gRPC ends a connection after three pings
 
 
 async def check(served: Served, service: str = "") -> Any:
@@ -90,14 +95,49 @@ async def test_a_hurry_ends_a_long_grace_and_a_long_delay(serve: Serve, drain_de
     await model.left.wait()
 
 
-async def test_an_old_connection_is_left_without_cutting_its_streams(serve: Serve) -> None:
+async def test_an_old_connection_is_told_to_go_and_its_streams_are_not_cut(serve: Serve) -> None:
     model = Gated(HELLO)
     served = await serve(model, max_connection_age=0.1)
-    running = asyncio.ensure_future(served.ask())
-    await model.begun.wait()
-    await asyncio.sleep(0.5)  # far beyond the age, which gRPC spreads by a tenth
-    model.gate.set()
-    assert (await running)[-1].HasField("completed")
+    body = http2.grpc_message(pb.GenerateRequest(prompt="hi").SerializeToString())
+    with http2.Connection(served.address, patience=10) as old:
+        old.hello().send(
+            http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_headers())
+            + http2.frame(http2.DATA, http2.END_STREAM, 1, body)
+        )
+        await model.begun.wait()
+        goaway = await asyncio.to_thread(old.until, http2.GOAWAY)
+        assert goaway is not None
+        assert goaway[4:8] == NO_ERROR
+        await asyncio.sleep(0.5)  # gRPC's clock for those who don't go has begun
+        model.gate.set()
+        trailers = await asyncio.to_thread(old.until, http2.HEADERS, flags=http2.END_STREAM)
+        assert http2.status_in(trailers) == 0
+        await asyncio.to_thread(old.until_closed)
+
+
+@pytest.mark.parametrize("streams", [0, 1], ids=["no stream", "a silent stream"])
+async def test_a_caller_that_pings_each_second_is_not_thrown_out(serve: Serve, streams: int) -> None:
+    model = Gated(HELLO)
+    served = await serve(model, keepalive=1, keepalive_timeout=1)  # and it is pinged as well
+    options = [
+        ("grpc.keepalive_time_ms", 1000),
+        ("grpc.keepalive_timeout_ms", 1000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    async with grpc.aio.insecure_channel(served.address, options=options) as channel:
+        await channel.channel_ready()
+        calls = [Served(served.server, served.address, channel).ask() for _ in range(streams)]
+        running = [asyncio.ensure_future(call) for call in calls]
+        if running:
+            await model.begun.wait()
+        left = asyncio.ensure_future(channel.wait_for_state_change(grpc.ChannelConnectivity.READY))
+        done, _ = await asyncio.wait([left, *running], timeout=PINGING_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        assert not done
+        left.cancel()
+        model.gate.set()
+        assert all(messages[-1].HasField("completed") for messages in await asyncio.gather(*running))
 
 
 async def services(served: Served) -> set[str]:

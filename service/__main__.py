@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +17,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from service import log, providers, workers
 from service.config import SettingError, Settings
+from service.handover import Handover
 from service.model import Model
 from service.retry import Policy, Retrying
 from service.slots import Slots
@@ -73,28 +74,25 @@ def _together(settings: Settings, count: int) -> int:
     settings = replace(settings, port=reserved.getsockname()[1])
     slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
     tell = _Tell(settings)
-    all_ready, one_ready = os.pipe()
+    handover = Handover(count)
 
     def greet() -> int:
-        os.close(one_ready)
-        # A byte from each worker; fewer come if they end before.
-        wait = partial(asyncio.to_thread, _read, all_ready, count)
-        if len(asyncio.run(process.greet(settings, wait, tell.listening))) == count:
-            tell.ready()
+        asyncio.run(process.greet(settings, handover, tell.listening))
+        handover.leave()
+        tell.ready()
         return 0
 
     def work(worker: int) -> int:
         slots.join(worker)
-        ready = partial(_write, one_ready)
         try:
-            asyncio.run(process.serve(settings, partial(_model, settings), slots=slots, ready=ready))
+            asyncio.run(process.work(settings, partial(_model, settings), slots, handover))
         except SettingError as error:
             log.say("worker %d: %s", worker, error)
             return EXIT_SETTING
         return 0
 
     workers.fork(greet)
-    os.close(all_ready)
+    handover.watch()
     providers.imported(settings)
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
@@ -122,19 +120,6 @@ class _Tell:
     def ready(self) -> None:
         seconds = time.perf_counter() - self._begin
         log.say("ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream)
-
-
-def _read(pipe: int, count: int) -> bytes:
-    """Up to `count` bytes; fewer if the other end is closed before."""
-    got = b""
-    while len(got) < count and (more := os.read(pipe, count - len(got))):
-        got += more
-    return got
-
-
-def _write(pipe: int) -> None:
-    with suppress(BrokenPipeError):  # a worker that replaces another has no greeter to tell
-        os.write(pipe, b".")
 
 
 def _need_upstream(settings: Settings) -> None:

@@ -84,6 +84,53 @@ async def test_health_tells_the_truth_from_the_first_second_and_a_dead_worker_is
     assert set(answered) == {"completed"}
 
 
+async def test_serving_is_true_wherever_the_next_connection_lands(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one"))
+    server = await start_process("--workers", "2")
+    async with asyncio.timeout(60):
+        while len(children(server)) != 3:  # noqa: ASYNC110 - beside the greeter; a fork tells nobody
+            await asyncio.sleep(0.001)
+        late = max(children(server))
+        os.kill(late, signal.SIGSTOP)  # it hasn't opened its model yet
+        while len(listeners(server)) != 2:  # noqa: ASYNC110 - a process that begins to listen tells nobody
+            await asyncio.sleep(0.001)
+    assert {await health(await channels(server)) for _ in range(20)} == {NOT_SERVING}
+    os.kill(late, signal.SIGCONT)
+    async with asyncio.timeout(60):
+        while await health(await channels(server)) != SERVING:
+            pass
+    assert await fates(channels, server, 60) == {"completed"}
+
+    os.kill(late, signal.SIGKILL)
+    await server.said("starting another")
+    assert len(listeners(server)) == 1
+    async with asyncio.timeout(60):
+        while len(listeners(server)) < 2:
+            assert await fates(channels, server, 10) == {"completed"}
+            assert {await health(await channels(server)) for _ in range(10)} == {SERVING}
+    assert await fates(channels, server, 20) == {"completed"}
+
+
+def listeners(server: ServerProcess) -> set[str]:
+    """The sockets that listen on its port."""
+    port = f":{int(server.address.rpartition(':')[2]):04X}"
+    tables = (Path("/proc/net") / name for name in ("tcp", "tcp6"))  # gRPC listens on ::ffff:127.0.0.1
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()]
+    return {row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"}
+
+
+async def fates(channels: Any, server: ServerProcess, count: int) -> set[str]:
+    """How so many calls end that are made at once, each on a connection of its own."""
+
+    async def fate() -> str:
+        call: Any = GenerationServiceStub(await channels(server)).Generate(pb.GenerateRequest(prompt="hi"))
+        return await end(call)
+
+    return set(await asyncio.gather(*(fate() for _ in range(count))))
+
+
 async def end(call: Any) -> str:
     try:
         while True:

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from service import log, providers, workers
 from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
-from service.retry import Policy, Retrying
+from service.retry import Budget, Policy, Retrying, budgets
 from service.slots import Slots
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
@@ -53,7 +53,7 @@ def _alone(settings: Settings) -> int:
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Model]:
         await asyncio.to_thread(providers.imported, settings)
-        async with _model(settings) as model:
+        async with _model(settings, budgets(settings.offered)) as model:
             yield model
 
     tell = _Tell(settings)
@@ -74,6 +74,7 @@ def _together(settings: Settings, count: int) -> int:
     settings = replace(settings, port=reserved.getsockname()[1])
     slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
     tell = _Tell(settings)
+    budget = budgets(settings.offered)
     handover = Handover(count)
 
     def greet() -> int:
@@ -85,7 +86,7 @@ def _together(settings: Settings, count: int) -> int:
     def work(worker: int) -> int:
         slots.join(worker)
         try:
-            asyncio.run(process.work(settings, partial(_model, settings), slots, handover))
+            asyncio.run(process.work(settings, partial(_model, settings, budget), slots, handover))
         except SettingError as error:
             log.say("worker %d: %s", worker, error)
             return EXIT_SETTING
@@ -101,10 +102,11 @@ def _together(settings: Settings, count: int) -> int:
 
 
 @asynccontextmanager
-async def _model(settings: Settings) -> AsyncIterator[Model]:
+async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
     """All models on offer, with retries. Their connections belong to the running event loop."""
+    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
     async with providers.opened(settings) as model:
-        yield Retrying(model, Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model))
+        yield Retrying(model, policy, budget)
 
 
 class _Tell:

@@ -1,6 +1,7 @@
 """When upstream is asked again, and when not."""
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -210,6 +211,25 @@ async def test_in_an_outage_of_the_first_model_the_fallback_answers_every_reques
     assert await served(model, "second") == REQUESTS
     assert REQUESTS < model.asked.count("first") <= 1.1 * REQUESTS
     assert model.asked.count("second") == REQUESTS
+
+
+def fail(budget: Budget, allowed: "list[int]", worker: int) -> None:
+    for _ in range(100):
+        budget.failure()
+        allowed[worker] += budget.allows
+
+
+def test_processes_spend_from_one_budget() -> None:
+    fork = multiprocessing.get_context("fork")
+    budget, workers = Budget(), 4
+    allowed = fork.Array("i", workers, lock=False)
+    for worker in range(workers):  # one after the other: all of them failing at once would prove no more
+        process = fork.Process(target=fail, args=(budget, allowed, worker))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+    assert list(allowed) == [4, 0, 0, 0]
+    assert not budget.allows
 
 
 def test_a_budget_recovers_with_successes() -> None:

@@ -20,7 +20,7 @@ from service import workers
 from tests.conftest import ServerProcess, StartProcess, failure
 from tests.service.test_main import health
 from vertex_emulator import Emulator
-from vertex_emulator.script import answer, silence, wait_for
+from vertex_emulator.script import answer, silence, status, wait_for
 
 pytestmark = pytest.mark.skipif(not workers.possible(), reason="workers are forked, which is for Linux")
 
@@ -208,6 +208,18 @@ async def test_slots_are_those_of_the_server_not_of_each_worker(
             await stream(await channels(server))
         assert failure(caught.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")
     assert len(emulator.calls) == 6
+
+
+async def test_the_retry_budget_is_that_of_the_server_not_of_each_worker(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer(status("UNAVAILABLE", "away")))
+    server = await start_process("--workers", "4")
+    await server.said("ready after")
+    requests = 100
+    for _ in range(requests // 10):
+        assert await fates(channels, server, 10) == {"UNAVAILABLE"}
+    assert requests < len(emulator.calls) <= 1.1 * requests
 
 
 def test_a_port_that_is_taken_is_not_shared() -> None:

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,8 +17,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from service import log, providers, workers
 from service.config import SettingError, Settings
+from service.handover import Handover
 from service.model import Model
-from service.retry import Policy, Retrying
+from service.retry import Budget, Policy, Retrying, budgets
 from service.slots import Slots
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
@@ -53,7 +54,7 @@ def _alone(settings: Settings) -> int:
     async def open_model() -> AsyncIterator[Model]:
         await asyncio.to_thread(providers.imported, settings)
         gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
-        async with _model(settings) as model:
+        async with _model(settings, budgets(settings.offered)) as model:
             yield model
 
     tell = _Tell(settings)
@@ -74,28 +75,26 @@ def _together(settings: Settings, count: int) -> int:
     settings = replace(settings, port=reserved.getsockname()[1])
     slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
     tell = _Tell(settings)
-    all_ready, one_ready = os.pipe()
+    budget = budgets(settings.offered)
+    handover = Handover(count)
 
     def greet() -> int:
-        os.close(one_ready)
-        # A byte from each worker; fewer come if they end before.
-        wait = partial(asyncio.to_thread, _read, all_ready, count)
-        if len(process.run(process.greet(settings, wait, tell.listening))) == count:
-            tell.ready()
+        process.run(process.greet(settings, handover, tell.listening))
+        handover.leave()
+        tell.ready()
         return 0
 
     def work(worker: int) -> int:
         slots.join(worker)
-        ready = partial(_write, one_ready)
         try:
-            process.run(process.serve(settings, partial(_model, settings), slots=slots, ready=ready))
+            process.run(process.work(settings, partial(_model, settings, budget), slots, handover))
         except SettingError as error:
             log.say("worker %d: %s", worker, error)
             return EXIT_SETTING
         return 0
 
     workers.fork(greet)
-    os.close(all_ready)
+    handover.watch()
     providers.imported(settings)
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
@@ -104,10 +103,11 @@ def _together(settings: Settings, count: int) -> int:
 
 
 @asynccontextmanager
-async def _model(settings: Settings) -> AsyncIterator[Model]:
+async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
     """All models on offer, with retries. Their connections belong to the running event loop."""
+    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
     async with providers.opened(settings) as model:
-        yield Retrying(model, Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model))
+        yield Retrying(model, policy, budget)
 
 
 class _Tell:
@@ -123,19 +123,6 @@ class _Tell:
     def ready(self) -> None:
         seconds = time.perf_counter() - self._begin
         log.say("ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream)
-
-
-def _read(pipe: int, count: int) -> bytes:
-    """Up to `count` bytes; fewer if the other end is closed before."""
-    got = b""
-    while len(got) < count and (more := os.read(pipe, count - len(got))):
-        got += more
-    return got
-
-
-def _write(pipe: int) -> None:
-    with suppress(BrokenPipeError):  # a worker that replaces another has no greeter to tell
-        os.write(pipe, b".")
 
 
 def _need_upstream(settings: Settings) -> None:

@@ -3,12 +3,13 @@
 import asyncio
 import importlib
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, TypeVar
 
 from service import log
 from service.config import Settings
+from service.handover import Handover
 from service.model import Model
 from service.server import Server
 from service.slots import Slots
@@ -32,7 +33,6 @@ async def serve(
     settings: Settings,
     open_model: Open,
     *,
-    slots: Slots | None = None,
     listening: Callable[[int], object] = lambda _: None,
     ready: Callable[[], object] = lambda: None,
 ) -> None:
@@ -40,29 +40,54 @@ async def serve(
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
-    server = Server(settings, slots)
+    server = Server(settings)
     listening(await server.start())
     async with open_model() as model:
         signals = _Signals()
         await server.serve(model)
         ready()
-        await signals.first.wait()
-        stopping = asyncio.ensure_future(server.stop(settings.grace))
-        hurrying = asyncio.ensure_future(signals.second.wait())
-        await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
-        server.hurry()
-        hurrying.cancel()
-        await stopping
+        await _drained(server, signals, settings.grace)
     log.say("stopped")
 
 
-async def greet(settings: Settings, until: Callable[[], Awaitable[T]], listening: Callable[[int], object]) -> T:
-    """Say NOT_SERVING on the port until those are there who will answer; gives what `until` gives."""
+async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover) -> None:
+    """The same in one of several processes that share the port and `slots`, and take it over from the greeter."""
+    server = Server(settings, slots)
+    async with open_model() as model:
+        signals = _Signals()
+        server.answer(model)
+        if handover.over:
+            await server.serve(model)
+        await server.start()
+        handover.listening()
+        waiting = [asyncio.ensure_future(one) for one in (handover.wait(), signals.first.wait())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for one in waiting:
+            one.cancel()
+        if not signals.first.is_set():
+            await server.serve(model)
+            handover.serving()
+        await _drained(server, signals, settings.grace)
+    log.say("stopped")
+
+
+async def _drained(server: Server, signals: "_Signals", grace: float) -> None:
+    """Wait for a signal, then for all that runs to end."""
+    await signals.first.wait()
+    stopping = asyncio.ensure_future(server.stop(grace))
+    hurrying = asyncio.ensure_future(signals.second.wait())
+    await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
+    server.hurry()
+    hurrying.cancel()
+    await stopping
+
+
+async def greet(settings: Settings, handover: Handover, listening: Callable[[int], object]) -> None:
+    """Say NOT_SERVING on the port until those listen who will answer; then leave it, and every connection."""
     server = Server(settings, Slots(slots=1, per_caller=0))
     listening(await server.start())
-    result = await until()
+    await handover.all_listen()
     await server.leave()
-    return result
 
 
 class _Signals:

@@ -1,12 +1,13 @@
 """Asking upstream again, when that can help and can do no harm.
 
 Only before anything was sent, only after UNAVAILABLE and RESOURCE_EXHAUSTED, never past the deadline, and within a
-budget: in an outage, retries must not be what keeps upstream down.
+budget for each model: in an outage, retries must not be what keeps upstream down.
 """
 
 import asyncio
+import mmap
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -29,24 +30,34 @@ class Policy:
 
 
 class Budget:
-    """gRPC's retry throttling (proposal A6): a failure costs a token, a success earns a tenth.
+    """gRPC's retry throttling (proposal A6) for one model: a failure costs a token, a success earns a tenth.
 
     Retries stop while half of the tokens are gone: a few in an outage, then at most one for ten successes.
+
+    The tokens are in shared memory: processes forked after it was made spend from the same ones. There is no lock that
+    a dying worker could keep, so of two changes at the same time one may be lost; it is a budget, not an account.
     """
 
     def __init__(self, tokens: float = 10.0, ratio: float = 0.1) -> None:
-        self._most = self._tokens = tokens
+        self._most = tokens
+        self._left = memoryview(mmap.mmap(-1, 8)).cast("d")
+        self._left[0] = tokens
         self._ratio = ratio
 
     def success(self) -> None:
-        self._tokens = min(self._most, self._tokens + self._ratio)
+        self._left[0] = min(self._most, self._left[0] + self._ratio)
 
     def failure(self) -> None:
-        self._tokens = max(0.0, self._tokens - 1)
+        self._left[0] = max(0.0, self._left[0] - 1)
 
     @property
     def allows(self) -> bool:
-        return self._tokens > self._most / 2
+        return self._left[0] > self._most / 2
+
+
+def budgets(models: Iterable[str]) -> Mapping[str, Budget]:
+    """A budget for each model. To be made before workers are forked, so that it is one for all of them."""
+    return {name: Budget() for name in models}
 
 
 class Retrying:
@@ -56,12 +67,14 @@ class Retrying:
         self,
         model: Model,
         policy: Policy,
+        budget: Mapping[str, Budget] | None = None,
         *,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`budget` has one for each model on offer; None: they are this process's own."""
         self._model = model
         self._policy = policy
-        self._budget = Budget()
+        self._budgets = budget or budgets(card.name for card in model.cards)
         self._jitter = jitter
 
     @property
@@ -93,7 +106,7 @@ class Retrying:
                     async for event in events:
                         if not begun:
                             begun = True
-                            self._budget.success()
+                            self._budgets[prompt.model].success()
                         if attempts > 1 and isinstance(event, Finished):
                             yield replace(event, attempts=attempts)
                         else:
@@ -103,11 +116,12 @@ class Retrying:
                 if begun:
                     raise
                 failures += 1
-                self._budget.failure()
-                pause = self._pause(failures, error)
+                budget = self._budgets[prompt.model]
+                budget.failure()
+                pause = self._pause(failures, error, budget)
                 if pause is not None and pause < deadline - asyncio.get_running_loop().time():
                     await asyncio.sleep(pause)
-                elif self._falls_back(prompt) and self._budget.allows:
+                elif self._falls_back(prompt):  # no retry: this model has not been asked yet
                     prompt = replace(prompt, model=self._policy.fallback)
                     failures = 0
                 else:
@@ -119,10 +133,10 @@ class Retrying:
         fallback = self._policy.fallback
         return fallback != prompt.model and any(card.name == fallback and card.takes(prompt) for card in self.cards)
 
-    def _pause(self, failures: int, error: UpstreamError) -> float | None:
+    def _pause(self, failures: int, error: UpstreamError, budget: Budget) -> float | None:
         """Seconds to wait before the next attempt; None if there shall be none."""
         wish = error.retry_after or 0.0
-        if failures >= self._policy.max_attempts or not self._budget.allows or wish > self._policy.cap_seconds:
+        if failures >= self._policy.max_attempts or not budget.allows or wish > self._policy.cap_seconds:
             return None
         most = min(self._policy.cap_seconds, self._policy.base_seconds * 2 ** (failures - 1))
         # Upstream's own wish is the least; jitter on top keeps callers who failed together from coming back together.

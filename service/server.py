@@ -32,6 +32,7 @@ class Server:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
         self._hurried = asyncio.Event()
+        self._serving = False
         alone = slots is None
         slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
         self._health = health.aio.HealthServicer()
@@ -44,8 +45,12 @@ class Server:
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
-        """Listen, and say NOT_SERVING. Returns the port. Raises SettingError if the address can't be had."""
-        await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        """Listen, and say NOT_SERVING unless it serves already. Returns the port.
+
+        Raises SettingError if the address can't be had.
+        """
+        if not self._serving:
+            await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(self._settings.address)
         except RuntimeError as error:
@@ -56,9 +61,14 @@ class Server:
         await self._server.start()
         return port
 
+    def answer(self, model: Model) -> None:
+        """From now on, answer with `model`. What health says stays as it is."""
+        self._servicer.serve(model)
+
     async def serve(self, model: Model) -> None:
         """From now on, answer with `model` and say SERVING."""
-        self._servicer.serve(model)
+        self.answer(model)
+        self._serving = True
         await self._say(health_pb2.HealthCheckResponse.SERVING)
 
     async def stop(self, grace: float) -> None:

@@ -31,7 +31,15 @@ SERVICE = {
     "admission": {"service.errors", "service.slots"},
     "slots": set(),
     "workers": {"service.log"},
-    "process": {"service.config", "service.log", "service.model", "service.server", "service.slots"},
+    "handover": set(),
+    "process": {
+        "service.config",
+        "service.handover",
+        "service.log",
+        "service.model",
+        "service.server",
+        "service.slots",
+    },
     "coalesce": {"service.model"},
     "patience": {"service.errors"},
     "retry": {"service.errors", "service.model"},
@@ -171,7 +179,7 @@ def test_only_one_place_knows_each_outside_library() -> None:
 
 def test_only_the_composition_roots_read_the_environment() -> None:
     for path in sources("service"):
-        if path.stem in ("config", "workers", "__main__"):  # workers needs `os` to fork
+        if path.stem in ("config", "workers", "handover", "__main__"):  # these two need `os` to fork and for pipes
             continue
         assert "os" not in set(imports(path)), f"{path.relative_to(ROOT)} imports os"
 

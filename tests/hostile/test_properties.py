@@ -221,7 +221,7 @@ class Heard:
         return "".join(message.reasoning.text for message in self.messages)
 
 
-async def listen(served: Served, reader: Reader, *, limits: dict[str, Duration]) -> Heard:
+async def listen(served: Served, reader: Reader, *, limits: dict[str, Any]) -> Heard:
     call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi", coalesce=reader.coalesce, **limits), timeout=20)
     messages: list[pb.GenerateResponse] = []
     try:
@@ -269,7 +269,9 @@ async def keeps_its_promises(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     emulator.reset()
-    server.retrying._budget = Budget()  # what an example spends shall be none of the next one's
+    server.retrying._budgets = {
+        name: Budget() for name in server.retrying._budgets
+    }  # what an example spends shall be none of the next one's
     told = usage(*counts[:2], thoughts=counts[2], cached=counts[3])
     *before, last = (script.answer(told) for script in scripts)
     emulator.script.play(*before, default=last)
@@ -285,7 +287,7 @@ async def keeps_its_promises(
     assert all(one.ending.away and not one.text and not one.thoughts for one in failed)
     ending, text, thoughts = script.ending, script.text, script.thoughts
     if failed and not heard.cancelled:
-        server.after_retries[heard.kinds[-1] if heard.error is None else heard.error.code().name] += 1
+        server.after_retries[str(heard.kinds[-1]) if heard.error is None else heard.error.code().name] += 1
 
     assert [message.sequence for message in heard.messages] == list(range(len(heard.messages)))
     assert heard.kinds[:1] in ([], ["started"])

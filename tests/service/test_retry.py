@@ -1,6 +1,7 @@
 """When upstream is asked again, and when not."""
 
 import asyncio
+import multiprocessing
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -167,17 +168,71 @@ async def test_no_second_model_is_asked_once_something_was_said() -> None:
     assert model.asked == ["first"]
 
 
-@pytest.mark.parametrize("fallback", ["", "second"])
-async def test_in_an_outage_attempts_are_at_most_a_tenth_more_than_requests(fallback: str) -> None:
-    requests = 200
-    model = Attempts(*[[AWAY]] * (3 * requests))
+class Outage(Attempts):
+    """Some models are away, the others answer."""
+
+    def __init__(self, *away: str) -> None:
+        super().__init__()
+        self._away = away
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+        self.asked.append(prompt.model)
+        script: Sequence[Event | BaseException] = [AWAY] if prompt.model in self._away else ANSWER
+        async with FakeModel(script).stream(prompt, deadline=deadline) as events:
+            yield events
+
+
+REQUESTS = 100
+
+
+async def served(model: Outage, fallback: str) -> int:
+    """How many of so many requests, one after the other, are answered."""
     retrying = Retrying(model, Policy(base_seconds=0, fallback=fallback))
     deadline = asyncio.get_running_loop().time() + 60
-    for _ in range(requests):
-        with pytest.raises(errors.UpstreamUnavailable):
+    answered = 0
+    for _ in range(REQUESTS):
+        try:
             async with retrying.stream(PROMPT, deadline=deadline) as events:
-                await anext(events)
-    assert requests <= len(model.asked) <= 1.1 * requests
+                answered += [event async for event in events][-1].__class__ is Finished
+        except errors.UpstreamUnavailable:
+            pass
+    return answered
+
+
+@pytest.mark.parametrize("fallback", ["", "second"])
+async def test_in_an_outage_attempts_at_each_model_are_at_most_a_tenth_more_than_requests(fallback: str) -> None:
+    model = Outage("first", "second")
+    assert await served(model, fallback) == 0
+    assert REQUESTS < model.asked.count("first") <= 1.1 * REQUESTS
+    assert model.asked.count("second") <= 1.1 * REQUESTS
+    assert bool(fallback) == (model.asked.count("second") > REQUESTS)
+
+
+async def test_in_an_outage_of_the_first_model_the_fallback_answers_every_request() -> None:
+    model = Outage("first")
+    assert await served(model, "second") == REQUESTS
+    assert REQUESTS < model.asked.count("first") <= 1.1 * REQUESTS
+    assert model.asked.count("second") == REQUESTS
+
+
+def fail(budget: Budget, allowed: "list[int]", worker: int) -> None:
+    for _ in range(100):
+        budget.failure()
+        allowed[worker] += budget.allows
+
+
+def test_processes_spend_from_one_budget() -> None:
+    fork = multiprocessing.get_context("fork")
+    budget, workers = Budget(), 4
+    allowed = fork.Array("i", workers, lock=False)
+    for worker in range(workers):  # one after the other: all of them failing at once would prove no more
+        process = fork.Process(target=fail, args=(budget, allowed, worker))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+    assert list(allowed) == [4, 0, 0, 0]
+    assert not budget.allows
 
 
 def test_a_budget_recovers_with_successes() -> None:

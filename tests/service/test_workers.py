@@ -20,7 +20,7 @@ from service import workers
 from tests.conftest import ServerProcess, StartProcess, failure
 from tests.service.test_main import health
 from vertex_emulator import Emulator
-from vertex_emulator.script import answer, silence, wait_for
+from vertex_emulator.script import answer, silence, status, wait_for
 
 pytestmark = pytest.mark.skipif(not workers.possible(), reason="workers are forked, which is for Linux")
 
@@ -82,6 +82,53 @@ async def test_health_tells_the_truth_from_the_first_second_and_a_dead_worker_is
     assert await eventually_serving(channels, server)
     answered = [await end(await stream(await channels(server))) for _ in range(20)]
     assert set(answered) == {"completed"}
+
+
+async def test_serving_is_true_wherever_the_next_connection_lands(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one"))
+    server = await start_process("--workers", "2")
+    async with asyncio.timeout(60):
+        while len(children(server)) != 3:  # noqa: ASYNC110 - beside the greeter; a fork tells nobody
+            await asyncio.sleep(0.001)
+        late = max(children(server))
+        os.kill(late, signal.SIGSTOP)  # it hasn't opened its model yet
+        while len(listeners(server)) != 2:  # noqa: ASYNC110 - a process that begins to listen tells nobody
+            await asyncio.sleep(0.001)
+    assert {await health(await channels(server)) for _ in range(20)} == {NOT_SERVING}
+    os.kill(late, signal.SIGCONT)
+    async with asyncio.timeout(60):
+        while await health(await channels(server)) != SERVING:
+            pass
+    assert await fates(channels, server, 60) == {"completed"}
+
+    os.kill(late, signal.SIGKILL)
+    await server.said("starting another")
+    assert len(listeners(server)) == 1
+    async with asyncio.timeout(60):
+        while len(listeners(server)) < 2:
+            assert await fates(channels, server, 10) == {"completed"}
+            assert {await health(await channels(server)) for _ in range(10)} == {SERVING}
+    assert await fates(channels, server, 20) == {"completed"}
+
+
+def listeners(server: ServerProcess) -> set[str]:
+    """The sockets that listen on its port."""
+    port = f":{int(server.address.rpartition(':')[2]):04X}"
+    tables = (Path("/proc/net") / name for name in ("tcp", "tcp6"))  # gRPC listens on ::ffff:127.0.0.1
+    rows = [line.split() for table in tables for line in table.read_text().splitlines()]
+    return {row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"}
+
+
+async def fates(channels: Any, server: ServerProcess, count: int) -> set[str]:
+    """How so many calls end that are made at once, each on a connection of its own."""
+
+    async def fate() -> str:
+        call: Any = GenerationServiceStub(await channels(server)).Generate(pb.GenerateRequest(prompt="hi"))
+        return await end(call)
+
+    return set(await asyncio.gather(*(fate() for _ in range(count))))
 
 
 async def end(call: Any) -> str:
@@ -161,6 +208,18 @@ async def test_slots_are_those_of_the_server_not_of_each_worker(
             await stream(await channels(server))
         assert failure(caught.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")
     assert len(emulator.calls) == 6
+
+
+async def test_the_retry_budget_is_that_of_the_server_not_of_each_worker(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer(status("UNAVAILABLE", "away")))
+    server = await start_process("--workers", "4")
+    await server.said("ready after")
+    requests = 100
+    for _ in range(requests // 10):
+        assert await fates(channels, server, 10) == {"UNAVAILABLE"}
+    assert requests < len(emulator.calls) <= 1.1 * requests
 
 
 def test_a_port_that_is_taken_is_not_shared() -> None:

@@ -7,7 +7,7 @@ budget: in an outage, retries must not be what keeps upstream down.
 import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
 from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
@@ -64,14 +64,9 @@ class Retrying:
         self._budget = Budget()
         self._jitter = jitter
 
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.model.Model`."""
-        events = self._events(prompt, deadline)
-        try:
-            yield events
-        finally:
-            await events.aclose()
+        return aclosing(self._events(prompt, deadline))
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         attempts = 0

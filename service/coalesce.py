@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from service.model import Event, Reasoning, Text
@@ -22,15 +22,14 @@ class Coalesce:
     """UTF-8 text held back at most."""
 
 
-@asynccontextmanager
-async def coalesced(events: AsyncIterator[Event], how: Coalesce | None) -> AsyncIterator[AsyncIterator[Event]]:
-    """The same events, with neighbouring texts merged; None: as they are, each passed on as it comes.
+def coalesced(events: AsyncIterator[Event], how: Coalesce | None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+    """The same events, with neighbouring texts merged; None: as they are, each passed on as it comes."""
+    return nullcontext(events) if how is None else _merged(events, how)
 
-    Upstream is read ahead by about `max_bytes` of text, so a slow reader slows the model down, as it should.
-    """
-    if how is None:
-        yield events
-        return
+
+@asynccontextmanager
+async def _merged(events: AsyncIterator[Event], how: Coalesce) -> AsyncIterator[AsyncIterator[Event]]:
+    """Upstream is read ahead by about `max_bytes` of text, so a slow reader slows the model down, as it should."""
     buffer = _Buffer(how)
     reading = asyncio.ensure_future(buffer.fill(events))
     try:

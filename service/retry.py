@@ -8,7 +8,7 @@ import asyncio
 import mmap
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
 from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
@@ -86,14 +86,9 @@ class Retrying:
         """See `service.model.Model`. Not asked again: whoever counts can do so himself."""
         return await self._model.count_tokens(prompt, deadline=deadline)
 
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.model.Model`."""
-        events = self._events(prompt, deadline)
-        try:
-            yield events
-        finally:
-            await events.aclose()
+        return aclosing(self._events(prompt, deadline))
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         attempts = 0

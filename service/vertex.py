@@ -1,4 +1,4 @@
-"""Gemini on Vertex AI, through LangChain's ChatVertexAI. The only file that knows either.
+"""Gemini on Vertex AI, through LangChain's ChatVertexAI: connections, calls, and how they end.
 
 Importing it costs seconds of CPU: Google's client builds thousands of classes. So `__main__` imports it late.
 
@@ -10,10 +10,9 @@ counts.
 """
 
 import asyncio
-import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, cast
 
 import grpc
@@ -24,34 +23,29 @@ from google.cloud.aiplatform_v1beta1.services.prediction_service.transports.grpc
     PredictionServiceGrpcAsyncIOTransport,
 )
 from google.cloud.aiplatform_v1beta1.types import (
-    Candidate,
-    Content,
-    CountTokensRequest,
-    FunctionCallingConfig,
     GenerateContentRequest,
     GenerateContentResponse,
-    Part,
-    Schema,
-    Tool,
 )
 from google.protobuf import json_format, message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from langchain_core.messages import (
-    AIMessage,
     AIMessageChunk,
-    BaseMessage,
-    BaseMessageChunk,
-    HumanMessage,
-    SystemMessage,
 )
-from langchain_core.messages.ai import UsageMetadata, subtract_usage
-from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
-from langsmith.utils import tracing_is_enabled
 
 from service import errors, gemini, langchain
-from service.model import Blob, Card, Event, File, Finished, Prompt, Started, Text, Tools, Usage
+from service.chat import (
+    Response,
+    count_request,
+    exact_contents,
+    media,
+    new_chat,
+    plain,
+    replace_contents,
+    request_options,
+)
+from service.model import Card, Event, Finished, Prompt, Started, Text, Usage
 from service.offers import Offer
 
 # Small windows bound what a fast upstream can pile up in this process for a slow reader.
@@ -84,27 +78,6 @@ _COUNTS = (
     "total_token_count",
 )
 
-_TOTALS = ("input_tokens", "output_tokens", "total_tokens")
-
-# By the key of a JSON schema: the same in Google's library.
-_SPELLED = {field.json_name: field.name for field in Schema.pb().DESCRIPTOR.fields}
-
-# What the shortcut of a request knows: who speaks, and the options that are numbers.
-_ROLES: dict[type[BaseMessage], str] = {SystemMessage: "system", HumanMessage: "user", AIMessage: "model"}
-_NUMBERS = frozenset(
-    {"temperature", "top_p", "top_k", "max_output_tokens", "seed", "presence_penalty", "frequency_penalty"}
-)
-
-_CONTENT = Candidate.pb().DESCRIPTOR.fields_by_name["content"]
-_FINISH_REASON = Candidate.pb().DESCRIPTOR.fields_by_name["finish_reason"]
-_TEXT = Part.pb().DESCRIPTOR.fields_by_name["text"]
-
-# Past pydantic's own way of setting, which takes longer than all the rest where this is used.
-_set = object.__setattr__
-
-_Response = tuple[Any, tuple[str, int] | None]
-"""The protobuf message beneath Google's GenerateContentResponse, and what `_plain` says of it."""
-
 _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type: ignore[no-untyped-call] # google.api_core has none
 
 
@@ -117,7 +90,7 @@ class VertexModel:
         """`connect` makes a connection of its own."""
         self._connect = connect
         self._lines = [_Line(connect())]
-        self._chats = {offer.name: _chat(offer.upstream_name, project, location) for offer in offers}
+        self._chats = {offer.name: new_chat(offer.upstream_name, project, location) for offer in offers}
         self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
@@ -146,7 +119,7 @@ class VertexModel:
         """See `service.model.Model`."""
         line = self._free_line()
         line.calls += 1
-        call = _Call(line.stub, _exactly(prompt))
+        call = _Call(line.stub, exact_contents(prompt))
         events = self._events(call, prompt, deadline)
         try:
             yield events
@@ -157,18 +130,8 @@ class VertexModel:
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """As Vertex AI counts it. ChatVertexAI has a count of its own, which blocks and leaves the tools out."""
-        chat = self._chats[prompt.model]
-        request = chat._prepare_request_gemini(langchain.messages(prompt, _media), tools=_tools(prompt.tools) or None)  # noqa: SLF001 - the one place that knows how it asks
-        asked = CountTokensRequest(
-            endpoint=request.model,
-            model=request.model,
-            contents=request.contents,
-            system_instruction=request.system_instruction,
-            tools=request.tools,
-        )
-        if (exact := _exactly(prompt)) is not None:
-            _replace(CountTokensRequest.pb(asked), exact)
-        routing = to_grpc_metadata((("endpoint", request.model),))  # type: ignore[no-untyped-call] # google.api_core has none
+        asked = count_request(self._chats[prompt.model], prompt)
+        routing = to_grpc_metadata((("endpoint", asked.endpoint),))  # type: ignore[no-untyped-call] # google.api_core has none
         seconds = deadline - asyncio.get_running_loop().time()
         try:
             counted = await self._free_line().count(asked, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
@@ -186,7 +149,7 @@ class VertexModel:
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         seconds = deadline - asyncio.get_running_loop().time()
-        messages, options = langchain.messages(prompt, _media), _options(prompt)
+        messages, options = langchain.messages(prompt, media), request_options(prompt)
         answer = self._chats[prompt.model].astream(messages, call=call, timeout=seconds, **options)
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
@@ -244,10 +207,10 @@ class _Call:
     def begin(self, request: Any, seconds: float) -> None:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
         if self._contents is not None:
-            _replace(request, self._contents)
+            replace_contents(request, self._contents)
         self._call = self._stub(request, timeout=seconds, metadata=(_routing(request.model), _CLIENT_METADATA))
 
-    async def read(self) -> "_Response | None":
+    async def read(self) -> "Response | None":
         """The next response; None behind the last."""
         assert self._call is not None
         raw: Any = await self._call.read()
@@ -260,14 +223,14 @@ class _Call:
             raise errors.UpstreamFault("The model answered with bytes that are no valid message")
         if raw.HasField("usage_metadata"):
             self._usage = raw.usage_metadata
-        plain = _plain(raw)
+        found = plain(raw)
         self.beyond = None
-        if plain is None:
+        if found is None:
             self._look_at(raw)
-        elif plain[1]:
+        elif found[1]:
             self._ending.reason = _name(raw.candidates[0], "finish_reason")
             self._ending.model_version = raw.model_version
-        return raw, plain
+        return raw, found
 
     def cancel(self) -> None:
         """End the call upstream; nothing happens if it has ended."""
@@ -294,137 +257,6 @@ class _Call:
         return self._ending.finished()
 
 
-class _Unkept(ChatGenerationChunk):
-    """Holds the latest chunk of a stream for `astream`, which keeps what it gets and merges it all in the end.
-
-    That is for tracers: 2 KB and more of each chunk, and a merge that stops the loop. Where nobody traces it keeps
-    this one object, which knows its latest chunk only and has nothing to merge.
-    """
-
-    def holding(self, message: BaseMessageChunk, text: str, info: dict[str, Any] | None) -> "_Unkept":
-        self.__dict__.update(message=message, text=text, generation_info=info)
-        return self
-
-    def __add__(self, other: object) -> "_Unkept":
-        return self
-
-
-with warnings.catch_warnings():
-    # Deprecated in favour of ChatGoogleGenerativeAI; what this project stands on until that has taken its place.
-    warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
-
-    class _Chat(ChatVertexAI):
-        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason.
-
-        The library turns each chunk into dicts and back several times. The shortcut gives the same result (a property
-        test holds the two equal) for a tenth of the time; every other chunk goes the library's own way.
-        """
-
-        async def _astream(
-            self,
-            messages: list[BaseMessage],
-            stop: list[str] | None = None,
-            run_manager: Any = None,  # noqa: ARG002 - `astream` tells it of each chunk itself
-            **kwargs: Any,
-        ) -> AsyncIterator[ChatGenerationChunk]:
-            """As the library has it, but for its retries, which are off and would still be set up for each request."""
-            call: _Call = kwargs.pop("call")
-            call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
-            kept = None if self._traced else _Unkept.model_construct()
-            usage = None
-            while (response := await call.read()) is not None:
-                message, text, info, usage = self._converted(response, usage)
-                if kept is None:
-                    yield ChatGenerationChunk(message=message, generation_info=info)
-                else:
-                    yield kept.holding(message, text, info)
-
-        def _request(self, messages: list[BaseMessage], stop: list[str] | None, **kwargs: Any) -> Any:
-            """What the library's `_prepare_request_gemini` makes, as the protobuf message beneath it.
-
-            The usual request, a conversation in texts, takes a shortcut here too; a property test holds the two equal.
-            """
-            request = self._empty.__class__()
-            request.CopyFrom(self._empty)
-            if _fill(request, messages, stop, kwargs):
-                return request
-            return GenerateContentRequest.pb(self._prepare_request_gemini(messages, stop=stop, **kwargs))
-
-        @cached_property
-        def _empty(self) -> Any:
-            """What all requests have in common."""
-            request = GenerateContentRequest.pb(self._prepare_request_gemini([HumanMessage("x")]))
-            request.ClearField("contents")
-            return request
-
-        def _get_invocation_params(
-            self,
-            stop: list[str] | None = None,
-            **kwargs: Any,
-        ) -> dict[str, Any]:
-            """As the library has it, which describes the model anew, twice for each request."""
-            kwargs.pop("call", None)  # no matter of a tracer's
-            return {**self._description, "stop": stop, **kwargs}
-
-        @cached_property
-        def _description(self) -> dict[str, Any]:
-            return dict(super()._get_invocation_params())
-
-        def _converted(
-            self, response: _Response, before: UsageMetadata | None
-        ) -> tuple[BaseMessageChunk, str, dict[str, Any] | None, UsageMetadata | None]:
-            """What the library's `_gemini_chunk_to_generation_chunk` makes of a response and of the usage `before`."""
-            raw, plain = response
-            if plain is None:
-                found = GenerateContentResponse.wrap(raw)
-                chunk, total = self._gemini_chunk_to_generation_chunk(found, before)
-                return chunk.message, chunk.text, chunk.generation_info, total
-            text, finish_reason = plain
-            like = self._like(finish_reason)
-            total = _usage_metadata(raw.usage_metadata)
-            message = _copy(
-                like.message,
-                content=text,
-                usage_metadata=_difference(total, before) if before else total,
-                response_metadata=like.message.response_metadata.copy(),
-            )
-            return message, text, dict(like.generation_info or {}), total
-
-        @cached_property
-        def _traced(self) -> bool:
-            """Whether somebody traces; that doesn't change while the server runs."""
-            return bool(tracing_is_enabled())
-
-        def _like(self, finish_reason: int) -> ChatGenerationChunk:
-            """What the library makes of a piece of text with this finish reason, 0 for none, and nothing else."""
-            if finish_reason not in self._made:
-                candidate = Candidate(
-                    content=Content(role="model", parts=[Part(text="x")]), finish_reason=finish_reason
-                )
-                sample = GenerateContentResponse(candidates=[candidate])
-                self._made[finish_reason] = self._gemini_chunk_to_generation_chunk(sample)[0]
-            return self._made[finish_reason]
-
-        @cached_property
-        def _made(self) -> dict[int, ChatGenerationChunk]:
-            """By finish reason."""
-            return {}
-
-
-def _chat(name: str, project: str, location: str) -> _Chat:
-    chat = _Chat(
-        model=name,
-        project=project,
-        location=location,
-        max_retries=0,  # it would retry every status, and sleep for half a minute
-        n=1,
-        cache=False,
-    )
-    # What is made when it is first asked for and takes a while, of which the first caller shall not be kept waiting.
-    _ = chat._serialized, chat._description, chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
-    return chat
-
-
 def _card(offer: Offer, chat: ChatVertexAI) -> Card:
     return langchain.card(
         offer,
@@ -436,192 +268,11 @@ def _card(offer: Offer, chat: ChatVertexAI) -> Card:
     )
 
 
-def _copy(message: BaseMessageChunk, **changed: Any) -> BaseMessageChunk:
-    """What pydantic's `model_copy` makes of a message without private and extra fields, for a fifth of the time."""
-    copy = object.__new__(type(message))
-    _set(copy, "__dict__", message.__dict__ | changed)
-    _set(copy, "__pydantic_fields_set__", message.__pydantic_fields_set__ | changed.keys())
-    _set(copy, "__pydantic_extra__", {})
-    _set(copy, "__pydantic_private__", None)
-    return copy
-
-
-def _usage_metadata(usage: Any) -> UsageMetadata | None:
-    """What the library's `_get_usage_metadata_gemini` gives."""
-    thoughts = usage.thoughts_token_count
-    cached = usage.cached_content_token_count
-    metadata: UsageMetadata = {
-        "input_tokens": usage.prompt_token_count,
-        "output_tokens": usage.candidates_token_count,
-        "total_tokens": usage.total_token_count,
-        "input_token_details": {"cache_read": cached},
-    }
-    if thoughts > 0:
-        metadata["output_token_details"] = {"reasoning": thoughts}
-    elif not (thoughts or cached or any(map(metadata.get, _TOTALS))):
-        return None
-    return metadata
-
-
-def _fill(request: Any, messages: list[BaseMessage], stop: list[str] | None, options: dict[str, Any]) -> bool:
-    """Put these into a request, if they are texts, of turns that alternate, and numbers for the sampling only.
-
-    False if they aren't, with the request half filled.
-    """
-    before: type[BaseMessage] | None = None
-    for turn in messages:
-        kind, text = type(turn), turn.content
-        role = _ROLES.get(kind)
-        if role is None or kind is before or not isinstance(text, str) or not text:
-            return False
-        if role == "system":
-            if before is not None:
-                return False
-            content = request.system_instruction
-        elif isinstance(turn, AIMessage) and (turn.tool_calls or turn.response_metadata):
-            return False
-        else:
-            content = request.contents.add()
-        content.role = role
-        content.parts.add().text = text
-        before = kind
-    config = request.generation_config
-    for name, value in options.items():
-        if name in _NUMBERS:
-            setattr(config, name, value)
-        elif name != "timeout":
-            return False
-    if stop:
-        config.stop_sequences.extend(stop)
-    return True
-
-
 @cache
 def _routing(model: str) -> tuple[str, str]:
     """The header by which Google's front ends find the model."""
     header: tuple[str, str] = to_grpc_metadata((("model", model),))  # type: ignore[no-untyped-call] # google.api_core has none
     return header
-
-
-def _difference(total: UsageMetadata | None, before: UsageMetadata) -> UsageMetadata | None:
-    """What `subtract_usage` gives for the two, in the shapes that Gemini's usage takes, for a tenth of the time."""
-    if total is None:
-        return None
-    if total.keys() != before.keys():  # from thoughts to none, or back
-        return subtract_usage(total, before)
-    cached = total["input_token_details"]["cache_read"] - before["input_token_details"]["cache_read"]
-    difference: UsageMetadata = {
-        "input_tokens": max(total["input_tokens"] - before["input_tokens"], 0),
-        "output_tokens": max(total["output_tokens"] - before["output_tokens"], 0),
-        "total_tokens": max(total["total_tokens"] - before["total_tokens"], 0),
-        "input_token_details": {"cache_read": max(cached, 0)},
-    }
-    if "output_token_details" in total:
-        thoughts = total["output_token_details"]["reasoning"] - before["output_token_details"]["reasoning"]
-        difference["output_token_details"] = {"reasoning": max(thoughts, 0)}
-    return difference
-
-
-def _plain(raw: Any) -> tuple[str, int] | None:
-    """The text and the finish reason of a chunk that holds one candidate with these and nothing else; or None."""
-    candidates = raw.candidates
-    if len(candidates) != 1 or raw.HasField("prompt_feedback"):
-        return None
-    text, finish_reason = "", 0
-    for field, value in candidates[0].ListFields():
-        if field is _CONTENT:
-            parts = value.parts
-            if len(parts) > 1:
-                return None
-            for part in parts:
-                fields = part.ListFields()
-                if len(fields) != 1 or fields[0][0] is not _TEXT:
-                    return None
-                text = fields[0][1]
-        elif field is _FINISH_REASON:
-            finish_reason = value
-        else:
-            return None
-    return text, finish_reason
-
-
-def _exactly(prompt: Prompt) -> Sequence[Any] | None:
-    """The conversation as protobuf messages, where ChatVertexAI's conversion would lose a part of it."""
-    if not gemini.needs_exactness(prompt):
-        return None
-    raw = GenerateContentRequest.pb(GenerateContentRequest())
-    json_format.ParseDict({"contents": gemini.contents(prompt)}, raw)
-    contents: Sequence[Any] = raw.contents
-    return contents
-
-
-def _replace(request: Any, contents: Sequence[Any]) -> None:
-    del request.contents[:]
-    request.contents.extend(contents)
-
-
-def _media(part: Blob | File) -> dict[str, Any]:
-    # Not LangChain's standard blocks: it would fetch what some of them point to.
-    if isinstance(part, File):
-        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
-    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
-
-
-def _options(prompt: Prompt) -> dict[str, Any]:
-    """As ChatVertexAI takes them."""
-    sampling = prompt.sampling
-    options: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_output_tokens": sampling.max_output_tokens,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "thinking_budget": sampling.thinking_budget,
-        "include_thoughts": sampling.include_thoughts,
-        "response_mime_type": sampling.response_mime_type,
-        "response_schema": _schema(sampling.response_schema) if sampling.response_schema is not None else None,
-        "response_logprobs": sampling.response_logprobs,
-        "logprobs": sampling.logprobs,
-        "stop": list(sampling.stop_sequences) or None,
-        "safety_settings": dict(prompt.safety) or None,
-        "labels": dict(prompt.labels) or None,
-        "tools": _tools(prompt.tools) or None,
-        "tool_choice": _choice(prompt.tools),
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _schema(schema: Any) -> Any:
-    """As Google's library spells a schema; ChatVertexAI does that to a part of it, and leaves alone what is done."""
-    if isinstance(schema, list):
-        return [_schema(one) for one in schema]
-    made = {}
-    for key, value in schema.items():
-        if key == "properties":
-            made[key] = {name: _schema(one) for name, one in value.items()}
-        elif key in ("items", "anyOf"):
-            made[_SPELLED.get(key, key)] = _schema(value)
-        else:
-            made[_SPELLED.get(key, key)] = value.upper() if key == "type" else value
-    return made
-
-
-def _tools(tools: Tools) -> list[Tool]:
-    made = []
-    for one in gemini.tools(tools):
-        raw = Tool.pb(Tool())
-        json_format.ParseDict(one, raw)
-        made.append(Tool.wrap(raw))
-    return made
-
-
-def _choice(tools: Tools) -> dict[str, Any] | None:
-    if tools.choice is None:
-        return None
-    mode: Any = FunctionCallingConfig.Mode.__members__[tools.choice.mode.name]
-    return {"mode": mode, "allowed_function_names": list(tools.choice.names)}
 
 
 def _usage(raw: Any) -> Usage | None:

@@ -46,7 +46,15 @@ SERVICE = {
     "langchain": {"service.model", "service.offers"},
     "gemini": {"service.errors", "service.model", "service.schema"},
     "http": {"service.errors"},
-    "vertex": {"service.errors", "service.gemini", "service.langchain", "service.model", "service.offers"},
+    "chat": {"service.gemini", "service.langchain", "service.model"},
+    "vertex": {
+        "service.chat",
+        "service.errors",
+        "service.gemini",
+        "service.langchain",
+        "service.model",
+        "service.offers",
+    },
     "genai": {
         "service.errors",
         "service.gemini",
@@ -108,11 +116,11 @@ SERVICE = {
 
 # outside library -> the only modules that may know it
 ONLY = {
-    "langchain_google_vertexai": {"service/vertex.py"},
+    "langchain_google_vertexai": {"service/chat.py", "service/vertex.py"},
     "langchain_google_genai": {"service/genai.py"},
     "langchain_openai": {"service/openai.py"},
-    "langchain_core": {"service/vertex.py", "service/openai.py", "service/langchain.py"},
-    "google.cloud": {"service/vertex.py"},
+    "langchain_core": {"service/chat.py", "service/vertex.py", "service/openai.py", "service/langchain.py"},
+    "google.cloud": {"service/chat.py", "service/vertex.py"},
     "google.genai": {"service/genai.py"},
     "openai": {"service/openai.py"},
     "uvicorn": {"vertex_emulator/door.py"},

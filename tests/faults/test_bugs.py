@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import grpc
@@ -43,13 +44,13 @@ SEAMS: dict[str, tuple[Any, str]] = {
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
 VERTEX_SEAMS = {
-    "the prompt's conversion": "langchain.messages",
-    "the options' conversion": "_options",
-    "a chunk's conversion": "_Chat._converted",
-    "the upstream call": "_Call.begin",
-    "the upstream answer": "_Call.read",
-    "the ending": "_Call.finished",
-    "the usage": "_usage",
+    "the prompt's conversion": "vertex.langchain.messages",
+    "the options' conversion": "vertex.request_options",
+    "a chunk's conversion": "chat.Chat._converted",
+    "the upstream call": "vertex._Call.begin",
+    "the upstream answer": "vertex._Call.read",
+    "the ending": "vertex._Call.finished",
+    "the usage": "vertex._usage",
 }
 
 BUGS: dict[str, Callable[[], BaseException]] = {
@@ -62,9 +63,9 @@ BUGS: dict[str, Callable[[], BaseException]] = {
 def seam(request: pytest.FixtureRequest) -> tuple[Any, str]:
     if request.param in SEAMS:
         return SEAMS[request.param]
-    from service import vertex  # noqa: PLC0415 - see above
+    from service import chat, vertex  # noqa: PLC0415 - see above
 
-    owner: Any = vertex
+    owner: Any = SimpleNamespace(chat=chat, vertex=vertex)
     *outer, name = VERTEX_SEAMS[request.param].split(".")
     for one in outer:
         owner = getattr(owner, one)

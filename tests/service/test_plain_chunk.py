@@ -20,9 +20,9 @@ from langchain_core.messages import HumanMessage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 
-from service.vertex import _chat, _plain
+from service.chat import new_chat, plain
 
-CHAT = _chat("gemini-2.5-flash", "project", "us-central1")
+CHAT = new_chat("gemini-2.5-flash", "project", "us-central1")
 
 counts = st.integers(-3, 1000)
 usages = st.builds(
@@ -76,7 +76,7 @@ chunks = st.builds(
 def came(chunk: Any) -> Any:
     """As it comes from upstream."""
     raw = GenerateContentResponse.pb(chunk)
-    return raw, _plain(raw)
+    return raw, plain(raw)
 
 
 @given(chunk=chunks, before=chunks)
@@ -105,10 +105,10 @@ def chunk_of(**fields: Any) -> Any:
 
 
 def test_a_piece_of_text_takes_the_shortcut_the_last_one_too() -> None:
-    assert _plain(chunk_of(content=Content(role="model", parts=[Part(text="a")]))) == ("a", 0)
-    assert _plain(chunk_of(content=Content(parts=[Part(text="a")]), finish_reason="STOP")) == ("a", 1)
-    assert _plain(chunk_of(content=Content(role="model"), finish_reason="MAX_TOKENS")) == ("", 2)
-    assert _plain(chunk_of()) == ("", 0)
+    assert plain(chunk_of(content=Content(role="model", parts=[Part(text="a")]))) == ("a", 0)
+    assert plain(chunk_of(content=Content(parts=[Part(text="a")]), finish_reason="STOP")) == ("a", 1)
+    assert plain(chunk_of(content=Content(role="model"), finish_reason="MAX_TOKENS")) == ("", 2)
+    assert plain(chunk_of()) == ("", 0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_piece_of_text_takes_the_shortcut_the_last_one_too() -> None:
     ],
 )
 def test_anything_else_goes_the_librarys_own_way(chunk: Any) -> None:
-    assert _plain(GenerateContentResponse.pb(chunk)) is None
+    assert plain(GenerateContentResponse.pb(chunk)) is None
 
 
 def test_no_chunk_shares_what_another_could_change() -> None:
@@ -167,8 +167,8 @@ async def test_what_one_stream_keeps_is_not_what_another_does() -> None:
 
 
 async def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.vertex.tracing_is_enabled", lambda: True)
-    first, second = await kept(_chat("gemini-2.5-flash", "project", "us-central1"), "a", "b")
+    monkeypatch.setattr("service.chat.tracing_is_enabled", lambda: True)
+    first, second = await kept(new_chat("gemini-2.5-flash", "project", "us-central1"), "a", "b")
     assert first is not second
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
     assert first == ChatVertexAI._gemini_chunk_to_generation_chunk(CHAT, chunk)[0]

@@ -221,7 +221,7 @@ class Heard:
         return "".join(message.reasoning.text for message in self.messages)
 
 
-async def listen(served: Served, reader: Reader, *, limits: dict[str, Duration]) -> Heard:
+async def listen(served: Served, reader: Reader, *, limits: dict[str, Any]) -> Heard:
     call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi", coalesce=reader.coalesce, **limits), timeout=20)
     messages: list[pb.GenerateResponse] = []
     try:
@@ -243,7 +243,7 @@ class Retried:
 
     served: Served
     retrying: Retrying
-    after_retries: Counter[str]
+    after_retries: Counter[str | None]
     """How calls of several attempts ended."""
 
 

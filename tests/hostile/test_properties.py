@@ -243,7 +243,7 @@ class Retried:
 
     served: Served
     retrying: Retrying
-    after_retries: Counter[str]
+    after_retries: Counter[str | None]
     """How calls of several attempts ended."""
 
 

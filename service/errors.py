@@ -65,7 +65,10 @@ class TokenwireError(Exception):
         retry_after: float | None = None,
         details: Sequence[message.Message] = (),
     ) -> None:
-        """`retry_after` in seconds, where upstream or a limit asks for it; `metadata` goes into ErrorInfo; `details` are further google.rpc messages."""
+        """`retry_after` in seconds, where somebody asks for it; `metadata` goes into ErrorInfo.
+
+        `details` are further google.rpc messages.
+        """
         super().__init__(text)
         self.text = text
         if reason is not None:

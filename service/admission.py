@@ -20,7 +20,7 @@ class Admission:
     """The door of one process. Nothing here waits for upstream, and health checks never come by."""
 
     def __init__(self, slots: Slots, *, queue: int, wait: float) -> None:
-        """At most `queue` callers wait for a slot, for at most `wait` seconds each."""
+        """At most `queue` callers of the server wait for a slot, for at most `wait` seconds each."""
         self._slots = slots
         self._queue_length = queue
         self._wait = wait
@@ -52,7 +52,7 @@ class Admission:
     async def _take(self) -> float:
         if not self._queue and self._slots.take():
             return 0.0
-        if len(self._queue) >= self._queue_length:
+        if not self._slots.queue(self._queue_length):
             raise self._busy()
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -67,6 +67,7 @@ class Admission:
                 self._give()  # the slot came in the same moment
             elif turn in self._queue:
                 self._queue.remove(turn)
+                self._slots.unqueue()
             if isinstance(error, TimeoutError):
                 raise self._busy() from error
             raise
@@ -83,12 +84,16 @@ class Admission:
             self._looking = None
         while self._queue:
             if self._queue[0].done():
-                self._queue.popleft()
+                self._next()
             elif self._slots.take():
-                self._queue.popleft().set_result(None)
+                self._next().set_result(None)
             else:
                 break
         self._look_again()
+
+    def _next(self) -> asyncio.Future[None]:
+        self._slots.unqueue()
+        return self._queue.popleft()
 
     def _look_again(self) -> None:
         if self._queue and self._slots.shared and self._looking is None:

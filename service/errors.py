@@ -53,6 +53,8 @@ class TokenwireError(Exception):
 
     code: ClassVar[grpc.StatusCode]
     reason: str
+    usual_delay: ClassVar[float | None] = None
+    """What RetryInfo tells callers where nobody has asked for a delay, in seconds; None: nothing."""
 
     def __init__(
         self,
@@ -63,7 +65,10 @@ class TokenwireError(Exception):
         retry_after: float | None = None,
         details: Sequence[message.Message] = (),
     ) -> None:
-        """`retry_after` in seconds; `metadata` goes into ErrorInfo; `details` are further google.rpc messages."""
+        """`retry_after` in seconds, where somebody asks for it; `metadata` goes into ErrorInfo.
+
+        `details` are further google.rpc messages.
+        """
         super().__init__(text)
         self.text = text
         if reason is not None:
@@ -83,9 +88,10 @@ class TokenwireError(Exception):
         details: list[message.Message] = [
             error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         ]
-        if self.retry_after is not None:
+        delay = self.usual_delay if self.retry_after is None else self.retry_after
+        if delay is not None:
             info = error_details_pb2.RetryInfo()
-            info.retry_delay.FromNanoseconds(round(min(self.retry_after, _LONGEST_DELAY_SECONDS) * 1e9))
+            info.retry_delay.FromNanoseconds(round(min(delay, _LONGEST_DELAY_SECONDS) * 1e9))
             details.append(info)
         status = status_pb2.Status(code=self.code.value[0], message=self.text)
         for detail in (*details, *self._details):
@@ -132,6 +138,7 @@ class NotReady(TokenwireError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "STARTING"
+    usual_delay = 1.0
 
 
 class Draining(TokenwireError):
@@ -139,6 +146,7 @@ class Draining(TokenwireError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DRAINING"
+    usual_delay = 1.0
 
 
 class ServerBusy(TokenwireError):
@@ -146,6 +154,7 @@ class ServerBusy(TokenwireError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "SERVER_BUSY"
+    usual_delay = 1.0
 
 
 class QuotaExceeded(TokenwireError):
@@ -153,6 +162,7 @@ class QuotaExceeded(TokenwireError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUOTA_EXCEEDED"
+    usual_delay = 1.0
 
 
 class DeadlineExceeded(TokenwireError):
@@ -206,6 +216,7 @@ class UpstreamQuota(UpstreamError):
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "UPSTREAM_QUOTA"
+    usual_delay = 5.0
 
 
 class UpstreamUnavailable(UpstreamError):
@@ -213,6 +224,7 @@ class UpstreamUnavailable(UpstreamError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "UPSTREAM_UNAVAILABLE"
+    usual_delay = 1.0
 
 
 class UpstreamCut(UpstreamError):
@@ -220,6 +232,7 @@ class UpstreamCut(UpstreamError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "UPSTREAM_CUT"
+    usual_delay = 1.0
 
 
 class UpstreamDeadline(UpstreamError):

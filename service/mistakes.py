@@ -383,6 +383,11 @@ def _labels(labels: Iterable[str]) -> Iterator[Violation]:
             yield Violation(f"labels.{key}", f"is {quote(value)}: {wanted}")
 
 
+def good_request_id(request_id: str) -> bool:
+    """Whether it is short and printable ASCII, as it must be to be logged and echoed."""
+    return not list(_request_id(request_id))
+
+
 def _request_id(request_id: str) -> Iterator[Violation]:
     if len(request_id) > MAX_REQUEST_ID_CHARACTERS:
         yield Violation(

@@ -35,7 +35,7 @@ class Budget:
     Retries stop while half of the tokens are gone: a few in an outage, then at most one for ten successes.
 
     The tokens are in shared memory: processes forked after it was made spend from the same ones. There is no lock that
-    a dying worker could keep, so of two changes at the same time one may be lost; it is a budget, not an account.
+    a dying worker could keep, so of two changes at the very same moment one may be lost: a budget, not an account.
     """
 
     def __init__(self, tokens: float = 10.0, ratio: float = 0.1) -> None:

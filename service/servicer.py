@@ -13,7 +13,7 @@ from service.admission import Admission
 from service.coalesce import coalesced
 from service.config import Settings
 from service.errors import Draining, NotReady, TokenwireError
-from service.mistakes import Limits
+from service.mistakes import Limits, good_request_id
 from service.model import Finished, Model
 from service.patience import Deadline, Patience
 from service.slots import Slots
@@ -56,11 +56,13 @@ class Servicer(GenerationServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override] # a coroutine that writes: only its own await of a write sees a cancel
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
         answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
+        # Before anything is refused: its owner looks for the refusal under the same id.
+        logged = request.request_id if good_request_id(request.request_id) else ""
+        log.note(generation_id=answer.generation_id, request_id=logged or "-")
         model = self._ready()
         prompt = wire.parse(request, cards=model.cards, limits=self._limits)
         wishes = wire.delivery(request)
         deadline = self._deadline(context)
-        log.note(generation_id=answer.generation_id, request_id=request.request_id or "-")
         try:
             async with self._patience(deadline, wishes) as patience:
                 answer.admission_wait = await self._admission.enter(_caller(context))

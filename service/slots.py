@@ -1,4 +1,4 @@
-"""Places for streams, counted over all worker processes of a server."""
+"""Places for streams and in the queue, counted over all worker processes of a server."""
 
 import mmap
 import zlib
@@ -9,7 +9,7 @@ _CALLER_CELLS = 1 << 20
 
 
 class Slots:
-    """How many streams are open, in all and for each caller.
+    """How many streams are open, in all and for each caller, and how many callers wait.
 
     Each worker counts in a row of its own in shared memory, and everyone reads all rows: there is no lock that a dying
     worker could keep. A place is taken first and looked at then, so that two at once never exceed a limit.
@@ -22,13 +22,14 @@ class Slots:
         self.shared = workers > 1
         """Whether places may come free without this process knowing."""
         self._totals = [_row(1) for _ in range(workers)]
+        self._waiting = [_row(1) for _ in range(workers)]
         self._callers = [_row(_CALLER_CELLS) for _ in range(workers)] if per_caller else []
         self._mine = 0
 
     def join(self, worker: int) -> None:
         """Count as this worker from here on. What one of the same number had taken, before it died, is given back."""
         self._mine = worker
-        for rows in (self._totals, self._callers):
+        for rows in (self._totals, self._waiting, self._callers):
             if rows:
                 rows[worker][:] = memoryview(bytes(rows[worker].nbytes)).cast("I")
 
@@ -44,6 +45,14 @@ class Slots:
     def give(self) -> None:
         """Give it back."""
         self._totals[self._mine][0] -= 1
+
+    def queue(self, limit: int) -> bool:
+        """Count one more who waits; False if so many do already."""
+        return self._take(self._waiting, 0, limit)
+
+    def unqueue(self) -> None:
+        """Count one less."""
+        self._waiting[self._mine][0] -= 1
 
     def enter(self, caller: str) -> bool:
         """Count one more stream of this caller; False if it has all that one caller may have."""

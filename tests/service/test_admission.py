@@ -171,3 +171,19 @@ async def test_a_place_that_another_worker_gives_back_goes_to_the_queue() -> Non
     await waiting.task
     await asyncio.sleep(0)
     assert door.taken == 0
+
+
+async def test_the_queue_is_that_of_the_server_not_of_each_worker() -> None:
+    slots = Slots(slots=1, per_caller=0, workers=2)
+    assert slots.take()
+    assert slots.queue(1)  # in the other worker
+    door = Door(slots, queue=1, wait=60)
+    with pytest.raises(ServerBusy):
+        await visit(door)
+    slots.unqueue()
+    waiting = Stay(door)
+    await asyncio.sleep(0)
+    assert not slots.queue(1)
+    waiting.task.cancel()
+    await asyncio.wait((waiting.task,))
+    assert slots.queue(1)

@@ -1,10 +1,14 @@
 """One line a call, and nobody's words in it that look like facts."""
 
 import logging
+from typing import Any
 
+import grpc.aio
 import pytest
 
 from service import log
+from service.model import FakeModel
+from tests.conftest import Serve
 
 
 @pytest.fixture
@@ -36,3 +40,40 @@ def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
     log.note(request_id="x code=OK\u2028finish=STOP")
     log.end_call("Generate", "INTERNAL", 0)
     assert lines == ["Generate code=INTERNAL seconds=0.000 request_id='x code=OK\\u2028finish=STOP'"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt": ""}, "EMPTY_PROMPT"),
+        ({"config": {"temperature": 3}}, "INVALID_FIELD"),
+        ({"model": "another"}, "MODEL_NOT_FOUND"),
+    ],
+)
+async def test_a_refused_request_is_found_by_its_callers_id(
+    serve: Serve, lines: list[str], fields: dict[str, Any], reason: str
+) -> None:
+    served = await serve(FakeModel([]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask(request_id="mine-7", **fields)
+    (line,) = lines
+    assert " request_id=mine-7 " in line
+    assert line.endswith(f"reason={reason}")
+
+
+async def test_so_is_one_that_comes_before_the_model_is_ready(serve: Serve, lines: list[str]) -> None:
+    served = await serve(None)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask(request_id="mine-7")
+    (line,) = lines
+    assert " request_id=mine-7 reason=STARTING" in line
+
+
+@pytest.mark.parametrize("request_id", ["x" * 129, "a\nb", "\u00e9"], ids=["long", "control", "beyond ascii"])
+async def test_an_id_that_is_refused_is_not_logged(serve: Serve, lines: list[str], request_id: str) -> None:
+    served = await serve(FakeModel([]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask(request_id=request_id)
+    (line,) = lines
+    assert " request_id=- " in line
+    assert line.endswith("reason=INVALID_FIELD")

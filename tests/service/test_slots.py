@@ -32,10 +32,19 @@ def test_without_a_limit_callers_are_not_counted() -> None:
     assert all(slots.enter("a") for _ in range(100))
 
 
+def test_those_who_wait_are_counted() -> None:
+    slots = Slots(slots=1, per_caller=0)
+    assert slots.queue(1)
+    assert not slots.queue(1)
+    slots.unqueue()
+    assert slots.queue(1)
+
+
 def hold(slots: Slots, worker: int, took: Event, leave: Event) -> None:
     slots.join(worker)
     assert slots.take()
     assert slots.enter("a")
+    assert slots.queue(2)
     took.set()
     leave.wait(30)
 
@@ -52,12 +61,15 @@ def test_workers_see_each_others_places_and_a_dead_ones_are_given_back() -> None
     assert not slots.take()
     assert slots.enter("a")
     assert not slots.enter("a")
+    assert slots.queue(2)
+    assert not slots.queue(2)
     other.kill()
     other.join()
     assert slots.taken == 2
     slots.join(1)  # as its successor does
     assert slots.taken == 1
     assert slots.enter("a")
+    assert slots.queue(2)
 
 
 def test_two_at_once_never_exceed_the_limit() -> None:

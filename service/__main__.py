@@ -104,7 +104,9 @@ def _together(settings: Settings, count: int) -> int:
 @asynccontextmanager
 async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
     """All models on offer, with retries. Their connections belong to the running event loop."""
-    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
+    policy = Policy(
+        max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
+    )
     async with providers.opened(settings) as model:
         yield Retrying(model, policy, budget)
 

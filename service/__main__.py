@@ -15,7 +15,7 @@ from functools import partial
 # included.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from service import log, providers, workers
+from service import address, log, providers, workers
 from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
@@ -69,9 +69,7 @@ def _together(settings: Settings, count: int) -> int:
     try:
         reserved = workers.reserve(settings.host, settings.port)
     except OSError as error:
-        raise SettingError(
-            f"cannot listen on {settings.address}: {error.strerror}. Set TOKENWIRE_HOST or TOKENWIRE_PORT"
-        ) from error
+        raise address.refusal(settings, error) from error
     settings = replace(settings, port=reserved.getsockname()[1])
     slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
     tell = _Tell(settings)
@@ -105,7 +103,9 @@ def _together(settings: Settings, count: int) -> int:
 @asynccontextmanager
 async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
     """All models on offer, with retries. Their connections belong to the running event loop."""
-    policy = Policy(max_attempts=settings.max_attempts, fallback=settings.fallback_model)
+    policy = Policy(
+        max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
+    )
     async with providers.opened(settings) as model:
         yield Retrying(model, policy, budget)
 
@@ -144,16 +144,21 @@ def _need_upstream(settings: Settings) -> None:
         google.auth.default()
     except DefaultCredentialsError as error:
         raise SettingError(
-            f"GOOGLE_CLOUD_PROJECT is {settings.project!r}, but there are no application default credentials: "
+            "GOOGLE_CLOUD_PROJECT is set, but there are no application default credentials: "
             "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
         ) from error
 
 
 def _keep_tracing_off(settings: Settings) -> None:
-    """LangChain would send prompts and answers to LangSmith if a stray variable said so."""
+    """LangChain would send prompts and answers to LangSmith if a stray variable said so.
+
+    By tracing, or by LANGSMITH_GATEWAY, which puts LangSmith between it and the models. Others, such as
+    LANGCHAIN_HANDLER, have it fail every call. None of them is needed but those by which connections are tuned.
+    """
     if not settings.langsmith:
-        for name in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2"):
-            os.environ[name] = "false"
+        for name in list(os.environ):
+            if name.startswith(("LANGSMITH_", "LANGCHAIN_")) and not name.startswith("LANGCHAIN_OPENAI_"):
+                del os.environ[name]
 
 
 if __name__ == "__main__":

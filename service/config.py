@@ -180,6 +180,12 @@ class Settings:
         whole(1, 10),
         "how often a model is asked before its first chunk, the fallback not counted; 1 is no retry",
     )
+    max_retry_delay: float = setting(
+        5.0,
+        "TOKENWIRE_MAX_RETRY_DELAY",
+        seconds(0, 600),
+        "seconds; a model that asks for a longer delay is not asked again, since a call that waits holds a slot",
+    )
     fallback_model: str = setting(
         "",
         "TOKENWIRE_FALLBACK_MODEL",

@@ -24,7 +24,7 @@ class Policy:
     base_seconds: float = 0.1
     """The n-th pause is random, from 0 to base * 2**(n-1): "full jitter"."""
     cap_seconds: float = 5.0
-    """No pause is longer but for jitter; whoever waits holds a slot. An upstream that asks for more fails at once."""
+    """No pause is longer but for jitter; whoever waits holds a slot. One that asks for more is not waited for."""
     fallback: str = ""
     """The model to ask once the first has failed for good; empty: none."""
 

@@ -11,7 +11,8 @@ from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from service import log
-from service.config import SettingError, Settings
+from service.address import refusal
+from service.config import Settings
 from service.guard import Guard
 from service.model import Model
 from service.servicer import Servicer
@@ -54,10 +55,7 @@ class Server:
         try:
             port = self._server.add_insecure_port(self._settings.address)
         except RuntimeError as error:
-            raise SettingError(
-                f"cannot listen on {self._settings.address}: is something else using it? "
-                "Set TOKENWIRE_HOST or TOKENWIRE_PORT"
-            ) from error
+            raise refusal(self._settings) from error
         await self._server.start()
         return port
 

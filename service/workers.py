@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from service import log
+from service import address, log
 
 # A worker that lived for less than this is not replaced at once, lest one that can't live is forked without end.
 _SHORT_LIFE_SECONDS = 1.0
@@ -35,17 +35,12 @@ def cores() -> int:
 
 def reserve(host: str, port: int) -> socket.socket:
     """Hold a port that workers then share, without listening on it. Raises OSError if somebody else has it."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    # Once without sharing: a stranger who shares the port would take some of our calls without a word.
-    with socket.socket(family, kind, protocol) as alone:
-        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        alone.bind(address)
+    # Nobody may have it yet: a stranger who shares the port would take some of our calls without a word.
+    family, kind, protocol, _, bound = address.free(host, port)
     shared = socket.socket(family, kind, protocol)
     shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    shared.bind(address)
+    shared.bind(bound)
     return shared
 
 

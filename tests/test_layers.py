@@ -30,7 +30,8 @@ SERVICE = {
     "providers": {"service.catalogue", "service.config", "service.model", "service.offers"},
     "admission": {"service.errors", "service.slots"},
     "slots": set(),
-    "workers": {"service.log"},
+    "address": {"service.config"},
+    "workers": {"service.address", "service.log"},
     "handover": set(),
     "process": {
         "service.config",
@@ -104,6 +105,7 @@ SERVICE = {
         "tokenwire.v1",
     },
     "server": {
+        "service.address",
         "service.config",
         "service.guard",
         "service.log",

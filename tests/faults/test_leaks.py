@@ -49,9 +49,13 @@ def environ(trap: Trap, tmp_path: Path) -> dict[str, str]:
     """What a stray shell profile could hold."""
     key = tmp_path / "key.json"
     key.write_text(f'{{"type": "authorized_user", "refresh_token": "{CANARIES["key"]}"}}')
-    tracing = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2")
+    tracing = ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING", "LANGCHAIN_TRACING_V2")
     return {
         **dict.fromkeys(tracing, "true"),
+        "LANGCHAIN_HANDLER": "langchain",
+        "LANGSMITH_GATEWAY": f"http://127.0.0.1:{trap.port}",
+        "LANGSMITH_GATEWAY_API_KEY": CANARIES["key"],
+        "LANGSMITH_RUNS_ENDPOINTS": f'{{"http://127.0.0.1:{trap.port}": "{CANARIES["key"]}"}}',
         "LANGSMITH_ENDPOINT": f"http://127.0.0.1:{trap.port}",
         "LANGCHAIN_ENDPOINT": f"http://127.0.0.1:{trap.port}",
         "LANGSMITH_API_KEY": CANARIES["key"],

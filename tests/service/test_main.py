@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
-from tests.conftest import StartProcess
+from tests.conftest import StartProcess, detail, failure
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.script import answer, silence, wait_for
+from vertex_emulator.script import answer, silence, status, wait_for
 
 
 def run(*flags: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -46,6 +48,7 @@ def test_without_credentials_it_says_how_to_get_them_and_exits(tmp_path: Path) -
     ended = run(GOOGLE_CLOUD_PROJECT="a-project", HOME=str(tmp_path), CLOUDSDK_CONFIG=str(tmp_path))
     assert ended.returncode == 2
     assert "there are no application default credentials" in ended.stderr
+    assert "a-project" not in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -53,6 +56,25 @@ def test_a_setting_that_cannot_be_taken_is_told_in_one_line() -> None:
     ended = run(TOKENWIRE_PORT="x")
     assert ended.returncode == 2
     assert ended.stderr == "python -m service: TOKENWIRE_PORT is 'x': a whole number from 0 to 65535 is wanted\n"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("host", "wanted"),
+    [("300.1.1.1", "TOKENWIRE_HOST"), ("192.0.2.1", "TOKENWIRE_HOST"), ("127.0.0.1", "TOKENWIRE_PORT")],
+)
+def test_an_address_that_cannot_be_had_is_told_by_the_setting_that_is_wrong(
+    workers: str, host: str, wanted: str
+) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = str(stranger.getsockname()[1])
+        ended = run("--host", host, "--port", port, "--workers", workers, VERTEX_EMULATOR_HOST="127.0.0.1:9")
+    assert ended.returncode == 2
+    assert f"cannot listen on {host}:{port}" in ended.stderr
+    assert {name for name in ("TOKENWIRE_HOST", "TOKENWIRE_PORT") if name in ended.stderr} == {wanted}
+    assert "Traceback" not in ended.stderr
 
 
 async def health(channel: grpc.aio.Channel) -> Any:
@@ -105,3 +127,18 @@ async def test_a_second_signal_ends_running_streams_at_once(emulator: Emulator, 
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert await asyncio.wait_for(server.process.wait(), 30) == 0
     await emulator.wait_until(lambda e: not e.open_calls)
+
+
+async def test_a_delay_beyond_the_setting_is_not_waited_for(emulator: Emulator, start_process: StartProcess) -> None:
+    wish = RetryInfo()
+    wish.retry_delay.FromMilliseconds(300)
+    emulator.script.play(default=answer(status("UNAVAILABLE", "away", wish)))
+    server = await start_process("--workers", "1", "--max-retry-delay", "0.2")
+    await server.said("ready after")
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await GenerationServiceStub(channel).Generate(pb.GenerateRequest(prompt="hi")).read()
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")
+    assert detail(caught.value, RetryInfo).retry_delay.ToMilliseconds() == 300
+    assert detail(caught.value, ErrorInfo).metadata["upstream_attempts"] == "1"
+    assert len(emulator.calls) == 1

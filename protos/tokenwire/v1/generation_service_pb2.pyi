@@ -6,11 +6,25 @@ tokenwire.v1: a language model's answer, streamed while it is being written.
   grpcurl -plaintext -d '{"prompt":"What is baseball?"}' localhost:50051 tokenwire.v1.GenerationService/Generate
 
 What callers may rely on:
-  - The status is OK if and only if `completed` was the last message. A stream without it is incomplete.
-  - Sequence numbers are consecutive; the texts, concatenated, are exactly what the model said.
-  - Cancelling the call, or going away, cancels the call to the model too.
-  - Every status that tokenwire gives other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a
-    stable reason.
+  1. Terminal. The status is OK if and only if `completed` was the last message. A stream without it is incomplete.
+  2. Order. Sequence numbers are consecutive; the texts, concatenated, are exactly what the model said.
+  3. Nothing silent. A blocked prompt, a safety stop, a token limit, an empty answer and a cut upstream each have their
+     own finish reason or error.
+  4. Deadline. The caller's governs everything, retries included, and upstream sees what remains of it. Without one
+     the server's default holds; beyond the server's maximum, the maximum.
+  5. Cancellation. Cancelling the call, going away, or not reading for too long cancels the call to the model too.
+  6. Retry. Only before anything was sent, only UNAVAILABLE and RESOURCE_EXHAUSTED, after the delay that upstream asks
+     for, never past the deadline, within a budget. `completed` says how many attempts it took.
+  7. Overload. RESOURCE_EXHAUSTED with RetryInfo and grpc-retry-pushback-ms, before any call to the model; health
+     checks always answer.
+  8. Bounded memory for each stream, whatever its reader does.
+  9. Drain. A server that goes away says NOT_SERVING, refuses new calls with UNAVAILABLE, and lets running streams
+     finish within its grace.
+ 10. Privacy. No prompt, answer, credential or internal text is in logs or statuses, unless the server's owner has
+     switched that on.
+
+Every status that tokenwire gives other than OK carries a google.rpc.ErrorInfo with domain "tokenwire" and a stable
+reason; UNAVAILABLE and RESOURCE_EXHAUSTED carry RetryInfo as well.
 
 Changes to this package are additive.
 """
@@ -139,7 +153,7 @@ class GenerateRequest(_message.Message):
     IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """The new user turn: shorthand for one more user message at the end of `messages`.
-    Required unless `messages` ends with a user's or a tool's message.
+    Required unless `messages` ends with a user's or a tool's message. White space counts as text.
     """
     system_instruction: _builtins.str
     """How the model is to behave, for the whole conversation. Empty: nothing said."""

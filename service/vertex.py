@@ -632,6 +632,9 @@ _UPSTREAM: dict[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: (errors.UpstreamDeadline, "Vertex AI didn't finish in time"),
 }
 
+# The most that a google.protobuf.Duration may hold, by its own comments; its bytes can hold more.
+_LONGEST_DELAY_SECONDS = 315_576_000_000.0
+
 # What may be relayed of upstream's ErrorInfo: a constant's name, never a sentence.
 _PLAIN_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 
@@ -652,7 +655,8 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
         if isinstance(detail, error_details_pb2.ErrorInfo) and _PLAIN_REASON.fullmatch(detail.reason):
             metadata["upstream_reason"] = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
-            retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
+            delay = detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9
+            retry_after = min(max(0.0, delay), _LONGEST_DELAY_SECONDS)
     return kind(text, metadata=metadata, retry_after=retry_after)
 
 

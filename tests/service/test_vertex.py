@@ -288,6 +288,15 @@ def test_details_that_cannot_be_read_leave_the_code() -> None:
     assert isinstance(error, errors.UpstreamNotFound)
 
 
+def test_a_retry_delay_beyond_what_a_duration_may_hold_can_still_be_told() -> None:
+    status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="x")
+    status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=2**63 - 1, nanos=2**31 - 1)))
+    error = upstream_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", status.SerializeToString()))
+    told = RetryInfo()
+    assert error.status().details[1].Unpack(told)
+    assert told.retry_delay == Duration(seconds=365 * 86_400)
+
+
 def test_a_retry_delay_in_the_past_is_none_at_all() -> None:
     status = Status(code=grpc.StatusCode.UNAVAILABLE.value[0], message="x")
     status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=-5)))

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +148,34 @@ def test_the_demo_streams_an_answer_and_leaves_nothing_running(tmp_path: Path) -
     assert "What is baseball?" in ended.stdout
     assert "tokens/s" in ended.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.smollm2
+def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "tokenwire_cli", "demo"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert demo.stdout is not None
+        told = ""
+        for line in demo.stdout:  # the test's own time limit ends a demo that never comes so far
+            told += line
+            if "Ctrl-C stops everything" in line:
+                break
+        ports = {int(port) for port in re.findall(r"localhost:(\d+)$", told, re.MULTILINE)}
+        assert len(ports) == 3, told
+        for port in ports:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(30) == 130
+        for port in ports:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=5)
+        assert not list(tmp_path.iterdir())
+    finally:
+        demo.kill()
+        demo.wait()

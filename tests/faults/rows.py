@@ -262,7 +262,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "two workers: attempts in an outage",
             "an outage",
             "UNAVAILABLE",
-            "attempts for each request; each worker has a budget of its own",
+            "attempts for each request; the workers share one budget",
             1.1,
             "",
         ),

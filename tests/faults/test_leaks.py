@@ -55,7 +55,6 @@ def environ(trap: Trap, tmp_path: Path) -> dict[str, str]:
         "LANGCHAIN_HANDLER": "langchain",
         "LANGSMITH_GATEWAY": f"http://127.0.0.1:{trap.port}",
         "LANGSMITH_GATEWAY_API_KEY": CANARIES["key"],
-        "LANGSMITH_RUNS_ENDPOINTS": f'{{"http://127.0.0.1:{trap.port}": "{CANARIES["key"]}"}}',
         "LANGSMITH_ENDPOINT": f"http://127.0.0.1:{trap.port}",
         "LANGCHAIN_ENDPOINT": f"http://127.0.0.1:{trap.port}",
         "LANGSMITH_API_KEY": CANARIES["key"],

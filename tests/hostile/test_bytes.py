@@ -56,7 +56,8 @@ async def vertex() -> AsyncIterator[Emulator]:
 
 @pytest.fixture(scope="module")
 async def server(vertex: Emulator) -> AsyncIterator[ServerProcess]:
-    async with server_process(vertex) as running:
+    # One worker: the calls beside an attack shall meet the process that is attacked, whose memory is looked at.
+    async with server_process(vertex, "--workers", "1") as running:
         await running.said("ready after")
         yield running
 

@@ -178,4 +178,4 @@ def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path) 
         assert not list(tmp_path.iterdir())
     finally:
         demo.kill()
-        demo.wait()
+        demo.communicate()

@@ -34,7 +34,7 @@ from langchain_google_vertexai import ChatVertexAI
 from langsmith.utils import tracing_is_enabled
 
 from service import gemini, langchain
-from service.model import Blob, File, Prompt, Tools
+from service.model import Prompt, ToolChoice, Tools
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -318,16 +318,9 @@ def replace_contents(request: Any, contents: Sequence[Any]) -> None:
     request.contents.extend(contents)
 
 
-def media(part: Blob | File) -> dict[str, Any]:
-    # Not LangChain's standard blocks: it would fetch what some of them point to.
-    if isinstance(part, File):
-        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
-    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
-
-
 def count_request(chat: Chat, prompt: Prompt) -> CountTokensRequest:
     """What PredictionService.CountTokens is asked: all of the prompt that counts."""
-    messages = langchain.messages(prompt, media)
+    messages = langchain.messages(prompt, gemini.media)
     request = chat._prepare_request_gemini(messages, tools=request_tools(prompt.tools) or None)  # noqa: SLF001 - its own
     asked = CountTokensRequest(
         endpoint=request.model,
@@ -343,28 +336,14 @@ def count_request(chat: Chat, prompt: Prompt) -> CountTokensRequest:
 
 def request_options(prompt: Prompt) -> dict[str, Any]:
     """As ChatVertexAI takes them."""
-    sampling = prompt.sampling
-    options: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_output_tokens": sampling.max_output_tokens,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "thinking_budget": sampling.thinking_budget,
-        "include_thoughts": sampling.include_thoughts,
-        "response_mime_type": sampling.response_mime_type,
-        "response_schema": _schema(sampling.response_schema) if sampling.response_schema is not None else None,
-        "response_logprobs": sampling.response_logprobs,
-        "logprobs": sampling.logprobs,
-        "stop": list(sampling.stop_sequences) or None,
-        "safety_settings": dict(prompt.safety) or None,
-        "labels": dict(prompt.labels) or None,
-        "tools": request_tools(prompt.tools) or None,
-        "tool_choice": _choice(prompt.tools),
-    }
-    return {name: value for name, value in options.items() if value is not None}
+    options = gemini.options(prompt)
+    if prompt.sampling.response_schema is not None:
+        options["response_schema"] = _schema(prompt.sampling.response_schema)
+    if prompt.tools:
+        options["tools"] = request_tools(prompt.tools)
+    if prompt.tools.choice is not None:
+        options["tool_choice"] = _choice(prompt.tools.choice)
+    return options
 
 
 def _schema(schema: Any) -> Any:
@@ -391,8 +370,6 @@ def request_tools(tools: Tools) -> list[Tool]:
     return made
 
 
-def _choice(tools: Tools) -> dict[str, Any] | None:
-    if tools.choice is None:
-        return None
-    mode: Any = FunctionCallingConfig.Mode.__members__[tools.choice.mode.name]
-    return {"mode": mode, "allowed_function_names": list(tools.choice.names)}
+def _choice(choice: ToolChoice) -> dict[str, Any]:
+    mode: Any = FunctionCallingConfig.Mode.__members__[choice.mode.name]
+    return {"mode": mode, "allowed_function_names": list(choice.names)}

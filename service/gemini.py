@@ -9,6 +9,7 @@ import base64
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from service.model import (
     Reasoning,
     Role,
     SafetyRating,
+    Sampling,
     Source,
     Support,
     Text,
@@ -121,6 +123,22 @@ def _id(id: str) -> dict[str, str]:  # noqa: A002 - that is what it is
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def media(part: Blob | File) -> dict[str, Any]:
+    """A part as LangChain's libraries for Gemini take it. Not as its standard blocks: some of these are fetched."""
+    if isinstance(part, File):
+        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
+    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
+
+
+def options(prompt: Prompt) -> dict[str, Any]:
+    """What LangChain's libraries for Gemini take by the same names, as far as it is set."""
+    given: dict[str, Any] = {one.name: getattr(prompt.sampling, one.name) for one in fields(Sampling)}
+    given["stop"] = list(given.pop("stop_sequences")) or None
+    given["safety_settings"] = dict(prompt.safety) or None
+    given["labels"] = dict(prompt.labels) or None
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def tools(wanted: Tools) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
 from service import errors, gemini, http, langchain
-from service.model import Blob, Card, Event, File, Prompt, Started
+from service.model import Card, Event, Prompt, Started
 from service.offers import Offer
 
 _WHO = "Vertex AI"
@@ -94,7 +94,9 @@ class GenAIModel:
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"client": call})
-        answer = chat.astream(langchain.messages(prompt, _media), timeout=_milliseconds(deadline), **_options(prompt))
+        answer = chat.astream(
+            langchain.messages(prompt, gemini.media), timeout=_milliseconds(deadline), **_options(prompt)
+        )
         chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
         started = False
         async with aclosing(chunks):
@@ -231,42 +233,18 @@ def _contents(prompt: Prompt) -> list[types.Content]:
     return [types.Content.model_validate(one) for one in gemini.contents(prompt)]
 
 
-def _media(part: Blob | File) -> dict[str, Any]:
-    if isinstance(part, File):
-        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
-    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
-
-
 def _options(prompt: Prompt) -> dict[str, Any]:
-    sampling = prompt.sampling
-    options: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_output_tokens": sampling.max_output_tokens,
-        "stop": list(sampling.stop_sequences) or None,
-        "seed": sampling.seed,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "thinking_budget": sampling.thinking_budget,
-        "include_thoughts": sampling.include_thoughts,
-        "response_mime_type": sampling.response_mime_type,
-        "response_schema": sampling.response_schema,
-        "response_logprobs": sampling.response_logprobs,
-        "logprobs": sampling.logprobs,
-        "labels": dict(prompt.labels) or None,
-        "safety_settings": dict(prompt.safety) or None,
-        "tools": _tools(prompt) or None,
-    }
-    if prompt.tools.choice is not None:
-        choice = prompt.tools.choice
+    options = gemini.options(prompt)
+    if prompt.tools:
+        options["tools"] = _tools(prompt)
+    if (choice := prompt.tools.choice) is not None:
         options["tool_config"] = types.ToolConfig(
             function_calling_config=types.FunctionCallingConfig(
                 mode=types.FunctionCallingConfigMode[choice.mode.name],
                 allowed_function_names=list(choice.names) or None,
             )
         )
-    return {name: value for name, value in options.items() if value is not None}
+    return options
 
 
 def _tools(prompt: Prompt) -> list[types.Tool]:

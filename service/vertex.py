@@ -39,7 +39,6 @@ from service.chat import (
     Response,
     count_request,
     exact_contents,
-    media,
     new_chat,
     plain,
     replace_contents,
@@ -149,7 +148,7 @@ class VertexModel:
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         seconds = deadline - asyncio.get_running_loop().time()
-        messages, options = langchain.messages(prompt, media), request_options(prompt)
+        messages, options = langchain.messages(prompt, gemini.media), request_options(prompt)
         answer = self._chats[prompt.model].astream(messages, call=call, timeout=seconds, **options)
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False

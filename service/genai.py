@@ -20,6 +20,7 @@ from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
 from service import errors, gemini, http, langchain
+from service.errors import Violation
 from service.model import Card, Event, Prompt, Started
 from service.offers import Offer
 
@@ -94,9 +95,8 @@ class GenAIModel:
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"client": call})
-        answer = chat.astream(
-            langchain.messages(prompt, gemini.media), timeout=_milliseconds(deadline), **_options(prompt)
-        )
+        messages, options = langchain.messages(prompt, gemini.media), _options(prompt)
+        answer = chat.astream(messages, timeout=_milliseconds(deadline), **options)
         chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
         started = False
         async with aclosing(chunks):
@@ -152,10 +152,21 @@ class _Call:
         """As the SDK's models have it."""
         if gemini.needs_exactness(self._prompt):
             contents = _contents(self._prompt)
+        self._refuse_what_is_dropped(config)
         _answering.set(self)
         return self._watch(
             await self._client.aio.models.generate_content_stream(model=model, contents=contents, config=config)
         )
+
+    def _refuse_what_is_dropped(self, config: Any) -> None:
+        """ChatGoogleGenerativeAI leaves out what it knows that a model ignores, with a warning for us, no caller."""
+        dropped = [
+            Violation(f"config.{name}", f"is nothing that {self._prompt.model!r} takes: leave it unset")
+            for name in ("temperature", "top_p", "top_k")
+            if getattr(self._prompt.sampling, name) is not None and getattr(config, name) is None
+        ]
+        if dropped:
+            raise errors.InvalidRequest(dropped)
 
     async def _watch(self, responses: AsyncIterator[types.GenerateContentResponse]) -> AsyncIterator[Any]:
         try:

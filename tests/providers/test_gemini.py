@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from google.protobuf import json_format, struct_pb2
+from google.rpc.error_details_pb2 import BadRequest
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
+from tests.conftest import detail, failure
 from tests.providers.conftest import Open, Upstream
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.script import (
@@ -367,6 +371,17 @@ async def test_several_parts_of_one_message_come_back_in_their_order(gemini: Ups
         "text",
         "text",
     ]
+
+
+@pytest.mark.filterwarnings("ignore:.*fixed sampling:UserWarning")
+async def test_what_the_library_would_drop_is_refused_by_name(open_provider: Open) -> None:
+    gemini = await open_provider("genai", line="gemini=genai:gemini-3.6-flash")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gemini.ask(config={"temperature": 0.5, "top_k": 3, "seed": 1})
+    assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    fields = [one.field for one in detail(caught.value, BadRequest).field_violations]
+    assert fields == ["config.temperature", "config.top_k"]
+    assert not gemini.emulator.calls
 
 
 # ---- beside Generate -------------------------------------------------------------------------------------------------

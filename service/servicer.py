@@ -80,12 +80,13 @@ class Servicer(GenerationServiceServicer):
             log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
 
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
-        """Parse, ask. Nothing is generated, so it takes no slot."""
+        """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""
         model = self._ready()
         prompt = wire.parse_count(request, cards=model.cards, limits=self._limits)
         deadline = self._deadline(context)
         log.note(model=prompt.model)
         async with self._patience(deadline, wire.Delivery()):
+            await self._admission.enter(_caller(context))
             total = await model.count_tokens(prompt, deadline=deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 

@@ -132,10 +132,14 @@ class VertexModel:
         asked = count_request(self._chats[prompt.model], prompt)
         routing = to_grpc_metadata((("endpoint", asked.endpoint),))  # type: ignore[no-untyped-call] # google.api_core has none
         seconds = deadline - asyncio.get_running_loop().time()
+        line = self._free_line()
+        line.calls += 1
         try:
-            counted = await self._free_line().count(asked, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
+            counted = await line.count(asked, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
+        finally:
+            line.calls -= 1
         return int(counted.total_tokens)
 
     def _free_line(self) -> "_Line":

@@ -181,6 +181,18 @@ async def test_tokens_are_counted_without_generating(serve: Serve) -> None:
     assert model.open == 0
 
 
+async def test_a_count_waits_its_turn_like_any_other_call(serve: Serve) -> None:
+    model = Silent(HELLO[:2])
+    served = await serve(model, slots=1, queue=0)
+    stream = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await stream.read()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.stub.CountTokens(pb.CountTokensRequest(prompt="hi"))
+    assert failure(caught.value) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY")
+    assert len(model.asked) == 1
+    stream.cancel()
+
+
 async def test_what_cannot_be_counted_is_refused_as_it_would_be_for_generating(serve: Serve) -> None:
     model = FakeModel(HELLO)
     served = await serve(model)

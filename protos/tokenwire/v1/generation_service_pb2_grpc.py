@@ -68,7 +68,8 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts the tokens that a request would take as input, without generating anything.
+        """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
+        that run, as Generate does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

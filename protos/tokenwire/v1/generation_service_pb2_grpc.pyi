@@ -67,7 +67,9 @@ class GenerationServiceStub:
     INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.CountTokensRequest, _generation_service_pb2.CountTokensResponse]
-    """Counts the tokens that a request would take as input, without generating anything."""
+    """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
+    that run, as Generate does.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]
     """The models that this server offers."""
 
@@ -84,7 +86,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.CountTokensRequest, _generation_service_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts the tokens that a request would take as input, without generating anything."""
+    """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
+    that run, as Generate does.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models that this server offers."""
 
@@ -110,7 +114,9 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_service_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.CountTokensResponse, _abc.Awaitable[_generation_service_pb2.CountTokensResponse]]:
-        """Counts the tokens that a request would take as input, without generating anything."""
+        """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
+        that run, as Generate does.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

@@ -1,6 +1,7 @@
 """What a person does with the page."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -31,7 +32,20 @@ class Chat:
         await self.input.press("Enter")
 
     async def flip(self, switch: str) -> None:
-        await self.tab.get_by_text(switch, exact=True).click()
+        """Click until it has turned: a click is lost when the script draws the page anew in that moment."""
+        box = self.tab.get_by_role("checkbox", name=switch, exact=True).or_(
+            self.tab.get_by_role("switch", name=switch, exact=True)
+        )
+        wanted = not await box.is_checked()
+        async with asyncio.timeout(20):
+            while await box.is_checked() != wanted:
+                await self.tab.get_by_text(switch, exact=True).click()
+                with contextlib.suppress(AssertionError):
+                    await expect(box).to_be_checked(checked=wanted, timeout=1000)
+
+    async def settled(self) -> None:
+        """Wait until the script has run to its end."""
+        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
     async def choose(self, model: str) -> None:
         await self.tab.get_by_role("combobox", name="Model").click()
@@ -39,10 +53,13 @@ class Chat:
         await expect(self.tab.locator(f'.tw-about[data-model="{model}"]')).to_be_attached()
         # Another model may take other files, with another input then.
         await expect(self.input).to_have_count(1)
-        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+        await self.settled()
 
     async def open_settings(self) -> None:
         await self.tab.get_by_text("Settings", exact=True).click()
+        # What is in it moves until it is open.
+        await expect(self.tab.get_by_text("Stop sequences", exact=True)).to_be_visible()
+        await self.settled()
 
     async def write(self, field: str, text: str) -> None:
         box = self.tab.get_by_label(field, exact=True)

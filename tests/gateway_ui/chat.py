@@ -56,9 +56,12 @@ class Chat:
         await self.settled()
 
     async def open_settings(self) -> None:
-        await self.tab.get_by_text("Settings", exact=True).click()
-        # What is in it moves until it is open.
-        await expect(self.tab.get_by_text("Stop sequences", exact=True)).to_be_visible()
+        inside = self.tab.get_by_text("Stop sequences", exact=True)
+        async with asyncio.timeout(20):
+            while not await inside.is_visible():  # a click may be lost here, too
+                await self.tab.get_by_text("Settings", exact=True).click()
+                with contextlib.suppress(AssertionError):
+                    await expect(inside).to_be_visible(timeout=2000)
         await self.settled()
 
     async def write(self, field: str, text: str) -> None:

@@ -25,6 +25,7 @@ SERVICE = {
     "errors": set(),
     "model": set(),
     "values": set(),
+    "memory": set(),
     "offers": {"service.model"},
     "catalogue": {"service.model"},
     "providers": {"service.catalogue", "service.config", "service.model", "service.offers"},
@@ -90,7 +91,7 @@ SERVICE = {
         "service.values",
         "tokenwire.v1",
     },
-    "guard": {"service.errors", "service.log"},
+    "guard": {"service.errors", "service.log", "service.memory"},
     "servicer": {
         "service.admission",
         "service.coalesce",

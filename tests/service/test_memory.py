@@ -1,0 +1,65 @@
+"""What a call took is free once it has ended, without the collector's help, and goes back to the system."""
+
+import asyncio
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from service import guard, memory
+from service.model import FakeModel
+from tests.conftest import Serve
+
+
+@pytest.fixture
+def _collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_collector_off")
+async def test_a_refused_request_is_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+    parsed = guard._parsed
+
+    def noted(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+        request = parsed(data, parse)
+        requests.append(request)
+        return request
+
+    monkeypatch.setattr(guard, "_parsed", noted)
+    served = await serve(FakeModel([]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask(config={"temperature": 3})
+    async with asyncio.timeout(3):
+        while sys.getrefcount(requests[0]) > len((requests, "the argument")):  # noqa: ASYNC110 - no event tells that gRPC has let go of a call
+            await asyncio.sleep(0.01)
+
+
+async def test_memory_goes_back_once_for_large_requests_that_end_together(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trimmed: list[int] = []
+    given_back = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def trim(pad: int) -> None:
+        trimmed.append(pad)
+        loop.call_soon_threadsafe(given_back.set)
+
+    monkeypatch.setattr(memory, "_trim", trim)
+    monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.2)
+    served = await serve(FakeModel([]))
+    small, *large = (served.ask(prompt="x" * size, config={"temperature": 3}) for size in (1, 300_000, 300_000))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await small
+    assert not memory._waiting
+    await asyncio.gather(*large, return_exceptions=True)
+    await given_back.wait()
+    assert trimmed == [0]
+    assert not memory._waiting

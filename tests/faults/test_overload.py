@@ -5,10 +5,12 @@ import itertools
 import random
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2
 
@@ -91,8 +93,9 @@ async def checks(caller: Caller, over: asyncio.Event) -> "Counter[Any]":
     return said
 
 
+@pytest.mark.parametrize("connections", [1, 2])
 async def test_of_2500_calls_at_once_each_is_served_or_refused_in_words(
-    upstream: Emulator, limited: ServerChild
+    upstream: Emulator, limited: ServerChild, connections: int
 ) -> None:
     upstream.script.play(answer("word", uses=0))
     endings: Counter[Any] = Counter()
@@ -102,8 +105,9 @@ async def test_of_2500_calls_at_once_each_is_served_or_refused_in_words(
         served = error is None and messages and messages[-1].HasField("completed")
         endings["served" if served else ending(error)] += 1
 
-    async with limited.caller() as one, limited.caller() as other:
-        await asyncio.gather(*(ask(one if number % 2 else other) for number in range(2500)))
+    async with AsyncExitStack() as stack:
+        callers = [await stack.enter_async_context(limited.caller()) for _ in range(connections)]
+        await asyncio.gather(*(ask(callers[number % connections]) for number in range(2500)))
     record("2,500 calls", endings.total() - endings["served"] - endings[BUSY])
     assert set(endings) == {"served", BUSY}, endings
     assert endings.total() == 2500

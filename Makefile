@@ -93,7 +93,7 @@ test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the
 soak: $(VENV)/.dev ## Measure every fault against its bound, for twenty minutes; refreshes docs/faults.md, docs/hostile.md
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 	@$(BIN)/python -m tests.faults.report
-	@$(BIN)/python -m pytest tests/hostile $(ARGS)
+	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/hostile $(ARGS)
 	@$(BIN)/python -m tests.hostile.report
 
 .PHONY: bench

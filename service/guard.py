@@ -120,8 +120,9 @@ async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
     late: list[bool] = []
     # By hand: `asyncio.timeout` takes four times as long, and thousands of calls may be opened at once and left.
     timer = asyncio.get_running_loop().call_later(RECEIVE_SECONDS, lambda: late.append(task.cancel()))
+    data: Any = None
     try:
-        data: Any = await context.read()
+        data = await context.read()
     except asyncio.CancelledError:
         if not late or task.uncancel():
             raise
@@ -129,6 +130,8 @@ async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         raise DeadlineExceeded(text, reason="REQUEST_STALLED") from None
     finally:
         timer.cancel()
+        if not data or len(data) > _LARGE_BYTES:  # one that is far too large isn't given to us
+            task.add_done_callback(memory.give_back)
     if data is grpc.aio.EOF:
         # A caller that has left looks the same, until the cancellation gets here.
         await asyncio.sleep(_MOMENT_SECONDS)
@@ -137,10 +140,6 @@ async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
 
 
 def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
-    if len(data) > _LARGE_BYTES:
-        task = asyncio.current_task()
-        assert task is not None
-        task.add_done_callback(memory.give_back)
     try:
         return parse(data)
     except DecodeError:

@@ -1,7 +1,7 @@
 """Giving memory back to the system.
 
-What a large request took is free once its call has ended, but glibc keeps it for this process: tens of MB after one of
-5 MB or of a hundred thousand small parts.
+What calls took is free once they have ended, but glibc keeps it for this process: tens of MB after one request of 5 MB,
+or after some hundred streams.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import suppress
 _PAUSE_SECONDS = 0.5
 
 _waiting: set[asyncio.TimerHandle] = set()
-"""The next time, if there is one: calls that end together give back together."""
+"""The next time, if there is one."""
 
 _trim = None
 with suppress(OSError, TypeError, AttributeError):  # there is such a thing in glibc only
@@ -19,10 +19,13 @@ with suppress(OSError, TypeError, AttributeError):  # there is such a thing in g
 
 
 def give_back(_: object = None) -> None:
-    """Soon, what is free by then. Takes a few milliseconds, in a thread."""
-    if _trim is not None and not _waiting:
-        loop = asyncio.get_running_loop()
-        _waiting.add(loop.call_later(_PAUSE_SECONDS, _now, loop, _trim))
+    """Give back what is free, once nobody has asked for it again for half a second: it takes a few milliseconds."""
+    if _trim is None:
+        return
+    while _waiting:
+        _waiting.pop().cancel()
+    loop = asyncio.get_running_loop()
+    _waiting.add(loop.call_later(_PAUSE_SECONDS, _now, loop, _trim))
 
 
 def _now(loop: asyncio.AbstractEventLoop, trim: "ctypes._NamedFuncPointer") -> None:

@@ -8,7 +8,7 @@ import grpc.aio
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
-from service import log, wire
+from service import log, memory, wire
 from service.admission import Admission
 from service.coalesce import coalesced
 from service.config import Settings
@@ -115,8 +115,13 @@ class Servicer(GenerationServiceServicer):
         task = asyncio.current_task()
         assert task is not None
         self._running[task] = patience
-        task.add_done_callback(self._running.pop)
+        task.add_done_callback(self._ended)
         return patience
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        del self._running[task]
+        if not self._running:
+            memory.give_back()
 
 
 def _caller(context: Context) -> str:

@@ -98,6 +98,7 @@ SERVICE = {
         "service.config",
         "service.errors",
         "service.log",
+        "service.memory",
         "service.mistakes",
         "service.model",
         "service.patience",

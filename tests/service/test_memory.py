@@ -4,13 +4,14 @@ import asyncio
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
 import pytest
 
 from service import guard, memory
-from service.model import FakeModel
+from service.model import FakeModel, Finished, FinishReason, Started
 from tests.conftest import Serve
 
 
@@ -41,25 +42,42 @@ async def test_a_refused_request_is_not_kept(serve: Serve, monkeypatch: pytest.M
             await asyncio.sleep(0.01)
 
 
-async def test_memory_goes_back_once_for_large_requests_that_end_together(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trimmed: list[int] = []
-    given_back = asyncio.Event()
-    loop = asyncio.get_running_loop()
+@dataclass
+class Trim:
+    """Stands in for malloc_trim."""
 
-    def trim(pad: int) -> None:
-        trimmed.append(pad)
-        loop.call_soon_threadsafe(given_back.set)
+    calls: int = 0
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    monkeypatch.setattr(memory, "_trim", trim)
+    def __call__(self, pad: int) -> None:
+        assert pad == 0
+        self.calls += 1
+        self.loop.call_soon_threadsafe(self.called.set)
+
+
+@pytest.fixture
+async def trim(monkeypatch: pytest.MonkeyPatch) -> Trim:
+    standing_in = Trim()
+    monkeypatch.setattr(memory, "_trim", standing_in)
     monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.2)
+    return standing_in
+
+
+async def test_memory_goes_back_once_for_large_requests_that_end_together(serve: Serve, trim: Trim) -> None:
     served = await serve(FakeModel([]))
     small, *large = (served.ask(prompt="x" * size, config={"temperature": 3}) for size in (1, 300_000, 300_000))
     with pytest.raises(grpc.aio.AioRpcError):
         await small
     assert not memory._waiting
     await asyncio.gather(*large, return_exceptions=True)
-    await given_back.wait()
-    assert trimmed == [0]
-    assert not memory._waiting
+    await trim.called.wait()
+    assert trim.calls == 1
+
+
+async def test_so_does_what_streams_took_once_the_last_of_them_has_ended(serve: Serve, trim: Trim) -> None:
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+    served = await serve(FakeModel([Started("gemini-2.5-flash"), finished]))
+    await asyncio.gather(*(served.ask() for _ in range(3)))
+    await trim.called.wait()
+    assert trim.calls == 1

@@ -70,21 +70,6 @@ class Call(Protocol):
         ...
 
 
-class _Unkept(ChatGenerationChunk):
-    """Holds the latest chunk of a stream for `astream`, which keeps what it gets and merges it all in the end.
-
-    That is for tracers: 2 KB and more of each chunk, and a merge that stops the loop. Where nobody traces it keeps
-    this one object, which knows its latest chunk only and has nothing to merge.
-    """
-
-    def holding(self, message: BaseMessageChunk, text: str, info: dict[str, Any] | None) -> "_Unkept":
-        self.__dict__.update(message=message, text=text, generation_info=info)
-        return self
-
-    def __add__(self, other: object) -> "_Unkept":
-        return self
-
-
 with warnings.catch_warnings():
     # Deprecated in favour of ChatGoogleGenerativeAI; what this project stands on until that has taken its place.
     warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
@@ -96,6 +81,22 @@ with warnings.catch_warnings():
         test holds the two equal) for a tenth of the time; every other chunk goes the library's own way.
         """
 
+        def answer(self, messages: list[BaseMessage], **options: Any) -> AsyncIterator[BaseMessageChunk]:
+            """What `astream` gives. Where nobody traces, without what it does for tracers only.
+
+            That is to set up callbacks and run ids for each request, and to keep every chunk until the end.
+            """
+            return self.astream(messages, **options) if self._traced else self._messages(messages, **options)
+
+        async def _messages(
+            self, messages: list[BaseMessage], stop: list[str] | None = None, **kwargs: Any
+        ) -> AsyncIterator[BaseMessageChunk]:
+            call = self._begun(messages, stop, **kwargs)
+            usage = None
+            while (response := await call.read()) is not None:
+                message, _, usage = self._converted(response, usage)
+                yield message
+
         async def _astream(
             self,
             messages: list[BaseMessage],
@@ -104,16 +105,15 @@ with warnings.catch_warnings():
             **kwargs: Any,
         ) -> AsyncIterator[ChatGenerationChunk]:
             """As the library has it, but for its retries, which are off and would still be set up for each request."""
-            call: Call = kwargs.pop("call")
-            call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
-            kept = None if self._traced else _Unkept.model_construct()
+            call = self._begun(messages, stop, **kwargs)
             usage = None
             while (response := await call.read()) is not None:
-                message, text, info, usage = self._converted(response, usage)
-                if kept is None:
-                    yield ChatGenerationChunk(message=message, generation_info=info)
-                else:
-                    yield kept.holding(message, text, info)
+                message, info, usage = self._converted(response, usage)
+                yield ChatGenerationChunk(message=message, generation_info=info)
+
+        def _begun(self, messages: list[BaseMessage], stop: list[str] | None, *, call: Call, **kwargs: Any) -> Call:
+            call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
+            return call
 
         def _request(self, messages: list[BaseMessage], stop: list[str] | None, **kwargs: Any) -> Any:
             """What the library's `_prepare_request_gemini` makes, as the protobuf message beneath it.
@@ -133,28 +133,22 @@ with warnings.catch_warnings():
             request.ClearField("contents")
             return request
 
-        def _get_invocation_params(
-            self,
-            stop: list[str] | None = None,
-            **kwargs: Any,
-        ) -> dict[str, Any]:
-            """As the library has it, which describes the model anew, twice for each request."""
+        def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
             kwargs.pop("call", None)  # no matter of a tracer's
-            return {**self._description, "stop": stop, **kwargs}
-
-        @cached_property
-        def _description(self) -> dict[str, Any]:
-            return dict(super()._get_invocation_params())
+            return dict(super()._get_invocation_params(stop, **kwargs))
 
         def _converted(
             self, response: Response, before: UsageMetadata | None
-        ) -> tuple[BaseMessageChunk, str, dict[str, Any] | None, UsageMetadata | None]:
-            """What the library's `_gemini_chunk_to_generation_chunk` makes of a response and of the usage `before`."""
+        ) -> tuple[BaseMessageChunk, dict[str, Any] | None, UsageMetadata | None]:
+            """What the library's `_gemini_chunk_to_generation_chunk` makes of a response and of the usage `before`.
+
+            That is a message, what else is known of it, and the usage so far.
+            """
             raw, found = response
             if found is None:
                 whole = GenerateContentResponse.wrap(raw)
                 chunk, total = self._gemini_chunk_to_generation_chunk(whole, before)
-                return chunk.message, chunk.text, chunk.generation_info, total
+                return chunk.message, chunk.generation_info, total
             text, finish_reason = found
             like = self._like(finish_reason)
             total = _usage_metadata(raw.usage_metadata)
@@ -164,7 +158,7 @@ with warnings.catch_warnings():
                 usage_metadata=_difference(total, before) if before else total,
                 response_metadata=like.message.response_metadata.copy(),
             )
-            return message, text, dict(like.generation_info or {}), total
+            return message, dict(like.generation_info or {}), total
 
         @cached_property
         def _traced(self) -> bool:
@@ -197,7 +191,7 @@ def new_chat(name: str, project: str, location: str) -> Chat:
         cache=False,
     )
     # What is made when it is first asked for and takes a while, of which the first caller shall not be kept waiting.
-    _ = chat._serialized, chat._description, chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
+    _ = chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
     return chat
 
 

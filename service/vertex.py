@@ -29,9 +29,7 @@ from google.cloud.aiplatform_v1beta1.types import (
 from google.protobuf import json_format, message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from langchain_core.messages import (
-    AIMessageChunk,
-)
+from langchain_core.messages import BaseMessageChunk
 from langchain_google_vertexai import ChatVertexAI
 
 from service import errors, gemini, langchain
@@ -153,8 +151,8 @@ class VertexModel:
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         seconds = deadline - asyncio.get_running_loop().time()
         messages, options = langchain.messages(prompt, gemini.media), request_options(prompt)
-        answer = self._chats[prompt.model].astream(messages, call=call, timeout=seconds, **options)
-        chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
+        answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
+        chunks = cast("AsyncGenerator[BaseMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
             async with aclosing(chunks):

@@ -17,7 +17,6 @@ from google.cloud.aiplatform_v1beta1.types import (
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
-from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 
 from service.chat import new_chat, plain
@@ -90,13 +89,9 @@ def test_every_chunk_becomes_what_the_library_makes_of_it(chunk: Any, before: An
             theirs = convert(CHAT, chunk, previous)
             numbers = count()
             patch.setattr("uuid.uuid4", lambda numbers=numbers: UUID(int=next(numbers)))
-            message, text, info, total = CHAT._converted(came(chunk), previous)
-            assert (message, text, info, total) == (
-                theirs[0].message,
-                theirs[0].text,
-                theirs[0].generation_info,
-                theirs[1],
-            )
+            message, info, total = CHAT._converted(came(chunk), previous)
+            assert (message, info, total) == (theirs[0].message, theirs[0].generation_info, theirs[1])
+            assert message.text == theirs[0].text
             assert message.model_dump() == theirs[0].message.model_dump()
 
 
@@ -130,7 +125,7 @@ def test_no_chunk_shares_what_another_could_change() -> None:
     chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
     first, second = (CHAT._converted(came(chunk), None) for _ in range(2))
     assert first[0].response_metadata is not second[0].response_metadata
-    assert first[2] is not second[2]
+    assert first[1] is not second[1]
 
 
 class Upstream:
@@ -149,26 +144,17 @@ class Upstream:
         return came(self._chunks.pop(0)) if self._chunks else None
 
 
-async def kept(chat: ChatVertexAI, *texts: str) -> list[ChatGenerationChunk]:
-    """What `astream` is given and keeps."""
-    made: Any = chat._astream([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)
-    return [chunk async for chunk in made]
-
-
-async def test_what_astream_keeps_is_one_object_that_knows_the_latest_chunk_only() -> None:
-    first, second = await kept(CHAT, "a", "b")
-    assert first is second
-    assert first.message.content == first.text == "b"
-    assert first + second is first
-
-
-async def test_what_one_stream_keeps_is_not_what_another_does() -> None:
-    assert (await kept(CHAT, "a"))[0] is not (await kept(CHAT, "a"))[0]
-
-
-async def test_with_a_tracer_each_chunk_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.chat.tracing_is_enabled", lambda: True)
-    first, second = await kept(new_chat("gemini-2.5-flash", "project", "us-central1"), "a", "b")
-    assert first is not second
-    chunk = GenerateContentResponse(candidates=[Candidate(content=Content(parts=[Part(text="a")]))])
-    assert first == ChatVertexAI._gemini_chunk_to_generation_chunk(CHAT, chunk)[0]
+@pytest.mark.parametrize("traced", [False, True])
+async def test_an_answer_is_what_astream_gives_whether_or_not_somebody_traces(
+    monkeypatch: pytest.MonkeyPatch, traced: bool
+) -> None:
+    monkeypatch.setattr("service.chat.tracing_is_enabled", lambda: traced)
+    chat = new_chat("gemini-2.5-flash", "project", "us-central1")
+    told: list[Any] = [
+        [chunk async for chunk in way([HumanMessage("x")], call=Upstream("a", "", "b"), timeout=1.5)]
+        for way in (chat.answer, chat.astream)
+    ]
+    contents = [[chunk.content for chunk in chunks] for chunks in told]
+    assert contents[1] == ["a", "", "b", ""]  # the last is of `astream`'s own making
+    assert contents[0] == contents[1] if traced else contents[1][:-1]
+    assert [chunk.usage_metadata for chunk in told[0][:3]] == [chunk.usage_metadata for chunk in told[1][:3]]

@@ -109,7 +109,7 @@ with warnings.catch_warnings():
             usage = None
             while (response := await call.read()) is not None:
                 message, info, usage = self._converted(response, usage)
-                yield ChatGenerationChunk(message=message, generation_info=info)
+                yield ChatGenerationChunk(message=message, generation_info=info and dict(info))
 
         def _begun(self, messages: list[BaseMessage], stop: list[str] | None, *, call: Call, **kwargs: Any) -> Call:
             call.begin(self._request(messages, stop, **kwargs), kwargs["timeout"])
@@ -150,15 +150,15 @@ with warnings.catch_warnings():
                 chunk, total = self._gemini_chunk_to_generation_chunk(whole, before)
                 return chunk.message, chunk.generation_info, total
             text, finish_reason = found
-            like = self._like(finish_reason)
-            total = _usage_metadata(raw.usage_metadata)
+            like = self._made.get(finish_reason) or self._like(finish_reason)
+            total = _usage_metadata(raw.usage_metadata) if raw.HasField("usage_metadata") else None
             message = _copy(
                 like.message,
                 content=text,
                 usage_metadata=_difference(total, before) if before else total,
                 response_metadata=like.message.response_metadata.copy(),
             )
-            return message, dict(like.generation_info or {}), total
+            return message, like.generation_info, total
 
         @cached_property
         def _traced(self) -> bool:

@@ -75,6 +75,8 @@ _COUNTS = (
     "total_token_count",
 )
 
+_response: Callable[[bytes], Any] = GenerateContentResponse.pb().FromString
+
 _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type: ignore[no-untyped-call] # google.api_core has none
 
 
@@ -164,7 +166,7 @@ class VertexModel:
                         for event in call.beyond:
                             yield event
                         continue
-                    text = cast("str", chunk.content)
+                    text: Any = chunk.content
                     if 0 < len(text) <= gemini.LONGEST_PIECE_CHARACTERS:
                         yield Text(text)  # as nearly all do
                         continue
@@ -186,7 +188,6 @@ class _Line:
         self.stub: Any = channel.unary_stream(
             _METHOD,
             request_serializer=GenerateContentRequest.pb().SerializeToString,
-            response_deserializer=GenerateContentResponse.pb().FromString,
         )
         self.calls = 0
 
@@ -214,14 +215,16 @@ class _Call:
     async def read(self) -> "Response | None":
         """The next response; None behind the last."""
         assert self._call is not None
-        raw: Any = await self._call.read()
-        if raw is grpc.aio.EOF:
+        data: Any = await self._call.read()
+        if data is grpc.aio.EOF:
             self._ending.ended()
             self.beyond = ()
             return None
         self._ending.messages += 1
-        if raw is None:  # what grpc.aio makes of bytes that it can't deserialize
-            raise errors.UpstreamFault("The model answered with bytes that are no valid message")
+        try:
+            raw = _response(data)
+        except message.DecodeError:
+            raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
         if raw.HasField("usage_metadata"):
             self._usage = raw.usage_metadata
         found = plain(raw)

@@ -227,11 +227,12 @@ class Answer:
 
     def encode(self, event: model.Event) -> pb.GenerateResponse:
         """The next message."""
-        message = pb.GenerateResponse(sequence=self.sequence)
+        sequence = self.sequence
         self.sequence += 1
+        if isinstance(event, model.Text):  # as nearly all are
+            return pb.GenerateResponse(sequence=sequence, text=event.text)
+        message = pb.GenerateResponse(sequence=sequence)
         match event:
-            case model.Text():
-                message.text = event.text
             case model.Reasoning():
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature

@@ -15,7 +15,7 @@ from functools import partial
 # included.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-from service import address, log, providers, workers
+from service import address, log, memory, providers, workers
 from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") 
         _need_upstream(settings)
         log.configure(settings.log_level)
         _keep_tracing_off(settings)
+        memory.share()
         count = settings.workers or (workers.cores() if workers.possible() else 1)
         return _alone(settings) if count == 1 else _together(settings, count)
     except SettingError as error:

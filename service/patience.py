@@ -114,14 +114,18 @@ class Patience:
         self._over = True
         if self._timer is not None:
             self._timer.cancel()
-        late = DeadlineExceeded(self._deadline.text, reason=self._deadline.reason)
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError as timeout:
-            raise self._failure or late from timeout
+            raise self._why() from timeout
         # Upstream counts the same time on a clock of its own, so it may give up a moment before we do.
         if isinstance(error, UpstreamDeadline) and self._deadline.at - self._loop.time() < _SAME_MOMENT_SECONDS:
-            raise late from error
+            raise self._why() from error
+
+    def _why(self) -> TokenwireError:
+        """What ended the body. Kept nowhere here, lest it be in a cycle with its own traceback, the request and all."""
+        failure, self._failure = self._failure, None
+        return failure or DeadlineExceeded(self._deadline.text, reason=self._deadline.reason)
 
     def _begin(self, wait: _Wait) -> None:
         if wait.seconds is None:

@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import grpc.aio
 import pytest
 
 from service import guard, memory
-from service.model import FakeModel, Finished, FinishReason, Started
+from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started
 from tests.conftest import Serve
 
 
@@ -23,8 +24,27 @@ def _collector_off() -> Iterator[None]:
     gc.enable()
 
 
+class SilentModel(FakeModel):
+    """One that never says anything."""
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model
+        yield self._silence()
+
+    async def _silence(self) -> AsyncIterator[Event]:
+        await asyncio.Event().wait()
+        yield Started("")
+
+
 @pytest.mark.usefixtures("_collector_off")
-async def test_a_refused_request_is_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{"config": {"temperature": 3}}, {"first_chunk_timeout": {"nanos": 10_000_000}}, {}],
+    ids=["refused", "too late", "past the deadline"],
+)
+async def test_a_request_that_fails_is_not_kept(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
     requests: list[Any] = []
     parsed = guard._parsed
 
@@ -34,9 +54,9 @@ async def test_a_refused_request_is_not_kept(serve: Serve, monkeypatch: pytest.M
         return request
 
     monkeypatch.setattr(guard, "_parsed", noted)
-    served = await serve(FakeModel([]))
+    served = await serve(SilentModel([]), default_deadline=0.1)
     with pytest.raises(grpc.aio.AioRpcError):
-        await served.ask(config={"temperature": 3})
+        await served.ask(**fields)
     async with asyncio.timeout(3):
         while sys.getrefcount(requests[0]) > len((requests, "the argument")):  # noqa: ASYNC110 - no event tells that gRPC has let go of a call
             await asyncio.sleep(0.01)
@@ -59,6 +79,7 @@ class Trim:
 @pytest.fixture
 async def trim(monkeypatch: pytest.MonkeyPatch) -> Trim:
     standing_in = Trim()
+    monkeypatch.setattr(memory, "_waiting", set())
     monkeypatch.setattr(memory, "_trim", standing_in)
     monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.2)
     return standing_in

@@ -128,6 +128,12 @@ def test_the_page_is_written_from_results(tmp_path: Path, monkeypatch: pytest.Mo
     assert ">126<" in plot
 
 
+def test_what_the_page_says_in_words_is_what_a_new_run_will_say() -> None:
+    page = report.PAGE.read_text()
+    for paragraph in report.PROSE.read_text().split("\n\n"):
+        assert "$" in paragraph or paragraph.strip() in page
+
+
 def test_ratios_are_taken_within_a_repeat() -> None:
     runs = [
         {"scenario": "hundred", "peer": peer, "repeat": repeat, "us_per_chunk": cost * (repeat + 1)}

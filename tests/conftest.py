@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
+import hypothesis
 import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
@@ -45,6 +46,10 @@ if TYPE_CHECKING:  # the generated stub has it for type checkers only
     from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
 pytest_plugins = ["tests.browser"]
+
+# How long an example takes is the machine's matter.
+hypothesis.settings.register_profile("tokenwire", deadline=None)
+hypothesis.settings.load_profile("tokenwire")
 
 # A shell's background job ignores Ctrl-C, and so would every process that the tests start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
 """Who may come in: slots, a short queue, and an immediate refusal beyond it.
 
-gRPC's own `maximum_concurrent_rpcs` would refuse health checks too, and `max_concurrent_streams` lets callers queue in
-silence until their deadline. So it is written here.
+gRPC's own `maximum_concurrent_rpcs` would refuse health checks too, and with `max_concurrent_streams` alone callers
+would queue in silence until their deadline. So it is written here.
 """
 
 import asyncio

@@ -189,6 +189,7 @@ def new_chat(name: str, project: str, location: str) -> Chat:
         max_retries=0,  # it would retry every status, and sleep for half a minute
         n=1,
         cache=False,
+        output_version="v0",  # content as text; else LC_OUTPUT_VERSION could make lists of it
     )
     # What is made when it is first asked for and takes a while, of which the first caller shall not be kept waiting.
     _ = chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how

@@ -76,8 +76,12 @@ def _guarded(behaviour: Handler, parse: Callable[[bytes], Any], method: str) -> 
         try:
             failure = await _failure(behaviour, parse, context)
             if failure is not None:
+                try:
+                    _tell(context, failure)
+                except Exception as error:  # noqa: BLE001 - a bug in making a status is a bug like any other
+                    failure = _bug(error)
+                    _tell(context, failure)
                 log.note(reason=failure.reason)
-                _tell(context, failure)
             code = "OK" if failure is None else failure.code.name
         finally:
             log.end_call(method, code, time.perf_counter() - begin)
@@ -130,7 +134,8 @@ async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
         raise DeadlineExceeded(text, reason="REQUEST_STALLED") from None
     finally:
         timer.cancel()
-        if not data or len(data) > _LARGE_BYTES:  # one that is far too large isn't given to us
+        # One that is far too large is not even given to us.
+        if data is None or data is grpc.aio.EOF or len(data) > _LARGE_BYTES:
             task.add_done_callback(memory.give_back)
     if data is grpc.aio.EOF:
         # A caller that has left looks the same, until the cancellation gets here.

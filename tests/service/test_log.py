@@ -35,6 +35,18 @@ def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:
     assert lines == ["Generate code=OK seconds=1.235 model=gemini-2.5-flash messages=3"]
 
 
+@pytest.mark.parametrize(
+    ("code", "facts", "told"), [("CANCELLED", {}, 0), ("CANCELLED", {"model": "m"}, 1), ("OK", {}, 1)]
+)
+def test_a_call_that_was_given_up_before_it_asked_has_no_line(
+    lines: list[str], code: str, facts: dict[str, object], told: int
+) -> None:
+    log.begin_call()
+    log.note(**facts)
+    log.end_call("Generate", code, 0)
+    assert len(lines) == told
+
+
 def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
     log.begin_call()
     log.note(request_id="x code=OK\u2028finish=STOP")

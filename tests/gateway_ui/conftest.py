@@ -37,6 +37,8 @@ def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
         await tab.goto(page_at(service.address))
         chat = Chat(tab)
         await expect(chat.input).to_be_visible(timeout=20_000)
+        # Asked while the script draws the page for the first time, Streamlit may show no stop button for the answer.
+        await chat.settled()
         return chat
 
     return open_

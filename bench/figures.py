@@ -98,7 +98,9 @@ class Target:
     def reached(self) -> str:
         if self.value is None:
             return "not measured"
-        return "reached" if self.value.median <= self.limit else "not reached"
+        if self.value.median > self.limit:
+            return "not reached"
+        return "reached" if self.value.high <= self.limit else "reached in the median"
 
     @property
     def wanted(self) -> str:

@@ -4,12 +4,13 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from bench.figures import Result, Results, Spread, difference, ratio, targets
+from bench.figures import Result, Results, Spread, ratio, targets
 from bench.plot import Bar, Group, svg
 from bench.processes import cores
 
@@ -41,10 +42,20 @@ def _plain(scenario: str, *path: str) -> Callable[[Results, str], Spread | None]
     return lambda results, peer: results.spread(scenario, peer, *path)
 
 
+def _first(results: Results, peer: str, part: str) -> dict[int, float]:
+    """What the peer adds to the first chunk, by repeat."""
+    own = results.values("first", "direct", "first_ms", part)
+    return {
+        repeat: value - own[repeat]
+        for repeat, value in results.values("first", peer, "first_ms", part).items()
+        if repeat in own
+    }
+
+
 def _added(part: str) -> Callable[[Results, str], Spread | None]:
     def of(results: Results, peer: str) -> Spread | None:
-        first = {name: results.values("first", name, "first_ms", part) for name in (peer, "direct")}
-        return difference(first[peer], first["direct"])
+        added = _first(results, peer, part)
+        return Spread.of(list(added.values())) if added else None
 
     return of
 
@@ -59,6 +70,15 @@ ROWS = (
     Row("CPU per request of one chunk, us", 0, _plain("requests", "us_per_request")),
     Row("added to the first chunk, ms: p50", 2, _added("p50")),
     Row("added to the first chunk, ms: p99", 2, _added("p99")),
+    *(
+        Row(
+            f"first chunk of {count} streams, the script's own wait and all, ms: {part}",
+            0,
+            _plain(name, "first_ms", part),
+        )
+        for name, count in (("hundred", 100), ("five_hundred", 500))
+        for part in ("p50", "p99")
+    ),
     Row("chunk gap over the scripted, ms, p99: 1 stream", 1, _plain("one", "gap_over_ms", "p99")),
     Row("chunk gap over the scripted, ms, p99: 100 streams", 1, _plain("hundred", "gap_over_ms", "p99")),
     Row("chunk gap over the scripted, ms, p99: 500 streams", 0, _plain("five_hundred", "gap_over_ms", "p99")),
@@ -110,15 +130,23 @@ def figures(results: Results, peers: Mapping[str, str]) -> list[list[str]]:
 
 
 def ratios(results: Results, peers: Mapping[str, str]) -> list[list[str]]:
-    """CPU of every peer in parts of raw's, repeat by repeat."""
-    rows = [["CPU against raw", *peers]]
-    for scenario, name in COSTS:
-        what = "us_per_request" if scenario == "requests" else "us_per_chunk"
-        floor = results.values(scenario, "raw", what)
-        found = [ratio(results.values(scenario, peer, what), floor) for peer in peers]
+    """What every peer takes in parts of what raw does, repeat by repeat."""
+    measured: dict[str, Callable[[str], dict[int, float]]] = {
+        **{f"CPU: {text}": partial(_cost, results, name) for name, text in COSTS},
+        "added to the first chunk, p50": partial(_first, results, part="p50"),
+        "memory per open stream": lambda peer: results.values("memory", peer, "bytes_per_stream"),
+    }
+    rows = [["against raw", *peers]]
+    for name, of in measured.items():
+        floor = of("raw")
+        found = [ratio(of(peer), floor) for peer in peers]
         if any(found):
             rows.append([name, *("-" if spread is None else spread.told(2) for spread in found)])
     return rows
+
+
+def _cost(results: Results, scenario: str, peer: str) -> dict[int, float]:
+    return results.values(scenario, peer, "us_per_request" if scenario == "requests" else "us_per_chunk")
 
 
 def reached(results: Results) -> list[list[str]]:

@@ -7,6 +7,7 @@ import grpc.aio
 import pytest
 
 from service import guard
+from service.errors import InvalidRequest
 from service.model import FakeModel
 from tests.conftest import Serve, Served, failure
 
@@ -36,6 +37,19 @@ async def test_a_request_that_does_not_come_is_not_waited_for(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await streamed(await serve(FakeModel([])), method).read()
     assert failure(caught.value) == (grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_STALLED")
+
+
+async def test_a_status_that_cannot_be_made_is_a_bug_like_any_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise ValueError("something confidential")
+
+    monkeypatch.setattr(InvalidRequest, "status", broken)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (await serve(FakeModel([]))).ask(prompt="")
+    assert failure(caught.value) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "confidential" not in str(caught.value.details())
 
 
 async def test_a_caller_that_leaves_before_it_asked_leaves_nothing_behind(serve: Serve) -> None:

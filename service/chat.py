@@ -75,11 +75,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r".*ChatGoogleGenerativeAI", category=DeprecationWarning)
 
     class Chat(ChatVertexAI):
-        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason.
-
-        The library turns each chunk into dicts and back several times. The shortcut gives the same result (a property
-        test holds the two equal) for a tenth of the time; every other chunk goes the library's own way.
-        """
+        """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason."""
 
         def answer(self, messages: list[BaseMessage], **options: Any) -> AsyncIterator[BaseMessageChunk]:
             """What `astream` gives. Where nobody traces, without what it does for tracers only.

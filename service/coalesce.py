@@ -36,7 +36,19 @@ async def _merged(events: AsyncIterator[Event], how: Coalesce) -> AsyncIterator[
         yield buffer.drain()
     finally:
         reading.cancel()
-        await asyncio.wait((reading,))
+        await _ended(reading)
+
+
+async def _ended(task: asyncio.Future[None]) -> None:
+    """Wait until it has, even if that is cancelled: whoever leaves earlier closes a stream that is still being read."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
 
 
 class _Buffer:

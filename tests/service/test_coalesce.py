@@ -130,6 +130,39 @@ async def test_leaving_ends_the_reading_of_upstream() -> None:
     assert left.is_set()
 
 
+async def test_two_cancellations_leave_nobody_reading_a_stream_that_is_being_closed() -> None:
+    closing, closed = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> AsyncIterator[Event]:
+        try:
+            yield Text("a")
+            await asyncio.Event().wait()
+        finally:
+            closing.set()
+            await closed.wait()
+
+    source = slow_to_end()
+
+    async def relay() -> None:
+        try:
+            async with coalesced(source, Coalesce()) as events:
+                async for _ in events:
+                    pass
+        finally:
+            await source.aclose()  # raises where somebody still reads it
+
+    relaying = asyncio.ensure_future(relay())
+    await settle()
+    relaying.cancel()
+    await closing.wait()
+    relaying.cancel()
+    await settle()
+    assert not relaying.done()
+    closed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await relaying
+
+
 pieces = st.one_of(st.text().map(Text), st.text().map(Reasoning))
 
 

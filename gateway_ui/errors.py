@@ -163,6 +163,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.NOT_FOUND, ""): Words(RefusedError, "What was asked for does not exist. {said}"),
         (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(UnknownModelError, "The service does not offer this model. {said}"),
+        (_Code.NOT_FOUND, "SERVICE_UNKNOWN"): Words(RefusedError, "The service has no part of this name. {said}"),
         (_Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"): Words(
             UnknownModelError, "The model's provider does not know this model, or not in this region. {said}"
         ),

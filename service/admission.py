@@ -6,6 +6,8 @@ would queue in silence until their deadline. So it is written here.
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from google.rpc import error_details_pb2
 
@@ -27,27 +29,23 @@ class Admission:
         self._queue: deque[asyncio.Future[None]] = deque()
         self._looking: asyncio.TimerHandle | None = None
 
-    async def enter(self, caller: str) -> float:
-        """Take a slot for `caller`; gives the seconds that it had to wait. Raises ServerBusy or QuotaExceeded.
+    @asynccontextmanager
+    async def slot(self, caller: str) -> AsyncIterator[float]:
+        """A slot for `caller`; gives the seconds that it had to wait. Raises ServerBusy or QuotaExceeded.
 
-        The slot is the current task's until it ends, its status sent: whoever is refused or given up but doesn't read
-        that still takes up room.
+        It is free again at the end of the body, though the caller may not have read its answer: how long that takes is
+        the caller's to say.
         """
         if not self._slots.enter(caller):
             raise self._quota()
         try:
             waited = await self._take()
-        except BaseException:
+            try:
+                yield waited
+            finally:
+                self._give()
+        finally:
             self._slots.leave(caller)
-            raise
-        task = asyncio.current_task()
-        assert task is not None
-        task.add_done_callback(lambda _: self._leave(caller))
-        return waited
-
-    def _leave(self, caller: str) -> None:
-        self._slots.leave(caller)
-        self._give()
 
     async def _take(self) -> float:
         if not self._queue and self._slots.take():

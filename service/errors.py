@@ -3,6 +3,7 @@
     TokenwireError
     |- InvalidRequest          INVALID_ARGUMENT     INVALID_FIELD, EMPTY_PROMPT, MALFORMED_REQUEST
     |- ModelNotFound           NOT_FOUND            MODEL_NOT_FOUND
+    |- ServiceUnknown          NOT_FOUND            SERVICE_UNKNOWN
     |- NotServed               UNIMPLEMENTED        NOT_SERVED
     |- NotReady                UNAVAILABLE          STARTING
     |- Draining                UNAVAILABLE          DRAINING
@@ -124,6 +125,13 @@ class ModelNotFound(TokenwireError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "MODEL_NOT_FOUND"
+
+
+class ServiceUnknown(TokenwireError):
+    """Somebody asks for the health of a service that isn't here."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "SERVICE_UNKNOWN"
 
 
 class NotServed(TokenwireError):

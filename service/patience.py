@@ -54,31 +54,35 @@ class _Wait:
 
 
 class Patience:
-    """Ends the body of its `async with` by DeadlineExceeded once something has been waited for too long.
+    """Ends the body of its `async with` by a typed error once something has been waited for too long.
 
     One timer looks after all the waits of a call, so that a chunk costs no timer of its own.
     """
 
-    def __init__(self, deadline: Deadline, *, first_chunk: float | None, idle: float | None, write: float) -> None:
-        """Seconds: until upstream's first chunk, between two of them, and for one write to the reader."""
-        self._deadline = deadline
-        self._first = _Wait(first_chunk, "FIRST_CHUNK_TIMEOUT", "The model has not begun to answer within {:g} s")
-        self._next = _Wait(idle, "IDLE_TIMEOUT", "The model has been silent for {:g} s in the middle of its answer")
+    def __init__(self, deadline: Deadline, *, write: float) -> None:
+        """`write` in seconds, for one write to the reader."""
+        self.deadline = deadline
+        self._first = _Wait(None, "FIRST_CHUNK_TIMEOUT", "The model has not begun to answer within {:g} s")
+        self._next = _Wait(None, "IDLE_TIMEOUT", "The model has been silent for {:g} s in the middle of its answer")
         self._write = _Wait(write, "READER_STALLED", "The caller has not read for {:g} s")
         self._loop = asyncio.get_running_loop()
-        self._timeout = asyncio.timeout_at(deadline.at)
+        self._timeout = asyncio.timeout_at(None if deadline.at == math.inf else deadline.at)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
+        """When the timer rings, on the loop's clock. Not all event loops' timers can say it themselves."""
         self._failure: TokenwireError | None = None
-        self._last = False
         self._over = False
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         return self
 
-    def upstream(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
-        """The same, with an eye on how long each lets us wait, if there is a limit to that."""
-        return events if self._first.seconds is self._next.seconds is None else self._watched(events)
+    def upstream(self, events: AsyncIterator[T], *, first_chunk: float | None, idle: float | None) -> AsyncIterator[T]:
+        """The same, limited in how long the first and each further one may take, in seconds; None is no limit."""
+        if first_chunk is idle is None:
+            return events
+        self._first.seconds, self._next.seconds = first_chunk, idle
+        return self._watched(events)
 
     async def _watched(self, events: AsyncIterator[T]) -> AsyncIterator[T]:
         wait = self._first
@@ -90,17 +94,15 @@ class Patience:
             self._begin(wait)
         wait.until = math.inf
 
-    def writing(self, *, last: bool = False) -> None:
-        """A message is being written. Behind the last one no error may come, so only its reader can still be late."""
-        self._last = last
+    def writing(self, *, last: bool) -> None:
+        """A message is being written. Once it is the last, there is nothing left that a deadline could end."""
         if last:
             self._timeout.reschedule(None)
         self._begin(self._write)
 
     def written(self) -> None:
-        """It has been."""
+        """The message has been written."""
         self._write.until = math.inf
-        self._over = self._last
 
     def end(self, failure: TokenwireError) -> None:
         """End the body by this error, now; nothing happens if it has ended."""
@@ -119,28 +121,29 @@ class Patience:
         except TimeoutError as timeout:
             raise self._why() from timeout
         # Upstream counts the same time on a clock of its own, so it may give up a moment before we do.
-        if isinstance(error, UpstreamDeadline) and self._deadline.at - self._loop.time() < _SAME_MOMENT_SECONDS:
+        if isinstance(error, UpstreamDeadline) and self.deadline.at - self._loop.time() < _SAME_MOMENT_SECONDS:
             raise self._why() from error
 
     def _why(self) -> TokenwireError:
         """What ended the body. Kept nowhere here, lest it be in a cycle with its own traceback, the request and all."""
         failure, self._failure = self._failure, None
-        return failure or DeadlineExceeded(self._deadline.text, reason=self._deadline.reason)
+        return failure or DeadlineExceeded(self.deadline.text, reason=self.deadline.reason)
 
     def _begin(self, wait: _Wait) -> None:
         if wait.seconds is None:
             return
         wait.until = self._loop.time() + wait.seconds
-        if self._timer is None or wait.until < self._timer.when():
+        if wait.until < self._due:
             self._look_at(wait.until)
 
     def _look_at(self, moment: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._due = moment
         self._timer = self._loop.call_at(moment, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self._due = math.inf
         wait = min(self._first, self._next, self._write, key=lambda wait: wait.until)
         if wait.until <= self._loop.time():
             assert wait.seconds is not None

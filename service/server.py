@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
@@ -14,13 +14,17 @@ from service import log
 from service.address import refusal
 from service.config import Settings
 from service.guard import Guard
+from service.health import NAME as HEALTH
+from service.health import Health
 from service.model import Model
 from service.servicer import Servicer
 from service.slots import Slots
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
-_MOMENT_SECONDS = 0.1
+# A caller that is slow to read, or doesn't for a moment, still hears how its call ended when the server goes.
+_FAREWELL_SECONDS = 5.0
+_LEAVE_SECONDS = 0.1
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 # On one connection: calls beside those that slots and queue have room for, such as those that are being refused. And
@@ -37,16 +41,16 @@ class Server:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
         self._hurried = asyncio.Event()
-        self._serving = False
         alone = slots is None
         slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
-        self._health = health.aio.HealthServicer()
+        self._health = Health("", SERVICE)
         self._servicer = Servicer(settings, slots)
-        self._server = grpc.aio.server(interceptors=[Guard()], options=_options(settings, alone=alone))
+        self._guard = Guard(settings)
+        self._server = grpc.aio.server(interceptors=[self._guard], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self) -> int:
@@ -54,8 +58,6 @@ class Server:
 
         Raises SettingError if the address can't be had.
         """
-        if not self._serving:
-            await self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(self._settings.address)
         except RuntimeError as error:
@@ -70,25 +72,25 @@ class Server:
     async def serve(self, model: Model) -> None:
         """From now on, answer with `model` and say SERVING."""
         self.answer(model)
-        self._serving = True
-        await self._say(health_pb2.HealthCheckResponse.SERVING)
+        self._health.say(serving=True)
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, say NOT_SERVING, and return once running calls have ended.
 
-        They have `grace` seconds, or until `hurry` is called; then they are ended.
+        They have `grace` seconds, or until `hurry` is called; then they are ended, and callers have some seconds to
+        read what became of their calls.
         """
         self._servicer.drain()
-        await self._health.enter_graceful_shutdown()
+        self._health.say(serving=False, final=True)
         log.say("draining: running streams have %g s", grace)
         if grace:
             await self._unless_hurried(asyncio.sleep(self._settings.drain_delay))
-        # Closes the port and tells callers to go elsewhere. It would wait for those who watch health, too, so how long
-        # is not left to it.
-        closing = asyncio.ensure_future(self._server.stop(grace + _MOMENT_SECONDS))
-        await self._unless_hurried(self._servicer.finish(grace))
-        self._servicer.end()
-        await self._servicer.finish(_MOMENT_SECONDS)
+        # Closes the port and tells callers to go elsewhere. It would wait for those who watch health, too, and cut
+        # those who still read, so how long is not left to it.
+        closing = asyncio.ensure_future(self._server.stop(grace + 2 * _FAREWELL_SECONDS))
+        await self._unless_hurried(self._guard.finish(grace))
+        if unread := await self._guard.end(_FAREWELL_SECONDS):
+            log.say("%d callers do not read how their calls ended; their connections are closed", unread)
         await self._server.stop(0)
         await closing
 
@@ -104,11 +106,7 @@ class Server:
 
     async def leave(self) -> None:
         """Let go of the port; what is being answered has a moment to finish."""
-        await self._server.stop(_MOMENT_SECONDS)
-
-    async def _say(self, status: Any) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
+        await self._server.stop(_LEAVE_SECONDS)
 
 
 def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import admission, coalesce, log, patience, retry, servicer, wire
+from service import admission, call, coalesce, log, patience, retry, servicer, wire
 from service.model import FakeModel, Started, Text
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, fate
@@ -34,12 +34,13 @@ SEAMS: dict[str, tuple[Any, str]] = {
     "no longer waiting for the reader": (patience.Patience, "written"),
     "leaving the wait": (patience.Patience, "__aexit__"),
     "entering a slot": (admission.Admission, "_take"),
-    "refusing": (admission.Admission, "enter"),
+    "refusing": (admission.Admission, "slot"),
     "merging": (coalesce._Buffer, "_put"),
     "merging, on the way out": (coalesce._Buffer, "_take"),
     "merging, around it": (servicer, "coalesced"),
     "retrying": (retry.Budget, "success"),
     "encoding": (wire.Answer, "encode"),
+    "writing": (call.Call, "write"),
 }
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.

@@ -34,12 +34,12 @@ def header_block(*headers: tuple[str, str]) -> bytes:
     return b"".join(b"\0" + _string(name) + _string(value) for name, value in headers)
 
 
-def call_headers(*more: tuple[str, str], content_type: str = "application/grpc") -> bytes:
-    """The header block of a Generate call."""
+def call_headers(*more: tuple[str, str], content_type: str = "application/grpc", path: str = GENERATE) -> bytes:
+    """The header block of a call, of Generate if nothing else is said."""
     return header_block(
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", GENERATE),
+        (":path", path),
         (":authority", "localhost"),
         ("content-type", content_type),
         ("te", "trailers"),
@@ -145,3 +145,14 @@ def status_in(block: bytes | None) -> int | None:
     """The gRPC status in a header block of literals; None where there is none."""
     value = (block or b"").partition(b"grpc-status")[2]
     return int(value[1 : 1 + value[0]]) if value else None
+
+
+def window_update(stream: int, size: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", size))
+
+
+def call(request: bytes, *, path: str = GENERATE, stream: int = 1) -> bytes:
+    """A whole unary request."""
+    return frame(HEADERS, END_HEADERS, stream, call_headers(path=path)) + frame(
+        DATA, END_STREAM, stream, grpc_message(request)
+    )

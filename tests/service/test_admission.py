@@ -35,17 +35,18 @@ class Stay:
         self.task = asyncio.ensure_future(self._stay(door, caller))
 
     async def _stay(self, door: Door, caller: str) -> None:
-        self.waited = await door.enter(caller)
-        self.inside.set()
-        await self.leave.wait()
+        async with door.slot(caller) as self.waited:
+            self.inside.set()
+            await self.leave.wait()
 
 
 async def visit(door: Door, caller: str = "b") -> float:
     """Come in and leave again."""
-    return await asyncio.ensure_future(door.enter(caller))
+    async with door.slot(caller) as waited:
+        return waited
 
 
-async def test_a_free_slot_is_taken_without_waiting_and_given_back_when_the_task_ends() -> None:
+async def test_a_free_slot_is_taken_without_waiting_and_given_back_at_the_end() -> None:
     door = admission()
     stay = Stay(door)
     await stay.inside.wait()

@@ -1,7 +1,7 @@
 """Merging what waits for its reader."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import pytest
 from hypothesis import given
@@ -133,7 +133,7 @@ async def test_leaving_ends_the_reading_of_upstream() -> None:
 async def test_two_cancellations_leave_nobody_reading_a_stream_that_is_being_closed() -> None:
     closing, closed = asyncio.Event(), asyncio.Event()
 
-    async def slow_to_end() -> AsyncIterator[Event]:
+    async def slow_to_end() -> AsyncGenerator[Event, None]:
         try:
             yield Text("a")
             await asyncio.Event().wait()

@@ -13,6 +13,17 @@ def soon(seconds: float, longest: float = 600) -> Deadline:
     return Deadline.of(seconds, default=100, longest=longest)
 
 
+class Limits(Patience):
+    """All limits said at once."""
+
+    def __init__(self, deadline: Deadline, *, first_chunk: float | None, idle: float | None, write: float) -> None:
+        super().__init__(deadline, write=write)
+        self._waits = {"first_chunk": first_chunk, "idle": idle}
+
+    def watch(self, source: AsyncIterator[str]) -> AsyncIterator[str]:
+        return self.upstream(source, **self._waits)
+
+
 async def never() -> AsyncIterator[str]:
     await asyncio.Event().wait()
     yield "never"
@@ -24,7 +35,7 @@ async def once() -> AsyncIterator[str]:
 
 
 async def ended(
-    patience: Patience,
+    patience: Limits,
     source: AsyncIterator[str] | None = None,
     *,
     write: bool = False,
@@ -35,9 +46,9 @@ async def ended(
     async def wait() -> None:
         async with asyncio.timeout(10), patience:
             if write:
-                patience.writing()
+                patience.writing(last=False)
             if source is not None:
-                async for _ in patience.upstream(source):
+                async for _ in patience.watch(source):
                     pass
             if error is not None:
                 raise error
@@ -50,8 +61,8 @@ async def ended(
 
 def patience(
     deadline: Deadline | None = None, *, first_chunk: float | None = None, idle: float | None = None, write: float = 60
-) -> Patience:
-    return Patience(deadline or soon(60), first_chunk=first_chunk, idle=idle, write=write)
+) -> Limits:
+    return Limits(deadline or soon(60), first_chunk=first_chunk, idle=idle, write=write)
 
 
 async def test_no_deadline_is_the_servers_default() -> None:
@@ -114,8 +125,8 @@ async def test_each_wait_counts_for_itself() -> None:
 
     waits = patience(first_chunk=0.2, idle=0.2, write=0.2)
     async with asyncio.timeout(10), waits:
-        async for _ in waits.upstream(steady()):
-            waits.writing()
+        async for _ in waits.watch(steady()):
+            waits.writing(last=False)
             await asyncio.sleep(0.06)
             waits.written()
 
@@ -127,8 +138,8 @@ async def test_what_is_not_waited_for_any_more_does_not_end_the_call() -> None:
 
     waits = patience(first_chunk=0.01, idle=0.01, write=0.01)
     async with asyncio.timeout(10), waits:
-        async for _ in waits.upstream(two()):
-            waits.writing()
+        async for _ in waits.watch(two()):
+            waits.writing(last=False)
             waits.written()
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.05)

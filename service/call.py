@@ -1,0 +1,48 @@
+"""One call as handlers see it: its limits, and writes that leave nothing half done.
+
+An operation that gRPC has begun can't be taken back. Two follow from that. The first message brings the headers along;
+if its write were given up and a status came next, gRPC would send the headers again, fail, and send no status at all.
+So headers go on their own, and no status comes before they are out. And behind the last message the status is OK,
+whatever else happens while it is being written.
+"""
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from service.patience import Patience
+
+
+class Call:
+    """Wraps the context of one call."""
+
+    def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]", patience: Patience) -> None:
+        self.patience = patience
+        self.written = 0
+        """Messages handed to gRPC: the caller gets them before its status."""
+        self.answered = False
+        """Whether the last message is among them."""
+        self._context = context
+        self._headers: asyncio.Future[None] | None = None
+
+    @property
+    def caller(self) -> str:
+        """The peer's address without its port: "ipv4:127.0.0.1" of "ipv4:127.0.0.1:40000"."""
+        return str(self._context.peer()).rpartition(":")[0]
+
+    async def write(self, message: Any, *, last: bool = False) -> None:
+        """Send a message; behind the `last` one no error can come any more."""
+        self.patience.writing(last=last)
+        if self._headers is None:
+            self._headers = asyncio.ensure_future(self._context.send_initial_metadata(()))
+            await asyncio.shield(self._headers)
+        self.written += 1
+        self.answered = last
+        await self._context.write(message)
+        self.patience.written()
+
+    async def headers_out(self) -> None:
+        """Wait until a status may be sent: at once, unless headers are on their way to a caller that takes nothing."""
+        if self._headers is not None and not self._headers.done():
+            await asyncio.wait((self._headers,))

@@ -137,6 +137,12 @@ class Settings:
         whole(0, 64 * 1_048_576),
         "bytes; the inline data of one request: images, audio, documents",
     )
+    max_unfinished_bytes: int = setting(
+        256 * 1_048_576,
+        "TOKENWIRE_MAX_UNFINISHED_BYTES",
+        whole(1, 1_048_576 * 1_048_576),
+        "bytes; the memory of requests that are still arriving, in all; each worker takes one at a time, however large",
+    )
     default_deadline: float = setting(
         120.0,
         "TOKENWIRE_DEFAULT_DEADLINE",

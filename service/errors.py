@@ -158,7 +158,7 @@ class Draining(TokenwireError):
 
 
 class ServerBusy(TokenwireError):
-    """Every slot is taken, and the queue is full or didn't move in time."""
+    """Every slot is taken, and the queue is full or didn't move in time; or too many requests are arriving at once."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "SERVER_BUSY"

@@ -1,9 +1,9 @@
 """The last line of defence: whatever a handler does, its call ends with exactly one typed status.
 
 Every call of every service comes by here, and lives under the same limits: its request has to arrive, it has a
-deadline, its caller has to read. Requests are received and parsed here too. gRPC would wait for ever for one that never
-comes, would never answer a caller that sends none, and would tell the parser's text to one whose bytes are no valid
-protobuf.
+deadline, its caller has to read. Requests are received and parsed here too, by `receive.py`. gRPC would wait for ever
+for one that never comes, would never answer a caller that sends none, and would tell the parser's text to one whose
+bytes are no valid protobuf.
 """
 
 import asyncio
@@ -16,32 +16,17 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from service import log, memory
 from service.call import Call
 from service.config import Settings
-from service.errors import (
-    DeadlineExceeded,
-    Draining,
-    InternalError,
-    InvalidRequest,
-    QuotaExceeded,
-    ServerBusy,
-    TokenwireError,
-    Violation,
-)
+from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
 from service.patience import Deadline, Patience
+from service.receive import Receiver, parsed
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
-
-# Enough for the largest request on a slow line. Until then a call has no slot: it costs us a few KB.
-RECEIVE_SECONDS = 10.0
-
-# Of a request that is worth giving memory back for.
-_LARGE_BYTES = 256 * 1024
 
 # A watch is meant to last.
 _ENDLESS = "/grpc.health.v1.Health/Watch"
@@ -54,8 +39,9 @@ Answer = Callable[[Call, Context], Awaitable[None]]
 class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler, and knows every call that hasn't ended yet."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, receiver: Receiver) -> None:
         self._settings = settings
+        self._receiver = receiver
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         """By method, those that have been asked for."""
         self._calls: dict[asyncio.Task[Any], Call] = {}
@@ -109,7 +95,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def _guarding(self, handler: Any, method: str) -> Callable[[Any, Context], Awaitable[None]]:
         ours = _is_ours(method)
         name = method.rpartition("/")[2]
-        answer = _answering(handler)
+        answer = _answering(handler, self._receiver)
 
         async def run(_: Any, context: Context) -> None:
             log.begin_call()
@@ -134,15 +120,19 @@ class Guard(grpc.aio.ServerInterceptor):
             call = self._opened(context, method)
             async with call.patience:
                 await answer(call, context)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a bug in any layer ends as INTERNAL
-            failure = await _failure(error, call)
-        else:
-            failure = None
-        finally:
+        except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL
             self._left(call)
-        if call is not None:
-            await call.headers_out()
-        return failure
+            if isinstance(error, grpc.aio.InternalError):
+                # A write that meets a cancellation fails a moment before the cancellation itself gets here.
+                await asyncio.sleep(_MOMENT_SECONDS)
+            # Somebody cancelled this call: its caller left, its deadline passed, or the server stops. gRPC has told the
+            # caller, or will. A CancelledError that merely escaped from somewhere is a bug: gRPC would send no status
+            # at all for it, and the caller would wait for ever.
+            if _cancelled():
+                raise
+            return await _failure(error, call)
+        self._left(call)
+        return None
 
     def _opened(self, context: Context, method: str) -> Call:
         settings = self._settings
@@ -174,23 +164,26 @@ def _is_ours(method: str) -> bool:
     return method.startswith("/tokenwire.")
 
 
-def _answering(handler: Any) -> Answer:
+def _answering(handler: Any, receiver: Receiver) -> Answer:
     parse = handler.request_deserializer
 
+    async def received(context: Context) -> Any:
+        return parsed(await receiver.receive(context), parse)
+
     async def each(context: Context) -> AsyncIterator[Any]:
-        yield _parsed(await _received(context), parse)
+        yield await received(context)
         while (data := await context.read()) is not grpc.aio.EOF:
-            yield _parsed(data, parse)
+            yield parsed(data, parse)
 
     async def stream_to_stream(call: Call, context: Context) -> None:
         async for answer in handler.stream_stream(each(context), call):
             await call.write(answer)
 
     async def unary_to_stream(call: Call, context: Context) -> None:
-        await handler.unary_stream(_parsed(await _received(context), parse), call)
+        await handler.unary_stream(await received(context), call)
 
     async def unary_to_unary(call: Call, context: Context) -> None:
-        await call.write(await handler.unary_unary(_parsed(await _received(context), parse), call), last=True)
+        await call.write(await handler.unary_unary(await received(context), call), last=True)
 
     if handler.request_streaming:
         return stream_to_stream
@@ -198,63 +191,23 @@ def _answering(handler: Any) -> Answer:
 
 
 async def _failure(error: BaseException, call: Call | None) -> TokenwireError | None:
-    """What the caller is told of this error; None: nothing. Raises it if the call was cancelled."""
-    if isinstance(error, grpc.aio.InternalError):
-        # A write that meets a cancellation fails a moment before the cancellation itself gets here, and ends this.
-        await asyncio.sleep(_MOMENT_SECONDS)
-    # Somebody cancelled this call: its caller left, its deadline passed, or the server stops. gRPC has told the
-    # caller, or will. A CancelledError that merely escaped from somewhere is a bug: gRPC would send no status
-    # at all for it, and the caller would wait for ever.
-    if _cancelled():
-        raise error
+    """What the caller is told of this error, once that can be told; None: nothing."""
     if call is None or not isinstance(error, TokenwireError):
-        return _bug(error)
-    if call.answered:  # the last message is on its way, and no error may come behind it
+        failure: TokenwireError | None = _bug(error)
+    elif call.answered:  # the last message is on its way, and no error may come behind it
         log.note(unread=error.reason)
-        return None
-    return error.after(call.written)
+        failure = None
+    else:
+        failure = error.after(call.written)
+    if call is not None:
+        await call.headers_out()
+    return failure
 
 
 def _cancelled() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
-
-
-async def _received(context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
-    task = asyncio.current_task()
-    assert task is not None
-    late: list[bool] = []
-    # By hand: `asyncio.timeout` takes four times as long, and thousands of calls may be opened at once and left.
-    timer = asyncio.get_running_loop().call_later(RECEIVE_SECONDS, lambda: late.append(task.cancel()))
-    data: Any = None
-    try:
-        data = await context.read()
-    except asyncio.CancelledError:
-        if not late or task.uncancel():
-            raise
-        text = f"The request has not arrived within {RECEIVE_SECONDS:g} s"
-        raise DeadlineExceeded(text, reason="REQUEST_STALLED") from None
-    finally:
-        timer.cancel()
-        # One that is far too large is not even given to us.
-        if data is None or data is grpc.aio.EOF or len(data) > _LARGE_BYTES:
-            task.add_done_callback(memory.give_back)
-    if data is grpc.aio.EOF:
-        # A caller that has left looks the same, until the cancellation gets here.
-        await asyncio.sleep(_MOMENT_SECONDS)
-        raise InvalidRequest([Violation("request", "is missing: one message is wanted")], reason="MALFORMED_REQUEST")
-    return bytes(data)
-
-
-def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
-    try:
-        return parse(data)
-    except DecodeError:
-        violation = Violation(
-            "request", "is no valid protobuf of its type: well-formed fields and UTF-8 text are wanted"
-        )
-        raise InvalidRequest([violation], reason="MALFORMED_REQUEST") from None
 
 
 def _bug(error: BaseException) -> TokenwireError:

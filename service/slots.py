@@ -19,6 +19,7 @@ class Slots:
         """To be made before the workers are forked. `per_caller` 0 is no limit."""
         self.slots = slots
         self.per_caller = per_caller
+        self.workers = workers
         self.shared = workers > 1
         """Whether places may come free without this process knowing."""
         self._totals = [_row(1) for _ in range(workers)]

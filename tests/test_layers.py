@@ -91,6 +91,7 @@ SERVICE = {
         "service.values",
         "tokenwire.v1",
     },
+    "receive": {"service.errors", "service.memory"},
     "call": {"service.patience"},
     "health": {"service.call", "service.errors"},
     "guard": {
@@ -100,6 +101,7 @@ SERVICE = {
         "service.log",
         "service.memory",
         "service.patience",
+        "service.receive",
     },
     "servicer": {
         "service.admission",
@@ -121,6 +123,7 @@ SERVICE = {
         "service.health",
         "service.log",
         "service.model",
+        "service.receive",
         "service.servicer",
         "service.slots",
         "tokenwire.v1",

@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from service import guard
+from service import receive
 from service.errors import InvalidRequest
 from service.model import FakeModel
 from tests.conftest import Serve, Served, failure
@@ -33,7 +33,7 @@ async def test_a_call_without_a_request_is_told_so(serve: Serve, method: str) ->
 async def test_a_request_that_does_not_come_is_not_waited_for(
     serve: Serve, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "RECEIVE_SECONDS", 0.05)
+    monkeypatch.setattr(receive, "RECEIVE_SECONDS", 0.05)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await streamed(await serve(FakeModel([])), method).read()
     assert failure(caught.value) == (grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_STALLED")

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from service import guard, memory
+from service import guard, memory, receive
 from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started
 from tests.conftest import Serve
 
@@ -46,14 +46,14 @@ async def test_a_request_that_fails_is_not_kept(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     requests: list[Any] = []
-    parsed = guard._parsed
+    parsed = receive.parsed
 
     def noted(data: bytes, parse: Callable[[bytes], Any]) -> Any:
         request = parsed(data, parse)
         requests.append(request)
         return request
 
-    monkeypatch.setattr(guard, "_parsed", noted)
+    monkeypatch.setattr(guard, "parsed", noted)
     served = await serve(SilentModel([]), default_deadline=0.1)
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask(**fields)

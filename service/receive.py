@@ -1,0 +1,219 @@
+"""Receives requests: bounds the time that each may take, and the memory of all that have not arrived yet.
+
+gRPC's core keeps a window's worth (64 KB, see `server.py`) of a request that nobody reads. Once it is read, the core
+takes in all of it, megabytes, and a read can't be taken back. So only so many are read at once; the next ones wait,
+and each connection has its turn.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from service import memory
+from service.errors import DeadlineExceeded, InvalidRequest, ServerBusy, TokenwireError, Violation
+
+# Enough for the largest request on a slow line, as long as no other request has to wait for it.
+RECEIVE_SECONDS = 10.0
+
+# What a request may take while others wait. A small one has arrived as a whole by the time it is read.
+_SHARE_SECONDS = 0.1
+
+# A call whose request nobody reads: a window of 64 KB, and the call itself.
+_UNREAD_BYTES = 128 * 1024
+_UNREAD_PART = 0.25
+
+# Of a request that is worth giving memory back for.
+_LARGE_BYTES = 256 * 1024
+
+_MOMENT_SECONDS = 0.05
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Receiver:
+    """Reads requests, a limited number at once. One for each process, used on its event loop only.
+
+    Reads are shared out by connection. While requests wait, the oldest read of the connection that has most of them is
+    ended after 0.1 s, so that one caller's stalled uploads keep nobody else waiting.
+    """
+
+    def __init__(self, *, budget: int, largest: int) -> None:
+        """`budget`: bytes that requests may take up before they have arrived; `largest`: bytes of a single one."""
+        self._most_reads = max(1, int(budget * (1 - _UNREAD_PART)) // largest)
+        self._most_waiting = max(1, int(budget * _UNREAD_PART) // _UNREAD_BYTES)
+        self._reads: dict[_Read, None] = {}
+        """Those under way, the oldest first; one that has failed counts until its status has been sent."""
+        self._lines: dict[str, deque[_Read]] = {}
+        """Those that wait, by connection; the connection whose turn is next comes first."""
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def receive(self, context: Context) -> bytes:
+        """The one message of the request.
+
+        Raises DeadlineExceeded for one that doesn't arrive in time, ServerBusy where too many arrive at once, and
+        InvalidRequest if the caller sends none.
+        """
+        read = _Read(context)
+        # By hand: `asyncio.timeout` takes four times as long, and thousands of calls may be opened at once and left.
+        timer = read.loop.call_later(RECEIVE_SECONDS, self._too_late, read)
+        data: Any = None
+        try:
+            if self._waiting or len(self._reads) >= self._most_reads:
+                await self._turn(read)
+            else:
+                self._reads[read] = None
+            data = await context.read()
+        except asyncio.CancelledError:
+            failure, read.failure = read.failure, None  # kept in no cycle with its own traceback
+            if failure is None or read.task.uncancel():
+                raise
+            raise failure from None
+        finally:
+            timer.cancel()
+            if data is None:
+                # What has arrived so far is freed once the status is sent.
+                read.task.add_done_callback(lambda _: self._done(read))
+            else:
+                self._done(read)
+            # One that is far too large is not even given to us.
+            if data is None or data is grpc.aio.EOF or len(data) > _LARGE_BYTES:
+                read.task.add_done_callback(memory.give_back)
+        if data is grpc.aio.EOF:
+            # A caller that has left looks the same, until the cancellation gets here.
+            await asyncio.sleep(_MOMENT_SECONDS)
+            text = "is missing: one message is wanted"
+            raise InvalidRequest([Violation("request", text)], reason="MALFORMED_REQUEST")
+        return bytes(data)
+
+    async def _turn(self, read: "_Read") -> None:
+        """Wait until `read` may begin. Raises ServerBusy if too many wait already."""
+        if self._waiting >= self._most_waiting:
+            self._crowd_out(read)
+        read.turn = read.loop.create_future()
+        self._lines.setdefault(read.connection, deque()).append(read)
+        self._waiting += 1
+        self._look()
+        try:
+            await read.turn
+        finally:
+            if read not in self._reads:
+                self._remove(read)
+
+    def _crowd_out(self, read: "_Read") -> None:
+        """Make room for one more that waits: of the connection that has most, the last one has to go."""
+        longest = max(self._lines.values(), key=len)
+        if len(self._lines.get(read.connection, ())) + 1 >= len(longest):
+            raise _busy()
+        last = longest[-1]
+        self._remove(last)
+        last.end(_busy())
+
+    def _remove(self, read: "_Read") -> None:
+        line = self._lines.get(read.connection)
+        if line is not None and read in line:
+            line.remove(read)
+            self._waiting -= 1
+            if not line:
+                del self._lines[read.connection]
+
+    def _done(self, read: "_Read") -> None:
+        self._reads.pop(read, None)
+        if self._waiting:
+            self._look()
+
+    def _look(self) -> None:
+        """Let those begin that may, and see to it that others follow."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and len(self._reads) < self._most_reads:
+            self._begin_next()
+        if self._waiting:
+            self._hurry()
+
+    def _begin_next(self) -> None:
+        connection, line = next(iter(self._lines.items()))
+        del self._lines[connection]
+        read = line.popleft()
+        self._waiting -= 1
+        if line:
+            self._lines[connection] = line  # behind all others
+        if not read.turn.done():  # it may have been cancelled
+            read.begin = read.loop.time()
+            self._reads[read] = None
+            read.turn.set_result(None)
+
+    def _hurry(self) -> None:
+        """End reads that have had their share, as many as there are requests waiting."""
+        going = sum(read.ended for read in self._reads)
+        # However many connections wait, each has its turn within about 0.1 s.
+        share = _SHARE_SECONDS * min(1, self._most_reads / len(self._lines))
+        counts = Counter(read.connection for read in self._reads if not read.ended)
+        while going < self._waiting and counts:
+            most = max(counts.values())
+            oldest = next(read for read in self._reads if not read.ended and counts[read.connection] == most)
+            left = oldest.begin + share - oldest.loop.time()
+            if left > 0:
+                self._timer = oldest.loop.call_later(left, self._look)
+                return
+            oldest.end(_busy())
+            counts -= Counter((oldest.connection,))
+            going += 1
+
+    def _too_late(self, read: "_Read") -> None:
+        text = f"The request has not arrived within {RECEIVE_SECONDS:g} s"
+        read.end(DeadlineExceeded(text, reason="REQUEST_STALLED") if read in self._reads else _busy())
+
+
+class _Read:
+    """One request on its way."""
+
+    def __init__(self, context: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.loop = asyncio.get_running_loop()
+        self.begin = self.loop.time()
+        self.turn: asyncio.Future[None]
+        self.failure: TokenwireError | None = None
+        self.ended = False
+        self._context = context
+        self._connection: str | None = None
+
+    @property
+    def connection(self) -> str:
+        """Address and port of the peer; asked for only when there is a choice to make."""
+        if self._connection is None:
+            self._connection = str(self._context.peer())
+        return self._connection
+
+    def end(self, failure: TokenwireError) -> None:
+        """Have its call fail by `failure`."""
+        if not self.ended:
+            self.ended = True
+            self.failure = failure
+            self.task.cancel()
+
+
+def _busy() -> ServerBusy:
+    return ServerBusy(
+        "More requests are arriving than this server has memory for (TOKENWIRE_MAX_UNFINISHED_BYTES); "
+        "ask again in a moment",
+        retry_after=1.0,
+    )
+
+
+def parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+    """The message in `data`. Raises InvalidRequest, without the parser's text, where there is none."""
+    try:
+        return parse(data)
+    except DecodeError:
+        violation = Violation(
+            "request", "is no valid protobuf of its type: well-formed fields and UTF-8 text are wanted"
+        )
+        raise InvalidRequest([violation], reason="MALFORMED_REQUEST") from None

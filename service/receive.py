@@ -1,6 +1,6 @@
 """Receives requests: bounds the time that each may take, and the memory of all that have not arrived yet.
 
-gRPC's core keeps a window's worth (64 KB, see `server.py`) of a request that nobody reads. Once it is read, the core
+gRPC's core keeps a window's worth (32 KB, see `server.py`) of a request that nobody reads. Once it is read, the core
 takes in all of it, megabytes, and a read can't be taken back. So only so many are read at once; the next ones wait,
 and each connection has its turn.
 """
@@ -22,8 +22,12 @@ RECEIVE_SECONDS = 10.0
 # What a request may take while others wait. A small one has arrived as a whole by the time it is read.
 _SHARE_SECONDS = 0.1
 
-# A call whose request nobody reads: a window of 64 KB, and the call itself.
+# A call whose request nobody reads yet: a window (64 KB for callers who ignore our settings), and the call itself.
 _UNREAD_BYTES = 128 * 1024
+
+# Of the budget: half is for requests that are being read, a quarter for those that wait, and the rest for those that
+# the event loop has not come to yet.
+_READ_PART = 0.5
 _UNREAD_PART = 0.25
 
 # Of a request that is worth giving memory back for.
@@ -43,7 +47,7 @@ class Receiver:
 
     def __init__(self, *, budget: int, largest: int) -> None:
         """`budget`: bytes that requests may take up before they have arrived; `largest`: bytes of a single one."""
-        self._most_reads = max(1, int(budget * (1 - _UNREAD_PART)) // largest)
+        self._most_reads = max(1, int(budget * _READ_PART) // largest)
         self._most_waiting = max(1, int(budget * _UNREAD_PART) // _UNREAD_BYTES)
         self._reads: dict[_Read, None] = {}
         """Those under way, the oldest first; one that has failed counts until its status has been sent."""
@@ -172,6 +176,8 @@ class Receiver:
 
 class _Read:
     """One request on its way."""
+
+    __slots__ = ("_connection", "_context", "begin", "ended", "failure", "loop", "task", "turn")
 
     def __init__(self, context: Context) -> None:
         task = asyncio.current_task()

@@ -96,7 +96,7 @@ class GenAIModel:
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"client": call})
         messages, options = langchain.messages(prompt, gemini.media), _options(prompt)
-        answer = chat.astream(messages, timeout=_milliseconds(deadline), **options)
+        answer = chat.astream(messages, timeout=_seconds(deadline), **options)
         chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
         started = False
         async with aclosing(chunks):
@@ -114,7 +114,7 @@ class GenAIModel:
         config = types.CountTokensConfig(
             system_instruction=prompt.system_instruction or None,
             tools=cast("Any", _tools(prompt)) or None,
-            http_options=types.HttpOptions(timeout=_milliseconds(deadline)),
+            http_options=types.HttpOptions(timeout=round(_seconds(deadline) * 1000)),
         )
         try:
             counted = await client.aio.models.count_tokens(
@@ -236,8 +236,9 @@ def _upstream(chat: ChatGoogleGenerativeAI) -> str:
     return str(chat.model)
 
 
-def _milliseconds(deadline: float) -> int:
-    return max(1, round((deadline - asyncio.get_running_loop().time()) * 1000))
+def _seconds(deadline: float) -> float:
+    """What is left; at least one of the milliseconds that the SDK counts in, of which none would be no limit."""
+    return max(0.001, deadline - asyncio.get_running_loop().time())
 
 
 def _contents(prompt: Prompt) -> list[types.Content]:

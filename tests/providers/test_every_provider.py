@@ -288,6 +288,12 @@ async def test_the_callers_deadline_ends_the_call_upstream(upstream: Upstream) -
     await upstream.emulator.wait_until(lambda emulator: not emulator.open_calls, timeout=1)
 
 
+async def test_vertex_ai_over_http_is_told_how_long_it_may_take(open_provider: Open) -> None:
+    upstream = await open_provider("genai")
+    await upstream.served.stub.Generate(pb.GenerateRequest(prompt="hi"), timeout=7).read()
+    assert upstream.call.deadline == 7  # whole seconds
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

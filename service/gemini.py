@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 
-from service import errors, schema
+from service import errors, schema, values
 from service.model import (
     Blob,
     Event,
@@ -221,7 +221,7 @@ def _grounding(candidate: Json) -> Iterator[Grounding]:
                 for one in cited
             ),
             supports=tuple(
-                Support(text="", sources=(place,), start=one.get("startIndex", 0), end=one.get("endIndex"))
+                Support(text="", sources=(place,), start=_index(one, "startIndex", 0), end=_index(one, "endIndex"))
                 for place, one in enumerate(cited)
             ),
         )
@@ -237,10 +237,15 @@ def _support(support: Json) -> Support:
     segment = support.get("segment", {})
     return Support(
         text=segment.get("text", ""),
-        sources=tuple(support.get("groundingChunkIndices", ())),
-        start=segment.get("startIndex", 0) if segment else None,
-        end=segment.get("endIndex"),
+        sources=tuple(one for one in support.get("groundingChunkIndices", ()) if values.count(one) is not None),
+        start=_index(segment, "startIndex", 0) if segment else None,
+        end=_index(segment, "endIndex"),
     )
+
+
+def _index(holder: Json, field: str, default: int | None = None) -> int | None:
+    """One that upstream can't mean is as good as none."""
+    return values.count(holder.get(field, default))
 
 
 def _tokens(result: Json) -> Iterator[TokenLogprob]:
@@ -251,7 +256,10 @@ def _tokens(result: Json) -> Iterator[TokenLogprob]:
 
 
 def _token(one: Json) -> tuple[str, float]:
-    return one.get("token", ""), float(one.get("logProbability", 0.0))  # which may be "-Infinity"
+    try:
+        return one.get("token", ""), float(one.get("logProbability", 0.0))  # which may be "-Infinity"
+    except (TypeError, ValueError, OverflowError):
+        raise errors.UpstreamFault("The model told a log probability that is no number") from None
 
 
 class Ending:
@@ -309,7 +317,14 @@ def _told(holder: Json, field: str) -> str:
 def _usage(told: Json) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
     counts = {ours: told.get(theirs) or 0 for ours, theirs in _COUNTS.items()}
-    return Usage(**counts) if min(counts.values()) >= 0 else None
+    return None if None in map(values.count, counts.values()) else Usage(**counts)
+
+
+def total(tokens: int) -> int:
+    """What counting gave. Raises UpstreamFault for what no count can be."""
+    if values.count(tokens) is None:
+        raise errors.UpstreamFault("The model counted a number of tokens that can't be")
+    return tokens
 
 
 def _rating(told: Json) -> SafetyRating:

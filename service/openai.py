@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 
-from service import errors, gemini, http, langchain
+from service import errors, gemini, http, langchain, values
 from service.model import (
     Blob,
     Card,
@@ -361,15 +361,19 @@ def _token(told: Any) -> TokenLogprob:
     return TokenLogprob(told.token, told.logprob, alternatives)
 
 
-def _usage(told: Any) -> Usage:
-    """Theirs counts the thoughts as output; ours doesn't."""
+def _usage(told: Any) -> Usage | None:
+    """Theirs counts the thoughts as output; ours doesn't. None where a figure can't be."""
     output, prompt = told.completion_tokens_details, told.prompt_tokens_details
     reasoning = (output.reasoning_tokens if output is not None else 0) or 0
+    cached = (prompt.cached_tokens if prompt is not None else 0) or 0
+    figures = (told.prompt_tokens, told.completion_tokens, reasoning, cached, told.total_tokens)
+    if None in map(values.count, figures) or reasoning > told.completion_tokens:
+        return None
     return Usage(
         input_tokens=told.prompt_tokens,
         output_tokens=told.completion_tokens - reasoning,
         reasoning_tokens=reasoning,
-        cached_tokens=(prompt.cached_tokens if prompt is not None else 0) or 0,
+        cached_tokens=cached,
         total_tokens=told.total_tokens,
     )
 

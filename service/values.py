@@ -24,6 +24,11 @@ def finite(value: Any) -> bool:
     return all(map(finite, value)) if isinstance(value, list) else True
 
 
+def count(value: object) -> int | None:
+    """The number, if it is a whole one that our contract has room for (uint32); else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32 else None
+
+
 def _value(value: struct_pb2.Value) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":

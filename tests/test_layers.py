@@ -46,11 +46,13 @@ SERVICE = {
     "patience": {"service.errors"},
     "retry": {"service.errors", "service.model"},
     "langchain": {"service.model", "service.offers"},
-    "gemini": {"service.errors", "service.model", "service.schema"},
+    "gemini": {"service.errors", "service.model", "service.schema", "service.values"},
+    "credentials": {"service.errors"},
     "http": {"service.errors"},
     "chat": {"service.gemini", "service.langchain", "service.model"},
     "vertex": {
         "service.chat",
+        "service.credentials",
         "service.errors",
         "service.gemini",
         "service.langchain",
@@ -58,6 +60,7 @@ SERVICE = {
         "service.offers",
     },
     "genai": {
+        "service.credentials",
         "service.errors",
         "service.gemini",
         "service.http",
@@ -72,6 +75,7 @@ SERVICE = {
         "service.langchain",
         "service.model",
         "service.offers",
+        "service.values",
     },
     "schema": {"service.errors", "service.values"},
     "mistakes": {
@@ -137,6 +141,7 @@ ONLY = {
     "langchain_openai": {"service/openai.py"},
     "langchain_core": {"service/chat.py", "service/vertex.py", "service/openai.py", "service/langchain.py"},
     "google.cloud": {"service/chat.py", "service/vertex.py"},
+    "google.auth": {"service/credentials.py", "service/__main__.py"},
     "google.genai": {"service/genai.py"},
     "openai": {"service/openai.py"},
     "uvicorn": {"vertex_emulator/door.py"},

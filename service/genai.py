@@ -122,9 +122,9 @@ class GenAIModel:
             )
         except APIError as error:
             raise failure(error) from error
-        except http.TRANSPORT_ERRORS as error:
-            raise http.unavailable(_WHO) from error
-        return counted.total_tokens or 0
+        except http.ERRORS as error:
+            raise http.broken(_WHO, error) from error
+        return gemini.total(counted.total_tokens or 0)
 
 
 class _Call:
@@ -179,10 +179,10 @@ class _Call:
             self.ending.ended()
         except APIError as error:
             raise failure(error) from error
-        except http.TRANSPORT_ERRORS as error:
-            raise http.unavailable(_WHO) from error
+        except http.ERRORS as error:
+            raise http.broken(_WHO, error) from error
         except (ValueError, UnicodeDecodeError) as error:  # JSON and pydantic raise it
-            raise errors.UpstreamFault("The model answered with something that is no valid message") from error
+            raise http.unreadable(_WHO) from error
 
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
@@ -265,6 +265,8 @@ def _tools(prompt: Prompt) -> list[types.Tool]:
 
 def failure(error: APIError) -> errors.UpstreamError:
     """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
+    if http.redirects(error.code):
+        return http.redirected(_WHO)
     told = error.details if isinstance(error.details, Mapping) else {}
     told = told.get("error", told)
     reason = ""

@@ -6,8 +6,11 @@ import httpx2
 
 from service import errors
 
-TRANSPORT_ERRORS = (httpx.TransportError, httpx2.TransportError)
-"""What providers' libraries raise, or let through, where a connection can't be had or breaks off."""
+ERRORS = (httpx.RequestError, httpx2.RequestError)
+"""What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""
+
+_TRANSPORT_ERRORS = (httpx.TransportError, httpx2.TransportError)
+_TIMEOUTS = (httpx.TimeoutException, httpx2.TimeoutException)
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -27,9 +30,13 @@ _CODES = {
 }
 
 
-def code(status: int) -> grpc.StatusCode:
-    """The gRPC code of an HTTP status; UNKNOWN for one that says nothing more."""
-    return _CODES.get(status, grpc.StatusCode.UNKNOWN)
+def code(status: object) -> grpc.StatusCode:
+    """The gRPC code of an HTTP status; UNKNOWN for one that says nothing more, or is none."""
+    return _CODES.get(status, grpc.StatusCode.UNKNOWN) if isinstance(status, int) else grpc.StatusCode.UNKNOWN
+
+
+def redirects(status: object) -> bool:
+    return isinstance(status, int) and 300 <= status < 400
 
 
 def seconds(value: object) -> float | None:
@@ -44,4 +51,26 @@ def seconds(value: object) -> float | None:
 def unavailable(who: str) -> errors.UpstreamUnavailable:
     return errors.UpstreamUnavailable(
         f"{who} is away or broke the connection", metadata={"upstream_code": "UNAVAILABLE"}
+    )
+
+
+def broken(who: str, error: Exception) -> errors.UpstreamError:
+    """Ours for one of `ERRORS`: nothing that upstream said, so neither a quota nor a refusal."""
+    if isinstance(error, _TIMEOUTS):
+        return errors.UpstreamDeadline(f"{who} didn't finish in time")
+    if isinstance(error, _TRANSPORT_ERRORS):
+        return unavailable(who)
+    return unreadable(who)
+
+
+def unreadable(who: str) -> errors.UpstreamFault:
+    return errors.UpstreamFault(f"{who} answered with something that is no valid message")
+
+
+def redirected(who: str) -> errors.UpstreamPrecondition:
+    """For a status of 3xx. No redirect is followed: the prompt and the server's key would go to another host."""
+    return errors.UpstreamPrecondition(
+        f"The address of {who} redirects elsewhere, which is not followed; the server's owner has to set the address "
+        "that answers itself",
+        metadata={"upstream_code": "FAILED_PRECONDITION"},
     )

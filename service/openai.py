@@ -16,6 +16,7 @@ import openai
 from langchain_core.messages import AIMessageChunk
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
+from openai.types.chat import ChatCompletionChunk
 
 from service import errors, gemini, http, langchain, values
 from service.model import (
@@ -70,7 +71,7 @@ class OpenAIModel:
     """Models of OpenAI, of Azure, or of any server with their protocol; a `service.model.Model`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
-        self._http = openai.DefaultAsyncHttpxClient()
+        self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
         self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
         self._who = {offer.name: _NAMES[offer.provider][1] for offer in offers}
         self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
@@ -97,16 +98,21 @@ class OpenAIModel:
         answer = chat.astream(langchain.messages(prompt, _media), timeout=seconds, **_options(prompt))
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                if not started:
-                    started = True
-                    yield Started(prompt.model)
-                for event in call.events(chunk):
-                    yield event
-        for tool_call in call.tool_calls():
-            yield tool_call
-        yield call.finished()
+        try:
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    if not started:
+                        started = True
+                        yield Started(prompt.model)
+                    for event in call.events(chunk):
+                        yield event
+            for tool_call in call.tool_calls():
+                yield tool_call
+            yield call.finished()
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if call.makes_sense():
+                raise  # a bug
+            raise http.unreadable(self._who[prompt.model]) from error
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """Nobody counts: the protocol has no call for it, and an estimate would look like a count."""
@@ -128,6 +134,7 @@ class _Call:
         self._model_version = ""
         self._raw: Any = None
         """The chunk that LangChain is being given."""
+        self._latest: Any = None
         self._calls: dict[int, dict[str, str]] = {}
         """Those of tools, by their place: id, name and what has come of their arguments."""
 
@@ -137,6 +144,8 @@ class _Call:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
             raise self._failure(error) from error
+        except http.ERRORS as error:  # while it reads what upstream says of an error
+            raise http.broken(self._who, error) from error
         return self
 
     async def __aenter__(self) -> Self:
@@ -157,10 +166,10 @@ class _Call:
                 raise errors.UpstreamCut("The model ended the call without an answer; ask again")
         except openai.APIError as error:
             raise self._failure(error) from error
-        except http.TRANSPORT_ERRORS as error:
-            raise http.unavailable(self._who) from error
+        except http.ERRORS as error:
+            raise http.broken(self._who, error) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise errors.UpstreamFault(f"{self._who} answered with something that is no valid message") from error
+            raise http.unreadable(self._who) from error
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -169,7 +178,7 @@ class _Call:
 
     def _look_at(self, raw: Any) -> None:
         self._chunks += 1
-        self._raw = raw
+        self._raw = self._latest = raw
         self._usage = raw.usage or self._usage
         self._model_version = raw.model or self._model_version
         for choice in raw.choices or ():
@@ -183,6 +192,14 @@ class _Call:
         if delta.function is not None:
             call["name"] += delta.function.name or ""
             call["arguments"] += delta.function.arguments or ""
+
+    def makes_sense(self) -> bool:
+        """Whether the latest chunk is what the protocol says; its library doesn't look, so anything may stand in it."""
+        try:
+            ChatCompletionChunk.model_validate(self._latest.to_dict(warnings=False))
+        except (AttributeError, ValueError):
+            return False
+        return True
 
     def events(self, chunk: AIMessageChunk) -> Iterator[Event]:
         """What this chunk says; calls of tools come in pieces, and whole from `tool_calls`."""
@@ -223,9 +240,13 @@ class _Call:
         """Ours for theirs: status, code and delay are relayed, their text is not."""
         if isinstance(error, openai.APITimeoutError):
             return errors.UpstreamDeadline(f"{self._who} didn't finish in time")
+        if isinstance(error.__cause__, http.ERRORS):
+            return http.broken(self._who, error.__cause__)
         if isinstance(error, openai.APIConnectionError):
             return http.unavailable(self._who)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
+        if http.redirects(status):
+            return http.redirected(self._who)
         code = http.code(status)
         metadata = {"upstream_code": code.name, "upstream_status": str(status)}
         if error.code and gemini.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):

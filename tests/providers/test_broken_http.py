@@ -1,0 +1,187 @@
+"""HTTP upstreams that redirect, break off, or say what is no HTTP: bytes by hand, the real libraries above."""
+
+import asyncio
+import gzip
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from tests.conftest import failure
+from tests.faults import processes
+from tests.providers.conftest import LINES, Open, Upstream
+
+Code = grpc.StatusCode
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
+
+
+class ByHand:
+    """Answers each request with bytes, and closes the connection."""
+
+    def __init__(self) -> None:
+        self.says = b""
+        self.heads: list[str] = []
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**21)
+        yield "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+        server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(self.says)
+        await reader.read(2**20)
+        writer.close()
+
+
+@pytest.fixture
+async def by_hand() -> AsyncIterator[tuple[ByHand, str]]:
+    upstream = ByHand()
+    async with upstream.serving() as address:
+        yield upstream, address
+
+
+@pytest.fixture(params=["genai", "openai", "azure"])
+async def broken(request: pytest.FixtureRequest, open_provider: Open, by_hand: tuple[ByHand, str]) -> Upstream:
+    """A server whose upstream sends what `by_hand` is told to."""
+    return await open_on(open_provider, request.param, by_hand[1])
+
+
+async def open_on(open_provider: Open, provider: str, address: str) -> Upstream:
+    line, environ = LINES[provider].format(rest=address), {"VERTEX_EMULATOR_REST_HOST": address}
+    return await open_provider(provider, line=line, environ=environ)
+
+
+async def fate(upstream: Upstream, *, seconds: float = 20) -> tuple[grpc.StatusCode, str, str]:
+    """Code, reason and text of a call that fails."""
+    _, error = await processes.fate(upstream.served.stub.Generate(pb.GenerateRequest(prompt="hi"), timeout=seconds))
+    return (*failure(error), str(error.details()))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_and_told_to_the_owner(
+    broken: Upstream, by_hand: tuple[ByHand, str], status: int
+) -> None:
+    elsewhere = ByHand()
+    async with elsewhere.serving() as address:
+        by_hand[
+            0
+        ].says = f"HTTP/1.1 {status} Moved\r\nlocation: http://{address}/SECRET\r\ncontent-length: 0\r\n\r\n".encode()
+        code, reason, text = await fate(broken)
+        assert (code, reason) == (Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION")
+        assert "redirects" in text
+        assert "SECRET" not in text
+        assert not elsewhere.heads
+        assert len(by_hand[0].heads) == 1
+
+
+LONG = b"data: " + b"x" * 2**20 + b"\n\n"
+
+BROKEN: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "headers too large": (OK + b"x: " + b"y" * 200_000 + b"\r\n\r\n", ("UPSTREAM_UNAVAILABLE",)),
+    "no length of a chunk": (CHUNKED + b"zz\r\n", ("UPSTREAM_UNAVAILABLE",)),
+    "half a chunk": (CHUNKED + b"ff\r\nx", ("UPSTREAM_UNAVAILABLE",)),
+    "no gzip": (OK + b"content-encoding: gzip\r\ncontent-length: 4\r\n\r\nxxxx", ("UPSTREAM_FAULT",)),
+    "no gzip of an error": (
+        b"HTTP/1.1 500 No\r\ncontent-encoding: gzip\r\ncontent-length: 4\r\n\r\nxxxx",
+        ("UPSTREAM_FAULT",),
+    ),
+    "half a gzip": (
+        OK + b"content-encoding: gzip\r\nconnection: close\r\n\r\n" + gzip.compress(b"data: {}\n\n" * 99)[:30],
+        ("UPSTREAM_FAULT", "UPSTREAM_CUT", "UPSTREAM_UNAVAILABLE"),
+    ),
+    "no HTTP": (b"\0\1\2" * 100, ("UPSTREAM_UNAVAILABLE",)),
+    "nothing": (b"", ("UPSTREAM_UNAVAILABLE",)),
+    "a long line": (
+        OK + f"content-length: {len(LONG)}\r\n\r\n".encode() + LONG,
+        ("UPSTREAM_FAULT", "UPSTREAM_CUT"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_what_is_no_http_is_neither_a_quota_nor_a_refusal(
+    broken: Upstream, by_hand: tuple[ByHand, str], name: str
+) -> None:
+    by_hand[0].says, reasons = BROKEN[name]
+    _, reason, _ = await fate(broken)
+    assert reason in reasons
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["choices", "candidates", "delta", "content", "parts", "error", "usage", "index", "code"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(
+    says=st.one_of(
+        st.binary(max_size=60),
+        st.binary(max_size=60).map(lambda data: CHUNKED + data),
+        st.binary(max_size=60).map(lambda data: OK + b"connection: close\r\n\r\n" + data),
+        st.sampled_from(["gzip", "deflate", "br", "zstd", "x"]).map(
+            lambda name: OK + f"content-encoding: {name}\r\nconnection: close\r\n\r\n".encode() + b"data: {}\n\n"
+        ),
+        st.lists(JSON, max_size=2).map(
+            lambda said: (
+                OK + b"connection: close\r\n\r\n" + b"".join(b"data: %s\n\n" % json.dumps(one).encode() for one in said)
+            )
+        ),
+    )
+)
+async def test_no_answer_that_is_none_is_taken_for_a_quota_a_refusal_or_bad_credentials(
+    broken: Upstream, by_hand: tuple[ByHand, str], says: bytes
+) -> None:
+    by_hand[0].says = says
+    _, reason, text = await fate(broken)
+    assert reason in {"UPSTREAM_UNAVAILABLE", "UPSTREAM_CUT", "UPSTREAM_FAULT"}, text
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_is_slow_to_find_ends_the_call_in_its_time_and_holds_nobody_else_up(
+    open_provider: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, looked = threading.Event(), threading.Event()
+    real: Callable[..., Any] = socket.getaddrinfo
+
+    def look(host: Any, *more: Any, **options: Any) -> Any:
+        if host not in ("upstream.test", b"upstream.test"):
+            return real(host, *more, **options)
+        looked.set()
+        found.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "SECRET")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    upstream = await open_on(open_provider, "openai", "upstream.test:1")
+    try:
+        # That it is told in time is the proof that nothing waits for the name but this call.
+        assert (await fate(upstream, seconds=0.3))[:2] == (Code.DEADLINE_EXCEEDED, "CALLER_DEADLINE")
+        assert looked.is_set()
+    finally:
+        found.set()
+    code, reason, text = await fate(upstream)
+    assert (code, reason) == (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")
+    assert "SECRET" not in text

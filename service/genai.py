@@ -20,6 +20,7 @@ from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
 from service import errors, gemini, http, langchain
+from service.credentials import ApplicationDefault, application_default
 from service.errors import Violation
 from service.model import Card, Event, Prompt, Started
 from service.offers import Offer
@@ -43,10 +44,11 @@ class GenAIModel:
         project: str,
         location: str,
         base_url: str | None = None,
-        credentials: Credentials | None = None,
+        credentials: ApplicationDefault | None = None,
     ) -> None:
-        """None: Vertex AI's own address, and application default credentials."""
+        """`credentials` go with each call; None: it needs none. `base_url` None: Vertex AI's own address."""
         self._http = httpx.AsyncClient(
+            auth=_Identity(credentials) if credentials is not None else None,
             timeout=None,  # noqa: S113 - each request brings its own
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             event_hooks={"response": [_keep]},
@@ -56,7 +58,7 @@ class GenAIModel:
                 vertexai=True,
                 project=project,
                 location=location,
-                credentials=credentials,
+                credentials=_nobody(),
                 http_options=types.HttpOptions(
                     base_url=offer.options.get("base_url", base_url), httpx_async_client=self._http
                 ),
@@ -74,8 +76,12 @@ class GenAIModel:
             project=project or "local",
             location=location,
             base_url=f"http://{address}",
-            credentials=_nobody(),
         )
+
+    @classmethod
+    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIModel":
+        """Vertex AI itself, with application default credentials."""
+        return cls(offers, project=project, location=location, credentials=application_default())
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -198,6 +204,20 @@ class _Call:
 async def _keep(response: httpx.Response) -> None:
     if call := _answering.get(None):
         call.response = response
+
+
+class _Identity(httpx.Auth):
+    """Tells Google who asks. The SDK's own way may hold a thread for each call while a renewal hangs."""
+
+    def __init__(self, credentials: ApplicationDefault) -> None:
+        self._credentials = credentials
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        """As httpx has it."""
+        seconds = request.extensions["timeout"]["read"]
+        for name, value in await self._credentials.headers(asyncio.get_running_loop().time() + seconds):
+            request.headers[name] = value
+        yield request
 
 
 def _nobody() -> Credentials:

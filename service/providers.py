@@ -35,7 +35,7 @@ def _genai(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
     place = _place(settings, offers[0])
     if settings.emulator_rest:
         return module.GenAIModel.local(settings.emulator_rest, offers, **place)
-    return module.GenAIModel(offers, **place)
+    return module.GenAIModel.google(offers, **place)
 
 
 def _openai(module: Any, _: Settings, offers: Sequence[Offer]) -> Any:

@@ -10,19 +10,19 @@ counts.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from functools import cache, partial
+from functools import cache
 from typing import Any, cast
 
 import grpc
 import grpc.aio
 from google.api_core.gapic_v1.client_info import ClientInfo
 from google.api_core.gapic_v1.routing_header import to_grpc_metadata
-from google.cloud.aiplatform_v1beta1.services.prediction_service.transports.grpc_asyncio import (
-    PredictionServiceGrpcAsyncIOTransport,
-)
 from google.cloud.aiplatform_v1beta1.types import (
+    CountTokensRequest,
+    CountTokensResponse,
     GenerateContentRequest,
     GenerateContentResponse,
 )
@@ -42,14 +42,28 @@ from service.chat import (
     replace_contents,
     request_options,
 )
+from service.credentials import ApplicationDefault, Headers, application_default
 from service.model import Card, Event, Finished, Prompt, Started, Text, Usage
 from service.offers import Offer
 
-# Small windows bound what a fast upstream can pile up in this process for a slow reader.
+_LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
+_LARGEST_METADATA_BYTES = 1024 * 1024
+
+# Upstream says how many calls it takes on a connection (Google's front ends: 100); beyond that gRPC opens another one,
+# where calls would else wait in silence. So many at most; an upstream of one call on each can't have all of them.
+# https://github.com/grpc/proposal/blob/master/A105-max_concurrent_streams-connection-scaling.md
+_MOST_CONNECTIONS = 100
+
 _CHANNEL_OPTIONS = [
+    ("grpc.service_config", json.dumps({"connectionScaling": {"maxConnectionsPerSubchannel": _MOST_CONNECTIONS}})),
+    ("grpc.max_connections_per_subchannel_cap", _MOST_CONNECTIONS),
+    # Small windows bound what a fast upstream can pile up in this process for a slow reader.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_receive_message_length", _LARGEST_MESSAGE_BYTES),
+    # What upstream says of an error comes in trailers. Above the first limit, and below the second, gRPC draws lots.
+    ("grpc.max_metadata_size", _LARGEST_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", _LARGEST_METADATA_BYTES),
     # A connection whose packets get lost is found out 40 s into a call; until then calls end by their own limits.
     # Google's clients for Bigtable and Pub/Sub ping as often, so its servers don't mind.
     ("grpc.keepalive_time_ms", 30_000),
@@ -58,14 +72,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     # Once upstream is back after a long outage it is found within seconds, not two minutes.
     ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Each channel is a connection of its own; else all of them would share one.
+    # Channels of one process, such as those of two projects, would else share their connections.
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
-_METHOD = "/google.cloud.aiplatform.v1beta1.PredictionService/StreamGenerateContent"
-
-# Google's front ends take 100 streams on one connection.
-_CALLS_PER_CONNECTION = 90
+_SERVICE = "/google.cloud.aiplatform.v1beta1.PredictionService/"
 
 _COUNTS = (
     "prompt_token_count",
@@ -84,11 +95,24 @@ class VertexModel:
     """Models of one Google Cloud project and region, or of a local Vertex; a `service.model.Model`."""
 
     def __init__(
-        self, connect: Callable[[], grpc.aio.Channel], offers: Sequence[Offer], *, project: str, location: str
+        self,
+        channel: grpc.aio.Channel,
+        offers: Sequence[Offer],
+        *,
+        project: str,
+        location: str,
+        credentials: ApplicationDefault | None = None,
     ) -> None:
-        """`connect` makes a connection of its own."""
-        self._connect = connect
-        self._lines = [_Line(connect())]
+        """`credentials` go with each call; None: it needs none."""
+        self._channel = channel
+        self._credentials = credentials
+        # As Google's client makes them, but for its wrapper around each message.
+        self._generate: Any = channel.unary_stream(
+            _SERVICE + "StreamGenerateContent", request_serializer=GenerateContentRequest.pb().SerializeToString
+        )
+        self._count: Any = channel.unary_unary(
+            _SERVICE + "CountTokens", request_serializer=CountTokensRequest.serialize
+        )
         self._chats = {offer.name: new_chat(offer.upstream_name, project, location) for offer in offers}
         self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
@@ -96,34 +120,27 @@ class VertexModel:
     def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
         """A local Vertex at `address` (host:port), without credentials."""
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
-        connect = partial(grpc.aio.insecure_channel, address, options=options)
-        return cls(connect, offers, project=project or "local", location=location)
+        channel = grpc.aio.insecure_channel(address, options=options)
+        return cls(channel, offers, project=project or "local", location=location)
 
     @classmethod
     def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
-        """Vertex AI itself, with application default credentials.
-
-        Raises google.auth.exceptions.DefaultCredentialsError where there are none.
-        """
+        """Vertex AI itself, with application default credentials."""
         host = f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com:443"
-        connect = partial(PredictionServiceGrpcAsyncIOTransport.create_channel, host, options=_CHANNEL_OPTIONS)
-        return cls(connect, offers, project=project, location=location)
+        channel = grpc.aio.secure_channel(host, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
+        return cls(channel, offers, project=project, location=location, credentials=application_default())
 
     async def close(self) -> None:
-        for line in self._lines:
-            await line.channel.close()
+        await self._channel.close()
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
         """See `service.model.Model`."""
-        line = self._free_line()
-        line.calls += 1
-        call = _Call(line.stub, exact_contents(prompt))
+        call = _Call(self._generate, exact_contents(prompt))
         events = self._events(call, prompt, deadline)
         try:
             yield events
         finally:
-            line.calls -= 1
             call.cancel()
             await events.aclose()
 
@@ -131,26 +148,23 @@ class VertexModel:
         """As Vertex AI counts it. ChatVertexAI has a count of its own, which blocks and leaves the tools out."""
         asked = count_request(self._chats[prompt.model], prompt)
         routing = to_grpc_metadata((("endpoint", asked.endpoint),))  # type: ignore[no-untyped-call] # google.api_core has none
+        metadata = (routing, _CLIENT_METADATA, *await self._identity(deadline))
         seconds = deadline - asyncio.get_running_loop().time()
-        line = self._free_line()
-        line.calls += 1
         try:
-            counted = await line.count(asked, timeout=seconds, metadata=(routing, _CLIENT_METADATA))
+            counted = CountTokensResponse.pb().FromString(await self._count(asked, timeout=seconds, metadata=metadata))
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
-        finally:
-            line.calls -= 1
-        return int(counted.total_tokens)
+        except message.DecodeError:
+            raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
+        return gemini.total(counted.total_tokens)
 
-    def _free_line(self) -> "_Line":
-        """A connection with room for one more call; calls beyond what upstream allows would wait in it in silence."""
-        for line in self._lines:
-            if line.calls < _CALLS_PER_CONNECTION:
-                return line
-        self._lines.append(_Line(self._connect()))
-        return self._lines[-1]
+    async def _identity(self, deadline: float) -> Headers:
+        """What tells Google who asks."""
+        return () if self._credentials is None else await self._credentials.headers(deadline)
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
+        if self._credentials is not None:
+            call.identity = await self._credentials.headers(deadline)
         seconds = deadline - asyncio.get_running_loop().time()
         messages, options = langchain.messages(prompt, gemini.media), request_options(prompt)
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
@@ -177,21 +191,6 @@ class VertexModel:
         yield call.finished()
 
 
-class _Line:
-    """One connection to upstream, and how many calls it carries."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        transport = PredictionServiceGrpcAsyncIOTransport(channel=channel)
-        self.count: Any = transport.count_tokens
-        # As Google's client makes it, but for its wrapper around each message.
-        self.stub: Any = channel.unary_stream(
-            _METHOD,
-            request_serializer=GenerateContentRequest.pb().SerializeToString,
-        )
-        self.calls = 0
-
-
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI asks and reads while it answers one prompt."""
 
@@ -199,6 +198,8 @@ class _Call:
         """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
         self._stub = stub
         self._contents = contents
+        self.identity: Headers = ()
+        """What tells Google who asks."""
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._ending = gemini.Ending()
         self.beyond: Sequence[Event] | None = ()
@@ -210,7 +211,8 @@ class _Call:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
         if self._contents is not None:
             replace_contents(request, self._contents)
-        self._call = self._stub(request, timeout=seconds, metadata=(_routing(request.model), _CLIENT_METADATA))
+        metadata = (_routing(request.model), _CLIENT_METADATA, *self.identity)
+        self._call = self._stub(request, timeout=seconds, metadata=metadata)
 
     async def read(self) -> "Response | None":
         """The next response; None behind the last."""
@@ -301,22 +303,35 @@ def _name(raw: message.Message, field: str) -> str:
     return known[number].name if number in known else str(number)
 
 
-# What gRPC says, as UNAVAILABLE, where credentials can't be renewed: no matter of Vertex AI's being away.
-_PLUGIN_FAILED = "Getting metadata from plugin failed"
+# How the texts begin under which our own gRPC ends a call: because the connection broke, because a message or metadata
+# are larger than it takes, because frames aren't what they should be. Upstream's own status comes under its own text.
+_OWN = "Stream removed ("
+
+# Codes of its own that mean the same whoever says so; any other tells that upstream broke a rule.
+_SAME = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 
 def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
-    """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
-    code = error.code()
-    if code is grpc.StatusCode.UNAVAILABLE and str(error.details()).startswith(_PLUGIN_FAILED):
-        code = grpc.StatusCode.UNAUTHENTICATED
+    """Ours for Google's: code, reason and retry delay are relayed, its text is not. Or for what our own gRPC says."""
+    code, words = error.code(), str(error.details())
+    if words.startswith(_OWN) and code not in _SAME:
+        return errors.UpstreamFault(_broken(words))
     reason, retry_after = "", None
     for detail in _details(error):
         if isinstance(detail, error_details_pb2.ErrorInfo):
             reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return gemini.failure(code, told=error.code().name, reason=reason, retry_after=retry_after)
+    return gemini.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+
+
+def _broken(words: str) -> str:
+    """What upstream did that our own gRPC won't take."""
+    if "message larger than max" in words:
+        return f"The model answered with a message larger than {_LARGEST_MESSAGE_BYTES} bytes, which can't be relayed"
+    if "metadata size exceeds" in words:
+        return f"The model answered with metadata larger than {_LARGEST_METADATA_BYTES} bytes, which can't be read"
+    return "The model's answer broke the rules of the protocol"
 
 
 def _details(error: grpc.aio.AioRpcError) -> list[message.Message]:

@@ -303,13 +303,6 @@ def test_a_retry_delay_in_the_past_is_none_at_all() -> None:
     assert upstream_error(rpc_error(grpc.StatusCode.UNAVAILABLE, "x", status.SerializeToString())).retry_after == 0
 
 
-def test_credentials_that_cannot_be_renewed_are_told_apart_from_an_upstream_that_is_away() -> None:
-    words = "Getting metadata from plugin failed with error: ('invalid_grant: Token has been expired or revoked.',)"
-    error = upstream_error(rpc_error(grpc.StatusCode.UNAVAILABLE, words))
-    assert isinstance(error, errors.UpstreamCredentials)
-    assert "invalid_grant" not in str(error.status())
-
-
 async def test_a_part_that_cannot_be_relayed_is_an_error_and_not_dropped(
     emulator: Emulator, model: VertexModel
 ) -> None:

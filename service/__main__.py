@@ -138,11 +138,12 @@ def _need_upstream(settings: Settings) -> None:
             "  For a local model without an account: run `tokenwire emulator`, and set "
             "VERTEX_EMULATOR_HOST=127.0.0.1:8087."
         )
-    import google.auth  # noqa: PLC0415 - of an extra, and only needed here
-    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - as above
+    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - of an extra, and only needed here
+
+    from service.credentials import application_default  # noqa: PLC0415 - as above
 
     try:
-        google.auth.default()
+        application_default().load()  # kept, so that no worker has to find them again
     except DefaultCredentialsError as error:
         raise SettingError(
             "GOOGLE_CLOUD_PROJECT is set, but there are no application default credentials: "

@@ -10,7 +10,7 @@ import pytest
 
 from service import errors
 from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
-from service.retry import Budget, Policy, Retrying
+from service.retry import Budget, Policy, Retrying, budgets
 
 PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
 FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
@@ -106,6 +106,10 @@ async def test_attempts_end_and_the_error_says_how_many_there_were() -> None:
     assert len(model.asked) == 3
 
 
+async def test_a_second_attempt_is_counted() -> None:
+    assert attempts(await collect(Attempts([AWAY], ANSWER))) == 2
+
+
 async def test_one_attempt_is_no_retry() -> None:
     model = Attempts([AWAY])
     with pytest.raises(errors.UpstreamUnavailable):
@@ -120,13 +124,19 @@ async def test_a_delay_that_does_not_fit_fails_at_once_with_the_real_error(wish:
     assert caught.value.retry_after == wish
 
 
-async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses between attempts, in seconds; none of them is really slept."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
     monkeypatch.setattr("service.retry.asyncio.sleep", sleep)
+    return pauses
+
+
+async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(pauses: list[float]) -> None:
     wish = errors.UpstreamQuota("quota", retry_after=2.5)
     policy = Policy(max_attempts=5, base_seconds=1, cap_seconds=3)
     await collect(Attempts([AWAY], [AWAY], [AWAY], [wish], ANSWER), policy, jitter=1)
@@ -134,6 +144,43 @@ async def test_pauses_double_up_to_the_cap_and_upstreams_wish_comes_on_top(monke
     pauses.clear()
     await collect(Attempts([AWAY], [wish], ANSWER), policy, jitter=0.5)
     assert pauses == [0.5, 2.5 + 1]
+
+
+async def test_without_further_words_pauses_begin_at_a_tenth_of_a_second(pauses: list[float]) -> None:
+    await collect(Attempts([AWAY], [AWAY], ANSWER), Policy(), jitter=1)
+    assert pauses == [0.1, 0.2]
+
+
+async def test_a_pause_is_drawn_from_nothing_up_to_its_longest(pauses: list[float]) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def jitter(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return 0
+
+    retrying = Retrying(Attempts([AWAY], [AWAY], ANSWER), Policy(base_seconds=1), jitter=jitter)
+    async with retrying.stream(PROMPT, deadline=asyncio.get_running_loop().time() + 60) as events:
+        _ = [event async for event in events]
+    assert drawn == [(0, 1), (0, 2)]
+    assert pauses == [0, 0]
+
+
+async def test_a_delay_of_exactly_the_cap_is_waited_for_and_a_longer_one_is_not(pauses: list[float]) -> None:
+    await collect(Attempts([errors.UpstreamQuota("quota", retry_after=5)], ANSWER), Policy())
+    assert pauses == [5]
+    with pytest.raises(errors.UpstreamQuota):
+        await collect(Attempts([errors.UpstreamQuota("quota", retry_after=5.01)]), Policy())
+
+
+async def test_a_pause_that_would_end_with_the_deadline_is_not_made(pauses: list[float]) -> None:
+    loop = asyncio.get_running_loop()
+    clock = loop.time()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "time", lambda: clock)
+        with pytest.raises(errors.UpstreamUnavailable):
+            await collect(Attempts([AWAY]), Policy(base_seconds=2), seconds=2, jitter=1)
+        await collect(Attempts([AWAY], ANSWER), Policy(base_seconds=2), seconds=2.01, jitter=1)
+    assert pauses == [2]
 
 
 async def test_leaving_during_a_pause_asks_no_more() -> None:
@@ -153,6 +200,13 @@ async def test_the_fallback_answers_when_the_first_model_is_away_for_good() -> N
     assert model.asked == ["first", "first", "second"]
     assert events[0] == Started("second")
     assert attempts(events) == 3
+
+
+async def test_the_fallback_has_as_many_attempts_as_the_first_model() -> None:
+    model = Attempts([AWAY], [AWAY], [AWAY], [AWAY])
+    with pytest.raises(errors.UpstreamUnavailable):
+        await collect(model, Policy(max_attempts=2, base_seconds=0, fallback="second"))
+    assert model.asked == ["first", "first", "second", "second"]
 
 
 async def test_the_fallback_answers_when_the_first_models_delay_does_not_fit() -> None:
@@ -233,6 +287,55 @@ def test_processes_spend_from_one_budget() -> None:
         assert process.exitcode == 0
     assert list(allowed) == [4, 0, 0, 0]
     assert not budget.allows
+
+
+def failures_until_it_forbids(budget: Budget) -> int:
+    failures = 0
+    while budget.allows:
+        budget.failure()
+        failures += 1
+    return failures
+
+
+def test_a_full_budget_takes_five_failures_however_many_successes_came_before() -> None:
+    budget = Budget()
+    for _ in range(100):
+        budget.success()
+    assert failures_until_it_forbids(budget) == 5
+
+
+def test_from_an_empty_budget_it_takes_fifty_successes_until_there_are_retries_again() -> None:
+    budget = Budget()
+    for _ in range(100):
+        budget.failure()
+    for _ in range(45):
+        budget.success()
+    assert not budget.allows
+    for _ in range(10):
+        budget.success()
+    assert budget.allows
+
+
+async def test_an_answer_earns_a_tenth_of_a_token_at_its_first_chunk_and_no_more() -> None:
+    purse = budgets(["first"])
+    budget = purse["first"]
+    for _ in range(100):
+        budget.failure()
+    deadline = asyncio.get_running_loop().time() + 60
+    retrying = Retrying(FakeModel([Started("first"), *[Text("a")] * 20, FINISHED]), NO_PAUSE, purse)
+    for _ in range(45):
+        async with retrying.stream(PROMPT, deadline=deadline) as events:
+            await anext(events)
+    assert not budget.allows
+    for _ in range(10):
+        async with retrying.stream(PROMPT, deadline=deadline) as events:
+            _ = [event async for event in events]
+    assert budget.allows
+
+
+async def test_counting_tokens_is_left_to_the_model() -> None:
+    model = FakeModel(ANSWER, tokens=7)
+    assert await Retrying(model, NO_PAUSE).count_tokens(PROMPT, deadline=0) == 7
 
 
 def test_a_budget_recovers_with_successes() -> None:

@@ -36,6 +36,7 @@ class Call:
         self.patience.writing(last=last)
         if self._headers is None:
             self._headers = asyncio.ensure_future(self._context.send_initial_metadata(()))
+            self._headers.add_done_callback(_seen)
             await asyncio.shield(self._headers)
         self.written += 1
         self.answered = last
@@ -46,3 +47,9 @@ class Call:
         """Wait until a status may be sent: at once, unless headers are on their way to a caller that takes nothing."""
         if self._headers is not None and not self._headers.done():
             await asyncio.wait((self._headers,))
+
+
+def _seen(headers: "asyncio.Future[None]") -> None:
+    """They may fail when nobody waits for them any more; asyncio would log that as an error nobody looked at."""
+    if not headers.cancelled():
+        headers.exception()

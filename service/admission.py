@@ -5,29 +5,46 @@ would queue in silence until their deadline. So it is written here.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from google.rpc import error_details_pb2
 
 from service.errors import QuotaExceeded, ServerBusy
 from service.slots import Slots
 
-# How often the queue looks whether another worker has given a place back.
-_LOOK_SECONDS = 0.01
+# How often a worker in which callers wait says that it lives, and looks at what other workers could not tell it: one of
+# them has died, and its places have come free.
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A caller in the queue."""
+
+    since: int
+    """In ns of the monotonic clock."""
+    turn: asyncio.Future[None]
 
 
 class Admission:
-    """The door of one process. Nothing here waits for upstream, and health checks never come by."""
+    """The door of one process. Nothing here waits for upstream, and health checks never come by.
+
+    First come, first served, over all workers: each has a queue of its own, and a slot goes to the caller that has
+    waited longest in any of them.
+    """
 
     def __init__(self, slots: Slots, *, queue: int, wait: float) -> None:
         """At most `queue` callers of the server wait for a slot, for at most `wait` seconds each."""
         self._slots = slots
         self._queue_length = queue
         self._wait = wait
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[_Waiter] = deque()
         self._looking: asyncio.TimerHandle | None = None
+        self._listening = False
 
     @asynccontextmanager
     async def slot(self, caller: str) -> AsyncIterator[float]:
@@ -48,54 +65,68 @@ class Admission:
             self._slots.leave(caller)
 
     async def _take(self) -> float:
-        if not self._queue and self._slots.take():
+        if not self._queue and self._slots.ahead() is None and self._slots.take():
             return 0.0
         if not self._slots.queue(self._queue_length):
             raise self._busy()
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._queue.append(turn)
-        self._look_again()
+        waiter = _Waiter(time.monotonic_ns(), asyncio.get_running_loop().create_future())
+        self._queue.append(waiter)
+        self._listen()
+        self._serve_queue()
         try:
             async with asyncio.timeout(self._wait):
-                await turn
+                await waiter.turn
         except BaseException as error:
-            if turn.done() and not turn.cancelled():
+            if waiter.turn.done() and not waiter.turn.cancelled():
                 self._give()  # the slot came in the same moment
-            elif turn in self._queue:
-                self._queue.remove(turn)
+            elif waiter in self._queue:
+                self._queue.remove(waiter)
                 self._slots.unqueue()
+                self._serve_queue()
             if isinstance(error, TimeoutError):
                 raise self._busy() from error
             raise
-        return loop.time() - begin
+        return (time.monotonic_ns() - waiter.since) / 1e9
 
     def _give(self) -> None:
         self._slots.give()
         self._serve_queue()
 
     def _serve_queue(self) -> None:
-        """Let in whoever has waited longest, as far as there are places."""
+        """Let in whoever has waited longest, as far as there are places. If that is in another worker, tell it so."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
         while self._queue:
-            if self._queue[0].done():
-                self._next()
-            elif self._slots.take():
-                self._next().set_result(None)
-            else:
-                break
-        self._look_again()
+            first = self._queue[0]
+            if not first.turn.done():
+                if self._slots.ahead(first.since) is not None or not self._slots.take():
+                    break
+                first.turn.set_result(None)
+            self._queue.popleft()
+            self._slots.unqueue()
+        if self._slots.workers > 1:
+            self._tell_others()
 
-    def _next(self) -> asyncio.Future[None]:
-        self._slots.unqueue()
-        return self._queue.popleft()
-
-    def _look_again(self) -> None:
-        if self._queue and self._slots.shared and self._looking is None:
+    def _tell_others(self) -> None:
+        if self._queue:
+            self._slots.publish(self._queue[0].since)
             self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._serve_queue)
+            ahead = self._slots.ahead(self._queue[0].since)
+        else:
+            self._slots.publish(0)
+            ahead = self._slots.ahead()
+        if ahead is not None and self._slots.taken < self._slots.slots:
+            self._slots.ring(ahead)
+
+    def _listen(self) -> None:
+        if self._slots.bell is not None and not self._listening:
+            self._listening = True
+            asyncio.get_running_loop().add_reader(self._slots.bell, self._rung)
+
+    def _rung(self) -> None:
+        self._slots.silence()
+        self._serve_queue()
 
     def _busy(self) -> ServerBusy:
         return ServerBusy(

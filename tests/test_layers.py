@@ -208,7 +208,7 @@ def test_only_one_place_knows_each_outside_library() -> None:
 
 def test_only_the_composition_roots_read_the_environment() -> None:
     for path in sources("service"):
-        if path.stem in ("config", "workers", "handover", "__main__"):  # these two need `os` to fork and for pipes
+        if path.stem in ("config", "workers", "handover", "slots", "__main__"):  # they need `os` to fork and for pipes
             continue
         assert "os" not in set(imports(path)), f"{path.relative_to(ROOT)} imports os"
 

@@ -54,6 +54,8 @@ class Receiver:
         self._lines: dict[str, deque[_Read]] = {}
         """Those that wait, by connection; the connection whose turn is next comes first."""
         self._waiting = 0
+        self._crowd = 0
+        """How many connections have waited at once, since last nobody did."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def receive(self, context: Context) -> bytes:
@@ -138,7 +140,10 @@ class Receiver:
         while self._waiting and len(self._reads) < self._most_reads:
             self._begin_next()
         if self._waiting:
+            self._crowd = max(self._crowd, len(self._lines))
             self._hurry()
+        else:
+            self._crowd = 0
 
     def _begin_next(self) -> None:
         connection, line = next(iter(self._lines.items()))
@@ -156,7 +161,7 @@ class Receiver:
         """End reads that have had their share, as many as there are requests waiting."""
         going = sum(read.ended for read in self._reads)
         # However many connections wait, each has its turn within about 0.1 s.
-        share = _SHARE_SECONDS * min(1, self._most_reads / len(self._lines))
+        share = _SHARE_SECONDS * min(1, self._most_reads / self._crowd)
         counts = Counter(read.connection for read in self._reads if not read.ended)
         while going < self._waiting and counts:
             most = max(counts.values())

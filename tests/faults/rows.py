@@ -307,6 +307,61 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             100,
         ),
     ),
+    "Two things at once": (
+        Row(
+            "order over workers",
+            "eight slots, two workers: 60 callers at one of them come again and again, 5 at the other",
+            "let in in the order in which they came",
+            "calls of 10,000 let in before one that had come 50 ms earlier",
+            0,
+            "",
+            loose=10,
+        ),
+        Row(
+            "polite beside greedy",
+            "eight slots, two workers: 40 callers at one of them come again and again, one at the other",
+            "its answers, in its turn",
+            "calls of 44 that were refused",
+            0,
+            "",
+        ),
+        Row(
+            "unfinished: memory",
+            "requests of 5 MB that never arrive as a whole: 200 on 2 connections, 616 on one, 600 on each of 10; one "
+            "byte a second; only promised; compressed",
+            "RESOURCE_EXHAUSTED / SERVER_BUSY, or DEADLINE_EXCEEDED / REQUEST_STALLED",
+            "growth of the memory of all processes",
+            256,
+            "MB",
+            loose=320,
+        ),
+        Row(
+            "unfinished: others",
+            "the same, but for the burst of 6,000 calls",
+            "others: their answers",
+            "a small call beside it",
+            250,
+        ),
+        Row(
+            "unfinished: others refused", "the same", "the same", "calls beside it with another ending", 0, "", loose=5
+        ),
+        Row(
+            "500 requests of 1 MB",
+            "500 requests of 1 MB at once",
+            "the answer, or RESOURCE_EXHAUSTED / SERVER_BUSY",
+            "calls with another ending",
+            0,
+            "",
+        ),
+        Row(
+            "100 readers of 5 MB",
+            "100 slow readers of 5 MB answers",
+            "the whole answer",
+            "growth of the server's memory for each",
+            0.5,
+            "MB",
+        ),
+    ),
     "Everything at once": (
         Row(
             "soak",

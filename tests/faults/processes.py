@@ -174,10 +174,10 @@ async def server(
 
 
 @asynccontextmanager
-async def engine(port: int = 0) -> AsyncIterator[tuple[Child, str]]:
+async def engine(port: int = 0, *flags: str) -> AsyncIterator[tuple[Child, str]]:
     """A local Vertex in a process of its own, and its address: it wants a script from the Control service."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "vertex_emulator", "--mind", "script", "--port", str(port)),
+        *(sys.executable, "-m", "vertex_emulator", "--mind", "script", "--port", str(port), *flags),
         stderr=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

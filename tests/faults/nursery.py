@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -23,7 +23,7 @@ from service import providers
 from service.__main__ import main
 from service.config import Settings
 from tests.faults.launcher import tell_tasks
-from tests.faults.processes import ServerChild, ended
+from tests.faults.processes import ServerChild, ended, eventually
 
 Loop = Literal["uvloop", "asyncio"]
 
@@ -43,9 +43,10 @@ class Forked:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        # Before its workers, which would drain for as long as the grace is.
-        for pid in (self.pid, *workers(self.pid)):
-            os.kill(pid, signal.SIGKILL)
+        # Its workers too, which would drain for as long as the grace is.
+        for pid in (self.pid, *children(self.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     async def wait(self) -> int:
         if self.returncode is None:
@@ -85,11 +86,13 @@ class Nursery:
                 _, line = await child.said("listening on")
                 child.address = line.partition("listening on ")[2].partition(";")[0]
                 await child.said("ready after")
+                if workers > 1:
+                    await eventually(lambda: len(children(forked.pid)) == workers)  # and whoever greeted has gone
                 yield child
 
 
-def workers(pid: int) -> list[int]:
-    """The processes that a server has forked."""
+def children(pid: int) -> list[int]:
+    """The processes that this one has forked: a server's workers."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 

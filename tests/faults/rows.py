@@ -309,6 +309,31 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     ),
     "Two things at once": (
         Row(
+            "storm: calls",
+            "a cancel, a deadline, a limit, a signal or upstream's ending within 5 ms of a first, middle or last "
+            "chunk; uvloop and asyncio, one and two workers, with and without `coalesce`, readers that stop reading",
+            "`completed` and OK, or one typed status that isn't INTERNAL",
+            "calls",
+            None,
+            "",
+        ),
+        Row(
+            "storm: calls without exactly one typed status",
+            "the same",
+            "the same",
+            "calls with another ending, or that heard it later than 1 s after their deadline or the server's maximum",
+            0,
+            "",
+        ),
+        Row(
+            "storm: slots, queue places, upstream calls left over",
+            "the same",
+            "the same",
+            "slots, places in the queue, calls upstream and asyncio tasks that are taken afterwards",
+            0,
+            "",
+        ),
+        Row(
             "order over workers",
             "eight slots, two workers: 60 callers at one of them come again and again, 5 at the other",
             "let in in the order in which they came",

@@ -1,0 +1,646 @@
+"""Many calls whose events fall into the moment of a chunk: two things at once, by the thousand.
+
+Each call has a target: its first chunk, one in the middle, the last, or the end behind it. Events are aimed at that
+moment, at most 5 ms before or behind it: the caller's cancel, its deadline, its `first_chunk_timeout` or
+`idle_timeout`, the server's write timeout, a signal; upstream's own ending is another. How long a chunk takes depends
+on the machine, so each kind of event learns where its moment is: it comes later after it won, and sooner after the
+chunk did.
+
+What a call is to do follows from the storm's seed and the call's number. When exactly things meet can't be repeated;
+how often they meet can.
+"""
+
+import asyncio
+import os
+import random
+import re
+import signal
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from tests.faults.nursery import children
+from tests.faults.processes import Caller, ServerChild
+from tests.faults.windows import OPEN, Connection, Stream, connected
+from vertex_emulator import ControlClient
+from vertex_emulator.script import Answer, Script, Step, answer, cut, delay, end, silence, status, tokens, wait_for
+
+SPREAD_SECONDS = 0.005
+_LEARNT_SECONDS = 0.001
+
+SLOTS, QUEUE, QUEUE_SECONDS = 150, 20, 1.0
+WRITE_SECONDS, LONGEST_SECONDS = 0.3, 2.0
+
+FLAGS = (
+    *("--slots", str(SLOTS), "--queue", str(QUEUE), "--queue-timeout", str(QUEUE_SECONDS)),
+    *("--write-timeout", str(WRITE_SECONDS)),
+    *("--default-deadline", str(LONGEST_SECONDS), "--max-deadline", str(LONGEST_SECONDS)),
+)
+
+# Where nothing but a signal is to end a call.
+DRAIN_FLAGS = (
+    *FLAGS,
+    *("--write-timeout", "20", "--default-deadline", "20", "--max-deadline", "20"),
+    "--drain-delay",
+    "0",
+)
+
+# The kernel deals connections out to the workers.
+CONNECTIONS = 8
+
+_HOLD, _COUNT = "hold;", "count;"
+
+_SERVICE = "/tokenwire.v1.GenerationService/"
+_GENERATE, _COUNT_TOKENS, _LIST_MODELS = (_SERVICE + name for name in ("Generate", "CountTokens", "ListModels"))
+
+_ANSWERS: Mapping[str, Any] = {
+    _GENERATE: pb.GenerateResponse,
+    _COUNT_TOKENS: pb.CountTokensResponse,
+    _LIST_MODELS: pb.ListModelsResponse,
+}
+
+# Every method, with a request whose answer its caller doesn't read.
+_METHODS: Mapping[str, bytes] = {
+    _GENERATE: pb.GenerateRequest(prompt=_HOLD).SerializeToString(),
+    _COUNT_TOKENS: pb.CountTokensRequest(prompt=_COUNT).SerializeToString(),
+    _LIST_MODELS: b"",
+    "/grpc.health.v1.Health/Check": b"",
+    "/grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest().SerializeToString(),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(
+        list_services="*"
+    ).SerializeToString(),
+}
+
+# What a call of a storm may hear besides OK.
+_HONEST = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: {
+        *("CALLER_DEADLINE", "SERVER_DEADLINE", "FIRST_CHUNK_TIMEOUT", "IDLE_TIMEOUT", "READER_STALLED"),
+        "UPSTREAM_DEADLINE",
+    },
+    grpc.StatusCode.UNAVAILABLE: {"UPSTREAM_UNAVAILABLE", "UPSTREAM_CUT", "DRAINING"},
+    grpc.StatusCode.RESOURCE_EXHAUSTED: {"SERVER_BUSY", "UPSTREAM_QUOTA"},
+    grpc.StatusCode.INVALID_ARGUMENT: {"UPSTREAM_REJECTED"},
+}
+
+# What the server's log may not say.
+_BAD_WORDS = re.compile(r" (ERROR|WARNING|CRITICAL) |Traceback| bug |ignored error|GRPC_CALL_ERROR|=INTERNAL")
+
+_UPSTREAM_FAILS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+
+
+@dataclass(frozen=True)
+class Play:
+    """What upstream does, once its name is the prompt."""
+
+    name: str
+    target: int
+    """Which piece the events are aimed at; the number of pieces: the end behind them."""
+    waits: tuple[float, ...]
+    """Seconds before each piece, and before the end."""
+    texts: tuple[str, ...] = field(repr=False)
+    ending: str
+    gate: str = ""
+    """What the target waits for."""
+
+    @property
+    def until_target(self) -> float:
+        return sum(self.waits[: self.target + 1])
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def answer(self) -> Answer:
+        endings: Mapping[str, Sequence[Step]] = {
+            "complete": (),
+            "unfinished": (end(),),
+            "silent": (silence(),),
+            "cut": (cut(),),
+        }
+        steps: list[str | Step] = []
+        for index, seconds in enumerate(self.waits):
+            steps += [wait_for(self.gate)] if self.gate and index == self.target else []
+            steps += [delay(seconds)] if seconds else []
+            steps += [self.texts[index]] if index < len(self.texts) else []
+        steps += endings[self.ending] if self.ending in endings else [status(self.ending, "no")]
+        return answer(*steps, uses=0, user_text=self.name)
+
+
+def plays(seed: str, *, count: int = 60) -> list[Play]:
+    """Pieces at a quick pace, but for a longer wait before the target. The last one cuts a connection to upstream."""
+    dice = random.Random(f"{seed}/plays")
+    made = []
+    for number in range(count):
+        pieces = dice.choice([1, 2, 3, 5, 8])
+        target = dice.choice(sorted({0, pieces // 2, pieces - 1, pieces}))
+        waits = [dice.choice([0, 0.001, 0.002, 0.006]) for _ in range(pieces + 1)]
+        waits[target] = dice.uniform(0.008, 0.03)
+        texts = tuple(f"{number}.{index} " + "x" * dice.choice([0, 10, 300]) for index in range(pieces))
+        ending = dice.choice(["complete"] * 16 + ["unfinished"] * 2 + ["silent", *_UPSTREAM_FAILS])
+        made.append(Play(f"play-{number:03};", target, tuple(waits), texts, "cut" if number == count - 1 else ending))
+    return made
+
+
+def floods(seed: str, *, count: int = 12) -> list[Play]:
+    """Everything at once, for those who don't read."""
+    dice = random.Random(f"{seed}/floods")
+    made = []
+    for number in range(count):
+        pieces = dice.choice([1, 2, 5])
+        texts = tuple(f"{number}.{index} " + "x" * dice.choice([0, 100, 3000]) for index in range(pieces))
+        ending = dice.choice(["complete"] * 5 + ["unfinished", "ABORTED"])
+        made.append(Play(f"flood-{number:03};", 0, (0,) * (pieces + 1), texts, ending))
+    return made
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call is to do."""
+
+    number: int
+    play: Play
+    events: tuple[str, ...]
+    """Of cancel, deadline, first and idle."""
+    offsets: Mapping[str, float]
+    """Seconds from the target, for each event."""
+    reacts: bool
+    """Whether the cancel is timed by the message before its target, and not from the call's begin."""
+    coalesce: pb.Coalesce | None
+    timeout: float | None
+    """A deadline that is far off: a call may not be silent until then."""
+    method: str
+
+
+@dataclass
+class Heard:
+    """What a caller heard."""
+
+    messages: list[Any] = field(default_factory=list)
+    code: grpc.StatusCode | None = None
+    """None: it heard nothing for too long, or its stream ended without a status."""
+    reason: str = ""
+    """Empty: the status is not typed."""
+    text: str = ""
+    seconds: float = 0.0
+    """From the call's begin."""
+
+    def __str__(self) -> str:
+        kinds = [message.WhichOneof("event") for message in self.messages if isinstance(message, pb.GenerateResponse)]
+        code = "no status" if self.code is None else self.code.name
+        return f"{kinds} {code}/{self.reason or 'untyped'} {self.text!r} after {self.seconds:.3f} s"
+
+
+def typed(code: grpc.StatusCode, details: Status | None) -> str:
+    """The reason in a status of ours; empty: it isn't one."""
+    info = ErrorInfo()
+    for detail in details.details if details is not None and details.code == code.value[0] else ():
+        if detail.Unpack(info) and info.domain == "tokenwire":
+            return str(info.reason)
+    return ""
+
+
+def fault(heard: Heard, *, text: str | None, own: frozenset[grpc.StatusCode] = frozenset()) -> str:
+    """What is wrong with what was heard; empty: nothing.
+
+    `text` is the whole answer's; None: of a unary call. `own` are the codes that the caller's gRPC may have made by
+    itself, of its own cancel or deadline.
+    """
+    if heard.code is None:
+        return f"no status: {heard.text}"
+    events = [message.WhichOneof("event") for message in heard.messages] if text is not None else []
+    if text is not None:
+        if [message.sequence for message in heard.messages] != list(range(len(heard.messages))):
+            return "sequence"
+        if not text.startswith("".join(message.text for message in heard.messages)):
+            return "text"
+        if events[:1] not in ([], ["started"]) or "completed" in events[:-1]:
+            return "order"
+    if heard.code is grpc.StatusCode.OK:
+        whole = events[-1:] == ["completed"] if text is not None else len(heard.messages) == 1
+        return "" if whole else "OK without completed"
+    if not heard.reason:
+        return "" if heard.code in own else f"untyped {heard.code.name}"
+    if heard.reason not in _HONEST.get(heard.code, ()):
+        return f"{heard.code.name}/{heard.reason}"
+    return "completed, then an error" if events[-1:] == ["completed"] else ""
+
+
+class Storm:
+    """Sends calls to servers on one local Vertex, and keeps what was wrong with them."""
+
+    def __init__(self, seed: str, upstream: str, control: ControlClient, *, patience: float = 1.0) -> None:
+        """`patience`: seconds beyond a call's last moment until it has heard nothing."""
+        self.seed = seed
+        self.upstream = upstream
+        self.control = control
+        self._patience = patience
+        self._plays = plays(seed)
+        self._floods = floods(seed)
+        self._aims: defaultdict[str, float] = defaultdict(lambda: 0.003)
+        self.calls = 0
+        self.met: Counter[str] = Counter()
+        """How calls ended, which events won, and how many came within 5 ms of a message."""
+        self.faults: Counter[str] = Counter()
+        self.told: list[str] = []
+        """Of some faults of each kind, all that is known."""
+
+    async def load(self, *more: Play) -> None:
+        """Have the local Vertex play what the calls ask for."""
+        counted = answer(delay(0.01), tokens(7), uses=0, user_text=_COUNT, method="CountTokens")
+        held = answer("held", silence(), uses=0, user_text=_HOLD)
+        answers = [counted, held, *(play.answer for play in (*more, *self._plays, *self._floods))]
+        await asyncio.to_thread(self.control.load, Script(answers=answers))
+
+    def report(self) -> str:
+        """Everything that was wrong."""
+        faults = ", ".join(f"{count} x {what}" for what, count in self.faults.most_common())
+        return "\n".join([f"storm of seed {self.seed}: {self.calls} calls; {faults or 'nothing wrong'}", *self.told])
+
+    def wrong(self, what: str, *how: object) -> None:
+        self.faults[what] += 1
+        if self.faults[what] <= 5:
+            self.told.append(f"{what}: {' '.join(map(str, how))}")
+
+    # ---- calls that are read
+
+    async def rage(self, served: ServerChild, numbers: range, *, lanes: int = 8) -> None:
+        """Send the calls of these numbers: so many lanes, each of bursts of up to eight."""
+        left = iter(numbers)
+        async with callers(served) as connected:
+
+            async def come_again(lane: int) -> None:
+                dice = random.Random(f"{self.seed}/{numbers}/{lane}")
+                while burst := [number for _, number in zip(range(dice.choice([1, 1, 2, 8])), left, strict=False)]:
+                    await asyncio.gather(*(self._send(dice.choice(connected), self.plan(number)) for number in burst))
+
+            await asyncio.gather(*(come_again(lane) for lane in range(lanes)))
+
+    def plan(self, number: int) -> Plan:
+        """What the call of this number does."""
+        dice = random.Random(f"{self.seed}/{number}")
+        play = self._plays[-1] if dice.random() < 0.001 else dice.choice(self._plays[:-1])
+        possible = ["cancel", "deadline", "first" if play.target == 0 else "idle"]
+        events = tuple(dice.sample(possible, dice.choice([1, 1, 1, 2, 3]))) if dice.random() < 0.97 else ()
+        merged = dice.choice([None, None, pb.Coalesce(), pb.Coalesce(max_bytes=dice.choice([1, 64]))])
+        if merged is not None and dice.random() < 0.5:
+            merged.max_delay.FromMicroseconds(dice.randint(1, 8000))
+        return Plan(
+            number=number,
+            play=play,
+            events=events,
+            offsets={event: dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS) for event in events},
+            reacts=dice.random() < 0.6,
+            coalesce=merged,
+            timeout=LONGEST_SECONDS - 0.2 if dice.random() < 0.2 else None,
+            method="CountTokens" if dice.random() < 0.03 else "Generate",
+        )
+
+    async def _send(self, caller: Caller, plan: Plan) -> None:
+        loop = asyncio.get_running_loop()
+        moments = {event: self._moment(plan, event) for event in plan.events}
+        limits: dict[str, Any] = {
+            name: _duration(moments[event])
+            for event, name in (("first", "first_chunk_timeout"), ("idle", "idle_timeout"))
+            if event in moments
+        }
+        timeout = moments.get("deadline", plan.timeout)
+        begin, streams = loop.time(), plan.method == "Generate"
+        if streams:
+            name = f"storm-{plan.number}"
+            call = caller.start(plan.play.name, timeout=timeout, request_id=name, coalesce=plan.coalesce, **limits)
+        else:
+            call = caller.stub.CountTokens(pb.CountTokensRequest(prompt=_COUNT), timeout=timeout)
+        leaving: list[asyncio.TimerHandle] = []
+        came: list[float] = []
+
+        def leave(seconds: float) -> None:
+            moments["cancel"] = loop.time() + seconds - begin
+            leaving.append(loop.call_later(seconds, call.cancel))
+
+        def look() -> None:
+            came.append(loop.time() - begin)
+            if reacts and len(came) == plan.play.target + 1:
+                leave(max(0, plan.offsets["cancel"] + (plan.play.waits[plan.play.target] if plan.play.target else 0)))
+
+        reacts = "cancel" in moments and plan.reacts and streams
+        if "cancel" in moments and not reacts:
+            leave(moments["cancel"])
+        heard = Heard()
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS + self._patience):
+                await hear(call, heard, look, streams=streams)
+        except TimeoutError:
+            heard.text = "still waiting"
+            call.cancel()
+        heard.seconds = loop.time() - begin
+        own = set()
+        for timer in leaving:
+            timer.cancel()
+            if moments["cancel"] <= heard.seconds:
+                own.add(grpc.StatusCode.CANCELLED)
+        if "deadline" in moments and heard.seconds >= moments["deadline"] - 0.002:
+            own.add(grpc.StatusCode.DEADLINE_EXCEEDED)
+        wrong = fault(heard, text=plan.play.text if streams else None, own=frozenset(own))
+        if not wrong and heard.seconds > moments.get("deadline", LONGEST_SECONDS) + self._patience:
+            wrong = "late"
+        self._count(heard, wrong, plan, {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()})
+        if streams:
+            moved = [moments[event] for event in ("cancel", "deadline") if event in moments]
+            near = any(abs(one - moment) <= SPREAD_SECONDS for one in (*came, heard.seconds) for moment in moved)
+            self.met["events of callers"] += bool(moved)
+            self.met["events of callers near a message"] += near
+            if len(plan.events) == 1 and plan.coalesce is None and not reacts:
+                self._learn(plan, heard)
+
+    def _moment(self, plan: Plan, event: str) -> float:
+        """Seconds from the call's begin, or from where the limit begins, at which the event comes."""
+        play = plan.play
+        elapsed = play.waits[play.target] if event == "idle" else play.until_target
+        return max(0.001, elapsed + self._aims[_aim(event, play)] + plan.offsets[event])
+
+    def _learn(self, plan: Plan, heard: Heard) -> None:
+        (event,) = plan.events
+        pieces = sum(bool(message.text) for message in heard.messages)
+        at_end = plan.play.target == len(plan.play.texts)
+        self._came(_aim(event, plan.play), heard.code is grpc.StatusCode.OK if at_end else pieces > plan.play.target)
+
+    def _came(self, aim: str, chunk: bool) -> None:
+        """Aim sooner if the chunk came before the event, else later."""
+        self._aims[aim] += -_LEARNT_SECONDS if chunk else _LEARNT_SECONDS
+        self.met[f"{aim}: {'chunk' if chunk else 'event'} first"] += 1
+
+    def _count(self, heard: Heard, wrong: str, *how: object) -> None:
+        self.calls += 1
+        self.met[f"{heard.code.name if heard.code else 'no status'}/{heard.reason or 'untyped'}"] += 1
+        if wrong:
+            self.wrong(wrong, *how, heard)
+
+    # ---- calls that are not read
+
+    async def stall(self, served: ServerChild, numbers: range, *, lanes: int = 12, each: int = 8) -> None:
+        """Send the calls of these numbers, by callers whose windows are full when the server's patience is over."""
+        sizes = await self._sizes(served)
+        left = iter(range(numbers.start, numbers.stop, each))
+
+        async def come_again() -> None:
+            for first in left:
+                dice = random.Random(f"{self.seed}/stall/{first}")
+                play = dice.choice(self._floods)
+                window = _window(dice, sizes[play.name])
+                async with connected(served.address, window=window) as connection:
+                    await asyncio.gather(
+                        *(self._stall(connection, play, number, window) for number in range(first, first + each))
+                    )
+
+        await asyncio.gather(*(come_again() for _ in range(lanes)))
+
+    async def _sizes(self, served: ServerChild) -> dict[str, list[int]]:
+        """Of each flood's messages, in bytes on the wire."""
+        async with connected(served.address, window=OPEN) as connection:
+            streams = {play.name: connection.call(_prompt(play)) for play in self._floods}
+            for stream in streams.values():
+                await stream.over.wait()
+            return {name: [5 + len(one) for one in stream.messages] for name, stream in streams.items()}
+
+    async def _stall(self, connection: Connection, play: Play, number: int, window: int) -> None:
+        dice = random.Random(f"{self.seed}/stall/{number}")
+        begin = time.monotonic()
+        stream = connection.call(_prompt(play, dice.choice([None, pb.Coalesce()])))
+        late = dice.random() < 0.2
+        heard = Heard()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_SECONDS + self._patience):
+                await stream.begun.wait()
+        aim = self._aims["write"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS)
+        seconds = WRITE_SECONDS + (0.2 if late else aim)
+        while (left := stream.moved + seconds - time.monotonic()) > 0 and not stream.over.is_set():
+            await asyncio.sleep(left)
+        full = not stream.over.is_set()
+        connection.open(stream)
+        await self._end(stream, heard, begin)
+        if full and not late:
+            # What comes is the reader; too late means that it has to be sooner.
+            self._came("write", heard.reason == "READER_STALLED" or heard.code is None)
+        wrong = fault(heard, text=play.text)
+        how = f"a window of {window} bytes, opened {1000 * seconds:.1f} ms after it was full"
+        self._count(heard, wrong and f"{wrong}, window", f"stall {number}:", play, how)
+
+    async def _end(self, stream: Stream, heard: Heard, begin: float, kind: Any = pb.GenerateResponse) -> None:
+        """What a caller by hand hears, who reads from now on."""
+        try:
+            async with asyncio.timeout(LONGEST_SECONDS + self._patience):
+                await stream.over.wait()
+            heard.text = f"RST_STREAM {stream.reset}" if stream.reset is not None else "connection lost"
+        except TimeoutError:
+            heard.text = "still waiting"
+        heard.seconds = time.monotonic() - begin
+        heard.messages += [kind.FromString(message) for message in stream.messages]
+        if stream.code is not None:
+            heard.code, heard.text = stream.code, stream.status.message if stream.status else ""
+            heard.reason = typed(stream.code, stream.status)
+
+    async def never_read(self, served: ServerChild, *, tasks_before: int, each: int) -> dict[str, int]:
+        """Callers of every method whose windows stay closed: what they still hold once every limit has passed."""
+        begin = time.monotonic()
+        async with AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(connected(served.address, window=0))
+            calls = [(path, connection.call(_METHODS[path], path=path)) for path in _METHODS for _ in range(each)]
+            await asyncio.sleep(LONGEST_SECONDS)
+            left = await left_over(served, self.control, tasks_before=tasks_before, seconds=self._patience)
+            await asyncio.gather(*(self._read_on(connection, path, stream, begin) for path, stream in calls))
+        return left
+
+    async def _read_on(self, connection: Connection, path: str, stream: Stream, begin: float) -> None:
+        connection.open(stream)
+        if path.startswith(_SERVICE):
+            heard = Heard()
+            await self._end(stream, heard, begin, kind=_ANSWERS[path])
+            wrong = fault(heard, text="held" if path == _GENERATE else None)
+            self._count(heard, wrong and f"{wrong}, never read", path)
+
+    # ---- signals
+
+    async def drain(self, served: ServerChild, number: int, *, grace: float, streams: int = 80) -> None:
+        """SIGTERM, and what follows it, in the moment of chunks. The server has DRAIN_FLAGS and this grace."""
+        dice = random.Random(f"{self.seed}/drain/{number}")
+        kind = "grace" if grace < LONGEST_SECONDS else dice.choice(["second", "second", "both", "first"])
+        play = self._gated(dice, f"gate-{number}-{served.pid}")
+        await self.load(play)
+        window = dice.choice([0, 30, 90])
+        begin = time.monotonic()
+        async with callers(served) as connected_ones, connected(served.address, window=window) as by_hand:
+            loop = asyncio.get_running_loop()
+            calls = [connected_ones[index % CONNECTIONS].start(play.name) for index in range(streams)]
+            heard = [Heard() for _ in calls]
+            reading = [asyncio.ensure_future(hear(call, one)) for call, one in zip(calls, heard, strict=True)]
+            unread = [by_hand.call(_prompt(play)) for _ in range(streams // 4)]
+            await self._open_upstream(len(calls) + len(unread))
+            if kind in ("grace", "second"):
+                served.signal(signal.SIGTERM)
+                await served.said("draining")
+            if kind == "grace":
+                await asyncio.sleep(grace + self._aims["grace"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS))
+            opening = loop.run_in_executor(None, self.control.open_gate, play.gate)
+            pause = dice.uniform(0, 0.04) if kind == "second" else dice.uniform(0, 2 * SPREAD_SECONDS)
+            await asyncio.sleep(pause)
+            if kind in ("both", "first"):
+                served.signal(signal.SIGTERM)
+            if kind == "both":
+                await asyncio.sleep(dice.uniform(0, SPREAD_SECONDS))
+            if kind in ("both", "second"):
+                served.signal(signal.SIGINT)
+            await opening
+            await asyncio.sleep(dice.uniform(0, 0.03))
+            for stream in unread:
+                by_hand.open(stream)
+            for one, task in zip(heard, reading, strict=True):
+                try:
+                    await asyncio.wait_for(task, LONGEST_SECONDS + self._patience)
+                except TimeoutError:
+                    one.text = "still waiting"
+            for stream in unread:
+                heard.append(Heard())
+                await self._end(stream, heard[-1], begin)
+        for index, one in enumerate(heard):
+            one.seconds = time.monotonic() - begin
+            wrong = fault(one, text=play.text)
+            if not wrong and kind == "first" and one.code is not grpc.StatusCode.OK:
+                wrong = "cut by one signal"
+            by = f", window {window}" if index >= len(calls) else ""
+            self._count(one, wrong and f"{wrong}, {kind}{by}", f"drain {number}:", play, f"after {1000 * pause:.1f} ms")
+        code = await asyncio.wait_for(served.process.wait(), 30)
+        if code:
+            self.wrong(f"exit code {code}", f"drain {number}", kind)
+        for line in bad_lines(served):
+            self.wrong("log", line)
+
+    def _gated(self, dice: random.Random, gate: str) -> Play:
+        texts = tuple(f"{index} " for index in range(dice.choice([1, 3])))
+        waits = (0.002,) * (len(texts) + 1)
+        return Play(f"{gate};", dice.choice(sorted({0, len(texts) // 2, len(texts)})), waits, texts, "complete", gate)
+
+    async def _open_upstream(self, count: int) -> None:
+        late = time.monotonic() + 30
+        while (found := (await asyncio.to_thread(self.control.stats)).open_calls) != count:
+            assert time.monotonic() < late, f"{found} calls are open upstream, of {count}"
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # until what comes before the gate has been read
+
+
+@asynccontextmanager
+async def callers(served: ServerChild) -> AsyncIterator[list[Caller]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(served.caller()) for _ in range(CONNECTIONS)]
+
+
+async def hear(call: Any, heard: Heard, came: Callable[[], None] = lambda: None, *, streams: bool = True) -> None:
+    """Read a call of gRPC's own caller to its end."""
+    try:
+        if streams:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                came()
+                heard.messages.append(message)
+        else:
+            heard.messages.append(await call)
+    except grpc.aio.AioRpcError:
+        pass
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        if task.cancelling():
+            raise
+    code = await call.code()
+    for key, value in await call.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            heard.reason = typed(code, Status.FromString(value))
+    heard.code, heard.text = code, str(await call.details() or "")
+
+
+def _aim(event: str, play: Play) -> str:
+    return f"{event} at {'the first chunk' if play.target == 0 else 'a later moment'}"
+
+
+def _window(dice: random.Random, sizes: Sequence[int]) -> int:
+    """Nothing, or full in the first message, one in the middle or the last."""
+    index = dice.choice([0, len(sizes) // 2, len(sizes) - 1])
+    return dice.choice([0, sum(sizes[:index]) + dice.randrange(sizes[index])])
+
+
+def _prompt(play: Play, coalesce: pb.Coalesce | None = None) -> bytes:
+    return pb.GenerateRequest(prompt=play.name, coalesce=coalesce).SerializeToString()
+
+
+def _duration(seconds: float) -> Duration:
+    made = Duration()
+    made.FromMicroseconds(round(1e6 * seconds))
+    return made
+
+
+# ---- what is left behind -------------------------------------------------------------------------------------------
+
+
+async def tasks(served: ServerChild) -> int:
+    """How many asyncio tasks the server has, in all of its workers."""
+    total = 0
+    for pid in children(served.pid) or [served.pid]:
+        since = len(served.log)
+        os.kill(pid, signal.SIGUSR1)
+        _, line = await served.said("tasks=", since=since)
+        total += int(line.removeprefix("tasks="))
+    return total
+
+
+async def left_over(
+    served: ServerChild, control: ControlClient, *, tasks_before: int, seconds: float = 3
+) -> dict[str, int]:
+    """Slots, places in the queue, calls upstream and tasks that are taken while nobody calls; waits so long for 0."""
+    begin = time.monotonic()
+    while True:
+        upstream = (await asyncio.to_thread(control.stats)).open_calls
+        more = max(0, await tasks(served) - tasks_before)
+        if not (upstream or more) or time.monotonic() > begin + seconds:
+            break
+        await asyncio.sleep(0.05)
+    async with callers(served) as connected_ones:
+        calls = [connected_ones[number % CONNECTIONS].start(_HOLD) for number in range(SLOTS)]
+        inside = sum(await asyncio.gather(*map(_begins, calls)))
+        begin = time.monotonic()
+
+        async def at_once(caller: Caller) -> bool:
+            await hear(caller.start(_HOLD), heard := Heard())
+            return heard.reason == "SERVER_BUSY" and time.monotonic() < begin + QUEUE_SECONDS / 2
+
+        waiting = (at_once(connected_ones[number % CONNECTIONS]) for number in range(QUEUE + 1))
+        refused = sum(await asyncio.gather(*waiting))
+        for call in calls:
+            call.cancel()
+    return {
+        "slots": SLOTS - inside,
+        "queue places": refused - 1 if inside == SLOTS else 0,
+        "upstream calls": upstream,
+        "tasks": more,
+    }
+
+
+async def _begins(call: Any) -> bool:
+    with suppress(grpc.aio.AioRpcError):
+        return bool(await call.read())
+    return False
+
+
+def bad_lines(served: ServerChild) -> list[str]:
+    """What the server's log should not say."""
+    return [line for _, line in served.log if _BAD_WORDS.search(line)]

@@ -1,0 +1,145 @@
+"""Two things at once, thousands of times: each call ends with exactly one typed status, and nothing is left behind.
+
+A failure tells the storm's seed; TOKENWIRE_STORM=SEED sends the same calls again.
+"""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from typing import get_args
+
+import grpc
+import pytest
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from tests.faults.nursery import Loop, Nursery, nursery
+from tests.faults.processes import engine
+from tests.faults.recorder import STRICT, record
+from tests.faults.storm import DRAIN_FLAGS, FLAGS, Heard, Storm, bad_lines, fault, left_over, tasks
+from vertex_emulator import ControlClient
+
+SEED = os.environ.get("TOKENWIRE_STORM") or f"{random.getrandbits(32):x}"
+
+# How late a status may be; on a busy machine processes are forgotten for a while.
+PATIENCE_SECONDS = 1 if STRICT else 5
+
+LOOPS: tuple[Loop, ...] = get_args(Loop)
+
+GRACE_SECONDS = 0.2
+
+
+@pytest.fixture(scope="module")
+async def vertex() -> AsyncIterator[tuple[str, ControlClient]]:
+    """A local Vertex in a process of its own."""
+    async with engine(0, "--relay") as (_, address):
+        with ControlClient(address) as control:
+            yield address, control
+
+
+@pytest.fixture(scope="module")
+async def servers() -> AsyncIterator[Nursery]:
+    async with nursery() as running:
+        yield running
+
+
+@pytest.fixture
+async def storm(vertex: tuple[str, ControlClient]) -> Storm:
+    made = Storm(SEED, *vertex, patience=PATIENCE_SECONDS)
+    await made.load()
+    return made
+
+
+def hold(storm: Storm, left: dict[str, int] | None = None) -> None:
+    """Fail with all that is known, if something was wrong or is left behind."""
+    assert not storm.faults, storm.report()
+    record("storm: calls without exactly one typed status", storm.faults.total())
+    if left is not None:
+        assert not any(left.values()), f"{left} are left after the {storm.report()}"
+        record("storm: slots, queue places, upstream calls left over", sum(left.values()))
+
+
+async def strikes(storm: Storm, servers: Nursery, loop: Loop, workers: int, *, read: range, stalled: range) -> None:
+    """A storm of calls that are read and of calls that are not, on one server."""
+    async with servers.server(storm.upstream, *FLAGS, loop=loop, workers=workers) as served:
+        before = await tasks(served)
+        await storm.rage(served, read)
+        await storm.stall(served, stalled)
+        left = await left_over(served, storm.control, tasks_before=before, seconds=PATIENCE_SECONDS)
+        for line in bad_lines(served):
+            storm.wrong("log", line)
+    hold(storm, left)
+
+
+async def drains(storm: Storm, servers: Nursery, loop: Loop, workers: int, rounds: range) -> None:
+    for number in rounds:
+        grace = GRACE_SECONDS if number % 3 == 0 else 20
+        flags = (*DRAIN_FLAGS, "--grace", str(grace))
+        async with servers.server(storm.upstream, *flags, loop=loop, workers=workers) as served:
+            await storm.drain(served, number, grace=grace)
+    hold(storm)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_whatever_meets_a_chunk_a_call_ends_once_and_typed(
+    storm: Storm, servers: Nursery, loop: Loop, workers: int
+) -> None:
+    await strikes(storm, servers, loop, workers, read=range(400), stalled=range(96))
+
+
+@pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("uvloop", 2), ("asyncio", 1)])
+async def test_whatever_meets_a_signal_a_call_ends_once_and_typed(
+    storm: Storm, servers: Nursery, loop: Loop, workers: int
+) -> None:
+    await drains(storm, servers, loop, workers, range(2))
+
+
+async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_passed(
+    storm: Storm, servers: Nursery
+) -> None:
+    async with servers.server(storm.upstream, *FLAGS) as served:
+        left = await storm.never_read(served, tasks_before=await tasks(served), each=30)
+        for line in bad_lines(served):
+            storm.wrong("log", line)
+    hold(storm, left)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, servers: Nursery) -> None:
+    for place, (loop, workers) in enumerate((loop, workers) for loop in LOOPS for workers in (1, 2)):
+        read, stalled, rounds = (range(place * size, (place + 1) * size) for size in (20_400, 3_600, 12))
+        await strikes(storm, servers, loop, workers, read=read, stalled=stalled)
+        await drains(storm, servers, loop, workers, rounds)
+    assert storm.calls >= 100_000
+    record("storm: calls", storm.calls)
+
+
+# ---- that the storm would notice ---------------------------------------------------------------------------------------
+
+STARTED = pb.GenerateResponse(sequence=0, started=pb.Started())
+WORD = pb.GenerateResponse(sequence=1, text="word")
+COMPLETED = pb.GenerateResponse(sequence=2, completed=pb.Completed())
+
+OK, LATE = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    ("heard", "wrong"),
+    [
+        (Heard([STARTED, WORD, COMPLETED], OK), ""),
+        (Heard([STARTED, WORD], LATE, "IDLE_TIMEOUT"), ""),
+        (Heard([STARTED, WORD], LATE), "untyped DEADLINE_EXCEEDED"),
+        (Heard([STARTED, WORD], grpc.StatusCode.CANCELLED), ""),
+        (Heard([STARTED, WORD]), "no status: "),
+        (Heard([STARTED, WORD], OK), "OK without completed"),
+        (Heard([STARTED, WORD, COMPLETED], LATE, "READER_STALLED"), "completed, then an error"),
+        (Heard([STARTED], grpc.StatusCode.INTERNAL, "INTERNAL"), "INTERNAL/INTERNAL"),
+        (Heard([STARTED], OK, "IDLE_TIMEOUT"), "OK without completed"),
+        (Heard([WORD, COMPLETED], OK), "sequence"),
+        (Heard([pb.GenerateResponse(text="word")], LATE, "IDLE_TIMEOUT"), "order"),
+        (Heard([STARTED, pb.GenerateResponse(sequence=1, text="other")], LATE, "IDLE_TIMEOUT"), "text"),
+    ],
+)
+def test_an_ending_that_breaks_a_promise_is_a_fault(heard: Heard, wrong: str) -> None:
+    assert fault(heard, text="word after word", own=frozenset({grpc.StatusCode.CANCELLED})) == wrong

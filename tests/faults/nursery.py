@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import gc
 import json
+import logging
 import os
 import signal
 import sys
@@ -124,7 +125,15 @@ def _start(flags: Sequence[str], loop: Loop, log: str) -> int:
     if loop == "asyncio":
         sys.modules["uvloop"] = cast("Any", None)
     signal.signal(signal.SIGUSR1, tell_tasks)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tell_misuse)
     sys.exit(main(flags))
+
+
+def _tell_misuse(record: logging.LogRecord) -> bool:
+    """The server's log doesn't show what gRPC complains of, and an operation that it refuses is a bug of ours."""
+    if record.exc_info and "grpc_call_error" in str(record.exc_info[1]):
+        os.write(2, f"{record.exc_info[1]}\n".encode())
+    return True
 
 
 def _obey() -> None:

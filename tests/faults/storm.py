@@ -15,9 +15,10 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,8 +95,10 @@ _HONEST = {
     grpc.StatusCode.INVALID_ARGUMENT: {"UPSTREAM_REJECTED"},
 }
 
-# What the server's log may not say.
-_BAD_WORDS = re.compile(r" (ERROR|WARNING|CRITICAL) |Traceback| bug |ignored error|GRPC_CALL_ERROR|=INTERNAL")
+# What the server's log may not say. But gRPC complains of each status that meets its caller's cancel.
+_BAD_WORDS = re.compile(
+    r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says)|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
+)
 
 _UPSTREAM_FAILS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 
@@ -212,7 +215,7 @@ def typed(code: grpc.StatusCode, details: Status | None) -> str:
     return ""
 
 
-def fault(heard: Heard, *, text: str | None, own: frozenset[grpc.StatusCode] = frozenset()) -> str:
+def fault(heard: Heard, *, text: str | None, own: Collection[grpc.StatusCode] = ()) -> str:
     """What is wrong with what was heard; empty: nothing.
 
     `text` is the whole answer's; None: of a unary call. `own` are the codes that the caller's gRPC may have made by
@@ -220,22 +223,65 @@ def fault(heard: Heard, *, text: str | None, own: frozenset[grpc.StatusCode] = f
     """
     if heard.code is None:
         return f"no status: {heard.text}"
-    events = [message.WhichOneof("event") for message in heard.messages] if text is not None else []
-    if text is not None:
-        if [message.sequence for message in heard.messages] != list(range(len(heard.messages))):
-            return "sequence"
-        if not text.startswith("".join(message.text for message in heard.messages)):
-            return "text"
-        if events[:1] not in ([], ["started"]) or "completed" in events[:-1]:
-            return "order"
+    if text is not None and (wrong := _broken(heard.messages, text)):
+        return wrong
+    last = heard.messages[-1].WhichOneof("event") if text is not None and heard.messages else ""
     if heard.code is grpc.StatusCode.OK:
-        whole = events[-1:] == ["completed"] if text is not None else len(heard.messages) == 1
+        whole = last == "completed" if text is not None else len(heard.messages) == 1
         return "" if whole else "OK without completed"
     if not heard.reason:
         return "" if heard.code in own else f"untyped {heard.code.name}"
     if heard.reason not in _HONEST.get(heard.code, ()):
         return f"{heard.code.name}/{heard.reason}"
-    return "completed, then an error" if events[-1:] == ["completed"] else ""
+    return "completed, then an error" if last == "completed" else ""
+
+
+def _broken(messages: Sequence[pb.GenerateResponse], text: str) -> str:
+    events = [message.WhichOneof("event") for message in messages]
+    if [message.sequence for message in messages] != list(range(len(messages))):
+        return "sequence"
+    if not text.startswith("".join(message.text for message in messages)):
+        return "text"
+    return "order" if events[:1] not in ([], ["started"]) or "completed" in events[:-1] else ""
+
+
+class _Watch:
+    """When a call's messages came; and its cancel, timed from its begin or by the message before its target."""
+
+    def __init__(self, plan: Plan, call: Any, begin: float, moments: dict[str, float]) -> None:
+        self._plan = plan
+        self._call = call
+        self._begin = begin
+        self._moments = moments
+        self._timer: asyncio.TimerHandle | None = None
+        self.came: list[float] = []
+        """Seconds from the call's begin."""
+        self.reacts = "cancel" in moments and plan.reacts and plan.method == "Generate"
+        if "cancel" in moments and not self.reacts:
+            self._leave(moments["cancel"])
+
+    def message(self) -> None:
+        play = self._plan.play
+        self.came.append(asyncio.get_running_loop().time() - self._begin)
+        if self.reacts and len(self.came) == play.target + 1:
+            wait = play.waits[play.target] if play.target else 0
+            self._leave(max(0, wait + self._plan.offsets["cancel"]))
+
+    def _leave(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._moments["cancel"] = loop.time() + seconds - self._begin
+        self._timer = loop.call_later(seconds, self._call.cancel)
+
+    def ended(self, seconds: float) -> set[grpc.StatusCode]:
+        """The codes that the caller's gRPC may have made by itself until then."""
+        own = set()
+        if self._timer is not None:
+            self._timer.cancel()
+            if self._moments["cancel"] <= seconds:
+                own.add(grpc.StatusCode.CANCELLED)
+        if "deadline" in self._moments and seconds >= self._moments["deadline"] - 0.002:
+            own.add(grpc.StatusCode.DEADLINE_EXCEEDED)
+        return own
 
 
 class Storm:
@@ -311,59 +357,33 @@ class Storm:
     async def _send(self, caller: Caller, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
         moments = {event: self._moment(plan, event) for event in plan.events}
-        limits: dict[str, Any] = {
-            name: _duration(moments[event])
-            for event, name in (("first", "first_chunk_timeout"), ("idle", "idle_timeout"))
-            if event in moments
-        }
-        timeout = moments.get("deadline", plan.timeout)
         begin, streams = loop.time(), plan.method == "Generate"
-        if streams:
-            name = f"storm-{plan.number}"
-            call = caller.start(plan.play.name, timeout=timeout, request_id=name, coalesce=plan.coalesce, **limits)
-        else:
-            call = caller.stub.CountTokens(pb.CountTokensRequest(prompt=_COUNT), timeout=timeout)
-        leaving: list[asyncio.TimerHandle] = []
-        came: list[float] = []
-
-        def leave(seconds: float) -> None:
-            moments["cancel"] = loop.time() + seconds - begin
-            leaving.append(loop.call_later(seconds, call.cancel))
-
-        def look() -> None:
-            came.append(loop.time() - begin)
-            if reacts and len(came) == plan.play.target + 1:
-                leave(max(0, plan.offsets["cancel"] + (plan.play.waits[plan.play.target] if plan.play.target else 0)))
-
-        reacts = "cancel" in moments and plan.reacts and streams
-        if "cancel" in moments and not reacts:
-            leave(moments["cancel"])
+        call = _call(caller, plan, moments)
+        watch = _Watch(plan, call, begin, moments)
         heard = Heard()
         try:
             async with asyncio.timeout(LONGEST_SECONDS + self._patience):
-                await hear(call, heard, look, streams=streams)
+                await hear(call, heard, watch.message, streams=streams)
         except TimeoutError:
             heard.text = "still waiting"
             call.cancel()
         heard.seconds = loop.time() - begin
-        own = set()
-        for timer in leaving:
-            timer.cancel()
-            if moments["cancel"] <= heard.seconds:
-                own.add(grpc.StatusCode.CANCELLED)
-        if "deadline" in moments and heard.seconds >= moments["deadline"] - 0.002:
-            own.add(grpc.StatusCode.DEADLINE_EXCEEDED)
-        wrong = fault(heard, text=plan.play.text if streams else None, own=frozenset(own))
+        wrong = fault(heard, text=plan.play.text if streams else None, own=watch.ended(heard.seconds))
         if not wrong and heard.seconds > moments.get("deadline", LONGEST_SECONDS) + self._patience:
             wrong = "late"
         self._count(heard, wrong, plan, {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()})
         if streams:
-            moved = [moments[event] for event in ("cancel", "deadline") if event in moments]
-            near = any(abs(one - moment) <= SPREAD_SECONDS for one in (*came, heard.seconds) for moment in moved)
-            self.met["events of callers"] += bool(moved)
-            self.met["events of callers near a message"] += near
-            if len(plan.events) == 1 and plan.coalesce is None and not reacts:
+            self._measure(moments, (*watch.came, heard.seconds))
+            if len(plan.events) == 1 and plan.coalesce is None and not watch.reacts:
                 self._learn(plan, heard)
+
+    def _measure(self, moments: Mapping[str, float], came: Sequence[float]) -> None:
+        """How many callers' events were near a message; of limits only the server could tell."""
+        moved = [moments[event] for event in ("cancel", "deadline") if event in moments]
+        self.met["events of callers"] += bool(moved)
+        self.met["events of callers near a message"] += any(
+            abs(one - moment) <= SPREAD_SECONDS for one in came for moment in moved
+        )
 
     def _moment(self, plan: Plan, event: str) -> float:
         """Seconds from the call's begin, or from where the limit begins, at which the event comes."""
@@ -426,8 +446,8 @@ class Storm:
                 await stream.begun.wait()
         aim = self._aims["write"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS)
         seconds = WRITE_SECONDS + (0.2 if late else aim)
-        while (left := stream.moved + seconds - time.monotonic()) > 0 and not stream.over.is_set():
-            await asyncio.sleep(left)
+        while (left := stream.moved + seconds - time.monotonic()) > 0 and not stream.over.is_set():  # noqa: ASYNC110 - a moment, not an event
+            await asyncio.sleep(left)  # again if more has come meanwhile
         full = not stream.over.is_set()
         connection.open(stream)
         await self._end(stream, heard, begin)
@@ -452,16 +472,17 @@ class Storm:
             heard.code, heard.text = stream.code, stream.status.message if stream.status else ""
             heard.reason = typed(stream.code, stream.status)
 
-    async def never_read(self, served: ServerChild, *, tasks_before: int, each: int) -> dict[str, int]:
+    async def never_read(self, served: ServerChild, *, each: int) -> dict[str, int]:
         """Callers of every method whose windows stay closed: what they still hold once every limit has passed."""
-        begin = time.monotonic()
-        async with AsyncExitStack() as stack:
-            connection = await stack.enter_async_context(connected(served.address, window=0))
+        before, begin = await tasks(served), time.monotonic()
+        async with connected(served.address, window=0) as connection:
             calls = [(path, connection.call(_METHODS[path], path=path)) for path in _METHODS for _ in range(each)]
             await asyncio.sleep(LONGEST_SECONDS)
-            left = await left_over(served, self.control, tasks_before=tasks_before, seconds=self._patience)
+            # Statuses that nobody reads wait in their tasks until the connection is closed.
+            left = await left_over(served, self.control, tasks_before=sys.maxsize, seconds=self._patience)
             await asyncio.gather(*(self._read_on(connection, path, stream, begin) for path, stream in calls))
-        return left
+        after = await left_over(served, self.control, tasks_before=before, seconds=self._patience)
+        return {name: count + after[name] for name, count in left.items()}
 
     async def _read_on(self, connection: Connection, path: str, stream: Stream, begin: float) -> None:
         connection.open(stream)
@@ -479,30 +500,14 @@ class Storm:
         kind = "grace" if grace < LONGEST_SECONDS else dice.choice(["second", "second", "both", "first"])
         play = self._gated(dice, f"gate-{number}-{served.pid}")
         await self.load(play)
-        window = dice.choice([0, 30, 90])
-        begin = time.monotonic()
-        async with callers(served) as connected_ones, connected(served.address, window=window) as by_hand:
-            loop = asyncio.get_running_loop()
-            calls = [connected_ones[index % CONNECTIONS].start(play.name) for index in range(streams)]
+        window, begin = dice.choice([0, 30, 90]), time.monotonic()
+        async with callers(served) as readers, connected(served.address, window=window) as by_hand:
+            calls = [readers[index % CONNECTIONS].start(play.name) for index in range(streams)]
             heard = [Heard() for _ in calls]
             reading = [asyncio.ensure_future(hear(call, one)) for call, one in zip(calls, heard, strict=True)]
             unread = [by_hand.call(_prompt(play)) for _ in range(streams // 4)]
             await self._open_upstream(len(calls) + len(unread))
-            if kind in ("grace", "second"):
-                served.signal(signal.SIGTERM)
-                await served.said("draining")
-            if kind == "grace":
-                await asyncio.sleep(grace + self._aims["grace"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS))
-            opening = loop.run_in_executor(None, self.control.open_gate, play.gate)
-            pause = dice.uniform(0, 0.04) if kind == "second" else dice.uniform(0, 2 * SPREAD_SECONDS)
-            await asyncio.sleep(pause)
-            if kind in ("both", "first"):
-                served.signal(signal.SIGTERM)
-            if kind == "both":
-                await asyncio.sleep(dice.uniform(0, SPREAD_SECONDS))
-            if kind in ("both", "second"):
-                served.signal(signal.SIGINT)
-            await opening
+            await self._signal(served, kind, play.gate, dice, grace)
             await asyncio.sleep(dice.uniform(0, 0.03))
             for stream in unread:
                 by_hand.open(stream)
@@ -511,21 +516,38 @@ class Storm:
                     await asyncio.wait_for(task, LONGEST_SECONDS + self._patience)
                 except TimeoutError:
                     one.text = "still waiting"
+                one.seconds = time.monotonic() - begin
             for stream in unread:
                 heard.append(Heard())
                 await self._end(stream, heard[-1], begin)
         for index, one in enumerate(heard):
-            one.seconds = time.monotonic() - begin
             wrong = fault(one, text=play.text)
             if not wrong and kind == "first" and one.code is not grpc.StatusCode.OK:
                 wrong = "cut by one signal"
             by = f", window {window}" if index >= len(calls) else ""
-            self._count(one, wrong and f"{wrong}, {kind}{by}", f"drain {number}:", play, f"after {1000 * pause:.1f} ms")
+            self._count(one, wrong and f"{wrong}, {kind}{by}", f"drain {number}:", play)
         code = await asyncio.wait_for(served.process.wait(), 30)
         if code:
             self.wrong(f"exit code {code}", f"drain {number}", kind)
         for line in bad_lines(served):
             self.wrong("log", line)
+
+    async def _signal(self, served: ServerChild, kind: str, gate: str, dice: random.Random, grace: float) -> None:
+        """Let the chunks come, and signals with them."""
+        if kind in ("grace", "second"):
+            served.signal(signal.SIGTERM)
+            await served.said("draining")
+        if kind == "grace":
+            await asyncio.sleep(grace + self._aims["grace"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS))
+        opening = asyncio.get_running_loop().run_in_executor(None, self.control.open_gate, gate)
+        await asyncio.sleep(dice.uniform(0, 0.04 if kind == "second" else 2 * SPREAD_SECONDS))
+        if kind in ("both", "first"):
+            served.signal(signal.SIGTERM)
+        if kind == "both":
+            await asyncio.sleep(dice.uniform(0, SPREAD_SECONDS))
+        if kind in ("both", "second"):
+            served.signal(signal.SIGINT)
+        await opening
 
     def _gated(self, dice: random.Random, gate: str) -> Play:
         texts = tuple(f"{index} " for index in range(dice.choice([1, 3])))
@@ -567,6 +589,19 @@ async def hear(call: Any, heard: Heard, came: Callable[[], None] = lambda: None,
         if key == "grpc-status-details-bin":
             heard.reason = typed(code, Status.FromString(value))
     heard.code, heard.text = code, str(await call.details() or "")
+
+
+def _call(caller: Caller, plan: Plan, moments: Mapping[str, float]) -> Any:
+    timeout = moments.get("deadline", plan.timeout)
+    if plan.method == "CountTokens":
+        return caller.stub.CountTokens(pb.CountTokensRequest(prompt=_COUNT), timeout=timeout)
+    limits: dict[str, Any] = {
+        name: _duration(moments[event])
+        for event, name in (("first", "first_chunk_timeout"), ("idle", "idle_timeout"))
+        if event in moments
+    }
+    name = f"storm-{plan.number}"
+    return caller.start(plan.play.name, timeout=timeout, request_id=name, coalesce=plan.coalesce, **limits)
 
 
 def _aim(event: str, play: Play) -> str:

@@ -98,7 +98,7 @@ async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_pass
     storm: Storm, servers: Nursery
 ) -> None:
     async with servers.server(storm.upstream, *FLAGS) as served:
-        left = await storm.never_read(served, tasks_before=await tasks(served), each=30)
+        left = await storm.never_read(served, each=30)
         for line in bad_lines(served):
             storm.wrong("log", line)
     hold(storm, left)
@@ -115,7 +115,7 @@ async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, servers: N
     record("storm: calls", storm.calls)
 
 
-# ---- that the storm would notice ---------------------------------------------------------------------------------------
+# ---- that the storm would notice -------------------------------------------------------------------------------------
 
 STARTED = pb.GenerateResponse(sequence=0, started=pb.Started())
 WORD = pb.GenerateResponse(sequence=1, text="word")

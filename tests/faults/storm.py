@@ -41,7 +41,7 @@ from vertex_emulator.script import Answer, Script, Step, answer, cut, delay, end
 SPREAD_SECONDS = 0.005
 _LEARNT_SECONDS = 0.001
 
-SLOTS, QUEUE, QUEUE_SECONDS = 150, 20, 1.0
+SLOTS, QUEUE, QUEUE_SECONDS = 40, 20, 0.5
 WRITE_SECONDS, LONGEST_SECONDS = 0.3, 2.0
 
 FLAGS = (
@@ -51,15 +51,13 @@ FLAGS = (
 )
 
 # Where nothing but a signal is to end a call.
-DRAIN_FLAGS = (
-    *FLAGS,
-    *("--write-timeout", "20", "--default-deadline", "20", "--max-deadline", "20"),
-    "--drain-delay",
-    "0",
-)
+DRAIN_FLAGS = ("--write-timeout", "20", "--default-deadline", "20", "--max-deadline", "20", "--drain-delay", "0")
 
 # The kernel deals connections out to the workers.
 CONNECTIONS = 8
+
+# Calls that one lane sends at once; now and then more than there are slots.
+_BURSTS = (*(1,) * 8, *(2,) * 6, *(8,) * 5, 48)
 
 _HOLD, _COUNT = "hold;", "count;"
 
@@ -99,6 +97,8 @@ _HONEST = {
 _BAD_WORDS = re.compile(
     r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says)|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
 )
+
+_LINE = re.compile(r"code=(\w+) .* request_id=(storm-\d+)(?: .*reason=(\w+))?")
 
 _UPSTREAM_FAILS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 
@@ -147,7 +147,7 @@ def plays(seed: str, *, count: int = 60) -> list[Play]:
     dice = random.Random(f"{seed}/plays")
     made = []
     for number in range(count):
-        pieces = dice.choice([1, 2, 3, 5, 8])
+        pieces = dice.choice([0, 1, 2, 3, 5, 8])
         target = dice.choice(sorted({0, pieces // 2, pieces - 1, pieces}))
         waits = [dice.choice([0, 0.001, 0.002, 0.006]) for _ in range(pieces + 1)]
         waits[target] = dice.uniform(0.008, 0.03)
@@ -297,6 +297,8 @@ class Storm:
         self._floods = floods(seed)
         self._aims: defaultdict[str, float] = defaultdict(lambda: 0.003)
         self.calls = 0
+        self._heard: dict[str, str] = {}
+        """What the server said to its caller, by the call's name."""
         self.met: Counter[str] = Counter()
         """How calls ended, which events won, and how many came within 5 ms of a message."""
         self.faults: Counter[str] = Counter()
@@ -315,6 +317,19 @@ class Storm:
         faults = ", ".join(f"{count} x {what}" for what, count in self.faults.most_common())
         return "\n".join([f"storm of seed {self.seed}: {self.calls} calls; {faults or 'nothing wrong'}", *self.told])
 
+    def look_at_log(self, served: ServerChild) -> None:
+        """It may hold no complaint, and one line for each call, which says what its caller heard."""
+        logged = Counter[str]()
+        for _, line in served.log:
+            if _BAD_WORDS.search(line):
+                self.wrong("log", line)
+            if said := _LINE.search(line):
+                code, name, reason = said.groups()
+                logged[name] += 1
+                heard = self._heard.get(name, "")
+                if logged[name] > 1 or heard not in ("", f"{code}/{reason or ''}"):
+                    self.wrong("logged otherwise", heard, line)
+
     def wrong(self, what: str, *how: object) -> None:
         self.faults[what] += 1
         if self.faults[what] <= 5:
@@ -323,13 +338,13 @@ class Storm:
     # ---- calls that are read
 
     async def rage(self, served: ServerChild, numbers: range, *, lanes: int = 8) -> None:
-        """Send the calls of these numbers: so many lanes, each of bursts of up to eight."""
+        """Send the calls of these numbers: so many lanes, each of bursts."""
         left = iter(numbers)
         async with callers(served) as connected:
 
             async def come_again(lane: int) -> None:
                 dice = random.Random(f"{self.seed}/{numbers}/{lane}")
-                while burst := [number for _, number in zip(range(dice.choice([1, 1, 2, 8])), left, strict=False)]:
+                while burst := [number for _, number in zip(range(dice.choice(_BURSTS)), left, strict=False)]:
                     await asyncio.gather(*(self._send(dice.choice(connected), self.plan(number)) for number in burst))
 
             await asyncio.gather(*(come_again(lane) for lane in range(lanes)))
@@ -373,6 +388,8 @@ class Storm:
             wrong = "late"
         self._count(heard, wrong, plan, {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()})
         if streams:
+            if heard.code is not None and (heard.reason or heard.code is grpc.StatusCode.OK):
+                self._heard[_name(plan)] = f"{heard.code.name}/{heard.reason}"
             self._measure(moments, (*watch.came, heard.seconds))
             if len(plan.events) == 1 and plan.coalesce is None and not watch.reacts:
                 self._learn(plan, heard)
@@ -394,10 +411,13 @@ class Storm:
     def _learn(self, plan: Plan, heard: Heard) -> None:
         (event,) = plan.events
         pieces = sum(bool(message.text) for message in heard.messages)
-        at_end = plan.play.target == len(plan.play.texts)
-        self._came(_aim(event, plan.play), heard.code is grpc.StatusCode.OK if at_end else pieces > plan.play.target)
+        play = plan.play
+        if play.target < len(play.texts):
+            self._came(_aim(event, play), chunk=pieces > play.target)
+        elif play.ending == "complete":
+            self._came(_aim(event, play), chunk=heard.code is grpc.StatusCode.OK)
 
-    def _came(self, aim: str, chunk: bool) -> None:
+    def _came(self, aim: str, *, chunk: bool) -> None:
         """Aim sooner if the chunk came before the event, else later."""
         self._aims[aim] += -_LEARNT_SECONDS if chunk else _LEARNT_SECONDS
         self.met[f"{aim}: {'chunk' if chunk else 'event'} first"] += 1
@@ -410,7 +430,7 @@ class Storm:
 
     # ---- calls that are not read
 
-    async def stall(self, served: ServerChild, numbers: range, *, lanes: int = 12, each: int = 8) -> None:
+    async def stall(self, served: ServerChild, numbers: range, *, lanes: int = 5, each: int = 8) -> None:
         """Send the calls of these numbers, by callers whose windows are full when the server's patience is over."""
         sizes = await self._sizes(served)
         left = iter(range(numbers.start, numbers.stop, each))
@@ -449,11 +469,15 @@ class Storm:
         while (left := stream.moved + seconds - time.monotonic()) > 0 and not stream.over.is_set():  # noqa: ASYNC110 - a moment, not an event
             await asyncio.sleep(left)  # again if more has come meanwhile
         full = not stream.over.is_set()
+        if full and dice.random() < 0.15:
+            connection.cancel(stream)
+            self.calls += 1
+            return
         connection.open(stream)
         await self._end(stream, heard, begin)
         if full and not late:
             # What comes is the reader; too late means that it has to be sooner.
-            self._came("write", heard.reason == "READER_STALLED" or heard.code is None)
+            self._came("write", chunk=heard.reason == "READER_STALLED" or heard.code is None)
         wrong = fault(heard, text=play.text)
         how = f"a window of {window} bytes, opened {1000 * seconds:.1f} ms after it was full"
         self._count(heard, wrong and f"{wrong}, window", f"stall {number}:", play, how)
@@ -529,8 +553,7 @@ class Storm:
         code = await asyncio.wait_for(served.process.wait(), 30)
         if code:
             self.wrong(f"exit code {code}", f"drain {number}", kind)
-        for line in bad_lines(served):
-            self.wrong("log", line)
+        self.look_at_log(served)
 
     async def _signal(self, served: ServerChild, kind: str, gate: str, dice: random.Random, grace: float) -> None:
         """Let the chunks come, and signals with them."""
@@ -600,8 +623,11 @@ def _call(caller: Caller, plan: Plan, moments: Mapping[str, float]) -> Any:
         for event, name in (("first", "first_chunk_timeout"), ("idle", "idle_timeout"))
         if event in moments
     }
-    name = f"storm-{plan.number}"
-    return caller.start(plan.play.name, timeout=timeout, request_id=name, coalesce=plan.coalesce, **limits)
+    return caller.start(plan.play.name, timeout=timeout, request_id=_name(plan), coalesce=plan.coalesce, **limits)
+
+
+def _name(plan: Plan) -> str:
+    return f"storm-{plan.number}"
 
 
 def _aim(event: str, play: Play) -> str:
@@ -664,7 +690,7 @@ async def left_over(
             call.cancel()
     return {
         "slots": SLOTS - inside,
-        "queue places": refused - 1 if inside == SLOTS else 0,
+        "queue places": max(0, refused - 1) if inside == SLOTS else 0,
         "upstream calls": upstream,
         "tasks": more,
     }
@@ -674,8 +700,3 @@ async def _begins(call: Any) -> bool:
     with suppress(grpc.aio.AioRpcError):
         return bool(await call.read())
     return False
-
-
-def bad_lines(served: ServerChild) -> list[str]:
-    """What the server's log should not say."""
-    return [line for _, line in served.log if _BAD_WORDS.search(line)]

@@ -15,7 +15,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tests.faults.nursery import Loop, Nursery, nursery
 from tests.faults.processes import engine
 from tests.faults.recorder import STRICT, record
-from tests.faults.storm import DRAIN_FLAGS, FLAGS, Heard, Storm, bad_lines, fault, left_over, tasks
+from tests.faults.storm import DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
 from vertex_emulator import ControlClient
 
 SEED = os.environ.get("TOKENWIRE_STORM") or f"{random.getrandbits(32):x}"
@@ -65,8 +65,7 @@ async def strikes(storm: Storm, servers: Nursery, loop: Loop, workers: int, *, r
         await storm.rage(served, read)
         await storm.stall(served, stalled)
         left = await left_over(served, storm.control, tasks_before=before, seconds=PATIENCE_SECONDS)
-        for line in bad_lines(served):
-            storm.wrong("log", line)
+        storm.look_at_log(served)
     hold(storm, left)
 
 
@@ -84,7 +83,7 @@ async def drains(storm: Storm, servers: Nursery, loop: Loop, workers: int, round
 async def test_whatever_meets_a_chunk_a_call_ends_once_and_typed(
     storm: Storm, servers: Nursery, loop: Loop, workers: int
 ) -> None:
-    await strikes(storm, servers, loop, workers, read=range(400), stalled=range(96))
+    await strikes(storm, servers, loop, workers, read=range(400), stalled=range(80))
 
 
 @pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("uvloop", 2), ("asyncio", 1)])
@@ -98,9 +97,8 @@ async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_pass
     storm: Storm, servers: Nursery
 ) -> None:
     async with servers.server(storm.upstream, *FLAGS) as served:
-        left = await storm.never_read(served, each=30)
-        for line in bad_lines(served):
-            storm.wrong("log", line)
+        left = await storm.never_read(served, each=SLOTS // 2)
+        storm.look_at_log(served)
     hold(storm, left)
 
 
@@ -108,7 +106,7 @@ async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_pass
 @pytest.mark.timeout(1800)
 async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, servers: Nursery) -> None:
     for place, (loop, workers) in enumerate((loop, workers) for loop in LOOPS for workers in (1, 2)):
-        read, stalled, rounds = (range(place * size, (place + 1) * size) for size in (20_400, 3_600, 12))
+        read, stalled, rounds = (range(place * size, (place + 1) * size) for size in (22_800, 1_600, 12))
         await strikes(storm, servers, loop, workers, read=read, stalled=stalled)
         await drains(storm, servers, loop, workers, rounds)
     assert storm.calls >= 100_000

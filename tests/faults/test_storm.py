@@ -86,7 +86,7 @@ async def test_whatever_meets_a_chunk_a_call_ends_once_and_typed(
     await strikes(storm, servers, loop, workers, read=range(400), stalled=range(80))
 
 
-@pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("uvloop", 2), ("asyncio", 1)])
+@pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("asyncio", 2)])
 async def test_whatever_meets_a_signal_a_call_ends_once_and_typed(
     storm: Storm, servers: Nursery, loop: Loop, workers: int
 ) -> None:

@@ -148,7 +148,7 @@ def plays(seed: str, *, count: int = 60) -> list[Play]:
     made = []
     for number in range(count):
         pieces = dice.choice([0, 1, 2, 3, 5, 8])
-        target = dice.choice(sorted({0, pieces // 2, pieces - 1, pieces}))
+        target = dice.choice(sorted({0, pieces // 2, max(0, pieces - 1), pieces}))
         waits = [dice.choice([0, 0.001, 0.002, 0.006]) for _ in range(pieces + 1)]
         waits[target] = dice.uniform(0.008, 0.03)
         texts = tuple(f"{number}.{index} " + "x" * dice.choice([0, 10, 300]) for index in range(pieces))
@@ -183,7 +183,7 @@ class Plan:
     """Whether the cancel is timed by the message before its target, and not from the call's begin."""
     coalesce: pb.Coalesce | None
     timeout: float | None
-    """A deadline that is far off: a call may not be silent until then."""
+    """A deadline beyond the server's maximum: by then the server has ended the call."""
     method: str
 
 
@@ -365,7 +365,7 @@ class Storm:
             offsets={event: dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS) for event in events},
             reacts=dice.random() < 0.6,
             coalesce=merged,
-            timeout=LONGEST_SECONDS - 0.2 if dice.random() < 0.2 else None,
+            timeout=LONGEST_SECONDS + self._patience if dice.random() < 0.2 else None,
             method="CountTokens" if dice.random() < 0.03 else "Generate",
         )
 
@@ -377,7 +377,7 @@ class Storm:
         watch = _Watch(plan, call, begin, moments)
         heard = Heard()
         try:
-            async with asyncio.timeout(LONGEST_SECONDS + self._patience):
+            async with asyncio.timeout(LONGEST_SECONDS + self._patience + 0.5):
                 await hear(call, heard, watch.message, streams=streams)
         except TimeoutError:
             heard.text = "still waiting"

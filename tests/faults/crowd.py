@@ -29,12 +29,12 @@ async def callers(slots: Noted, at_once: int, calls: int, hold: float) -> list[t
 
     async def call() -> None:
         came.append(time.monotonic_ns())
-        await door.enter("caller")
-        await asyncio.sleep(hold)
+        async with door.slot("caller"):
+            await asyncio.sleep(hold)
 
     async def caller() -> None:
         while len(came) < calls:
-            await asyncio.ensure_future(call())
+            await call()
 
     await asyncio.gather(*(caller() for _ in range(at_once)))
     # In one worker they are let in in the order in which they came.

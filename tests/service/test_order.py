@@ -72,13 +72,13 @@ class Call:
     async def _stay(self, door: Admission) -> None:
         self.state = "waiting"
         try:
-            await door.enter("caller")
+            async with door.slot("caller"):
+                if self.state == "waiting":  # its worker has not died
+                    self.state = "inside"
+                    await self.leave.wait()
         except BaseException as error:
             self.state = "refused" if isinstance(error, ServerBusy) else "gone"
             raise
-        if self.state == "waiting":  # its worker has not died
-            self.state = "inside"
-            await self.leave.wait()
         self.state = "gone"
 
 

@@ -1,15 +1,23 @@
 """One server process, on a local Vertex in this process, for all the rows that fit it; others start their own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.faults.processes import ServerChild, server
+from tests.faults.processes import BLOCKED, ServerChild, server
+from tests.faults.recorder import record
 from vertex_emulator.emulator import Emulator
 
-LAUNCHER = ("tests.faults.launcher",)
 SLOTS = 20
+
+
+@pytest.fixture(scope="session", autouse=True)
+def the_loops() -> Iterator[None]:
+    """Keeps how long the loops of all server processes were blocked, once the last of them has ended."""
+    yield
+    if BLOCKED:
+        record("event loop blocked", *BLOCKED)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +28,7 @@ async def the_upstream() -> AsyncIterator[Emulator]:
 
 @pytest.fixture(scope="session")
 async def the_server(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
-    async with server(the_upstream.address, module=LAUNCHER) as running:
+    async with server(the_upstream.address) as running:
         yield running
 
 

@@ -1,6 +1,7 @@
-"""`python -m tests.faults.launcher [--gc-off] FLAGS`: the server as it is, which also answers SIGUSR1.
+"""`python -m tests.faults.launcher [--gc-off] FLAGS`: the server as it is, which also answers SIGUSR1 and SIGUSR2.
 
-On that signal it writes how many asyncio tasks there are: nobody outside of a process can count them.
+On the first it writes how many asyncio tasks there are, on the second for how long its event loop was blocked since it
+was ready, in milliseconds: nobody outside of a process can tell. The latter it also writes when it ends.
 """
 
 import asyncio
@@ -10,17 +11,41 @@ import signal
 import sys
 from types import FrameType
 
+from service import process
 from service.__main__ import main
+from service.model import Model
+from service.server import Server
+from tests.loop_watch import LoopWatch
+
+watch = LoopWatch()
 
 
 def tell_tasks(_number: int, _frame: FrameType | None) -> None:
     os.write(2, f"tasks={len(asyncio.all_tasks())}\n".encode())
 
 
+def tell_blocked(_number: int = 0, _frame: FrameType | None = None) -> None:
+    os.write(2, f"blocked={1000 * watch.longest:.3f}\n".encode())
+
+
+class WatchedServer(Server):
+    """Has its loop watched from the moment that it answers; before that it imports."""
+
+    async def serve(self, model: Model) -> None:
+        watch.start()
+        await super().serve(model)
+
+    async def stop(self, grace: float) -> None:
+        await super().stop(grace)
+        tell_blocked()
+
+
 if __name__ == "__main__":
+    setattr(process, "Server", WatchedServer)  # noqa: B010 - the one that it makes, and does not export
     flags = sys.argv[1:]
     if flags[:1] == ["--gc-off"]:
         gc.disable()
         del flags[0]
     signal.signal(signal.SIGUSR1, tell_tasks)
+    signal.signal(signal.SIGUSR2, tell_blocked)
     sys.exit(main(flags))

@@ -23,6 +23,8 @@ from vertex_emulator.emulator import Emulator
 
 MEGABYTE = 1024 * 1024
 
+LAUNCHER = ("tests.faults.launcher",)
+
 # Small windows: a caller that doesn't read is felt after 64 KB instead of megabytes.
 NARROW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536))
 
@@ -94,6 +96,15 @@ class ServerChild(Child):
 
     address: str
 
+    async def blocked(self) -> list[float]:
+        """Milliseconds for which its event loop was blocked at the longest, of each process that has told; needs the
+        launcher."""
+        if self.process.returncode is None:
+            since = len(self.log)
+            self.signal(signal.SIGUSR2)
+            await self.said("blocked=", since=since)
+        return [float(line.removeprefix("blocked=")) for _, line in self.log if line.startswith("blocked=")]
+
     @asynccontextmanager
     async def caller(self, *options: tuple[str, int]) -> AsyncIterator["Caller"]:
         """A caller with a connection of its own."""
@@ -154,7 +165,7 @@ def ending(error: grpc.aio.AioRpcError | None) -> tuple[grpc.StatusCode, str]:
 async def server(
     upstream: str,
     *flags: str,
-    module: tuple[str, ...] = ("service",),
+    module: tuple[str, ...] = LAUNCHER,
     environ: Mapping[str, str] | None = None,
     workers: int = 1,
 ) -> AsyncIterator[ServerChild]:
@@ -171,6 +182,12 @@ async def server(
         child.address = line.partition("listening on ")[2].partition(";")[0]
         await child.said("ready after")
         yield child
+        if module[:1] == LAUNCHER:
+            BLOCKED.extend(await child.blocked())
+
+
+BLOCKED: list[float] = []
+"""Milliseconds: of each server process the longest for which its event loop was blocked."""
 
 
 @asynccontextmanager

@@ -386,6 +386,27 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             0.5,
             "MB",
         ),
+        Row(
+            "event loop blocked",
+            "all of the above: what runs on the event loop of a server process",
+            "its chunks meanwhile",
+            "the longest for which nobody else's turn came",
+            50,
+        ),
+        Row(
+            "event loop blocked: credentials",
+            "Google's credentials: `gcloud`, then the token server take a second each",
+            "its chunks meanwhile, if it is running; else its first chunk behind that",
+            "the longest for which nobody else's turn came",
+            50,
+        ),
+        Row(
+            "event loop blocked: bad bytes",
+            "what [bad bytes](hostile.md) tells",
+            "its chunks meanwhile",
+            "the longest for which nobody else's turn came",
+            250,
+        ),
     ),
     "Everything at once": (
         Row(

@@ -14,8 +14,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from tests.faults.conftest import LAUNCHER
-from tests.faults.processes import NARROW, Caller, ServerChild, eventually, pieces, server, stalled
+from tests.faults.processes import LAUNCHER, NARROW, Caller, ServerChild, eventually, pieces, server, stalled
 from tests.faults.recorder import milliseconds, record
 from vertex_emulator import prediction_pb2
 from vertex_emulator.calls import Call

@@ -143,10 +143,10 @@ StartProcess = Callable[..., Awaitable[ServerProcess]]
 
 
 @asynccontextmanager
-async def server_process(emulator: Emulator, *flags: str) -> AsyncIterator[ServerProcess]:
+async def server_process(emulator: Emulator, *flags: str, module: str = "service") -> AsyncIterator[ServerProcess]:
     """A server on the local Vertex; listening, though perhaps not ready yet."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "service", "--port", "0", "--emulator", emulator.address, *flags),
+        *(sys.executable, "-m", module, "--port", "0", "--emulator", emulator.address, *flags),
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr is not None

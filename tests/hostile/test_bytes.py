@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import signal
 import ssl
 import statistics
 import time
@@ -29,6 +30,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from tests.conftest import ServerProcess, failure, server_process
+from tests.faults.recorder import record
 from tests.hostile import http2
 from tests.hostile.http2 import Connection, call_headers, frame, grpc_message
 from vertex_emulator.emulator import Emulator
@@ -57,9 +59,13 @@ async def vertex() -> AsyncIterator[Emulator]:
 @pytest.fixture(scope="module")
 async def server(vertex: Emulator) -> AsyncIterator[ServerProcess]:
     # One worker: the calls beside an attack shall meet the process that is attacked, whose memory is looked at.
-    async with server_process(vertex, "--workers", "1") as running:
+    async with server_process(vertex, "--workers", "1", module="tests.faults.launcher") as running:
         await running.said("ready after")
         yield running
+        running.signal(signal.SIGUSR2)
+        await running.said("blocked=")
+    (blocked,) = [float(line.removeprefix("blocked=")) for line in running.log if line.startswith("blocked=")]
+    record("event loop blocked: bad bytes", blocked)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from service.genai import GenAIModel
 from service.model import Model, Prompt, Role, Turn
 from service.offers import Offer
 from service.vertex import VertexModel
+from tests.faults.recorder import record
+from tests.loop_watch import LoopWatch
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence
 
@@ -178,6 +180,21 @@ async def test_the_loop_goes_on_while_gcloud_takes_its_time(
     assert not calls[0].done()
     (tmp_path / "gate").write_text("\n")
     await asyncio.gather(*calls)
+
+
+async def test_slow_credentials_do_not_block_the_loop(
+    connect: Open, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gcloud(tmp_path, monkeypatch, "sleep 1; echo project")
+    tokens.open.clear()
+    model = connect(ApplicationDefault())
+    watch = LoopWatch()
+    watch.start()
+    calls = [asyncio.ensure_future(ask(model)) for _ in range(3)]
+    await eventually(lambda: tokens.asked == 1)
+    asyncio.get_running_loop().call_later(1, tokens.open.set)
+    await asyncio.gather(*calls)
+    record("event loop blocked: credentials", 1000 * watch.longest)
 
 
 async def test_a_renewal_that_hangs_is_one_thread_and_ends_each_call_in_its_time(

@@ -1,8 +1,14 @@
 """Places counted over all worker processes."""
 
+import asyncio
 import multiprocessing
+import os
+import select
+import signal
 from multiprocessing.synchronize import Event
+from unittest.mock import patch
 
+from service.admission import Admission
 from service.slots import Slots
 
 FORK = multiprocessing.get_context("fork")
@@ -94,3 +100,58 @@ def take_and_hold(slots: Slots, worker: int, held: "list[int]") -> None:
         if held[worker] and worker % 2:
             slots.give()
             held[worker] -= 1
+
+
+def wait_in_line(slots: Slots, worker: int, waiting: Event) -> None:
+    slots.join(worker)
+
+    async def main() -> None:
+        entering = asyncio.ensure_future(Admission(slots, queue=2, wait=60).enter("a"))
+        await asyncio.sleep(0)
+        waiting.set()
+        await entering
+
+    asyncio.run(main())
+
+
+def test_callers_in_a_worker_that_is_stopped_hold_up_others_for_a_moment_only() -> None:
+    slots = Slots(slots=1, per_caller=0, workers=2)
+    slots.join(0)
+    assert slots.take()
+    waiting = FORK.Event()
+    other = FORK.Process(target=wait_in_line, args=(slots, 1, waiting))
+    other.start()
+    assert waiting.wait(30)
+    assert other.pid is not None
+    os.kill(other.pid, signal.SIGSTOP)
+
+    async def main() -> float:
+        entering = asyncio.ensure_future(Admission(slots, queue=2, wait=60).enter("b"))
+        await asyncio.sleep(0)
+        slots.give()
+        return await asyncio.wait_for(entering, 5)
+
+    assert asyncio.run(main()) >= 0
+    other.kill()
+    other.join()
+
+
+def test_a_worker_is_told_of_its_turn_at_once() -> None:
+    slots = Slots(slots=1, per_caller=0, workers=2)
+    assert slots.bell is not None
+    slots.ring(0)
+    assert select.select([slots.bell], [], [], 0)[0] == [slots.bell]
+    slots.silence()
+    assert select.select([slots.bell], [], [], 0)[0] == []
+    slots.silence()  # nobody has rung: nothing happens
+
+
+def test_two_who_try_for_the_last_place_at_once_do_not_both_go_without() -> None:
+    slots = Slots(slots=1, per_caller=0, workers=2)
+    tries = iter((False, True))
+
+    def collides(*_: object) -> bool:
+        return next(tries)
+
+    with patch.object(slots, "_take", collides):
+        assert slots.take()

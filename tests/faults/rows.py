@@ -310,8 +310,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     "Two things at once": (
         Row(
             "storm: calls",
-            "a cancel, a deadline, a limit, a signal or upstream's ending within 5 ms of a first, middle or last "
-            "chunk; uvloop and asyncio, one and two workers, with and without `coalesce`, readers that stop reading",
+            "a cancel, a deadline, a limit, a signal or upstream's ending, aimed at the 5 ms around a first, middle or "
+            "last chunk; uvloop and asyncio, one and two workers, with and without `coalesce`; also readers that stop",
             "`completed` and OK, or one typed status that isn't INTERNAL",
             "calls",
             None,

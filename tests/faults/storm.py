@@ -223,7 +223,7 @@ def fault(heard: Heard, *, text: str | None, own: Collection[grpc.StatusCode] = 
     """
     if heard.code is None:
         return f"no status: {heard.text}"
-    if text is not None and (wrong := _broken(heard.messages, text)):
+    if text is not None and (wrong := _broken(heard, text)):
         return wrong
     last = heard.messages[-1].WhichOneof("event") if text is not None and heard.messages else ""
     if heard.code is grpc.StatusCode.OK:
@@ -236,11 +236,12 @@ def fault(heard: Heard, *, text: str | None, own: Collection[grpc.StatusCode] = 
     return "completed, then an error" if last == "completed" else ""
 
 
-def _broken(messages: Sequence[pb.GenerateResponse], text: str) -> str:
-    events = [message.WhichOneof("event") for message in messages]
-    if [message.sequence for message in messages] != list(range(len(messages))):
+def _broken(heard: Heard, text: str) -> str:
+    events = [message.WhichOneof("event") for message in heard.messages]
+    said = "".join(message.text for message in heard.messages)
+    if [message.sequence for message in heard.messages] != list(range(len(events))):
         return "sequence"
-    if not text.startswith("".join(message.text for message in messages)):
+    if not text.startswith(said) or (heard.code is grpc.StatusCode.OK and said != text):
         return "text"
     return "order" if events[:1] not in ([], ["started"]) or "completed" in events[:-1] else ""
 

@@ -117,7 +117,10 @@ async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, servers: N
 
 STARTED = pb.GenerateResponse(sequence=0, started=pb.Started())
 WORD = pb.GenerateResponse(sequence=1, text="word")
-COMPLETED = pb.GenerateResponse(sequence=2, completed=pb.Completed())
+MORE = pb.GenerateResponse(sequence=2, text=" after word")
+COMPLETED_FIRST, EARLY, COMPLETED = (pb.GenerateResponse(sequence=n, completed=pb.Completed()) for n in (1, 2, 3))
+
+LAST = pb.GenerateResponse(sequence=2, text="word")
 
 OK, LATE = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -125,16 +128,17 @@ OK, LATE = grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED
 @pytest.mark.parametrize(
     ("heard", "wrong"),
     [
-        (Heard([STARTED, WORD, COMPLETED], OK), ""),
+        (Heard([STARTED, WORD, MORE, COMPLETED], OK), ""),
+        (Heard([STARTED, WORD, EARLY], OK), "text"),
         (Heard([STARTED, WORD], LATE, "IDLE_TIMEOUT"), ""),
         (Heard([STARTED, WORD], LATE), "untyped DEADLINE_EXCEEDED"),
         (Heard([STARTED, WORD], grpc.StatusCode.CANCELLED), ""),
         (Heard([STARTED, WORD]), "no status: "),
-        (Heard([STARTED, WORD], OK), "OK without completed"),
-        (Heard([STARTED, WORD, COMPLETED], LATE, "READER_STALLED"), "completed, then an error"),
+        (Heard([STARTED, WORD, MORE], OK), "OK without completed"),
+        (Heard([STARTED, WORD, EARLY], LATE, "READER_STALLED"), "completed, then an error"),
         (Heard([STARTED], grpc.StatusCode.INTERNAL, "INTERNAL"), "INTERNAL/INTERNAL"),
-        (Heard([STARTED], OK, "IDLE_TIMEOUT"), "OK without completed"),
-        (Heard([WORD, COMPLETED], OK), "sequence"),
+        (Heard([WORD, MORE], LATE, "IDLE_TIMEOUT"), "sequence"),
+        (Heard([STARTED, COMPLETED_FIRST, LAST], LATE, "IDLE_TIMEOUT"), "order"),
         (Heard([pb.GenerateResponse(text="word")], LATE, "IDLE_TIMEOUT"), "order"),
         (Heard([STARTED, pb.GenerateResponse(sequence=1, text="other")], LATE, "IDLE_TIMEOUT"), "text"),
     ],

@@ -32,16 +32,17 @@ class Handover:
 
     async def all_listen(self) -> None:
         """Wait until so many workers listen."""
-        await asyncio.to_thread(self._heard, _LISTENS)
+        await self._heard(_LISTENS)
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """The port has been left; returns once so many workers serve."""
         os.close(self._hold)
-        self._heard(_SERVES)
+        await self._heard(_SERVES)
 
-    def _heard(self, word: bytes) -> None:
+    async def _heard(self, word: bytes) -> None:
         count = 0
         while count < self._workers:
+            await _readable(self._told)
             count += os.read(self._told, self._workers).count(word)
 
     # ---- the workers
@@ -53,14 +54,7 @@ class Handover:
 
     async def wait(self) -> None:
         """Wait until it has."""
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        # Not in a thread: a signal that ends the wait could not end that.
-        loop.add_reader(self._end, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(self._end)
+        await _readable(self._end)
 
     def listening(self) -> None:
         """This worker listens, and answers what it gets."""
@@ -73,3 +67,15 @@ class Handover:
     def _say(self, word: bytes) -> None:
         with suppress(BrokenPipeError):  # a worker that replaces another has no greeter to tell
             os.write(self._tell, word)
+
+
+async def _readable(pipe: int) -> None:
+    """Wait until there is something to read, or the end."""
+    readable = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    # Not in a thread: what cancels the wait could not end that.
+    loop.add_reader(pipe, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(pipe)

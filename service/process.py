@@ -3,30 +3,94 @@
 import asyncio
 import importlib
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
-from service import log
-from service.config import Settings
+from service import log, stop
+from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
 from service.server import Server
 from service.slots import Slots
 
-T = TypeVar("T")
+_THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
 
 Open = Callable[[], AbstractAsyncContextManager[Model]]
 """Opens the model on the running event loop, and closes it."""
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """What `asyncio.run` does, on uvloop where that is installed, which makes a chunk a little cheaper."""
+def run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> NoReturn:
+    """Run `main`, then end this process with 0. Raises SettingError if there can't be so many processes like this one.
+
+    On uvloop, where that is installed: it makes a chunk a little cheaper.
+    """
+    _need_threads(processes)
     new_loop = None
     with suppress(ModuleNotFoundError):
         new_loop = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(main)
+        runner.run(main)
+        stop.end(0)  # before the loop closes: it would give the signals their default action
+
+
+def _need_threads(processes: int) -> None:
+    """Raise SettingError if so many processes may not have the threads of gRPC: it would hang, and then abort."""
+    enough = threading.Event()
+    probes = [threading.Thread(target=enough.wait, daemon=True) for _ in range(_THREADS * processes)]
+    try:
+        for probe in probes:
+            probe.start()
+    except RuntimeError as error:
+        raise SettingError(
+            f"the system refuses a thread: a server process needs {_THREADS}. "
+            "Raise the limit on processes and threads (ulimit -u, pids.max)"
+        ) from error
+    finally:
+        enough.set()
+        for probe in probes:
+            if probe.ident is not None:
+                probe.join()
+
+
+class _Stop:
+    """On the running event loop: whether this process is to stop, and whether to hurry."""
+
+    def __init__(self, orders: stop.Orders | None = None) -> None:
+        """Take the signals over. Without `orders` there is no parent, and signals are counted here."""
+        self.asked, self.hurried = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._count = stop.Count()
+        self._new: set[int] = set()
+        for number in stop.heeded():
+            if orders is None:
+                self._loop.add_signal_handler(number, self._came, number)
+            else:
+                self._loop.add_signal_handler(number, self.asked.set)
+        if orders is not None:
+            self._follow(orders.stop_fd, self.asked)
+            self._follow(orders.hurry_fd, self.hurried)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop.SIGNALS)
+
+    def _follow(self, pipe: int, event: asyncio.Event) -> None:
+        def readable() -> None:
+            self._loop.remove_reader(pipe)  # it stays readable
+            event.set()
+
+        self._loop.add_reader(pipe, readable)
+
+    def _came(self, number: int) -> None:
+        if not self._new:
+            self._loop.call_later(stop.ECHO_SECONDS, self._settle)
+        self._new.add(number)
+
+    def _settle(self) -> None:
+        self._count.add(self._new)
+        self._new.clear()
+        self.asked.set()
+        if self._count.hurry:
+            self.hurried.set()
 
 
 async def serve(
@@ -36,70 +100,74 @@ async def serve(
     listening: Callable[[int], object] = lambda _: None,
     ready: Callable[[], object] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
+    """Serve until a signal stops it, then drain; a second SIGTERM or SIGINT ends at once.
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
     server = Server(settings)
     listening(await server.start())
     async with open_model() as model:
-        signals = _Signals()
+        ending = _Stop()
         await server.serve(model)
         ready()
-        await _drained(server, signals, settings.grace)
+        await _drained(server, ending, settings.grace)
     log.say("stopped")
 
 
-async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover) -> None:
+async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover, orders: stop.Orders) -> None:
     """The same in one of several processes that share the port and `slots`, and take it over from the greeter."""
+    ending = _Stop(orders)
     server = Server(settings, slots)
     async with open_model() as model:
-        signals = _Signals()
         server.answer(model)
-        if handover.over:
+        over = handover.over
+        if over:
             await server.serve(model)
         await server.start()
         handover.listening()
-        waiting = [asyncio.ensure_future(one) for one in (handover.wait(), signals.first.wait())]
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for one in waiting:
-            one.cancel()
-        if not signals.first.is_set():
+        if over or await _unless(ending, handover.wait()):
             await server.serve(model)
             handover.serving()
-        await _drained(server, signals, settings.grace)
+        await _drained(server, ending, settings.grace)
     log.say("stopped")
 
 
-async def _drained(server: Server, signals: "_Signals", grace: float) -> None:
-    """Wait for a signal, then for all that runs to end."""
-    await signals.first.wait()
+async def _unless(ending: _Stop, waiting: Coroutine[Any, Any, None]) -> bool:
+    """Wait, unless this process is to stop; False if it is."""
+    tasks = [asyncio.ensure_future(one) for one in (waiting, ending.asked.wait())]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    return not ending.asked.is_set()
+
+
+async def _drained(server: Server, ending: _Stop, grace: float) -> None:
+    """Wait until this process is to stop, then for all that runs to end."""
+    await ending.asked.wait()
     stopping = asyncio.ensure_future(server.stop(grace))
-    hurrying = asyncio.ensure_future(signals.second.wait())
+    hurrying = asyncio.ensure_future(ending.hurried.wait())
     await asyncio.wait((stopping, hurrying), return_when=asyncio.FIRST_COMPLETED)
     server.hurry()
     hurrying.cancel()
     await stopping
 
 
-async def greet(settings: Settings, handover: Handover, listening: Callable[[int], object]) -> None:
-    """Say NOT_SERVING on the port until those listen who will answer; then leave it, and every connection."""
+async def greet(
+    settings: Settings,
+    handover: Handover,
+    orders: stop.Orders,
+    *,
+    listening: Callable[[int], object],
+    ready: Callable[[], object],
+) -> None:
+    """Say NOT_SERVING on the port until those listen who will answer; then leave it, and every connection.
+
+    `listening` and `ready` as for `serve`. Raises SettingError.
+    """
+    ending = _Stop(orders)
     server = Server(settings, Slots(slots=1, per_caller=0))
     listening(await server.start())
-    await handover.all_listen()
+    await _unless(ending, handover.all_listen())
     await server.leave()
-
-
-class _Signals:
-    """The first SIGTERM or SIGINT, and the second."""
-
-    def __init__(self) -> None:
-        self.first, self.second = asyncio.Event(), asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._came)
-        # The terminal, or the parent of this worker, is gone. The kernel may say so more than once.
-        loop.add_signal_handler(signal.SIGHUP, self.first.set)
-
-    def _came(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
+    if not ending.asked.is_set() and await _unless(ending, handover.leave()):
+        ready()

@@ -32,7 +32,8 @@ SERVICE = {
     "admission": {"service.errors", "service.slots"},
     "slots": set(),
     "address": {"service.config"},
-    "workers": {"service.address", "service.log"},
+    "stop": set(),
+    "workers": {"service.address", "service.log", "service.stop"},
     "handover": set(),
     "process": {
         "service.config",
@@ -41,6 +42,7 @@ SERVICE = {
         "service.model",
         "service.server",
         "service.slots",
+        "service.stop",
     },
     "coalesce": {"service.model"},
     "patience": {"service.errors"},
@@ -189,7 +191,7 @@ def test_a_package_imports_only_the_packages_it_may(package: str) -> None:
 
 @pytest.mark.parametrize("path", sources("service"), ids=lambda path: path.stem)
 def test_a_module_of_the_service_imports_only_its_neighbours(path: Path) -> None:
-    if path.stem in ("__init__", "__main__"):  # the composition root may know everyone
+    if path.stem in ("__init__", "__main__", "app"):  # the composition root may know everyone
         return
     for module in imports(path):
         if module.split(".")[0] in OURS and module != "service":
@@ -208,7 +210,8 @@ def test_only_one_place_knows_each_outside_library() -> None:
 
 def test_only_the_composition_roots_read_the_environment() -> None:
     for path in sources("service"):
-        if path.stem in ("config", "workers", "handover", "slots", "__main__"):  # they need `os` to fork and for pipes
+        # The last need `os` to fork, for pipes and for signals.
+        if path.stem in ("config", "__main__", "app", "workers", "handover", "slots", "stop"):
             continue
         assert "os" not in set(imports(path)), f"{path.relative_to(ROOT)} imports os"
 

@@ -1,0 +1,190 @@
+"""The composition root: settings, then the model, then serve. The only place that picks a provider."""
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
+
+from service import address, log, memory, providers, stop, workers
+from service.config import SettingError, Settings
+from service.handover import Handover
+from service.model import Model
+from service.retry import Budget, Policy, Retrying, budgets
+from service.slots import Slots
+
+_FILES = 64
+
+EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """As `service.__main__.main`, which has taken the signals."""
+    try:
+        settings = Settings.load(argv, os.environ, prog=prog)
+        _need_upstream(settings)
+        _need_files()
+        log.configure(settings.log_level)
+        _keep_tracing_off(settings)
+        memory.share()
+        count = settings.workers or (workers.cores() if workers.possible() else 1)
+        # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server.
+        if count == 1 and os.getpid() != 1:
+            _alone(settings)
+        stop.end(_together(settings, count))
+    except SettingError as error:
+        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
+    except providers.MissingExtra as error:
+        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - as above
+    except ModuleNotFoundError as error:
+        text = f"{prog}: {error.name} is not installed; the server needs: pip install 'tokenwire[server]'"
+        print(text, file=sys.stderr)  # noqa: T201 - as above
+    return EXIT_SETTING
+
+
+def _alone(settings: Settings) -> NoReturn:
+    """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
+    from service import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
+
+    @asynccontextmanager
+    async def open_model() -> AsyncIterator[Model]:
+        await asyncio.to_thread(providers.imported, settings)
+        gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
+        async with _model(settings, budgets(settings.offered)) as model:
+            yield model
+
+    tell = _Tell(settings)
+    process.run(process.serve(settings, open_model, listening=tell.listening, ready=tell.ready))
+
+
+def _together(settings: Settings, count: int) -> int:
+    """Several processes on one port, forked from this one, which has imported the model for all of them."""
+    from service import process  # noqa: PLC0415 - as above
+
+    try:
+        reserved = workers.reserve(settings.host, settings.port)
+    except OSError as error:
+        raise address.refusal(settings, error) from error
+    settings = replace(settings, port=reserved.getsockname()[1])
+    slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
+    tell = _Tell(settings)
+    budget = budgets(settings.offered)
+    handover, orders = Handover(count), stop.Orders()
+
+    def greet() -> int:
+        greeting = process.greet(settings, handover, orders, listening=tell.listening, ready=tell.ready)
+        return _run(greeting, processes=1 + count)  # of which the others are the workers
+
+    def work(worker: int) -> int:
+        slots.join(worker)
+        return _run(process.work(settings, partial(_model, settings, budget), slots, handover, orders))
+
+    try:
+        greeter = workers.fork(greet, orders)
+    except OSError as error:
+        raise SettingError(workers.no_process("the server", error)) from error
+
+    def dismiss() -> None:
+        orders.stop()
+        os.waitpid(greeter, 0)
+
+    stop.at_once(dismiss)
+    handover.watch()
+    providers.imported(settings)
+    # What the workers share stays shared only as long as nobody writes to it, and the collector would.
+    gc.collect()
+    gc.freeze()
+    return workers.Workers(work, orders, fatal=EXIT_SETTING).run(count, greeter)
+
+
+def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
+    """Run it in this child, which ends with it; gives the exit code if it can't begin."""
+    from service import process  # noqa: PLC0415 - as above
+
+    try:
+        process.run(main, processes=processes)
+    except SettingError as error:
+        log.say("%s", error)
+    return EXIT_SETTING
+
+
+@asynccontextmanager
+async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
+    """All models on offer, with retries. Their connections belong to the running event loop."""
+    policy = Policy(
+        max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
+    )
+    async with providers.opened(settings) as model:
+        yield Retrying(model, policy, budget)
+
+
+class _Tell:
+    """What the server's owner reads while it starts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._begin = time.perf_counter()
+
+    def listening(self, port: int) -> None:
+        address = replace(self._settings, port=port).address
+        log.say("listening on %s; importing what the models need, which takes seconds", address)
+
+    def ready(self) -> None:
+        seconds = time.perf_counter() - self._begin
+        log.say("ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream)
+
+
+def _need_upstream(settings: Settings) -> None:
+    """Raise SettingError where no model could ever answer: better now than at the first call."""
+    if not settings.needs_google:
+        return
+    if not settings.project:
+        raise SettingError(
+            "neither GOOGLE_CLOUD_PROJECT nor VERTEX_EMULATOR_HOST is set.\n"
+            "  For Gemini on Vertex AI: GOOGLE_CLOUD_PROJECT=your-project, and application default credentials\n"
+            "    (gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS=key.json).\n"
+            "  For a local model without an account: run `tokenwire emulator`, and set "
+            "VERTEX_EMULATOR_HOST=127.0.0.1:8087."
+        )
+    from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - of an extra, and only needed here
+
+    from service.credentials import application_default  # noqa: PLC0415 - as above
+
+    try:
+        application_default().load()  # kept, so that no worker has to find them again
+    except DefaultCredentialsError as error:
+        raise SettingError(
+            "GOOGLE_CLOUD_PROJECT is set, but there are no application default credentials: "
+            "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        ) from error
+
+
+def _need_files() -> None:
+    """Raise SettingError where this process may open too few files to begin; gRPC would abort without a word."""
+    if sys.platform == "win32":
+        return
+    import resource  # noqa: PLC0415 - not made for Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= limit < _FILES:
+        raise SettingError(
+            f"the limit on open files (ulimit -n) is {limit}: at least {_FILES} is wanted, and each caller "
+            "takes one more"
+        )
+
+
+def _keep_tracing_off(settings: Settings) -> None:
+    """LangChain would send prompts and answers to LangSmith if a stray variable said so.
+
+    By tracing, or by LANGSMITH_GATEWAY, which puts LangSmith between it and the models. Others, such as
+    LANGCHAIN_HANDLER, have it fail every call. None of them is needed but those by which connections are tuned.
+    """
+    if not settings.langsmith:
+        for name in list(os.environ):
+            if name.startswith(("LANGSMITH_", "LANGCHAIN_")) and not name.startswith("LANGCHAIN_OPENAI_"):
+                del os.environ[name]

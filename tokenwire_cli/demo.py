@@ -17,6 +17,8 @@ QUESTION = "What is baseball?"
 STOP_SECONDS = 10  # for a child to end by itself before it is killed
 START_SECONDS = 180  # for one to begin to answer, on a slow machine under load
 
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 # Whoever lists the models of the demo shall be told what this one really takes.
 MODEL = "smollm2-135m"
 WHAT_IT_TAKES = (
@@ -39,9 +41,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire demo") -> 
     parser.add_argument("question", nargs="?", default=QUESTION, help=f"what to ask [{QUESTION}]")
     parser.add_argument("--once", action="store_true", help="end after the answer, without the page")
     options = parser.parse_args(argv)
-    # Whatever ends the demo, its children end first.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    # Whatever ends the demo, its children end first. (nohup has SIGHUP ignored.)
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         return _demo(options.question, once=options.once)
     except KeyboardInterrupt:
@@ -52,7 +55,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire demo") -> 
 
 
 def _interrupt(*_: object) -> None:
+    _stop_listening()
     raise KeyboardInterrupt
+
+
+def _stop_listening() -> None:
+    """One stop may come as several signals: the others must not end what ends the children."""
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _demo(question: str, *, once: bool) -> int:
@@ -110,6 +120,7 @@ class _Children:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _stop_listening()
         children = [child for _, child in self._running]
         for child in reversed(children):
             child.terminate()

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.faults.forkserver import ForkServer, clock, opened
 from tests.faults.processes import BLOCKED, ServerChild, server
 from tests.faults.recorder import record
 from vertex_emulator.emulator import Emulator
@@ -68,3 +69,10 @@ async def limited(the_limited_server: ServerChild, upstream: Emulator) -> Server
     """A server of 20 streams without a queue, which gives readers 1 s."""
     del upstream  # only so that it is fresh
     return the_limited_server
+
+
+@pytest.fixture(scope="session")
+async def forkserver(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ForkServer]:
+    """Forks servers that have imported everything; where there is a C compiler, their wall clock can be set."""
+    async with opened(clock=clock(tmp_path_factory.mktemp("clock"))) as running:
+        yield running

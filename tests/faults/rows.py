@@ -407,6 +407,31 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "the longest for which nobody else's turn came",
             250,
         ),
+        Row(
+                f"stop: {way}",
+                f"{told}, two workers",
+                "running streams: their whole answer",
+                "streams that were cut, and exit codes other than 0",
+                0,
+                "",
+            )
+            for way, told in (
+                ("group", "one stop for parent and workers: Ctrl-C, or `kill` of the process group"),
+                ("parent", "one stop for the parent alone"),
+                ("process 1", "one stop as process 1 of a container"),
+                ("service manager", "one stop for each process of the tree, then SIGCONT and SIGHUP"),
+                ("terminal that closes", "SIGHUP twice, then SIGTERM, each for parent and workers"),
+                ("wrapper", "one stop as timeout(1) sends it, twice within microseconds"),
+            )
+        ),
+        Row(
+            "parent killed",
+            "the parent of two workers is killed (SIGKILL) under 50 streams",
+            "running streams: their whole answer; no process is left, and the port is free",
+            "streams that were cut",
+            0,
+            "",
+        ),
     ),
     "Everything at once": (
         Row(

@@ -187,7 +187,7 @@ class _Call:
             raise failure(error) from error
         except http.ERRORS as error:
             raise http.broken(_WHO, error) from error
-        except (ValueError, UnicodeDecodeError) as error:  # JSON and pydantic raise it
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
             raise http.unreadable(_WHO) from error
 
     def events(self) -> list[Event]:

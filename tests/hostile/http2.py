@@ -115,6 +115,33 @@ class Connection:
                 return payload
         return None
 
+    def call(self, frames: bytes) -> bytes | None:
+        """Send the frames of one call, its data within the windows that the server grants; the payload of its trailers.
+
+        None: the connection was closed before.
+        """
+        windows = {0: 65535, 1: 65535}
+        initial, greeted = 65535, False
+        unsent = list(_split(frames))
+        for kind, flags, stream, payload in self.frames():
+            if kind == HEADERS and flags & END_STREAM:
+                return payload
+            if kind == WINDOW_UPDATE and stream in windows:
+                windows[stream] += int.from_bytes(payload, "big")
+            elif kind == SETTINGS and not flags & ACK:
+                for key, value in struct.iter_unpack(">HI", payload):
+                    if key == INITIAL_WINDOW_SIZE:
+                        windows[1] += value - initial
+                        initial = value
+                greeted = True
+            while greeted and unsent and len(unsent[0]) - 9 <= min(windows.values()):
+                one = unsent.pop(0)
+                if one[3] == DATA:
+                    windows = {stream: window - len(one) + 9 for stream, window in windows.items()}
+                if self.send_until_refused(one):
+                    return None
+        return None
+
     def hang_up(self) -> None:
         """Say that nothing more comes; what has been sent is still read, as it would not be after a reset."""
         with suppress(OSError):
@@ -139,6 +166,13 @@ class Connection:
             return self._socket.recv(65536)
         except ConnectionResetError:
             return b""
+
+
+def _split(frames: bytes) -> Iterator[bytes]:
+    while frames:
+        size = 9 + int.from_bytes(frames[:3], "big")
+        yield frames[:size]
+        frames = frames[size:]
 
 
 def status_in(block: bytes | None) -> int | None:

@@ -342,9 +342,7 @@ def _status_of(address: str, call: bytes) -> int | None:
     """The gRPC status that this call on stream 1 gets."""
     with Connection(address) as connection:
         connection.hello()
-        connection.until(http2.SETTINGS)  # it grants windows that take the whole call
-        connection.send(call)
-        return http2.status_in(connection.until(http2.HEADERS, flags=http2.END_STREAM))
+        return http2.status_in(connection.call(call))
 
 
 GZIP = ("grpc-encoding", "gzip")

@@ -122,6 +122,8 @@ def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:
         # requests would take a third longer; so they would with 16 KB.
         ("grpc.http2.lookahead_bytes", 32 * 1024),
         ("grpc.http2.bdp_probe", 0),
+        # What gRPC allows with the probe: in frames of 16 KB, metadata beyond our limit would break a connection.
+        ("grpc.http2.max_frame_size", 4 * 1024 * 1024),
         # What one connection may have open: more than admission lets in, so that what is beyond hears a refusal at once
         # instead of waiting at its caller in silence. And little more: a call costs the loop 0.3 ms from the moment it
         # is opened, even if it is reset in the same moment, and calls that others make stand behind it.

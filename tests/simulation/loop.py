@@ -18,6 +18,7 @@ from typing import Any
 _BEGIN_SECONDS = 1000.0
 _NEAR_SECONDS = 0.005
 _BEFORE_SECONDS = 0.002
+_TURN_SECONDS = 0.0002  # else what asks for a moment that is all but now would ask for ever
 
 
 class Choices:
@@ -135,6 +136,7 @@ class Loop(asyncio.BaseEventLoop):
         if self._uvloop:
             milliseconds = round((when - self._now) * 1000)
             if milliseconds <= 0:
+                self._now += _TURN_SECONDS
                 return self.call_soon(callback, *args, context=context)  # type: ignore[return-value] # as uvloop does
             when = self._now + milliseconds / 1000
         return super().call_at(when, callback, *args, context=context)

@@ -407,7 +407,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "the longest for which nobody else's turn came",
             250,
         ),
-        Row(
+        *(
+            Row(
                 f"stop: {way}",
                 f"{told}, two workers",
                 "running streams: their whole answer",

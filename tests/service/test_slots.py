@@ -102,11 +102,16 @@ def take_and_hold(slots: Slots, worker: int, held: "list[int]") -> None:
             held[worker] -= 1
 
 
+async def entered(slots: Slots) -> float:
+    async with Admission(slots, queue=2, wait=60).slot("caller") as waited:
+        return waited
+
+
 def wait_in_line(slots: Slots, worker: int, waiting: Event) -> None:
     slots.join(worker)
 
     async def main() -> None:
-        entering = asyncio.ensure_future(Admission(slots, queue=2, wait=60).enter("a"))
+        entering = asyncio.ensure_future(entered(slots))
         await asyncio.sleep(0)
         waiting.set()
         await entering
@@ -126,7 +131,7 @@ def test_callers_in_a_worker_that_is_stopped_hold_up_others_for_a_moment_only() 
     os.kill(other.pid, signal.SIGSTOP)
 
     async def main() -> float:
-        entering = asyncio.ensure_future(Admission(slots, queue=2, wait=60).enter("b"))
+        entering = asyncio.ensure_future(entered(slots))
         await asyncio.sleep(0)
         slots.give()
         return await asyncio.wait_for(entering, 5)

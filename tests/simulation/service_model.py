@@ -125,9 +125,12 @@ class Upstream:
     async def _events(self, call: "_UpstreamCall") -> AsyncGenerator[Event, None]:
         """As with every provider, `Finished` comes once upstream's own stream has ended."""
         event: Event | None = None
-        while not isinstance(event, Finished):
-            event = await call.read()
-            yield event
+        try:
+            while not isinstance(event, Finished):
+                event = await call.read()
+                yield event
+        finally:
+            await asyncio.sleep(0)  # nor is it left in one step
 
 
 class _UpstreamCall:

@@ -40,6 +40,7 @@ SCRIPTS = {
     "coalesced_the_caller_leaves": Script(callers=(Caller(coalesce=0.1, leaves=True, says=SHORT),)),
     "coalesced_a_reader_of_one": Script(callers=(Caller(coalesce=0, room=1, reads_on=True, says=SHORT),)),
     "coalesced_idle": Script(callers=(Caller(coalesce=0.1, idle=1),)),
+    "coalesced_idle_and_leaving": Script(callers=(Caller(coalesce=0.1, idle=1, leaves=True, says=(STARTED,)),)),
 }
 COLLISIONS = {
     "two_signals": Script(stops=True, hurries=True, settings=NO_DELAY),

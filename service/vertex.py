@@ -1,6 +1,6 @@
 """Gemini on Vertex AI, through LangChain's ChatVertexAI: connections, calls, and how they end.
 
-Importing it costs seconds of CPU: Google's client builds thousands of classes. So `__main__` imports it late.
+Importing it costs seconds of CPU: Google's client builds thousands of classes. So `app` imports it late.
 
 With each request ChatVertexAI is given a call of ours (`_Call`), where it would make one of its own and let go of it.
 Two things need that. An abandoned grpc.aio call is never cancelled by itself

@@ -143,7 +143,7 @@ ONLY = {
     "langchain_openai": {"service/openai.py"},
     "langchain_core": {"service/chat.py", "service/vertex.py", "service/openai.py", "service/langchain.py"},
     "google.cloud": {"service/chat.py", "service/vertex.py"},
-    "google.auth": {"service/credentials.py", "service/__main__.py"},
+    "google.auth": {"service/credentials.py", "service/app.py"},
     "google.genai": {"service/genai.py"},
     "openai": {"service/openai.py"},
     "uvicorn": {"vertex_emulator/door.py"},

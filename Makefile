@@ -25,7 +25,7 @@ $(BIN)/uv: requirements/uv.txt
 
 define install
 	@echo "Installing the locked packages of $(1)"
-	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes $(1)
+	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode $(1)
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --offline -e .
 endef
 

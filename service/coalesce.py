@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
+from service.cleanup import finished
 from service.model import Event, Reasoning, Text
 
 MAX_DELAY_SECONDS = 1.0
@@ -36,19 +37,7 @@ async def _merged(events: AsyncIterator[Event], how: Coalesce) -> AsyncIterator[
         yield buffer.drain()
     finally:
         reading.cancel()
-        await _ended(reading)
-
-
-async def _ended(task: asyncio.Future[None]) -> None:
-    """Wait until it has, even if that is cancelled: whoever leaves earlier closes a stream that is still being read."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
+        await finished(reading)
 
 
 class _Buffer:

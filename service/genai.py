@@ -20,6 +20,7 @@ from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
 from service import errors, gemini, http, langchain
+from service.cleanup import finished
 from service.credentials import ApplicationDefault, application_default
 from service.errors import Violation
 from service.model import Card, Event, Prompt, Started
@@ -96,7 +97,7 @@ class GenAIModel:
         try:
             yield events
         finally:
-            await call.cancel()
+            await finished(call.cancel())
             await events.aclose()
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:

@@ -172,7 +172,7 @@ def _answering(handler: Any, receiver: Receiver) -> Answer:
 
     async def each(context: Context) -> AsyncIterator[Any]:
         yield await received(context)
-        while (data := await context.read()) is not grpc.aio.EOF:
+        while (data := await receiver.following(context)) is not None:
             yield parsed(data, parse)
 
     async def stream_to_stream(call: Call, context: Context) -> None:

@@ -19,6 +19,7 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from service import errors, gemini, http, langchain, values
+from service.cleanup import finished
 from service.model import (
     Blob,
     Card,
@@ -88,7 +89,7 @@ class OpenAIModel:
         try:
             yield events
         finally:
-            await call.cancel()
+            await finished(call.cancel())
             await events.aclose()
 
     async def _events(

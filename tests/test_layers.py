@@ -44,7 +44,8 @@ SERVICE = {
         "service.slots",
         "service.stop",
     },
-    "coalesce": {"service.model"},
+    "cleanup": set(),
+    "coalesce": {"service.cleanup", "service.model"},
     "patience": {"service.errors"},
     "retry": {"service.errors", "service.model"},
     "langchain": {"service.model", "service.offers"},
@@ -62,6 +63,7 @@ SERVICE = {
         "service.offers",
     },
     "genai": {
+        "service.cleanup",
         "service.credentials",
         "service.errors",
         "service.gemini",
@@ -71,6 +73,7 @@ SERVICE = {
         "service.offers",
     },
     "openai": {
+        "service.cleanup",
         "service.errors",
         "service.gemini",
         "service.http",

@@ -132,6 +132,21 @@ def test_a_stalled_upload_is_ended_when_others_wait_and_only_then() -> None:
     run(main())
 
 
+def test_who_waited_for_others_most_of_the_time_has_not_stalled() -> None:
+    async def main() -> None:
+        async with uploads(1, 2) as come:
+            first = await come("a")
+            second = await come("b")
+            await asyncio.sleep(8)
+            await first.goes()
+            await turns()
+            assert second.reading
+            await asyncio.sleep(2.5)
+            assert isinstance(second.failure, ServerBusy)
+
+    run(main())
+
+
 def test_each_has_its_share_of_time() -> None:
     async def main() -> None:
         async with uploads(1, 1) as come:

@@ -7,6 +7,7 @@ which keeps hold of the HTTP response and sees each chunk before LangChain drops
 import asyncio
 import base64
 import json
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, cast
@@ -38,6 +39,9 @@ from service.model import (
     Usage,
 )
 from service.offers import Offer
+
+# The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
+warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
 
 _MAX_STOP_SEQUENCES = 4
 

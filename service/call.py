@@ -2,8 +2,8 @@
 
 An operation that gRPC has begun can't be taken back. Two follow from that. The first message brings the headers along;
 if its write were given up and a status came next, gRPC would send the headers again, fail, and send no status at all.
-So headers go on their own, and no status comes before they are out. And behind the last message the status is OK,
-whatever else happens while it is being written.
+So the first write goes on, whoever waits for it, and no status comes before it is done. And behind the last message the
+status is OK, whatever else happens while it is being written.
 """
 
 import asyncio
@@ -24,7 +24,8 @@ class Call:
         self.answered = False
         """Whether the last message is among them."""
         self._context = context
-        self._headers: asyncio.Future[None] | None = None
+        self._first: asyncio.Future[None] | None = None
+        """The first write."""
 
     @property
     def caller(self) -> str:
@@ -34,22 +35,23 @@ class Call:
     async def write(self, message: Any, *, last: bool = False) -> None:
         """Send a message; behind the `last` one no error can come any more."""
         self.patience.writing(last=last)
-        if self._headers is None:
-            self._headers = asyncio.ensure_future(self._context.send_initial_metadata(()))
-            self._headers.add_done_callback(_seen)
-            await asyncio.shield(self._headers)
         self.written += 1
         self.answered = last
-        await self._context.write(message)
+        if self._first is None:
+            self._first = asyncio.ensure_future(self._context.write(message))
+            self._first.add_done_callback(_seen)
+            await asyncio.shield(self._first)
+        else:
+            await self._context.write(message)
         self.patience.written()
 
-    async def headers_out(self) -> None:
-        """Wait until a status may be sent: at once, unless headers are on their way to a caller that takes nothing."""
-        if self._headers is not None and not self._headers.done():
-            await asyncio.wait((self._headers,))
+    async def may_end(self) -> None:
+        """Wait until a status may be sent: at once, unless the first message is on its way to a caller that stalls."""
+        if self._first is not None and not self._first.done():
+            await asyncio.wait((self._first,))
 
 
-def _seen(headers: "asyncio.Future[None]") -> None:
-    """They may fail when nobody waits for them any more; asyncio would log that as an error nobody looked at."""
-    if not headers.cancelled():
-        headers.exception()
+def _seen(first: "asyncio.Future[None]") -> None:
+    """It may fail when nobody waits for it any more; asyncio would log that as an error nobody looked at."""
+    if not first.cancelled():
+        first.exception()

@@ -200,7 +200,7 @@ async def _failure(error: BaseException, call: Call | None) -> TokenwireError | 
     else:
         failure = error.after(call.written)
     if call is not None:
-        await call.headers_out()
+        await call.may_end()
     return failure
 
 

@@ -11,8 +11,10 @@ import signal
 import sys
 from types import FrameType
 
+from service.__main__ import main  # first: what libraries read when they are imported is set there
+
+# isort: split
 from service import process
-from service.__main__ import main
 from service.model import Model
 from service.server import Server
 from tests.loop_watch import LoopWatch

@@ -6,8 +6,10 @@ import sys
 import warnings
 from typing import Any
 
+from service.__main__ import main  # first: what libraries read when they are imported is set there
+
+# isort: split
 from service import wire
-from service.__main__ import main
 
 parse = wire.parse
 

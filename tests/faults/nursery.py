@@ -20,8 +20,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from service.__main__ import main  # first: what libraries read when they are imported is set there
+
+# isort: split
 from service import providers
-from service.__main__ import main
 from service.config import Settings
 from tests.faults.launcher import tell_tasks
 from tests.faults.processes import ServerChild, ended, eventually

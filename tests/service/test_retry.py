@@ -325,11 +325,11 @@ async def test_an_answer_earns_a_tenth_of_a_token_at_its_first_chunk_and_no_more
     retrying = Retrying(FakeModel([Started("first"), *[Text("a")] * 20, FINISHED]), NO_PAUSE, purse)
     for _ in range(45):
         async with retrying.stream(PROMPT, deadline=deadline) as events:
-            await anext(events)
+            _ = [event async for event in events]
     assert not budget.allows
     for _ in range(10):
         async with retrying.stream(PROMPT, deadline=deadline) as events:
-            _ = [event async for event in events]
+            await anext(events)
     assert budget.allows
 
 

@@ -5,6 +5,7 @@ A failure prints the run's story and the choices that repeat it: `World(SCRIPT, 
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,14 @@ COLLISIONS = {
     ),
 }
 
+# Their one search takes seconds.
+LONG = {"a_queue", "coalesced_a_reader_of_one", "coalesced_a_stop"}
+
+
+def named(scripts: dict[str, Script]) -> list[Any]:
+    """A test for each script."""
+    return [pytest.param(name, marks=pytest.mark.soak if name in LONG else ()) for name in scripts]
+
 
 def search(script: Script, *, interruptions: int, at_most: int | None = None) -> int:
     runs = 0
@@ -73,12 +82,12 @@ def search(script: Script, *, interruptions: int, at_most: int | None = None) ->
     return runs
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", named(SCRIPTS))
 def test_every_order_with_one_interruption(name: str) -> None:
     assert search(SCRIPTS[name], interruptions=1) > 5
 
 
-@pytest.mark.parametrize("name", COLLISIONS)
+@pytest.mark.parametrize("name", named(COLLISIONS))
 def test_every_order_of_two_troubles(name: str) -> None:
     assert search(COLLISIONS[name], interruptions=0) > 30
 

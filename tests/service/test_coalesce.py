@@ -163,6 +163,34 @@ async def test_two_cancellations_leave_nobody_reading_a_stream_that_is_being_clo
         await relaying
 
 
+async def test_a_cancellation_while_the_reading_of_upstream_ends_is_not_lost() -> None:
+    closing, closed = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_end() -> AsyncIterator[Event]:
+        try:
+            yield Text("a")
+            await asyncio.Event().wait()
+        finally:
+            closing.set()
+            await closed.wait()
+
+    async def relay() -> None:
+        async with coalesced(slow_to_end(), Coalesce()) as events:
+            await anext(events)
+
+    relaying = asyncio.ensure_future(relay())
+    await closing.wait()
+    relaying.cancel()
+    await settle()
+    closed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await relaying
+
+
+def test_without_further_words_no_piece_is_held_back() -> None:
+    assert Coalesce().max_delay == 0
+
+
 pieces = st.one_of(st.text().map(Text), st.text().map(Reasoning))
 
 

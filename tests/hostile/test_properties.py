@@ -295,8 +295,10 @@ async def keeps_its_promises(
     assert None not in heard.kinds
     assert text.startswith(heard.text())
     assert thoughts.startswith(heard.thoughts())
+    # On a busy machine a limit of 50 ms may strike where upstream isn't silent: an honest end, too.
+    late = mute and heard.error is not None and failure(heard.error)[1] in ("FIRST_CHUNK_TIMEOUT", "IDLE_TIMEOUT")
     if not heard.cancelled:
-        assert ("completed" in heard.kinds) == (heard.error is None) == ending.complete
+        assert ("completed" in heard.kinds) == (heard.error is None) == (ending.complete and not late)
     if "completed" in heard.kinds:
         assert heard.kinds.index("completed") == len(heard.kinds) - 1
         assert (heard.text(), heard.thoughts()) == (text, thoughts)

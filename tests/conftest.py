@@ -51,8 +51,10 @@ pytest_plugins = ["tests.browser"]
 hypothesis.settings.register_profile("tokenwire", deadline=None)
 hypothesis.settings.load_profile("tokenwire")
 
-# A shell's background job ignores Ctrl-C, and so would every process that the tests start and then interrupt.
+# A shell's background job ignores Ctrl-C, one under nohup SIGHUP as well, and so would every process that the tests
+# start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Detail = TypeVar("Detail", bound=Message)
 Serve = Callable[..., Awaitable[Served]]

@@ -156,8 +156,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._running.discard(call)
         if not self._running:
             self._quiet.set()
-            if call is not None and call.written:
-                memory.give_back()
+        if call is not None and call.written:
+            memory.give_back()
 
 
 def _is_ours(method: str) -> bool:

@@ -9,9 +9,10 @@ import ctypes
 from contextlib import suppress
 
 _PAUSE_SECONDS = 0.5
+_LOOKS = 10
 
-_waiting: set[asyncio.TimerHandle] = set()
-"""The next time, if there is one."""
+_waiting: dict[asyncio.AbstractEventLoop, bool] = {}
+"""The event loop (there is one, outside of tests) if it waits for a pause: whether there was a call in this one."""
 
 _M_ARENA_MAX = -8  # malloc.h
 _ARENAS = 2
@@ -31,15 +32,23 @@ def share() -> None:
 
 
 def give_back(_: object = None) -> None:
-    """Give back what is free, once nobody has asked for it again for half a second: it takes a few milliseconds."""
+    """Give back what is free in the next pause of half a second, or after 5 s without one: it takes milliseconds.
+
+    To be called whenever something was let go of: while one waits, it costs next to nothing.
+    """
     if _trim is None:
         return
-    while _waiting:
-        _waiting.pop().cancel()
     loop = asyncio.get_running_loop()
-    _waiting.add(loop.call_later(_PAUSE_SECONDS, _now, loop, _trim))
+    again = loop in _waiting
+    _waiting[loop] = again
+    if not again:
+        loop.call_later(_PAUSE_SECONDS, _look, loop, _trim, _LOOKS)
 
 
-def _now(loop: asyncio.AbstractEventLoop, trim: "ctypes._NamedFuncPointer") -> None:
-    _waiting.clear()
-    loop.run_in_executor(None, trim, 0)
+def _look(loop: asyncio.AbstractEventLoop, trim: "ctypes._NamedFuncPointer", looks: int) -> None:
+    if _waiting[loop] and looks > 1:
+        _waiting[loop] = False
+        loop.call_later(_PAUSE_SECONDS, _look, loop, trim, looks - 1)
+    else:
+        del _waiting[loop]
+        loop.run_in_executor(None, trim, 0)

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import guard, memory, receive
 from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started
@@ -77,12 +78,19 @@ class Trim:
 
 
 @pytest.fixture
-async def trim(monkeypatch: pytest.MonkeyPatch) -> Trim:
+async def trim(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Trim]:
+    await nothing_waits()  # for what tests before this one let go of
     standing_in = Trim()
-    monkeypatch.setattr(memory, "_waiting", set())
     monkeypatch.setattr(memory, "_trim", standing_in)
     monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.2)
-    return standing_in
+    yield standing_in
+    await nothing_waits()
+
+
+async def nothing_waits() -> None:
+    async with asyncio.timeout(10):
+        while asyncio.get_running_loop() in memory._waiting:  # noqa: ASYNC110 - nobody tells when it changes
+            await asyncio.sleep(0.01)
 
 
 async def test_memory_goes_back_once_for_large_requests_that_end_together(serve: Serve, trim: Trim) -> None:
@@ -102,3 +110,60 @@ async def test_so_does_what_streams_took_once_the_last_of_them_has_ended(serve: 
     await asyncio.gather(*(served.ask() for _ in range(3)))
     await trim.called.wait()
     assert trim.calls == 1
+
+
+async def test_memory_goes_back_though_calls_go_on_ending(trim: Trim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.02)
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            trim.called.clear()
+            while not trim.called.is_set():
+                memory.give_back()
+                await asyncio.sleep(0)
+    assert trim.calls == 2
+
+
+async def test_it_waits_for_a_pause_while_there_may_be_one(trim: Trim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LOOKS", 1000)
+    monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.02)
+    looked = 0
+
+    def look(*arguments: Any) -> None:
+        nonlocal looked
+        looked += 1
+        seen(*arguments)
+
+    seen = memory._look
+    monkeypatch.setattr(memory, "_look", look)
+    async with asyncio.timeout(10):
+        while looked < 5:
+            memory.give_back()
+            await asyncio.sleep(0)
+        assert not trim.called.is_set()
+        await trim.called.wait()
+    assert trim.calls == 1
+
+
+async def test_it_goes_back_though_another_stream_still_runs(serve: Serve, trim: Trim) -> None:
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+    served = await serve(FirstWithoutEnd([Started("gemini-2.5-flash"), finished]))
+    first = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await first.read()
+    await served.ask()
+    async with asyncio.timeout(10):
+        await trim.called.wait()
+    assert not first.done()
+    first.cancel()
+
+
+class FirstWithoutEnd(FakeModel):
+    """One whose first answer never ends."""
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+        async with super().stream(prompt, deadline=deadline) as events:
+            yield events if len(self.asked) > 1 else self._without_end()
+
+    async def _without_end(self) -> AsyncIterator[Event]:
+        yield Started("gemini-2.5-flash")
+        await asyncio.Event().wait()

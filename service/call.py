@@ -13,6 +13,8 @@ import grpc.aio
 
 from service.patience import Patience
 
+_MOMENT_SECONDS = 0.05
+
 
 class Call:
     """Wraps the context of one call."""
@@ -47,8 +49,14 @@ class Call:
 
     async def may_end(self) -> None:
         """Wait until a status may be sent: at once, unless the first message is on its way to a caller that stalls."""
-        if self._first is not None and not self._first.done():
+        if self._first is None:
+            return
+        if not self._first.done():
             await asyncio.wait((self._first,))
+        if self._first.exception() is not None:
+            # The caller has left, and the cancellation gets here in a moment. A status would be sent with the headers,
+            # a second time, and gRPC would log an error.
+            await asyncio.sleep(_MOMENT_SECONDS)
 
 
 def _seen(first: "asyncio.Future[None]") -> None:

@@ -158,6 +158,16 @@ class VertexModel:
             raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
         return gemini.total(counted.total_tokens)
 
+    def _need_connection(self) -> None:
+        """Raise UpstreamUnavailable while there is none to be had, as the call would, but without a call.
+
+        Each call that fails before it is sent leaks about 900 bytes in grpc.aio, for as long as upstream is away:
+        https://github.com/grpc/grpc/issues/43360
+        """
+        if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            code = grpc.StatusCode.UNAVAILABLE
+            raise gemini.failure(code, told=code.name, reason="", retry_after=None)
+
     async def _identity(self, deadline: float) -> Headers:
         """What tells Google who asks."""
         return () if self._credentials is None else await self._credentials.headers(deadline)
@@ -165,6 +175,7 @@ class VertexModel:
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         if self._credentials is not None:
             call.identity = await self._credentials.headers(deadline)
+        self._need_connection()
         seconds = deadline - asyncio.get_running_loop().time()
         messages, options = langchain.messages(prompt, gemini.media), request_options(prompt)
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)

@@ -1,10 +1,12 @@
 """What becomes of calls where it isn't the model that says no: its connections, its frames, its name."""
 
 import asyncio
+import ctypes
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 
 import hypothesis
 import pytest
@@ -290,6 +292,48 @@ async def test_a_call_that_upstream_has_not_processed_is_made_again(
     assert isinstance(finished, Finished)
     assert finished.attempts == attempts
     assert by_hand.calls == 2
+
+
+async def test_calls_while_upstream_is_away_take_no_memory_for_good_and_it_is_found_again() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    async with opened(f"127.0.0.1:{port}") as model:
+        away = await told(model)  # as gRPC itself says
+        for _ in range(200):
+            await told(model)
+        before = allocated()
+        for _ in range(1000):
+            assert await told(model) == away
+        assert allocated() - before < 300 * 1000  # of the 900 bytes that each leaked
+        async with Emulator(port=port) as emulator, asyncio.timeout(20):
+            emulator.script.play(default=answer("word"))
+            while True:
+                with suppress(errors.UpstreamUnavailable):
+                    assert isinstance((await ask(model))[-1], Finished)
+                    break
+                await asyncio.sleep(0.05)
+
+
+async def told(model: Model) -> tuple[type[errors.UpstreamError], str, dict[str, str]]:
+    error = await failing(model)
+    return type(error), error.text, dict(error.metadata)
+
+
+class _Mallinfo(ctypes.Structure):
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "used", "free", "top")
+    _fields_ = [(name, ctypes.c_size_t) for name in _names]
+
+
+def allocated() -> int:
+    """Bytes that malloc has given out and not got back."""
+    gc.collect()
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):
+        pytest.skip("only glibc, from 2.33 on, tells what is allocated")
+    mallinfo.restype = _Mallinfo
+    return int(mallinfo().used)
 
 
 # ---- its name --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import ctypes
 from contextlib import suppress
 
 _PAUSE_SECONDS = 0.5
-_LOOKS = 10
+_LOOKS = 120
 
 _waiting: dict[asyncio.AbstractEventLoop, bool] = {}
 """The event loop (there is one, outside of tests) if it waits for a pause: whether there was a call in this one."""
@@ -32,9 +32,10 @@ def share() -> None:
 
 
 def give_back(_: object = None) -> None:
-    """Give back what is free in the next pause of half a second, or after 5 s without one: it takes milliseconds.
+    """Give back what is free in the next pause of half a second, or after a minute without one.
 
-    To be called whenever something was let go of: while one waits, it costs next to nothing.
+    To be called whenever something was let go of: while one waits, it costs next to nothing. Giving back takes
+    milliseconds, in which all others who want memory wait, so it isn't done more often while streams run.
     """
     if _trim is None:
         return

@@ -113,6 +113,7 @@ async def test_so_does_what_streams_took_once_the_last_of_them_has_ended(serve: 
 
 
 async def test_memory_goes_back_though_calls_go_on_ending(trim: Trim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LOOKS", 10)
     monkeypatch.setattr(memory, "_PAUSE_SECONDS", 0.02)
     async with asyncio.timeout(10):
         for _ in range(2):

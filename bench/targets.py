@@ -9,9 +9,9 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from bench.script import METHOD, Script, question
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import prediction_pb2 as vertex
 
 _ERROR_CHARACTERS = 300

@@ -9,8 +9,6 @@ from typing import Any
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import RerunException
-from tokenwire.v1.content_pb2 import Message, ToolCall
-from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from gateway_ui import attachments, drawing, settings
 from gateway_ui.client import Client, default_address, tool, tool_result, user
@@ -21,6 +19,8 @@ from gateway_ui.meter import Meter
 from gateway_ui.pump import Pump
 from gateway_ui.settings import Choices
 from gateway_ui.typewriter import Typewriter
+from tokenwire.v1.content_pb2 import Message, ToolCall
+from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 # Streamlit sees a Stop only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25

@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 
 from google.protobuf.json_format import MessageToDict
-from tokenwire.v1.config_pb2 import GenerationConfig
-from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
 from gateway_ui import arguments
 from gateway_ui.client import Client, default_address, file, user
 from gateway_ui.endings import ending
 from gateway_ui.errors import TokenwireError
 from gateway_ui.meter import Meter
+from tokenwire.v1.config_pb2 import GenerationConfig
+from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
 DEFAULT_PROMPT = "What is baseball?"
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 from PIL import Image
-from tokenwire.v1.content_pb2 import Part
 
 from gateway_ui.parts import inline
+from tokenwire.v1.content_pb2 import Part
 
 # What providers take in the request itself; bigger ones have to go by reference.
 MAX_MEGABYTES = 7

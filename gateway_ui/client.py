@@ -17,6 +17,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 import grpc
+
+from gateway_ui.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, explain, put
+from gateway_ui.parts import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
 from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
@@ -28,9 +31,6 @@ from tokenwire.v1.generation_service_pb2 import (
     Model,
 )
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
-
-from gateway_ui.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, explain, put
-from gateway_ui.parts import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
 
 __all__ = [
     "DEFAULT_ADDRESS",

@@ -8,12 +8,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import streamlit as st
-from tokenwire.v1.content_pb2 import Message, Part
-from tokenwire.v1.generation_service_pb2 import Grounding
 
 from gateway_ui.conversation import STOPPED, Exchange, Piece, pretty
 from gateway_ui.endings import finish
 from gateway_ui.meter import duration
+from tokenwire.v1.content_pb2 import Message, Part
+from tokenwire.v1.generation_service_pb2 import Grounding
 
 _HERE = Path(__file__).parent
 

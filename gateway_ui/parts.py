@@ -7,6 +7,7 @@ from pathlib import Path
 
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
+
 from tokenwire.v1.config_pb2 import FunctionDeclaration
 from tokenwire.v1.content_pb2 import (
     ROLE_MODEL,

@@ -5,9 +5,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from tokenwire.v1.generation_service_pb2 import GenerateResponse
-
 from gateway_ui.client import Answer
+from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
 # So many messages wait for a slow reader; beyond it gRPC's flow control holds the service back.
 _CAPACITY = 256

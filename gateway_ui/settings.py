@@ -8,10 +8,10 @@ from typing import Any
 
 import streamlit as st
 from google.protobuf.json_format import ParseDict, ParseError
-from tokenwire.v1.config_pb2 import GenerationConfig, Tool
-from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from gateway_ui.parts import struct
+from tokenwire.v1.config_pb2 import GenerationConfig, Tool
+from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 

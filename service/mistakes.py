@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import schema
 from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS
 from service.errors import Violation
 from service.model import Card
 from service.values import finite, plain
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_FUNCTIONS = 128

@@ -7,8 +7,6 @@ from typing import Any
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from tokenwire.v1 import generation_service_pb2
-from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from service import log
 from service.address import refusal
@@ -20,6 +18,8 @@ from service.model import Model
 from service.receive import Receiver
 from service.servicer import Servicer
 from service.slots import Slots
+from tokenwire.v1 import generation_service_pb2
+from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 

@@ -2,9 +2,6 @@
 
 import uuid
 
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
-
 from service import log, wire
 from service.admission import Admission
 from service.call import Call
@@ -14,6 +11,8 @@ from service.errors import Draining, NotReady
 from service.mistakes import Limits, good_request_id
 from service.model import Finished, Model
 from service.slots import Slots
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
 
 class Servicer(GenerationServiceServicer):

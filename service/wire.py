@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf import duration_pb2, struct_pb2
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import mistakes, model, schema
 from service.coalesce import MAX_BYTES, Coalesce
 from service.errors import InvalidRequest, ModelNotFound, Violation
 from service.mistakes import seconds
 from service.values import plain
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
 
 # Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
 MAX_VIOLATIONS = 10

@@ -11,10 +11,10 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[1]
 
-# (import root, proto files below it, whether they define services)
+# (import root, proto files below it, where the packages of their stubs go)
 SETS = (
-    ("protos", "tokenwire/v1/*.proto"),
-    (".", "vertex_emulator/*.proto"),
+    ("protos", "tokenwire/v1/*.proto", "."),
+    (".", "vertex_emulator/*.proto", "."),
 )
 
 
@@ -25,11 +25,11 @@ def generate(target: Path) -> list[Path]:
     builtin = Path(purelib) / "grpc_tools" / "_proto"
     scripts = Path(sysconfig.get_paths()["scripts"])
     plugins = [f"--plugin=protoc-gen-{name}={scripts}/protoc-gen-{name}" for name in ("mypy", "mypy_grpc")]
-    for root, pattern in SETS:
+    for root, pattern, place in SETS:
         protos = sorted((ROOT / root).glob(pattern))
         if not protos:
             continue
-        out = target / root
+        out = target / place
         out.mkdir(parents=True, exist_ok=True)
         for proto in protos:
             arguments = [
@@ -51,7 +51,7 @@ def generate(target: Path) -> list[Path]:
 
 def committed(root: Path = ROOT) -> list[Path]:
     """The stubs that stand below `root`."""
-    folders = [(root / place / pattern).parent for place, pattern in SETS]
+    folders = [(root / place / pattern).parent for _, pattern, place in SETS]
     return sorted(path for folder in folders for path in folder.glob("*_pb2*.py*"))
 
 

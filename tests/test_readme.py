@@ -86,9 +86,9 @@ def test_every_file_of_the_map_is_there() -> None:
 
 def test_every_module_of_the_service_is_on_the_map() -> None:
     (house,) = blocks("text")
-    for path in (ROOT / "service").glob("*.py"):
+    for path in (ROOT / "service").rglob("*.py"):
         if path.name != "__init__.py":
-            assert f"  {path.name} " in house, path.name
+            assert f"  {path.relative_to(ROOT / 'service')} " in house, path
 
 
 def test_every_make_target_and_command_that_is_named_exists() -> None:

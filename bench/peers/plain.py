@@ -14,6 +14,7 @@ from google.cloud.aiplatform_v1beta1.services.prediction_service.transports.grpc
     PredictionServiceGrpcAsyncIOTransport,
 )
 from langchain_google_vertexai import ChatVertexAI
+
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import (
     GenerationServiceServicer,

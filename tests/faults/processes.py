@@ -15,10 +15,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from tests.conftest import failure
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vertex_emulator.emulator import Emulator
 
 MEGABYTE = 1024 * 1024

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import grpc.aio
+
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 

@@ -30,11 +30,11 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.faults.nursery import children
 from tests.faults.processes import Caller, ServerChild
 from tests.faults.windows import OPEN, Connection, Stream, connected
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
 from vertex_emulator.script import Answer, Script, Step, answer, cut, delay, end, silence, status, tokens, wait_for
 

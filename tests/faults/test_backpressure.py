@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.conftest import failure
 from tests.faults.processes import NARROW, Caller, ServerChild, engine, fate, pieces, server
 from tests.faults.recorder import percentile, record
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, repeat

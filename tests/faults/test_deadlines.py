@@ -8,11 +8,11 @@ import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import RetryInfo
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.conftest import failure
 from tests.faults.processes import ServerChild, fate
 from tests.faults.recorder import milliseconds, record
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, blackhole, headers, repeat, silence, status
 

@@ -11,13 +11,13 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service.model import Event, FakeModel, Finished, Started, Text
 from service.model import FinishReason as Reason
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
 from tests.faults.recorder import record
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient, prediction_pb2
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, blocked, cut, end, repeat

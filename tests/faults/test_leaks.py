@@ -10,9 +10,9 @@ from typing import Any
 import grpc.aio
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.error_details_pb2 import DebugInfo, ErrorInfo, Help, LocalizedMessage, QuotaFailure
-from tokenwire.v1 import content_pb2 as pb
 
 from tests.faults.processes import ServerChild, pieces, server
+from tokenwire.v1 import content_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, message_bytes, silence, status, text_bytes, thought
 

@@ -10,12 +10,12 @@ from typing import get_args
 
 import grpc
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.faults.nursery import Loop, Nursery, nursery
 from tests.faults.processes import engine
 from tests.faults.recorder import STRICT, record
 from tests.faults.storm import DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
 
 SEED = os.environ.get("TOKENWIRE_STORM") or f"{random.getrandbits(32):x}"

@@ -14,6 +14,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
+
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import ToolCall
 from tokenwire.v1.generation_service_pb2_grpc import (

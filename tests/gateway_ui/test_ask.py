@@ -11,12 +11,12 @@ from typing import IO
 
 import grpc
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.config_pb2 import GenerationConfig
 
 from gateway_ui.ask import main
 from gateway_ui.parts import inline, user
 from tests.gateway_ui.fake_service import FakeService, Refusal, completed, thought
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import GenerationConfig
 
 Ask = Callable[..., "subprocess.Popen[bytes]"]
 

@@ -8,16 +8,6 @@ import grpc
 import grpc_testing
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.config_pb2 import (
-    HARM_BLOCK_THRESHOLD_OFF,
-    HARM_CATEGORY_HARASSMENT,
-    GenerationConfig,
-    SafetySetting,
-    Tool,
-    ToolChoice,
-)
-from tokenwire.v1.content_pb2 import ROLE_MODEL, Message
 
 from gateway_ui.client import Answer, Client, default_address, function, model, tool, tool_result, user
 from gateway_ui.errors import (
@@ -39,6 +29,16 @@ from tests.gateway_ui.fake_service import (
     thought,
     tool_call,
 )
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.config_pb2 import (
+    HARM_BLOCK_THRESHOLD_OFF,
+    HARM_CATEGORY_HARASSMENT,
+    GenerationConfig,
+    SafetySetting,
+    Tool,
+    ToolChoice,
+)
+from tokenwire.v1.content_pb2 import ROLE_MODEL, Message
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
 GENERATE = SERVICE.methods_by_name["Generate"]

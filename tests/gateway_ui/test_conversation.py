@@ -1,6 +1,4 @@
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.content_pb2 import Message
 
 from gateway_ui.conversation import STOPPED, Conversation, Exchange, response
 from gateway_ui.meter import Meter
@@ -8,6 +6,8 @@ from gateway_ui.parts import inline, model, struct, tool, tool_result, user
 from gateway_ui.pump import Arrival
 from gateway_ui.typewriter import Typewriter
 from tests.gateway_ui.fake_service import Said, completed, said, thought, tool_call
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.content_pb2 import Message
 
 
 def exchange(

@@ -7,12 +7,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from gateway_ui import errors
 from gateway_ui.endings import ENDINGS, ending
 from gateway_ui.errors import WORDS, TokenwireError, Words, explain
 from tests.gateway_ui.fake_service import Refusal, completed
+from tokenwire.v1 import generation_service_pb2 as pb
 
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 

@@ -14,13 +14,13 @@ import grpc
 import pytest
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
-from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 import gateway_ui
 from gateway_ui.__main__ import main
 from gateway_ui.parts import Turn
 from tests.browser import free_port, wait_for_port
 from tests.gateway_ui.fake_service import FakeService, Refusal
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 APP = Path(gateway_ui.__file__).with_name("app.py")
 

@@ -25,14 +25,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from tokenwire.v1 import config_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from tests.conftest import ServerProcess, failure, server_process
 from tests.faults.recorder import record
 from tests.hostile import http2
 from tests.hostile.http2 import Connection, call_headers, frame, grpc_message
+from tokenwire.v1 import config_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, message_bytes, repeat, text_bytes
 

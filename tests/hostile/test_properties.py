@@ -17,7 +17,6 @@ from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import wire
 from service.config import Settings
@@ -27,6 +26,7 @@ from service.model import FakeModel, Finished, FinishReason, Started, Text
 from service.retry import Budget, Policy, Retrying
 from tests.conftest import Serve, Served, failure
 from tests.faults.test_deadlines import mend
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import (

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import providers
 from service.config import Settings
 from service.offers import offers
 from service.retry import Policy, Retrying
 from tests.conftest import Serve, Served
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.calls import Call
 from vertex_emulator.emulator import Emulator
 

@@ -14,11 +14,11 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.conftest import failure
 from tests.faults import processes
 from tests.providers.conftest import LINES, Open, Upstream
+from tokenwire.v1 import generation_service_pb2 as pb
 
 Code = grpc.StatusCode
 

@@ -10,12 +10,12 @@ import pytest
 from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from tokenwire.v1 import content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from tests.conftest import detail, failure
 from tests.providers.conftest import LINES, Open, Upstream
 from tests.providers.test_gemini import CITY, struct
+from tokenwire.v1 import content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.script import (
     answer,
     cut,

@@ -10,12 +10,12 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service.model import FakeModel, Text
 from tests.conftest import Serve, Served, failure
 from tests.hostile import http2
 from tests.service.test_servicer import FINISHED, HELLO, Silent
+from tokenwire.v1 import generation_service_pb2 as pb
 
 ASK = pb.GenerateRequest(prompt="hi").SerializeToString()
 COUNT = "/tokenwire.v1.GenerationService/CountTokens"

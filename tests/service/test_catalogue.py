@@ -4,7 +4,6 @@ import asyncio
 import sys
 
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import providers
 from service.catalogue import Catalogue
@@ -12,6 +11,7 @@ from service.config import Settings
 from service.model import Card, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
 from service.offers import offers
 from tests.conftest import Serve
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 

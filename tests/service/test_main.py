@@ -14,10 +14,10 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from tests.conftest import StartProcess, detail, failure
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence, status, wait_for
 

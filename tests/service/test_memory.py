@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc.aio
 import pytest
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import guard, memory, receive
 from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started
 from tests.conftest import Serve
+from tokenwire.v1 import generation_service_pb2 as pb
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service.config import SettingError
 from service.model import FakeModel, Text
@@ -18,6 +17,7 @@ from service.server import SERVICE
 from tests.conftest import Serve, Served, detail, failure
 from tests.hostile import http2
 from tests.service.test_servicer import HELLO, Silent
+from tokenwire.v1 import generation_service_pb2 as pb
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -11,11 +11,11 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import errors
 from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Started, Text, Usage
 from tests.conftest import Serve, detail, failure
+from tokenwire.v1 import generation_service_pb2 as pb
 
 FINISHED = Finished(
     reason=FinishReason.STOP, upstream_reason="STOP", usage=Usage(input_tokens=1, output_tokens=2, total_tokens=3)

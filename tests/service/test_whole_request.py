@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 from google.protobuf import struct_pb2
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import model, wire
 from service.errors import InvalidRequest
 from service.mistakes import Limits
 from service.model import Blob, Card, File, Function, Reasoning, Role, ToolCall, ToolChoice, ToolMode, ToolResult, Turn
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
 
 CARD = Card(name="m", provider="gcp.vertex_ai")
 LIMITS = Limits(prompt=10_000, inline=5_000)

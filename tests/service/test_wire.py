@@ -3,13 +3,13 @@
 from typing import Any
 
 import pytest
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import model, wire
 from service.coalesce import Coalesce
 from service.errors import InvalidRequest, ModelNotFound
 from service.mistakes import Limits
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
 
 CARDS = tuple(model.Card(name=name, provider="gcp.vertex_ai") for name in ("gemini-2.5-flash", "gemini-2.5-pro"))
 LIMITS = Limits(prompt=1000, inline=5000)

@@ -13,12 +13,12 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 from service import workers
 from tests.conftest import ServerProcess, StartProcess, failure
 from tests.service.test_main import health
+from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vertex_emulator import Emulator
 from vertex_emulator.script import answer, silence, status, wait_for
 

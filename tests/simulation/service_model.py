@@ -13,7 +13,6 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 from service import log, memory, slots
 from service.config import Settings
@@ -25,6 +24,7 @@ from service.slots import Slots
 from tests.simulation import grpc_model
 from tests.simulation.loop import Choices, Kind, Loop
 from tests.simulation.loop import Event as Happening
+from tokenwire.v1 import generation_service_pb2 as pb
 
 NAME = "gemini-2.5-flash"
 STARTED = Started(NAME)

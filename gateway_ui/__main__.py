@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway_ui import arguments
-from gateway_ui.client import default_address
+from tokenwire.client import default_address
 
 _APP = Path(__file__).with_name("app.py")
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from google.protobuf.json_format import MessageToDict
 
 from gateway_ui import arguments
-from gateway_ui.client import Client, default_address, file, user
-from gateway_ui.endings import ending
-from gateway_ui.errors import TokenwireError
 from gateway_ui.meter import Meter
+from tokenwire.client import Client, default_address, file, user
+from tokenwire.endings import ending
+from tokenwire.errors import TokenwireError
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 

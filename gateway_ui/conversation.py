@@ -8,10 +8,10 @@ from typing import Any, Literal
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
-from gateway_ui.endings import ending
 from gateway_ui.meter import Meter
-from gateway_ui.parts import Turn
 from gateway_ui.pump import Arrival
+from tokenwire.endings import ending
+from tokenwire.messages import Turn
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 

@@ -7,7 +7,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from gateway_ui.conversation import Conversation, Exchange, pretty
-from gateway_ui.endings import finish
+from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import ROLE_TOOL, Part
 
 

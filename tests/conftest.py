@@ -45,7 +45,7 @@ class Served:
 if TYPE_CHECKING:  # the generated stub has it for type checkers only
     from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
-pytest_plugins = ["tests.browser"]
+pytest_plugins = ["tests.browser", "tests.tokenwire.fixtures"]
 
 # How long an example takes is the machine's matter.
 hypothesis.settings.register_profile("tokenwire", deadline=None)

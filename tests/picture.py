@@ -16,9 +16,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from gateway_ui.client import Client
-from gateway_ui.errors import TokenwireError
 from tests.browser import CHROMIUM_FLAGS, free_port
+from tokenwire.client import Client
+from tokenwire.errors import TokenwireError
 
 GIF = Path(__file__).parents[1] / "docs" / "page.gif"
 FRAME_SECONDS = 0.2

@@ -14,10 +14,10 @@ import pytest
 from google.protobuf.message import Message
 from playwright.async_api import Page, expect
 
-from gateway_ui.client import Client, model, user
 from tests.browser import SCREENSHOTS, PageAt
 from tests.conftest import ServerProcess, StartProcess
 from tests.gateway_ui.chat import Chat
+from tokenwire.client import Client, model, user
 from tokenwire.v1.config_pb2 import GenerationConfig
 from vertex_emulator import Emulator
 from vertex_emulator import prediction_pb2 as google

@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from gateway_ui.ask import main
-from gateway_ui.parts import inline, user
-from tests.gateway_ui.fake_service import FakeService, Refusal, completed, thought
+from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought
+from tokenwire.messages import inline, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from gateway_ui.attachments import MAX_MEGABYTES, attach, endings
-from gateway_ui.parts import inline
+from tokenwire.messages import inline
 
 
 def picture(form: str) -> bytes:

@@ -8,10 +8,10 @@ import grpc
 import pytest
 from playwright.async_api import Page, expect
 
-from gateway_ui.client import model, user
 from tests.browser import PageAt
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
-from tests.gateway_ui.fake_service import FakeService, Refusal, Running, completed
+from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
+from tokenwire.client import model, user
 from tokenwire.v1 import generation_service_pb2 as pb
 
 pytestmark = pytest.mark.browser

@@ -9,10 +9,10 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from playwright.async_api import Page, ViewportSize, expect
 
-from gateway_ui.client import inline, model, tool, tool_result, user
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
-from tests.gateway_ui.fake_service import FakeService, completed, thought, tool_call
 from tests.gateway_ui.test_page_settings import PHOTO, answered, picture
+from tests.tokenwire.fake_service import FakeService, completed, thought, tool_call
+from tokenwire.client import inline, model, tool, tool_result, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from playwright.async_api import FilePayload, expect
 
-from gateway_ui.client import function, inline, model, struct, user
 from tests.gateway_ui.chat import Chat, Open
-from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+from tests.tokenwire.fake_service import FakeService, Refusal, completed
+from tokenwire.client import function, inline, model, struct, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig, Tool
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from gateway_ui.client import Client
-from gateway_ui.errors import CallCancelledError, IncompleteError
 from gateway_ui.pump import Arrival, Pump
-from tests.gateway_ui.fake_service import FakeService, Refusal, completed
+from tests.tokenwire.fake_service import FakeService, Refusal, completed
+from tokenwire.client import Client
+from tokenwire.errors import CallCancelledError, IncompleteError
 
 Started = Callable[..., Pump]
 

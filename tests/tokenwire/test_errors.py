@@ -8,10 +8,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
-from gateway_ui import errors
-from gateway_ui.endings import ENDINGS, ending
-from gateway_ui.errors import WORDS, TokenwireError, Words, explain
-from tests.gateway_ui.fake_service import Refusal, completed
+from tests.tokenwire.fake_service import Refusal, completed
+from tokenwire import errors
+from tokenwire.endings import ENDINGS, ending
+from tokenwire.errors import WORDS, TokenwireError, Words, explain
 from tokenwire.v1 import generation_service_pb2 as pb
 
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]

@@ -9,8 +9,9 @@ import grpc_testing
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
-from gateway_ui.client import Answer, Client, default_address, function, model, tool, tool_result, user
-from gateway_ui.errors import (
+from tests.tokenwire.fake_service import MODELS, FakeService, Refusal, Running, completed, said, thought, tool_call
+from tokenwire.client import Answer, Client, default_address, function, model, tool, tool_result, user
+from tokenwire.errors import (
     BusyError,
     CallCancelledError,
     DeadlineError,
@@ -18,16 +19,6 @@ from gateway_ui.errors import (
     InvalidRequestError,
     TokenwireError,
     UnavailableError,
-)
-from tests.gateway_ui.fake_service import (
-    MODELS,
-    FakeService,
-    Refusal,
-    Running,
-    completed,
-    said,
-    thought,
-    tool_call,
 )
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import (

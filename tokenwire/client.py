@@ -8,7 +8,7 @@
 What a request is made of is here too: `user("What is this?", file("photo.png"))`, and `answer.message` is the model's
 turn for the next request, with its thoughts, tool calls and signatures.
 
-Blocking; safe to share between threads. Its errors are those of gateway_ui.errors.
+Blocking; safe to share between threads. Its errors are those of tokenwire.errors.
 """
 
 import os
@@ -18,8 +18,8 @@ from typing import Protocol, Self
 
 import grpc
 
-from gateway_ui.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, explain, put
-from gateway_ui.parts import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
+from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, explain, put
+from tokenwire.messages import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
 from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway_ui import arguments
+from tokenwire.cli import arguments
 from tokenwire.client import default_address
 
 _APP = Path(__file__).with_name("app.py")

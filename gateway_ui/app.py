@@ -13,10 +13,10 @@ from streamlit.runtime.scriptrunner import RerunException
 from gateway_ui import attachments, drawing, settings
 from gateway_ui.conversation import Conversation, Exchange, response
 from gateway_ui.export import as_json, as_markdown
-from gateway_ui.meter import Meter
 from gateway_ui.pump import Pump
 from gateway_ui.settings import Choices
 from gateway_ui.typewriter import Typewriter
+from tokenwire.cli.meter import Meter
 from tokenwire.client import Client, default_address, tool, tool_result, user
 from tokenwire.errors import InvalidRequestError, TokenwireError
 from tokenwire.v1.content_pb2 import Message, ToolCall

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import streamlit as st
 
 from gateway_ui.conversation import STOPPED, Exchange, Piece, pretty
-from gateway_ui.meter import duration
+from tokenwire.cli.meter import duration
 from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding

@@ -29,7 +29,7 @@ QUESTION = "What is baseball?"
 
 @contextmanager
 def running(*command: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "tokenwire_cli", *command], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "tokenwire.cli", *command], stderr=subprocess.DEVNULL)
     try:
         yield
     finally:

@@ -84,7 +84,7 @@ async def test_ask_streams_to_the_terminal_and_ctrl_c_ends_the_call_upstream(
 ) -> None:
     emulator.script.play(answer("one ", silence()))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tokenwire_cli", "ask", "Count.", "--address", server.address),
+        *(sys.executable, "-m", "tokenwire.cli", "ask", "Count.", "--address", server.address),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -137,7 +137,7 @@ def leave_early(client: Client) -> None:
 @pytest.mark.smollm2
 def test_the_demo_streams_an_answer_and_leaves_nothing_running(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "tokenwire_cli", "demo", "--once"],
+        [sys.executable, "-m", "tokenwire.cli", "demo", "--once"],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -153,7 +153,7 @@ def test_the_demo_streams_an_answer_and_leaves_nothing_running(tmp_path: Path) -
 @pytest.mark.smollm2
 def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "tokenwire_cli", "demo"],
+        [sys.executable, "-m", "tokenwire.cli", "demo"],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

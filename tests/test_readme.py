@@ -14,7 +14,7 @@ from service import errors
 from service.config import Settings, shown, source
 from service.model import Event, FakeModel, Finished, FinishReason, Started, Text, Usage
 from tests.conftest import Serve
-from tokenwire_cli.__main__ import COMMANDS
+from tokenwire.cli.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

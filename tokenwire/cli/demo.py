@@ -1,6 +1,7 @@
 """Everything at once, without an account: a local model, the service, an answer in the terminal, the chat page."""
 
 import argparse
+import importlib
 import itertools
 import signal
 import socket
@@ -66,8 +67,9 @@ def _stop_listening() -> None:
 
 
 def _demo(question: str, *, once: bool) -> int:
-    from gateway_ui import ask  # noqa: PLC0415 - --help answers without it
-    from vertex_emulator import weights  # noqa: PLC0415 - as above
+    from tokenwire.cli import ask  # noqa: PLC0415 - --help answers without it
+
+    weights = importlib.import_module("vertex_emulator.weights")  # a program's, which callers needn't have
 
     weights.fetch(say=print)
     begin = time.monotonic()
@@ -134,7 +136,7 @@ class _Children:
     def start(self, name: str, *command: str) -> None:
         with (self._logs / name).open("wb") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tokenwire_cli", *command],
+                [sys.executable, "-m", "tokenwire.cli", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -9,10 +9,10 @@ from importlib import metadata
 # name -> (module whose `main(argv, prog=...)` runs it, the line that help shows)
 COMMANDS = {
     "serve": ("service.__main__", "run the gRPC server"),
-    "ask": ("gateway_ui.ask", "stream an answer to the terminal"),
+    "ask": ("tokenwire.cli.ask", "stream an answer to the terminal"),
     "ui": ("gateway_ui.__main__", "serve the chat page"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
-    "demo": ("tokenwire_cli.demo", "run all of these together, without an account"),
+    "demo": ("tokenwire.cli.demo", "run all of these together, without an account"),
 }
 
 HELP = """usage: tokenwire COMMAND [OPTIONS]

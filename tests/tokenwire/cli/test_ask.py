@@ -12,8 +12,8 @@ from typing import IO
 import grpc
 import pytest
 
-from gateway_ui.ask import main
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought
+from tokenwire.cli.ask import main
 from tokenwire.messages import inline, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
@@ -33,7 +33,7 @@ def ask(service: FakeService) -> Iterator[Ask]:
         stderr: int = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway_ui.ask", *arguments],
+            [sys.executable, "-m", "tokenwire.cli.ask", *arguments],
             stdin=subprocess.PIPE,
             stdout=stdout,
             stderr=stderr,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway_ui import ask
 from gateway_ui.__main__ import main as ui
+from tokenwire.cli import ask
 from vertex_emulator.__main__ import main as emulator
 
 
@@ -33,6 +33,6 @@ def test_a_value_that_cannot_be_taken_says_what_is_wanted(
 
 @pytest.mark.parametrize("target", ["localhost:1", "[::1]:50051", "dns:///a.example:443", "unix:/tmp/a", "10.0.0.1:80"])
 def test_grpcs_own_targets_are_addresses(target: str) -> None:
-    from gateway_ui.arguments import address  # noqa: PLC0415 - one name for one test
+    from tokenwire.cli.arguments import address  # noqa: PLC0415 - one name for one test
 
     assert address(target) == target

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
-from gateway_ui import arguments
-from gateway_ui.meter import Meter
+from tokenwire.cli import arguments
+from tokenwire.cli.meter import Meter
 from tokenwire.client import Client, default_address, file, user
 from tokenwire.endings import ending
 from tokenwire.errors import TokenwireError

@@ -4,7 +4,7 @@ import errno
 import socket
 from typing import Any
 
-from service.config import SettingError, Settings
+from service.settings import SettingError, Settings
 
 Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 

@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 from service import address, log, memory, providers, stop, workers
-from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
 from service.retry import Budget, Policy, Retrying, budgets
+from service.settings import SettingError, Settings
 from service.slots import Slots
 
 _FILES = 64

@@ -20,10 +20,10 @@ from grpc_status import rpc_status
 
 from service import log, memory
 from service.call import Call
-from service.config import Settings
 from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
 from service.patience import Deadline, Patience
 from service.receive import Receiver, parsed
+from service.settings import Settings
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1

@@ -9,10 +9,10 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
 from service import log, stop
-from service.config import SettingError, Settings
 from service.handover import Handover
 from service.model import Model
 from service.server import Server
+from service.settings import SettingError, Settings
 from service.slots import Slots
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's

@@ -8,9 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from service.catalogue import Catalogue
-from service.config import Settings
 from service.model import Model
 from service.offers import Offer
+from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from grpc_reflection.v1alpha import reflection
 
 from service import log
 from service.address import refusal
-from service.config import Settings
 from service.guard import Guard
 from service.health import NAME as HEALTH
 from service.health import Health
 from service.model import Model
 from service.receive import Receiver
 from service.servicer import Servicer
+from service.settings import Settings
 from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server

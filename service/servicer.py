@@ -6,10 +6,10 @@ from service import log, wire
 from service.admission import Admission
 from service.call import Call
 from service.coalesce import coalesced
-from service.config import Settings
 from service.errors import Draining, NotReady
 from service.mistakes import Limits, good_request_id
 from service.model import Finished, Model
+from service.settings import Settings
 from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer

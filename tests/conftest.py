@@ -17,10 +17,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.config import Settings
 from service.model import Model
 from service.retry import Policy, Retrying
 from service.server import Server
+from service.settings import Settings
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 from vertex_emulator.emulator import Emulator

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from service import errors
-from service.config import Settings, shown, source
 from service.model import Event, FakeModel, Finished, FinishReason, Started, Text, Usage
+from service.settings import Settings, shown, source
 from tests.conftest import Serve
 from tokenwire.cli.__main__ import COMMANDS
 

@@ -24,7 +24,7 @@ from service.__main__ import main  # first: what libraries read when they are im
 
 # isort: split
 from service import providers
-from service.config import Settings
+from service.settings import Settings
 from tests.faults.launcher import tell_tasks
 from tests.faults.processes import ServerChild, ended, eventually
 

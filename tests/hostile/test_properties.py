@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import wire
-from service.config import Settings
 from service.errors import InvalidRequest, ModelNotFound
 from service.mistakes import Limits
 from service.model import FakeModel, Finished, FinishReason, Started, Text
 from service.retry import Budget, Policy, Retrying
+from service.settings import Settings
 from tests.conftest import Serve, Served, failure
 from tests.faults.test_deadlines import mend
 from tokenwire.v1 import generation_service_pb2 as pb

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from service import providers
-from service.config import Settings
 from service.offers import offers
 from service.retry import Policy, Retrying
+from service.settings import Settings
 from tests.conftest import Serve, Served
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.calls import Call

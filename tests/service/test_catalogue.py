@@ -7,9 +7,9 @@ import pytest
 
 from service import providers
 from service.catalogue import Catalogue
-from service.config import Settings
 from service.model import Card, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
 from service.offers import offers
+from service.settings import Settings
 from tests.conftest import Serve
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator

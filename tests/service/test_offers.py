@@ -2,9 +2,9 @@
 
 import pytest
 
-from service.config import SettingError, Settings
 from service.model import Card
 from service.offers import Offer, amended, offers
+from service.settings import SettingError, Settings
 
 
 def load(models: str, **environ: str) -> Settings:

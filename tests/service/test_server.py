@@ -11,9 +11,9 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.config import SettingError
 from service.model import FakeModel, Text
 from service.server import SERVICE
+from service.settings import SettingError
 from tests.conftest import Serve, Served, detail, failure
 from tests.hostile import http2
 from tests.service.test_servicer import HELLO, Silent
@@ -166,8 +166,8 @@ async def test_reflection_can_be_switched_off(serve: Serve) -> None:
 
 
 async def test_a_port_in_use_is_told_with_what_to_set(serve: Serve) -> None:
-    from service.config import Settings  # noqa: PLC0415 - only here
     from service.server import Server  # noqa: PLC0415 - only here
+    from service.settings import Settings  # noqa: PLC0415 - only here
 
     first = await serve(FakeModel(HELLO))
     port = int(first.address.rpartition(":")[2])

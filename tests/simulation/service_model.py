@@ -15,11 +15,11 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from service import log, memory, slots
-from service.config import Settings
 from service.errors import TokenwireError
 from service.model import Card, Event, Finished, FinishReason, Prompt, Started, Text
 from service.retry import Policy, Retrying
 from service.server import Server
+from service.settings import Settings
 from service.slots import Slots
 from tests.simulation import grpc_model
 from tests.simulation.loop import Choices, Kind, Loop

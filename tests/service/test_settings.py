@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from service.config import SettingError, Settings, source
 from service.offers import Offer
+from service.settings import SettingError, Settings, source
 
 PROG = "tokenwire serve"
 

@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from service.model import Card, Event, Model, Prompt
+from service.generation.capabilities import Card
+from service.generation.events import Event
+from service.generation.prompt import Prompt
+from service.generation.provider import Model
 
 
 class Catalogue:
-    """Asks the one that offers what a prompt names; a `service.model.Model`."""
+    """Asks the one that offers what a prompt names; a `service.generation.provider.Model`."""
 
     def __init__(self, models: Sequence[Model], *, order: Sequence[str]) -> None:
         """`order`: every public name, the default first; each is on exactly one model's cards."""
@@ -16,9 +19,9 @@ class Catalogue:
         self._models = {name: model for name, (_, model) in found.items()}
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         return self._models[prompt.model].stream(prompt, deadline=deadline)
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         return await self._models[prompt.model].count_tokens(prompt, deadline=deadline)

@@ -34,7 +34,7 @@ from langchain_google_vertexai import ChatVertexAI
 from langsmith.utils import tracing_is_enabled
 
 from service import gemini, langchain
-from service.model import Prompt, ToolChoice, Tools
+from service.generation.prompt import Prompt, ToolChoice, Tools
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass
 
 from service.cleanup import finished
-from service.model import Event, Reasoning, Text
+from service.generation.events import Event, Text
+from service.generation.prompt import Reasoning
 
 MAX_DELAY_SECONDS = 1.0
 MAX_BYTES = 65536

@@ -15,29 +15,20 @@ from typing import Any
 import grpc
 
 from service import errors, schema, values
-from service.model import (
-    Blob,
+from service.generation.events import (
     Event,
-    File,
     Finished,
     FinishReason,
     Grounding,
     Logprobs,
-    Part,
-    Prompt,
-    Reasoning,
-    Role,
     SafetyRating,
-    Sampling,
     Source,
     Support,
     Text,
     TokenLogprob,
-    ToolCall,
-    ToolResult,
-    Tools,
     Usage,
 )
+from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, Sampling, ToolCall, ToolResult, Tools
 
 Json = Mapping[str, Any]
 

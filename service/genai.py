@@ -23,7 +23,9 @@ from service import errors, gemini, http, langchain
 from service.cleanup import finished
 from service.credentials import ApplicationDefault, application_default
 from service.errors import Violation
-from service.model import Card, Event, Prompt, Started
+from service.generation.capabilities import Card
+from service.generation.events import Event, Started
+from service.generation.prompt import Prompt
 from service.offers import Offer
 
 _WHO = "Vertex AI"
@@ -36,7 +38,7 @@ _answering: ContextVar["_Call"] = ContextVar("answering")
 
 
 class GenAIModel:
-    """Models of Vertex AI, or of a local Vertex; a `service.model.Model`."""
+    """Models of Vertex AI, or of a local Vertex; a `service.generation.provider.Model`."""
 
     def __init__(
         self,
@@ -91,7 +93,7 @@ class GenAIModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         call = _Call(self._clients[prompt.model], prompt)
         events = self._events(call, prompt, deadline)
         try:

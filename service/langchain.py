@@ -6,7 +6,8 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from service.model import Blob, Card, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
+from service.generation.capabilities import Card
+from service.generation.prompt import Blob, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
 from service.offers import Offer, amended
 
 Media = Callable[[Blob | File], dict[str, Any]]

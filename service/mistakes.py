@@ -14,7 +14,7 @@ from google.protobuf import duration_pb2, struct_pb2
 from service import schema
 from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS
 from service.errors import Violation
-from service.model import Card
+from service.generation.capabilities import Card
 from service.values import finite, plain
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb

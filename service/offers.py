@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service.model import Card
+from service.generation.capabilities import Card
 
 _PATH = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 

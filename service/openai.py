@@ -21,23 +21,9 @@ from openai.types.chat import ChatCompletionChunk
 
 from service import errors, gemini, http, langchain, values
 from service.cleanup import finished
-from service.model import (
-    Blob,
-    Card,
-    Event,
-    File,
-    Finished,
-    FinishReason,
-    Logprobs,
-    Prompt,
-    Sampling,
-    Started,
-    TokenLogprob,
-    ToolCall,
-    ToolMode,
-    Tools,
-    Usage,
-)
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
+from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
 from service.offers import Offer
 
 # The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
@@ -73,7 +59,7 @@ _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "non
 
 
 class OpenAIModel:
-    """Models of OpenAI, of Azure, or of any server with their protocol; a `service.model.Model`."""
+    """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Model`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
         self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
@@ -86,7 +72,7 @@ class OpenAIModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         chat = self._chats[prompt.model]
         call = _Call(chat.async_client, self._who[prompt.model])
         events = self._events(chat.model_copy(update={"async_client": call}), call, prompt, deadline)

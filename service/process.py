@@ -9,8 +9,8 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
 from service import log, stop
+from service.generation.provider import Model
 from service.handover import Handover
-from service.model import Model
 from service.server import Server
 from service.settings import SettingError, Settings
 from service.slots import Slots

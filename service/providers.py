@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from service.catalogue import Catalogue
-from service.model import Model
+from service.generation.provider import Model
 from service.offers import Offer
 from service.settings import Settings
 

@@ -12,7 +12,10 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
 from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
-from service.model import Card, Event, Finished, Model, Prompt
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished
+from service.generation.prompt import Prompt
+from service.generation.provider import Model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +64,7 @@ def budgets(models: Iterable[str]) -> Mapping[str, Budget]:
 
 
 class Retrying:
-    """A model that asks another one, again if need be; a `service.model.Model`."""
+    """A model that asks another one, again if need be; a `service.generation.provider.Model`."""
 
     def __init__(
         self,
@@ -79,15 +82,15 @@ class Retrying:
 
     @property
     def cards(self) -> Sequence[Card]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         return self._model.cards
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
-        """See `service.model.Model`. Not asked again: whoever counts can do so himself."""
+        """See `service.generation.provider.Model`. Not asked again: whoever counts can do so himself."""
         return await self._model.count_tokens(prompt, deadline=deadline)
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         return aclosing(self._events(prompt, deadline))
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:

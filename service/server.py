@@ -10,10 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from service import log
 from service.address import refusal
+from service.generation.provider import Model
 from service.guard import Guard
 from service.health import NAME as HEALTH
 from service.health import Health
-from service.model import Model
 from service.receive import Receiver
 from service.servicer import Servicer
 from service.settings import Settings

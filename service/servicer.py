@@ -7,8 +7,9 @@ from service.admission import Admission
 from service.call import Call
 from service.coalesce import coalesced
 from service.errors import Draining, NotReady
+from service.generation.events import Finished
+from service.generation.provider import Model
 from service.mistakes import Limits, good_request_id
-from service.model import Finished, Model
 from service.settings import Settings
 from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2 as pb

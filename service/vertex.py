@@ -43,7 +43,9 @@ from service.chat import (
     request_options,
 )
 from service.credentials import ApplicationDefault, Headers, application_default
-from service.model import Card, Event, Finished, Prompt, Started, Text, Usage
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, Started, Text, Usage
+from service.generation.prompt import Prompt
 from service.offers import Offer
 
 _LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -92,7 +94,7 @@ _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type
 
 
 class VertexModel:
-    """Models of one Google Cloud project and region, or of a local Vertex; a `service.model.Model`."""
+    """Models of one Google Cloud project and region, or of a local Vertex; a `service.generation.provider.Model`."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class VertexModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.model.Model`."""
+        """See `service.generation.provider.Model`."""
         call = _Call(self._generate, exact_contents(prompt))
         events = self._events(call, prompt, deadline)
         try:

@@ -10,9 +10,27 @@ from dataclasses import dataclass
 
 from google.protobuf import duration_pb2, struct_pb2
 
-from service import mistakes, model, schema
+from service import mistakes, schema
 from service.coalesce import MAX_BYTES, Coalesce
 from service.errors import InvalidRequest, ModelNotFound, Violation
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
+from service.generation.prompt import (
+    Blob,
+    File,
+    Function,
+    Part,
+    Prompt,
+    Reasoning,
+    Role,
+    Sampling,
+    ToolCall,
+    ToolChoice,
+    ToolMode,
+    ToolResult,
+    Tools,
+    Turn,
+)
 from service.mistakes import seconds
 from service.values import plain
 from tokenwire.v1 import config_pb2, content_pb2
@@ -22,22 +40,22 @@ from tokenwire.v1 import generation_service_pb2 as pb
 MAX_VIOLATIONS = 10
 
 _ROLES = {
-    content_pb2.ROLE_USER: model.Role.USER,
-    content_pb2.ROLE_MODEL: model.Role.MODEL,
-    content_pb2.ROLE_TOOL: model.Role.TOOL,
+    content_pb2.ROLE_USER: Role.USER,
+    content_pb2.ROLE_MODEL: Role.MODEL,
+    content_pb2.ROLE_TOOL: Role.TOOL,
 }
 _MODES = {
-    config_pb2.ToolChoice.MODE_UNSPECIFIED: model.ToolMode.AUTO,
-    config_pb2.ToolChoice.MODE_AUTO: model.ToolMode.AUTO,
-    config_pb2.ToolChoice.MODE_ANY: model.ToolMode.ANY,
-    config_pb2.ToolChoice.MODE_NONE: model.ToolMode.NONE,
+    config_pb2.ToolChoice.MODE_UNSPECIFIED: ToolMode.AUTO,
+    config_pb2.ToolChoice.MODE_AUTO: ToolMode.AUTO,
+    config_pb2.ToolChoice.MODE_ANY: ToolMode.ANY,
+    config_pb2.ToolChoice.MODE_NONE: ToolMode.NONE,
 }
 _THRESHOLDS = "HARM_BLOCK_THRESHOLD_"
-_NO_SAMPLING = model.Sampling()
-_NO_TOOLS = model.Tools()
+_NO_SAMPLING = Sampling()
+_NO_TOOLS = Tools()
 
 
-def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: mistakes.Limits) -> model.Prompt:
+def parse(request: pb.GenerateRequest, *, cards: Sequence[Card], limits: mistakes.Limits) -> Prompt:
     """What the caller asks, validated. `cards` are those of the models on offer, the default first.
 
     Raises InvalidRequest or ModelNotFound.
@@ -50,7 +68,7 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: m
     card = _card(request.model, cards)
     if violations := list(itertools.islice(mistakes.of(request, card), MAX_VIOLATIONS)):
         raise InvalidRequest(violations)
-    return model.Prompt(
+    return Prompt(
         model=card.name,
         turns=tuple(_turns(request)),
         system_instruction=request.system_instruction,
@@ -63,9 +81,7 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[model.Card], limits: m
     )
 
 
-def parse_count(
-    request: pb.CountTokensRequest, *, cards: Sequence[model.Card], limits: mistakes.Limits
-) -> model.Prompt:
+def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[Card], limits: mistakes.Limits) -> Prompt:
     """What the caller wants counted; as `parse`, which would take the same fields."""
     same = pb.GenerateRequest(
         prompt=request.prompt,
@@ -77,7 +93,7 @@ def parse_count(
     return parse(same, cards=cards, limits=limits)
 
 
-def _card(name: str, cards: Sequence[model.Card]) -> model.Card:
+def _card(name: str, cards: Sequence[Card]) -> Card:
     if not name:
         return cards[0]
     for card in cards:
@@ -116,8 +132,8 @@ def delivery(request: pb.GenerateRequest) -> Delivery:
     )
 
 
-def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
-    return model.Sampling(
+def _sampling(config: config_pb2.GenerationConfig) -> Sampling:
+    return Sampling(
         temperature=config.temperature if config.HasField("temperature") else None,
         top_p=config.top_p if config.HasField("top_p") else None,
         top_k=config.top_k if config.HasField("top_k") else None,
@@ -137,34 +153,34 @@ def _sampling(config: config_pb2.GenerationConfig) -> model.Sampling:
     )
 
 
-def _turns(request: pb.GenerateRequest) -> Iterable[model.Turn]:
+def _turns(request: pb.GenerateRequest) -> Iterable[Turn]:
     names: dict[str, str] = {}
     for message in request.messages:
         for part in message.parts:
             if part.HasField("tool_call"):
                 names[part.tool_call.id] = part.tool_call.name
-        yield model.Turn(_ROLES[message.role], tuple(_parts(message.parts, names)))
+        yield Turn(_ROLES[message.role], tuple(_parts(message.parts, names)))
     if request.prompt:
-        yield model.Turn(model.Role.USER, (request.prompt,))
+        yield Turn(Role.USER, (request.prompt,))
 
 
-def _parts(parts: Iterable[content_pb2.Part], names: Mapping[str, str]) -> Iterable[model.Part]:
+def _parts(parts: Iterable[content_pb2.Part], names: Mapping[str, str]) -> Iterable[Part]:
     """`names` are those of the functions called so far, by the calls' ids."""
     for part in parts:
         match part.WhichOneof("data"):
             case "text":
                 yield part.text
                 if part.reasoning_signature:
-                    yield model.Reasoning("", part.reasoning_signature)
+                    yield Reasoning("", part.reasoning_signature)
             case "inline_data":
-                yield model.Blob(part.inline_data.mime_type, part.inline_data.data)
+                yield Blob(part.inline_data.mime_type, part.inline_data.data)
             case "file_data":
-                yield model.File(part.file_data.mime_type, part.file_data.file_uri)
+                yield File(part.file_data.mime_type, part.file_data.file_uri)
             case "reasoning":
-                yield model.Reasoning(part.reasoning, part.reasoning_signature)
+                yield Reasoning(part.reasoning, part.reasoning_signature)
             case "tool_call":
                 call = part.tool_call
-                yield model.ToolCall(
+                yield ToolCall(
                     id=call.id,
                     name=call.name,
                     arguments=plain(call.arguments),
@@ -172,19 +188,19 @@ def _parts(parts: Iterable[content_pb2.Part], names: Mapping[str, str]) -> Itera
                 )
             case "tool_result":
                 result = part.tool_result
-                yield model.ToolResult(
+                yield ToolResult(
                     id=result.tool_call_id,
                     name=result.name or names[result.tool_call_id],
                     response=plain(result.response),
                 )
 
 
-def _tools(request: pb.GenerateRequest) -> model.Tools:
+def _tools(request: pb.GenerateRequest) -> Tools:
     functions = [function for tool in request.tools for function in tool.function_declarations]
     choice = request.tool_choice
-    return model.Tools(
+    return Tools(
         functions=tuple(
-            model.Function(
+            Function(
                 name=function.name,
                 description=function.description,
                 parameters=schema.typed(plain(function.parameters), str.lower)
@@ -194,7 +210,7 @@ def _tools(request: pb.GenerateRequest) -> model.Tools:
             for function in functions
         ),
         google_search=any(tool.HasField("google_search") for tool in request.tools),
-        choice=model.ToolChoice(_MODES[choice.mode], tuple(choice.allowed_function_names))
+        choice=ToolChoice(_MODES[choice.mode], tuple(choice.allowed_function_names))
         if request.HasField("tool_choice")
         else None,
     )
@@ -225,30 +241,30 @@ class Answer:
         self._arrival = clock()
         self._first_chunk = self._arrival
 
-    def encode(self, event: model.Event) -> pb.GenerateResponse:
+    def encode(self, event: Event) -> pb.GenerateResponse:
         """The next message."""
         sequence = self.sequence
         self.sequence += 1
-        if isinstance(event, model.Text):  # as nearly all are
+        if isinstance(event, Text):  # as nearly all are
             return pb.GenerateResponse(sequence=sequence, text=event.text)
         message = pb.GenerateResponse(sequence=sequence)
         match event:
-            case model.Reasoning():
+            case Reasoning():
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature
-            case model.ToolCall():
+            case ToolCall():
                 message.tool_call.CopyFrom(_tool_call(event))
-            case model.Grounding():
+            case Grounding():
                 message.grounding.CopyFrom(_grounding(event))
-            case model.Logprobs():
+            case Logprobs():
                 message.logprobs.tokens.extend(map(_token, event.tokens))
-            case model.Started():
+            case Started():
                 self.model = event.model
                 self._first_chunk = self._clock()
                 message.started.generation_id = self.generation_id
                 message.started.model = event.model
                 message.started.request_id = self._request_id
-            case model.Finished():
+            case Finished():
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
         return message
@@ -262,7 +278,7 @@ class Answer:
         )
 
 
-def model_list(cards: Sequence[model.Card]) -> pb.ListModelsResponse:
+def model_list(cards: Sequence[Card]) -> pb.ListModelsResponse:
     """The models on offer, the default first."""
     return pb.ListModelsResponse(
         models=[
@@ -289,7 +305,7 @@ def _struct(values: Mapping[str, str]) -> struct_pb2.Struct:
     return made
 
 
-def _tool_call(event: model.ToolCall) -> pb.ToolCallEvent:
+def _tool_call(event: ToolCall) -> pb.ToolCallEvent:
     made = pb.ToolCallEvent(
         tool_call=content_pb2.ToolCall(id=event.id, name=event.name), reasoning_signature=event.signature
     )
@@ -297,7 +313,7 @@ def _tool_call(event: model.ToolCall) -> pb.ToolCallEvent:
     return made
 
 
-def _grounding(event: model.Grounding) -> pb.Grounding:
+def _grounding(event: Grounding) -> pb.Grounding:
     return pb.Grounding(
         sources=[
             pb.Grounding.Source(uri=source.uri, title=source.title, license=source.license) for source in event.sources
@@ -315,7 +331,7 @@ def _grounding(event: model.Grounding) -> pb.Grounding:
     )
 
 
-def _token(token: model.TokenLogprob) -> pb.Logprobs.TokenLogprob:
+def _token(token: TokenLogprob) -> pb.Logprobs.TokenLogprob:
     return pb.Logprobs.TokenLogprob(
         token=token.token,
         log_probability=token.log_probability,
@@ -329,7 +345,7 @@ def _duration(seconds: float) -> duration_pb2.Duration:
     return duration
 
 
-def _completed(event: model.Finished, name: str, timing: pb.Timing) -> pb.Completed:
+def _completed(event: Finished, name: str, timing: pb.Timing) -> pb.Completed:
     usage = pb.Usage(exact=False)
     if event.usage is not None:
         usage = pb.Usage(

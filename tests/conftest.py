@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.model import Model
+from service.generation.provider import Model
 from service.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings
@@ -62,7 +62,9 @@ Serve = Callable[..., Awaitable[Served]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """`await serve(model, **settings)`: the model may be None (not ready yet) or any `service.model.Model`."""
+    """`await serve(model, **settings)`: the model may be None (not ready yet) or any
+    `service.generation.provider.Model`.
+    """
     async with AsyncExitStack() as stack:
 
         async def start(model: Model | None, /, **settings: Any) -> Served:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from service import errors
-from service.model import Event, FakeModel, Finished, FinishReason, Started, Text, Usage
+from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.settings import Settings, shown, source
+from service.testing import FakeModel
 from tests.conftest import Serve
 from tokenwire.cli.__main__ import COMMANDS
 

@@ -15,7 +15,7 @@ from service.__main__ import main  # first: what libraries read when they are im
 
 # isort: split
 from service import process
-from service.model import Model
+from service.generation.provider import Model
 from service.server import Server
 from tests.loop_watch import LoopWatch
 

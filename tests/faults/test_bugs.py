@@ -15,7 +15,8 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from service import admission, call, coalesce, log, patience, retry, servicer, wire
-from service.model import FakeModel, Started, Text
+from service.generation.events import Started, Text
+from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, fate
 from tests.faults.recorder import record

@@ -12,8 +12,9 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service.model import Event, FakeModel, Finished, Started, Text
-from service.model import FinishReason as Reason
+from service.generation.events import Event, Finished, Started, Text
+from service.generation.events import FinishReason as Reason
+from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
 from tests.faults.recorder import record

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 from service import wire
 from service.errors import InvalidRequest, ModelNotFound
+from service.generation.events import Finished, FinishReason, Started, Text
 from service.mistakes import Limits
-from service.model import FakeModel, Finished, FinishReason, Started, Text
 from service.retry import Budget, Policy, Retrying
 from service.settings import Settings
+from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
 from tests.faults.test_deadlines import mend
 from tokenwire.v1 import generation_service_pb2 as pb

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai.types.completion_usage import CompletionUsage
 
 from service import errors, gemini, openai, wire
-from service.model import Event, Finished
+from service.generation.events import Event, Finished
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import prediction_pb2 as google

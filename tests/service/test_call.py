@@ -11,7 +11,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.model import FakeModel, Text
+from service.generation.events import Text
+from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
 from tests.hostile import http2
 from tests.service.test_servicer import FINISHED, HELLO, Silent

@@ -7,9 +7,12 @@ import pytest
 
 from service import providers
 from service.catalogue import Catalogue
-from service.model import Card, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
+from service.generation.capabilities import Card
+from service.generation.events import Finished, FinishReason, Started, Text
+from service.generation.prompt import Prompt, Role, Turn
 from service.offers import offers
 from service.settings import Settings
+from service.testing import FakeModel
 from tests.conftest import Serve
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.coalesce import Coalesce, coalesced
-from service.model import Event, Finished, FinishReason, Reasoning, Started, Text
+from service.generation.events import Event, Finished, FinishReason, Started, Text
+from service.generation.prompt import Reasoning
 
 FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
 

@@ -15,7 +15,8 @@ from google.auth.compute_engine import _metadata
 from service import errors
 from service.credentials import ApplicationDefault
 from service.genai import GenAIModel
-from service.model import Model, Prompt, Role, Turn
+from service.generation.prompt import Prompt, Role, Turn
+from service.generation.provider import Model
 from service.offers import Offer
 from service.vertex import VertexModel
 from tests.faults.recorder import record

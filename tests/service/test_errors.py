@@ -7,7 +7,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
 from service import errors
-from service.model import FakeModel
+from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from service import receive
 from service.errors import InvalidRequest
-from service.model import FakeModel
+from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
 
 PREFIX = "/tokenwire.v1.GenerationService/"

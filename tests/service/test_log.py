@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 
 from service import log
-from service.model import FakeModel
+from service.testing import FakeModel
 from tests.conftest import Serve
 
 

@@ -12,7 +12,9 @@ import grpc.aio
 import pytest
 
 from service import guard, memory, receive
-from service.model import Event, FakeModel, Finished, FinishReason, Prompt, Started
+from service.generation.events import Event, Finished, FinishReason, Started
+from service.generation.prompt import Prompt
+from service.testing import FakeModel
 from tests.conftest import Serve
 from tokenwire.v1 import generation_service_pb2 as pb
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.model import Card
+from service.generation.capabilities import Card
 from service.offers import Offer, amended, offers
 from service.settings import SettingError, Settings
 

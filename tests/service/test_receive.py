@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from service import receive
 from service.errors import InvalidRequest, ServerBusy, TokenwireError
-from service.model import FakeModel
 from service.receive import Receiver
+from service.testing import FakeModel
 from tests.conftest import Serve, failure
 from tests.service.test_order import run
 

@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 
 from service import errors
-from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Role, Started, Text, Turn
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, FinishReason, Started, Text
+from service.generation.prompt import Prompt, Role, Turn
 from service.retry import Budget, Policy, Retrying, budgets
+from service.testing import FakeModel
 
 PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
 FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)

@@ -11,9 +11,10 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.model import FakeModel, Text
+from service.generation.events import Text
 from service.server import SERVICE
 from service.settings import SettingError
+from service.testing import FakeModel
 from tests.conftest import Serve, Served, detail, failure
 from tests.hostile import http2
 from tests.service.test_servicer import HELLO, Silent

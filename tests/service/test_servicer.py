@@ -13,7 +13,10 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from service import errors
-from service.model import Card, Event, FakeModel, Finished, FinishReason, Prompt, Started, Text, Usage
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
+from service.generation.prompt import Prompt
+from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 

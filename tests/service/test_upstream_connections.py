@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import errors
-from service.model import Event, Finished, Model, Prompt, Role, Started, Turn
+from service.generation.events import Event, Finished, Started
+from service.generation.prompt import Prompt, Role, Turn
+from service.generation.provider import Model
 from service.offers import Offer
 from service.retry import Policy, Retrying
 from service.vertex import VertexModel

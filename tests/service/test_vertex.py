@@ -12,19 +12,8 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from service import errors
-from service.model import (
-    Event,
-    Finished,
-    FinishReason,
-    Prompt,
-    Role,
-    SafetyRating,
-    Sampling,
-    Started,
-    Text,
-    Turn,
-    Usage,
-)
+from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
+from service.generation.prompt import Prompt, Role, Sampling, Turn
 from service.offers import Offer
 from service.vertex import VertexModel, upstream_error
 from vertex_emulator import prediction_pb2 as google

@@ -5,10 +5,25 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 
-from service import model, wire
+from service import wire
 from service.errors import InvalidRequest
+from service.generation.capabilities import Card
+from service.generation.prompt import (
+    Blob,
+    File,
+    Function,
+    Prompt,
+    Reasoning,
+    Role,
+    Sampling,
+    ToolCall,
+    ToolChoice,
+    ToolMode,
+    ToolResult,
+    Tools,
+    Turn,
+)
 from service.mistakes import Limits
-from service.model import Blob, Card, File, Function, Reasoning, Role, ToolCall, ToolChoice, ToolMode, ToolResult, Turn
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -35,7 +50,7 @@ def request(**fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(**fields)
 
 
-def parse(card: Card = CARD, **fields: Any) -> model.Prompt:
+def parse(card: Card = CARD, **fields: Any) -> Prompt:
     return wire.parse(request(**fields), cards=[card], limits=LIMITS)
 
 
@@ -116,7 +131,7 @@ def test_tools_and_the_choice_arrive() -> None:
         tool_choice={"mode": config_pb2.ToolChoice.MODE_ANY, "allowed_function_names": ["now"]},
     )
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-    assert prompt.tools == model.Tools(
+    assert prompt.tools == Tools(
         functions=(Function("weather", "The weather in a city.", parameters), Function("now")),
         google_search=True,
         choice=ToolChoice(ToolMode.ANY, ("now",)),
@@ -142,13 +157,13 @@ def test_every_other_field_arrives_and_false_is_not_unset() -> None:
             {"category": config_pb2.HARM_CATEGORY_HATE_SPEECH, "threshold": config_pb2.HARM_BLOCK_THRESHOLD_ONLY_HIGH},
         ],
     )
-    assert prompt.sampling == model.Sampling(**(config | {"response_schema": schema}))
+    assert prompt.sampling == Sampling(**(config | {"response_schema": schema}))
     assert prompt.labels == {"team": "a-1", "empty": ""}
     assert prompt.safety == {"HARM_CATEGORY_HARASSMENT": "OFF", "HARM_CATEGORY_HATE_SPEECH": "BLOCK_ONLY_HIGH"}
 
 
 def test_every_field_of_config_arrives_under_its_own_name() -> None:
-    assert set(config_pb2.GenerationConfig.DESCRIPTOR.fields_by_name) == set(model.Sampling.__dataclass_fields__)
+    assert set(config_pb2.GenerationConfig.DESCRIPTOR.fields_by_name) == set(Sampling.__dataclass_fields__)
 
 
 def test_what_is_to_be_counted_is_parsed_as_a_request() -> None:

@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 
-from service import model, wire
+from service import wire
 from service.coalesce import Coalesce
 from service.errors import InvalidRequest, ModelNotFound
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
+from service.generation.prompt import Prompt, Reasoning, Role, Sampling, Turn
 from service.mistakes import Limits
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
-CARDS = tuple(model.Card(name=name, provider="gcp.vertex_ai") for name in ("gemini-2.5-flash", "gemini-2.5-pro"))
+CARDS = tuple(Card(name=name, provider="gcp.vertex_ai") for name in ("gemini-2.5-flash", "gemini-2.5-pro"))
 LIMITS = Limits(prompt=1000, inline=5000)
 USER, MODEL, TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
 
@@ -20,40 +23,40 @@ def message(role: content_pb2.Role.ValueType, *texts: str) -> content_pb2.Messag
     return content_pb2.Message(role=role, parts=[content_pb2.Part(text=text) for text in texts])
 
 
-def parse(card: model.Card | None = None, **fields: Any) -> model.Prompt:
+def parse(card: Card | None = None, **fields: Any) -> Prompt:
     return wire.parse(pb.GenerateRequest(**fields), cards=[card] if card else CARDS, limits=LIMITS)
 
 
-def refused(card: model.Card | None = None, **fields: Any) -> dict[str, str]:
+def refused(card: Card | None = None, **fields: Any) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         parse(card, **fields)
     return {violation.field: violation.description for violation in caught.value.violations}
 
 
 def test_a_prompt_alone_asks_the_default_model() -> None:
-    assert parse(prompt="hi") == model.Prompt(model=CARDS[0].name, turns=(model.Turn(model.Role.USER, ("hi",)),))
+    assert parse(prompt="hi") == Prompt(model=CARDS[0].name, turns=(Turn(Role.USER, ("hi",)),))
 
 
 def test_a_prompt_is_the_last_turn_of_the_conversation() -> None:
     prompt = parse(messages=[message(USER, "a", "b"), message(MODEL, "c")], prompt="d", system_instruction="be brief")
     assert prompt.turns == (
-        model.Turn(model.Role.USER, ("a", "b")),
-        model.Turn(model.Role.MODEL, ("c",)),
-        model.Turn(model.Role.USER, ("d",)),
+        Turn(Role.USER, ("a", "b")),
+        Turn(Role.MODEL, ("c",)),
+        Turn(Role.USER, ("d",)),
     )
     assert prompt.system_instruction == "be brief"
 
 
 def test_messages_may_end_with_the_users_own() -> None:
-    assert parse(messages=[message(USER, "a")]).turns == (model.Turn(model.Role.USER, ("a",)),)
+    assert parse(messages=[message(USER, "a")]).turns == (Turn(Role.USER, ("a",)),)
 
 
 def test_every_sampling_field_arrives_and_zero_is_not_unset() -> None:
     given: dict[str, Any] = {"temperature": 0.0, "top_p": 0.5, "top_k": 1, "max_output_tokens": 1, "seed": 0}
     given |= {"presence_penalty": 0.0, "frequency_penalty": -2.0}
     sampling = parse(prompt="hi", config={**given, "stop_sequences": ["x"]}).sampling
-    assert sampling == model.Sampling(**given, stop_sequences=("x",))
-    assert parse(prompt="hi").sampling == model.Sampling()
+    assert sampling == Sampling(**given, stop_sequences=("x",))
+    assert parse(prompt="hi").sampling == Sampling()
 
 
 def test_a_model_on_offer_is_taken_and_another_is_not_found() -> None:
@@ -193,15 +196,15 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 def test_an_answer_is_numbered_and_timed() -> None:
     seconds = iter([10.0, 10.25, 12.0])
     answer = wire.Answer(generation_id="g", request_id="r", clock=lambda: next(seconds))
-    finished = model.Finished(
-        reason=model.FinishReason.MAX_TOKENS,
+    finished = Finished(
+        reason=FinishReason.MAX_TOKENS,
         upstream_reason="MAX_TOKENS",
-        usage=model.Usage(input_tokens=1, output_tokens=2, reasoning_tokens=3, cached_tokens=1, total_tokens=6),
+        usage=Usage(input_tokens=1, output_tokens=2, reasoning_tokens=3, cached_tokens=1, total_tokens=6),
         model_version="gemini-2.5-flash-001",
-        safety_ratings=(model.SafetyRating(category="HARM_CATEGORY_HARASSMENT", probability="LOW", blocked=False),),
+        safety_ratings=(SafetyRating(category="HARM_CATEGORY_HARASSMENT", probability="LOW", blocked=False),),
         attempts=2,
     )
-    events: list[model.Event] = [model.Started("m"), model.Text("a"), model.Reasoning("b", b"s"), finished]
+    events: list[Event] = [Started("m"), Text("a"), Reasoning("b", b"s"), finished]
     messages = [answer.encode(event) for event in events]
 
     assert [message.sequence for message in messages] == [0, 1, 2, 3]
@@ -224,12 +227,12 @@ def test_an_answer_is_numbered_and_timed() -> None:
 
 def test_usage_that_upstream_did_not_tell_is_marked_unknown() -> None:
     answer = wire.Answer(generation_id="g", request_id="")
-    finished = model.Finished(reason=model.FinishReason.STOP, upstream_reason="STOP", usage=None)
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
     assert answer.encode(finished).completed.usage == pb.Usage(exact=False)
 
 
-@pytest.mark.parametrize("reason", model.FinishReason)
-def test_every_finish_reason_has_its_name_in_the_contract(reason: model.FinishReason) -> None:
-    finished = model.Finished(reason=reason, upstream_reason="", usage=None)
+@pytest.mark.parametrize("reason", FinishReason)
+def test_every_finish_reason_has_its_name_in_the_contract(reason: FinishReason) -> None:
+    finished = Finished(reason=reason, upstream_reason="", usage=None)
     number = wire.Answer(generation_id="g", request_id="").encode(finished).completed.finish_reason
     assert pb.FinishReason.Name(number) == f"FINISH_REASON_{reason.name}"

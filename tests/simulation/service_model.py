@@ -16,7 +16,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service import log, memory, slots
 from service.errors import TokenwireError
-from service.model import Card, Event, Finished, FinishReason, Prompt, Started, Text
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, FinishReason, Started, Text
+from service.generation.prompt import Prompt
 from service.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.errors import UpstreamCut, UpstreamUnavailable
-from service.model import Finished, Started, Text
+from service.generation.events import Finished, Started, Text
 from tests.simulation.loop import Choices, every
 from tests.simulation.service_model import FINISHED, NAME, STARTED, Caller, Script, World, broken, many_runs
 

@@ -1,0 +1,1 @@
+"""The vocabulary of generations; knows no gRPC, protobuf or LangChain."""

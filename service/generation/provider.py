@@ -1,0 +1,30 @@
+"""The seam between answering a call and asking a model: one small protocol."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from service.generation.capabilities import Card
+from service.generation.events import Event
+from service.generation.prompt import Prompt
+
+
+class Model(Protocol):
+    """Something that answers prompts."""
+
+    @property
+    def cards(self) -> Sequence[Card]:
+        """The models on offer, the default first."""
+        ...
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
+        """How many tokens the prompt would take as input. Raises as `stream` does; NotServed where nobody counts."""
+        ...
+
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Ask, and stream the answer: `Started`, any number of pieces, `Finished` exactly once and last.
+
+        Whoever leaves the context ends the call to the model, wherever the stream stands, before the exit returns.
+        `deadline` is on the event loop's clock; upstream is told what remains of it. Errors: those of `service.errors`.
+        """
+        ...

@@ -1,0 +1,48 @@
+"""The model that says what a test tells it to."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from service.generation.capabilities import Card
+from service.generation.events import Event
+from service.generation.prompt import Prompt
+
+
+class FakeModel:
+    """A model that says what it is told to, for tests of everything above the seam.
+
+    An exception among the events is raised in its place. `open` counts the streams that nobody has left yet.
+    """
+
+    def __init__(
+        self,
+        events: Sequence[Event | BaseException],
+        *,
+        cards: Sequence[Card] = (Card(name="gemini-2.5-flash", provider="gcp.vertex_ai"),),
+        tokens: int = 0,
+    ) -> None:
+        self.events = events
+        self.cards = cards
+        self.tokens = tokens
+        """What every prompt counts."""
+        self.asked: list[Prompt] = []
+        self.open = 0
+
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:  # noqa: ARG002 - as in Model
+        self.asked.append(prompt)
+        return self.tokens
+
+    @asynccontextmanager
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model
+        self.asked.append(prompt)
+        self.open += 1
+        try:
+            yield self._play()
+        finally:
+            self.open -= 1
+
+    async def _play(self) -> AsyncIterator[Event]:
+        for event in self.events:
+            if isinstance(event, BaseException):
+                raise event
+            yield event

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc
 
-from service import errors, schema, values
+from service import errors
+from service.generation import json_schema, json_values
 from service.generation.events import (
     Event,
     Finished,
@@ -146,7 +147,7 @@ def tools(wanted: Tools) -> list[dict[str, Any]]:
 
 
 def _parameters(parameters: Json | None) -> dict[str, Any]:
-    return {} if parameters is None else {"parameters": schema.typed(parameters, str.upper)}
+    return {} if parameters is None else {"parameters": json_schema.typed(parameters, str.upper)}
 
 
 def json_with_tools(model: str) -> bool | None:
@@ -228,7 +229,7 @@ def _support(support: Json) -> Support:
     segment = support.get("segment", {})
     return Support(
         text=segment.get("text", ""),
-        sources=tuple(one for one in support.get("groundingChunkIndices", ()) if values.count(one) is not None),
+        sources=tuple(one for one in support.get("groundingChunkIndices", ()) if json_values.count(one) is not None),
         start=_index(segment, "startIndex", 0) if segment else None,
         end=_index(segment, "endIndex"),
     )
@@ -236,7 +237,7 @@ def _support(support: Json) -> Support:
 
 def _index(holder: Json, field: str, default: int | None = None) -> int | None:
     """One that upstream can't mean is as good as none."""
-    return values.count(holder.get(field, default))
+    return json_values.count(holder.get(field, default))
 
 
 def _tokens(result: Json) -> Iterator[TokenLogprob]:
@@ -308,12 +309,12 @@ def _told(holder: Json, field: str) -> str:
 def _usage(told: Json) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
     counts = {ours: told.get(theirs) or 0 for ours, theirs in _COUNTS.items()}
-    return None if None in map(values.count, counts.values()) else Usage(**counts)
+    return None if None in map(json_values.count, counts.values()) else Usage(**counts)
 
 
 def total(tokens: int) -> int:
     """What counting gave. Raises UpstreamFault for what no count can be."""
-    if values.count(tokens) is None:
+    if json_values.count(tokens) is None:
         raise errors.UpstreamFault("The model counted a number of tokens that can't be")
     return tokens
 

@@ -11,11 +11,12 @@ from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2
 
-from service import schema
 from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS
+from service.contract import schema_rules
+from service.contract.values import plain
 from service.errors import Violation
 from service.generation.capabilities import Card
-from service.values import finite, plain
+from service.generation.json_values import finite
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -307,7 +308,7 @@ def _form(config: config_pb2.GenerationConfig, card: Card) -> Iterator[Violation
     if config.response_mime_type not in card.answer_types[1:]:
         wanted = f"is set: a response_mime_type of {' or '.join(card.answer_types[1:])} is wanted with it"
         yield Violation("config.response_schema", wanted)
-    yield from schema.mistakes(plain(config.response_schema), "config.response_schema")
+    yield from schema_rules.mistakes(plain(config.response_schema), "config.response_schema")
 
 
 def _tools(request: pb.GenerateRequest) -> Iterator[Violation]:
@@ -338,7 +339,7 @@ def _function(function: config_pb2.FunctionDeclaration, path: str, before: set[s
     if str(parameters.get("type", "")).lower() != "object":
         yield Violation(f"{path}.parameters.type", 'is not "object": a schema of type object is wanted')
     else:
-        yield from schema.mistakes(parameters, f"{path}.parameters")
+        yield from schema_rules.mistakes(parameters, f"{path}.parameters")
 
 
 def _choice(choice: config_pb2.ToolChoice, declared: set[str]) -> Iterator[Violation]:

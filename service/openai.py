@@ -19,8 +19,9 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from service import errors, gemini, http, langchain, values
+from service import errors, gemini, http, langchain
 from service.cleanup import finished
+from service.generation import json_values
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
 from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
@@ -379,7 +380,7 @@ def _usage(told: Any) -> Usage | None:
     reasoning = (output.reasoning_tokens if output is not None else 0) or 0
     cached = (prompt.cached_tokens if prompt is not None else 0) or 0
     figures = (told.prompt_tokens, told.completion_tokens, reasoning, cached, told.total_tokens)
-    if None in map(values.count, figures) or reasoning > told.completion_tokens:
+    if None in map(json_values.count, figures) or reasoning > told.completion_tokens:
         return None
     return Usage(
         input_tokens=told.prompt_tokens,

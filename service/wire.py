@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from google.protobuf import duration_pb2, struct_pb2
 
-from service import mistakes, schema
+from service import mistakes
 from service.coalesce import MAX_BYTES, Coalesce
+from service.contract.values import plain
 from service.errors import InvalidRequest, ModelNotFound, Violation
+from service.generation import json_schema
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
 from service.generation.prompt import (
@@ -32,7 +34,6 @@ from service.generation.prompt import (
     Turn,
 )
 from service.mistakes import seconds
-from service.values import plain
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -145,7 +146,7 @@ def _sampling(config: config_pb2.GenerationConfig) -> Sampling:
         thinking_budget=config.thinking_budget if config.HasField("thinking_budget") else None,
         include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else None,
         response_mime_type=config.response_mime_type if config.HasField("response_mime_type") else None,
-        response_schema=schema.typed(plain(config.response_schema), str.lower)
+        response_schema=json_schema.typed(plain(config.response_schema), str.lower)
         if config.HasField("response_schema")
         else None,
         response_logprobs=config.response_logprobs if config.HasField("response_logprobs") else None,
@@ -203,7 +204,7 @@ def _tools(request: pb.GenerateRequest) -> Tools:
             Function(
                 name=function.name,
                 description=function.description,
-                parameters=schema.typed(plain(function.parameters), str.lower)
+                parameters=json_schema.typed(plain(function.parameters), str.lower)
                 if function.HasField("parameters")
                 else None,
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from service.errors import Violation
-from service.values import finite
+from service.generation.json_values import finite
 
 MAX_DEPTH = 20
 
@@ -54,21 +54,6 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
         for name in required:
             if isinstance(name, str) and name not in properties:
                 yield Violation(f"{path}.required", f"names {_shown(name)}: one of `properties` is wanted")
-
-
-def typed(schema: Any, how: Callable[[str], str]) -> Any:
-    """The same schema, one without mistakes, with the names of its types as providers want them: `str.lower`, say."""
-    if isinstance(schema, list):
-        return [typed(one, how) for one in schema]
-    made = dict(schema)
-    for key, value in schema.items():
-        if key == "type":
-            made[key] = how(value)
-        elif key == "properties":
-            made[key] = {name: typed(one, how) for name, one in value.items()}
-        elif key in ("items", "anyOf"):
-            made[key] = typed(value, how)
-    return made
 
 
 def kind(value: Any) -> str:

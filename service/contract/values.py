@@ -1,6 +1,5 @@
 """JSON values, as a protobuf Struct holds them."""
 
-import math
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -13,20 +12,6 @@ def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
     """The JSON object that it holds. A Struct knows doubles only, so a whole number becomes one again."""
     # Not json_format: that raises for the NaN that a caller may send.
     return {name: _value(value) for name, value in struct.fields.items()}
-
-
-def finite(value: Any) -> bool:
-    """Whether JSON has a word for it: NaN and the infinities have none."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(map(finite, value.values()))
-    return all(map(finite, value)) if isinstance(value, list) else True
-
-
-def count(value: object) -> int | None:
-    """The number, if it is a whole one that our contract has room for (uint32); else None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32 else None
 
 
 def _value(value: struct_pb2.Value) -> Any:

@@ -1,0 +1,1 @@
+"""tokenwire.v1 to and from the vocabulary; no I/O."""

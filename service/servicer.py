@@ -2,14 +2,15 @@
 
 import uuid
 
-from service import log, wire
+from service import log
 from service.admission import Admission
 from service.call import Call
-from service.coalesce import coalesced
+from service.calls.coalesce import coalesced
+from service.contract import decode, delivery, encode
+from service.contract.rules import Limits, good_request_id
 from service.errors import Draining, NotReady
 from service.generation.events import Finished
 from service.generation.provider import Model
-from service.mistakes import Limits, good_request_id
 from service.settings import Settings
 from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -35,13 +36,13 @@ class Servicer(GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> None:  # type: ignore[override] # a coroutine that writes: only its own await of a write sees a cancel
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
-        answer = wire.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
+        answer = encode.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
         # Before anything is refused: its owner looks for the refusal under the same id.
         logged = request.request_id if good_request_id(request.request_id) else ""
         log.note(generation_id=answer.generation_id, request_id=logged or "-")
         model = self._ready()
-        prompt = wire.parse(request, cards=model.cards, limits=self._limits)
-        wishes = wire.delivery(request)
+        prompt = decode.parse(request, cards=model.cards, limits=self._limits)
+        wishes = delivery.delivery(request)
         patience = call.patience
         try:
             async with (
@@ -60,7 +61,7 @@ class Servicer(GenerationServiceServicer):
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""
         model = self._ready()
-        prompt = wire.parse_count(request, cards=model.cards, limits=self._limits)
+        prompt = decode.parse_count(request, cards=model.cards, limits=self._limits)
         log.note(model=prompt.model)
         async with self._admission.slot(call.caller):
             total = await model.count_tokens(prompt, deadline=call.patience.deadline.at)
@@ -68,7 +69,7 @@ class Servicer(GenerationServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override] # noqa: ARG002 - as above
         """The models on offer, the default first, and what each can take."""
-        return wire.model_list(self._ready().cards)
+        return encode.model_list(self._ready().cards)
 
     def _ready(self) -> Model:
         if self._draining:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from google.protobuf import struct_pb2
+from google.protobuf import duration_pb2, struct_pb2
 
 # JavaScript's limit, too: beyond it a double has no place for every whole number.
 _WHOLE = float(1 << 53)
@@ -29,3 +29,8 @@ def _value(value: struct_pb2.Value) -> Any:
             return value.bool_value
         case _:
             return None
+
+
+def seconds(duration: duration_pb2.Duration) -> float:
+    """In seconds, whatever it holds. Not ToTimedelta: that raises for what a caller may send."""
+    return duration.seconds + duration.nanos / 1e9

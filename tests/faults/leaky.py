@@ -9,9 +9,9 @@ from typing import Any
 from service.__main__ import main  # first: what libraries read when they are imported is set there
 
 # isort: split
-from service import wire
+from service.contract import decode
 
-parse = wire.parse
+parse = decode.parse
 
 LOGGERS = ("", "grpc", "grpc._cython.cygrpc", "asyncio", "langchain_core", "langchain_google_vertexai", "google.auth")
 
@@ -56,5 +56,5 @@ def blurt(request: Any, **options: Any) -> Any:
 
 
 if __name__ == "__main__":
-    wire.parse = blurt
+    decode.parse = blurt
     sys.exit(main())

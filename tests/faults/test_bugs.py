@@ -14,7 +14,9 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import admission, call, coalesce, log, patience, retry, servicer, wire
+from service import admission, call, log, patience, retry, servicer
+from service.calls import coalesce
+from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
 from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
@@ -27,8 +29,8 @@ SECRET = "the-prompt-quoted-in-a-bug"
 
 # Where a bug may be: what is replaced, by its owner and name. Of coroutines and generators the first step raises.
 SEAMS: dict[str, tuple[Any, str]] = {
-    "parsing": (wire, "parse"),
-    "delivery wishes": (wire, "delivery"),
+    "parsing": (decode, "parse"),
+    "delivery wishes": (delivery, "delivery"),
     "deadline": (patience.Deadline, "of"),
     "waiting for upstream": (patience.Patience, "upstream"),
     "waiting for the reader": (patience.Patience, "writing"),
@@ -40,7 +42,7 @@ SEAMS: dict[str, tuple[Any, str]] = {
     "merging, on the way out": (coalesce._Buffer, "_take"),
     "merging, around it": (servicer, "coalesced"),
     "retrying": (retry.Budget, "success"),
-    "encoding": (wire.Answer, "encode"),
+    "encoding": (encode.Answer, "encode"),
     "writing": (call.Call, "write"),
 }
 

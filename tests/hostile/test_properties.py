@@ -18,10 +18,10 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import wire
+from service.contract import decode, delivery
+from service.contract.rules import Limits
 from service.errors import InvalidRequest, ModelNotFound
 from service.generation.events import Finished, FinishReason, Started, Text
-from service.mistakes import Limits
 from service.retry import Budget, Policy, Retrying
 from service.settings import Settings
 from service.testing import FakeModel
@@ -432,13 +432,13 @@ requests = st.builds(
 def test_any_request_is_taken_or_refused_with_words(request: pb.GenerateRequest) -> None:
     refused: InvalidRequest | ModelNotFound | None = None
     try:
-        prompt = wire.parse(request, cards=CARDS, limits=Limits(prompt=200, inline=100))
+        prompt = decode.parse(request, cards=CARDS, limits=Limits(prompt=200, inline=100))
     except (InvalidRequest, ModelNotFound) as error:
         refused = error
     else:
         assert prompt.turns
         assert prompt.model in OFFERED
-        wish = wire.delivery(request)
+        wish = delivery.delivery(request)
         assert wish.idle_timeout is None or wish.idle_timeout > 0
     if refused is not None:
         assert refused.text

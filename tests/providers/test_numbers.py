@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.completion_usage import CompletionUsage
 
-from service import errors, gemini, openai, wire
+from service import errors, gemini, openai
+from service.contract import encode
 from service.generation.events import Event, Finished
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -80,7 +81,7 @@ USAGE = st.dictionaries(st.sampled_from(sorted(gemini._COUNTS.values())), ANY_NU
 
 def encoded(*events: Event) -> list[pb.GenerateResponse]:
     """As callers get them."""
-    told = wire.Answer(generation_id="g", request_id="r")
+    told = encode.Answer(generation_id="g", request_id="r")
     return [pb.GenerateResponse.FromString(told.encode(event).SerializeToString()) for event in events]
 
 

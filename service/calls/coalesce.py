@@ -4,24 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 
 from service.cleanup import finished
+from service.contract.delivery import Coalesce
 from service.generation.events import Event, Text
 from service.generation.prompt import Reasoning
-
-MAX_DELAY_SECONDS = 1.0
-MAX_BYTES = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class Coalesce:
-    """How pieces may be merged."""
-
-    max_delay: float = 0.0
-    """Seconds that a piece may be held back; 0 merges only what waits for a slow reader."""
-    max_bytes: int = MAX_BYTES
-    """UTF-8 text held back at most."""
 
 
 def coalesced(events: AsyncIterator[Event], how: Coalesce | None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:

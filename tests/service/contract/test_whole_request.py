@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 
-from service import wire
+from service.contract import decode
+from service.contract.rules import Limits
 from service.errors import InvalidRequest
 from service.generation.capabilities import Card
 from service.generation.prompt import (
@@ -23,7 +24,6 @@ from service.generation.prompt import (
     Tools,
     Turn,
 )
-from service.mistakes import Limits
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -51,7 +51,7 @@ def request(**fields: Any) -> pb.GenerateRequest:
 
 
 def parse(card: Card = CARD, **fields: Any) -> Prompt:
-    return wire.parse(request(**fields), cards=[card], limits=LIMITS)
+    return decode.parse(request(**fields), cards=[card], limits=LIMITS)
 
 
 def refused(card: Card = CARD, **fields: Any) -> dict[str, str]:
@@ -168,7 +168,7 @@ def test_every_field_of_config_arrives_under_its_own_name() -> None:
 
 def test_what_is_to_be_counted_is_parsed_as_a_request() -> None:
     counted = pb.CountTokensRequest(prompt="hi", system_instruction="s", tools=[TOOL_WEATHER])
-    prompt = wire.parse_count(counted, cards=[CARD], limits=LIMITS)
+    prompt = decode.parse_count(counted, cards=[CARD], limits=LIMITS)
     assert (prompt.turns, prompt.system_instruction) == ((Turn(Role.USER, ("hi",)),), "s")
     assert prompt.tools.functions[0].name == "weather"
     same = set(pb.CountTokensRequest.DESCRIPTOR.fields_by_name)

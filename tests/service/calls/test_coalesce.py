@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.coalesce import Coalesce, coalesced
+from service.calls.coalesce import coalesced
+from service.contract.delivery import Coalesce
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Reasoning
 

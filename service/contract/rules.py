@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf import struct_pb2
 
-from service.coalesce import MAX_BYTES, MAX_DELAY_SECONDS
 from service.contract import schema_rules
-from service.contract.values import plain
+from service.contract.delivery import MAX_BYTES, MAX_DELAY_SECONDS
+from service.contract.values import plain, seconds
 from service.errors import Violation
 from service.generation.capabilities import Card
 from service.generation.json_values import finite
@@ -411,11 +411,6 @@ def _delivery(request: pb.GenerateRequest) -> Iterator[Violation]:
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
-
-
-def seconds(duration: duration_pb2.Duration) -> float:
-    """In seconds, whatever it holds. Not ToTimedelta: that raises for what a caller may send."""
-    return duration.seconds + duration.nanos / 1e9
 
 
 def _role(number: int) -> str:

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from service import wire
-from service.coalesce import Coalesce
+from service.contract import decode, delivery, encode
+from service.contract.delivery import Coalesce
+from service.contract.rules import Limits
 from service.errors import InvalidRequest, ModelNotFound
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
 from service.generation.prompt import Prompt, Reasoning, Role, Sampling, Turn
-from service.mistakes import Limits
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -24,7 +24,7 @@ def message(role: content_pb2.Role.ValueType, *texts: str) -> content_pb2.Messag
 
 
 def parse(card: Card | None = None, **fields: Any) -> Prompt:
-    return wire.parse(pb.GenerateRequest(**fields), cards=[card] if card else CARDS, limits=LIMITS)
+    return decode.parse(pb.GenerateRequest(**fields), cards=[card] if card else CARDS, limits=LIMITS)
 
 
 def refused(card: Card | None = None, **fields: Any) -> dict[str, str]:
@@ -145,17 +145,17 @@ def test_bytes_without_a_mime_type_are_refused() -> None:
 
 
 def test_how_the_answer_is_to_be_delivered_arrives() -> None:
-    unset = wire.delivery(pb.GenerateRequest(prompt="hi"))
-    assert unset == wire.Delivery(first_chunk_timeout=None, idle_timeout=None, coalesce=None)
+    unset = delivery.delivery(pb.GenerateRequest(prompt="hi"))
+    assert unset == delivery.Delivery(first_chunk_timeout=None, idle_timeout=None, coalesce=None)
     request = pb.GenerateRequest(coalesce=pb.Coalesce())
     request.first_chunk_timeout.FromMilliseconds(2500)
     request.idle_timeout.FromMilliseconds(1)
-    assert wire.delivery(request) == wire.Delivery(
+    assert delivery.delivery(request) == delivery.Delivery(
         first_chunk_timeout=2.5, idle_timeout=0.001, coalesce=Coalesce(max_delay=0, max_bytes=65536)
     )
     request.coalesce.max_delay.FromMilliseconds(50)
     request.coalesce.max_bytes = 7
-    assert wire.delivery(request).coalesce == Coalesce(max_delay=0.05, max_bytes=7)
+    assert delivery.delivery(request).coalesce == Coalesce(max_delay=0.05, max_bytes=7)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 def test_an_answer_is_numbered_and_timed() -> None:
     seconds = iter([10.0, 10.25, 12.0])
-    answer = wire.Answer(generation_id="g", request_id="r", clock=lambda: next(seconds))
+    answer = encode.Answer(generation_id="g", request_id="r", clock=lambda: next(seconds))
     finished = Finished(
         reason=FinishReason.MAX_TOKENS,
         upstream_reason="MAX_TOKENS",
@@ -226,7 +226,7 @@ def test_an_answer_is_numbered_and_timed() -> None:
 
 
 def test_usage_that_upstream_did_not_tell_is_marked_unknown() -> None:
-    answer = wire.Answer(generation_id="g", request_id="")
+    answer = encode.Answer(generation_id="g", request_id="")
     finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
     assert answer.encode(finished).completed.usage == pb.Usage(exact=False)
 
@@ -234,5 +234,5 @@ def test_usage_that_upstream_did_not_tell_is_marked_unknown() -> None:
 @pytest.mark.parametrize("reason", FinishReason)
 def test_every_finish_reason_has_its_name_in_the_contract(reason: FinishReason) -> None:
     finished = Finished(reason=reason, upstream_reason="", usage=None)
-    number = wire.Answer(generation_id="g", request_id="").encode(finished).completed.finish_reason
+    number = encode.Answer(generation_id="g", request_id="").encode(finished).completed.finish_reason
     assert pb.FinishReason.Name(number) == f"FINISH_REASON_{reason.name}"

@@ -1,0 +1,1 @@
+"""One call, from its first byte to its status."""

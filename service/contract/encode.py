@@ -1,0 +1,170 @@
+"""Our own types as messages of tokenwire.v1. No I/O."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from google.protobuf import duration_pb2, struct_pb2
+
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
+from service.generation.prompt import (
+    Reasoning,
+    ToolCall,
+)
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+
+class Answer:
+    """One answer on its way out: events become messages with consecutive sequence numbers."""
+
+    def __init__(self, *, generation_id: str, request_id: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`clock` counts seconds from any moment; the request arrives now."""
+        self.generation_id = generation_id
+        self.sequence = 0
+        """The next message's number, which is how many have been made."""
+        self.finish = ""
+        """The finish reason's name, once there is one."""
+        self.admission_wait = 0.0
+        """Seconds that the call waited for a slot."""
+        self._request_id = request_id
+        self.model = ""
+        """The public name of the model that answers, once it has begun."""
+        self._clock = clock
+        self._arrival = clock()
+        self._first_chunk = self._arrival
+
+    def encode(self, event: Event) -> pb.GenerateResponse:
+        """The next message."""
+        sequence = self.sequence
+        self.sequence += 1
+        if isinstance(event, Text):  # as nearly all are
+            return pb.GenerateResponse(sequence=sequence, text=event.text)
+        message = pb.GenerateResponse(sequence=sequence)
+        match event:
+            case Reasoning():
+                message.reasoning.text = event.text
+                message.reasoning.signature = event.signature
+            case ToolCall():
+                message.tool_call.CopyFrom(_tool_call(event))
+            case Grounding():
+                message.grounding.CopyFrom(_grounding(event))
+            case Logprobs():
+                message.logprobs.tokens.extend(map(_token, event.tokens))
+            case Started():
+                self.model = event.model
+                self._first_chunk = self._clock()
+                message.started.generation_id = self.generation_id
+                message.started.model = event.model
+                message.started.request_id = self._request_id
+            case Finished():
+                self.finish = event.reason.name
+                message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
+        return message
+
+    def _timing(self, attempts: int) -> pb.Timing:
+        return pb.Timing(
+            admission_wait=_duration(self.admission_wait),
+            first_chunk=_duration(self._first_chunk - self._arrival),
+            total=_duration(self._clock() - self._arrival),
+            upstream_attempts=attempts,
+        )
+
+
+def model_list(cards: Sequence[Card]) -> pb.ListModelsResponse:
+    """The models on offer, the default first."""
+    return pb.ListModelsResponse(
+        models=[
+            pb.Model(
+                name=card.name,
+                default=place == 0,
+                provider=card.provider,
+                max_input_tokens=card.max_input_tokens,
+                max_output_tokens=card.max_output_tokens,
+                input_kinds=sorted(card.input_kinds or ()),
+                thinking=card.thinking,
+                tools=card.tools,
+                metadata=_struct(card.metadata) if card.metadata else None,
+                unsupported_fields=sorted(card.lacks),
+            )
+            for place, card in enumerate(cards)
+        ]
+    )
+
+
+def _struct(values: Mapping[str, str]) -> struct_pb2.Struct:
+    made = struct_pb2.Struct()
+    made.update(values)
+    return made
+
+
+def _tool_call(event: ToolCall) -> pb.ToolCallEvent:
+    made = pb.ToolCallEvent(
+        tool_call=content_pb2.ToolCall(id=event.id, name=event.name), reasoning_signature=event.signature
+    )
+    made.tool_call.arguments.update(event.arguments)
+    return made
+
+
+def _grounding(event: Grounding) -> pb.Grounding:
+    return pb.Grounding(
+        sources=[
+            pb.Grounding.Source(uri=source.uri, title=source.title, license=source.license) for source in event.sources
+        ],
+        supports=[
+            pb.Grounding.Support(
+                text=support.text,
+                source_indices=support.sources,
+                start_index=support.start,
+                end_index=support.end,
+            )
+            for support in event.supports
+        ],
+        search_queries=event.queries,
+    )
+
+
+def _token(token: TokenLogprob) -> pb.Logprobs.TokenLogprob:
+    return pb.Logprobs.TokenLogprob(
+        token=token.token,
+        log_probability=token.log_probability,
+        alternatives=map(_token, token.alternatives),
+    )
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def _completed(event: Finished, name: str, timing: pb.Timing) -> pb.Completed:
+    usage = pb.Usage(exact=False)
+    if event.usage is not None:
+        usage = pb.Usage(
+            exact=True,
+            input_tokens=event.usage.input_tokens,
+            output_tokens=event.usage.output_tokens,
+            reasoning_tokens=event.usage.reasoning_tokens,
+            cached_tokens=event.usage.cached_tokens,
+            total_tokens=event.usage.total_tokens,
+        )
+    return pb.Completed(
+        finish_reason=pb.FinishReason.Value(f"FINISH_REASON_{event.reason.name}"),
+        upstream_finish_reason=event.upstream_reason,
+        usage=usage,
+        timing=timing,
+        model_version=event.model_version,
+        safety_ratings=[
+            pb.SafetyRating(category=_category(rating.category), probability=rating.probability, blocked=rating.blocked)
+            for rating in event.safety_ratings
+        ],
+        model=name,
+    )
+
+
+def _category(name: str) -> "config_pb2.HarmCategory.ValueType":
+    try:
+        return config_pb2.HarmCategory.Value(name)
+    except ValueError:  # a kind of harm that this version of the contract doesn't know
+        return config_pb2.HARM_CATEGORY_UNSPECIFIED

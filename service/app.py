@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any, NoReturn
 
 from service import address, log, memory, providers, stop, workers
+from service.admission.slots import Slots
 from service.generation.provider import Model
 from service.handover import Handover
 from service.retry import Budget, Policy, Retrying, budgets
 from service.settings import SettingError, Settings
-from service.slots import Slots
 
 _FILES = 64
 

@@ -9,11 +9,11 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
 from service import log, stop
+from service.admission.slots import Slots
 from service.generation.provider import Model
 from service.handover import Handover
 from service.server import Server
 from service.settings import SettingError, Settings
-from service.slots import Slots
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
 

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from service import log
 from service.address import refusal
+from service.admission.slots import Slots
 from service.generation.provider import Model
 from service.guard import Guard
 from service.health import NAME as HEALTH
@@ -17,7 +18,6 @@ from service.health import Health
 from service.receive import Receiver
 from service.servicer import Servicer
 from service.settings import Settings
-from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 

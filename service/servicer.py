@@ -3,7 +3,8 @@
 import uuid
 
 from service import log
-from service.admission import Admission
+from service.admission.slot_queue import Admission
+from service.admission.slots import Slots
 from service.call import Call
 from service.calls.coalesce import coalesced
 from service.contract import decode, delivery, encode
@@ -12,7 +13,6 @@ from service.errors import Draining, NotReady
 from service.generation.events import Finished
 from service.generation.provider import Model
 from service.settings import Settings
-from service.slots import Slots
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 

@@ -4,8 +4,8 @@ import asyncio
 import time
 from multiprocessing.connection import Connection
 
-from service.admission import Admission
-from service.slots import Slots
+from service.admission.slot_queue import Admission
+from service.admission.slots import Slots
 
 
 class Noted(Slots):

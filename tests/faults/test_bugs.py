@@ -14,7 +14,8 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import admission, call, log, patience, retry, servicer
+from service import call, log, patience, retry, servicer
+from service.admission import slot_queue
 from service.calls import coalesce
 from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
@@ -36,8 +37,8 @@ SEAMS: dict[str, tuple[Any, str]] = {
     "waiting for the reader": (patience.Patience, "writing"),
     "no longer waiting for the reader": (patience.Patience, "written"),
     "leaving the wait": (patience.Patience, "__aexit__"),
-    "entering a slot": (admission.Admission, "_take"),
-    "refusing": (admission.Admission, "slot"),
+    "entering a slot": (slot_queue.Admission, "_take"),
+    "refusing": (slot_queue.Admission, "slot"),
     "merging": (coalesce._Buffer, "_put"),
     "merging, on the way out": (coalesce._Buffer, "_take"),
     "merging, around it": (servicer, "coalesced"),

@@ -15,7 +15,7 @@ from service.errors import InvalidRequest, ServerBusy, TokenwireError
 from service.receive import Receiver
 from service.testing import FakeModel
 from tests.conftest import Serve, failure
-from tests.service.test_order import run
+from tests.service.admission.test_order import run
 
 MB = 1024 * 1024
 

@@ -14,7 +14,9 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from service import log, memory, slots
+from service import log, memory
+from service.admission import slots
+from service.admission.slots import Slots
 from service.errors import TokenwireError
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Started, Text
@@ -22,7 +24,6 @@ from service.generation.prompt import Prompt
 from service.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings
-from service.slots import Slots
 from tests.simulation import grpc_model
 from tests.simulation.loop import Choices, Kind, Loop
 from tests.simulation.loop import Event as Happening

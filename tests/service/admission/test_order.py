@@ -13,9 +13,9 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.admission import Admission
+from service.admission.slot_queue import Admission
+from service.admission.slots import Slots
 from service.errors import ServerBusy
-from service.slots import Slots
 
 WAIT_SECONDS = 1.0
 

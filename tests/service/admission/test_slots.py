@@ -8,8 +8,8 @@ import signal
 from multiprocessing.synchronize import Event
 from unittest.mock import patch
 
-from service.admission import Admission
-from service.slots import Slots
+from service.admission.slot_queue import Admission
+from service.admission.slots import Slots
 
 FORK = multiprocessing.get_context("fork")
 

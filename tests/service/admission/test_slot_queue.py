@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from service.admission import Admission
+from service.admission.slot_queue import Admission
+from service.admission.slots import Slots
 from service.errors import QuotaExceeded, ServerBusy
-from service.slots import Slots
 
 
 class Door(Admission):

@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from service import address, log, memory, providers, stop, workers
+from service import address, memory, providers, stop, workers
 from service.admission.slots import Slots
 from service.generation.provider import Model
 from service.handover import Handover
 from service.retry import Budget, Policy, Retrying, budgets
 from service.settings import SettingError, Settings
+from service.telemetry import call_log
 
 _FILES = 64
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         settings = Settings.load(argv, os.environ, prog=prog)
         _need_upstream(settings)
         _need_files()
-        log.configure(settings.log_level)
+        call_log.configure(settings.log_level)
         _keep_tracing_off(settings)
         memory.share()
         count = settings.workers or (workers.cores() if workers.possible() else 1)
@@ -109,7 +110,7 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     try:
         process.run(main, processes=processes)
     except SettingError as error:
-        log.say("%s", error)
+        call_log.say("%s", error)
     return EXIT_SETTING
 
 
@@ -132,11 +133,13 @@ class _Tell:
 
     def listening(self, port: int) -> None:
         address = replace(self._settings, port=port).address
-        log.say("listening on %s; importing what the models need, which takes seconds", address)
+        call_log.say("listening on %s; importing what the models need, which takes seconds", address)
 
     def ready(self) -> None:
         seconds = time.perf_counter() - self._begin
-        log.say("ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream)
+        call_log.say(
+            "ready after %.1f s: %s from %s", seconds, ", ".join(self._settings.offered), self._settings.upstream
+        )
 
 
 def _need_upstream(settings: Settings) -> None:

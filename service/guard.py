@@ -18,12 +18,13 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from service import log, memory
+from service import memory
 from service.call import Call
 from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
 from service.patience import Deadline, Patience
 from service.receive import Receiver, parsed
 from service.settings import Settings
+from service.telemetry import call_log
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
@@ -98,18 +99,18 @@ class Guard(grpc.aio.ServerInterceptor):
         answer = _answering(handler, self._receiver)
 
         async def run(_: Any, context: Context) -> None:
-            log.begin_call()
+            call_log.begin_call()
             begin = time.perf_counter()
             code = "CANCELLED"
             try:
                 failure = await self._ended(answer, context, method)
                 if failure is not None:
                     failure = _told(context, failure)
-                    log.note(reason=failure.reason)
+                    call_log.note(reason=failure.reason)
                 code = "OK" if failure is None else failure.code.name
             finally:
                 if ours:
-                    log.end_call(name, code, time.perf_counter() - begin)
+                    call_log.end_call(name, code, time.perf_counter() - begin)
 
         return run
 
@@ -195,7 +196,7 @@ async def _failure(error: BaseException, call: Call | None) -> TokenwireError | 
     if call is None or not isinstance(error, TokenwireError):
         failure: TokenwireError | None = _bug(error)
     elif call.answered:  # the last message is on its way, and no error may come behind it
-        log.note(unread=error.reason)
+        call_log.note(unread=error.reason)
         failure = None
     else:
         failure = error.after(call.written)
@@ -212,7 +213,7 @@ def _cancelled() -> bool:
 
 def _bug(error: BaseException) -> TokenwireError:
     error_id = uuid.uuid4().hex
-    log.bug(error, error_id)
+    call_log.bug(error, error_id)
     return InternalError(f"The server failed; its log knows more under id {error_id}", metadata={"error_id": error_id})
 
 

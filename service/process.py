@@ -8,12 +8,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
-from service import log, stop
+from service import stop
 from service.admission.slots import Slots
 from service.generation.provider import Model
 from service.handover import Handover
 from service.server import Server
 from service.settings import SettingError, Settings
+from service.telemetry import call_log
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
 
@@ -111,7 +112,7 @@ async def serve(
         await server.serve(model)
         ready()
         await _drained(server, ending, settings.grace)
-    log.say("stopped")
+    call_log.say("stopped")
 
 
 async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover, orders: stop.Orders) -> None:
@@ -129,7 +130,7 @@ async def work(settings: Settings, open_model: Open, slots: Slots, handover: Han
             await server.serve(model)
             handover.serving()
         await _drained(server, ending, settings.grace)
-    log.say("stopped")
+    call_log.say("stopped")
 
 
 async def _unless(ending: _Stop, waiting: Coroutine[Any, Any, None]) -> bool:

@@ -8,7 +8,6 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import log
 from service.address import refusal
 from service.admission.slots import Slots
 from service.generation.provider import Model
@@ -18,6 +17,7 @@ from service.health import Health
 from service.receive import Receiver
 from service.servicer import Servicer
 from service.settings import Settings
+from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
@@ -84,7 +84,7 @@ class Server:
         """
         self._servicer.drain()
         self._health.say(serving=False, final=True)
-        log.say("draining: running streams have %g s", grace)
+        call_log.say("draining: running streams have %g s", grace)
         if grace:
             await self._unless_hurried(asyncio.sleep(self._settings.drain_delay))
         # Closes the port and tells callers to go elsewhere. It would wait for those who watch health, too, and cut
@@ -92,7 +92,7 @@ class Server:
         closing = asyncio.ensure_future(self._server.stop(grace + 2 * _FAREWELL_SECONDS))
         await self._unless_hurried(self._guard.finish(grace))
         if unread := await self._guard.end(_FAREWELL_SECONDS):
-            log.say("%d callers do not read how their calls ended; their connections are closed", unread)
+            call_log.say("%d callers do not read how their calls ended; their connections are closed", unread)
         await self._server.stop(0)
         await closing
 

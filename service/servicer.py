@@ -2,7 +2,6 @@
 
 import uuid
 
-from service import log
 from service.admission.slot_queue import Admission
 from service.admission.slots import Slots
 from service.call import Call
@@ -13,6 +12,7 @@ from service.errors import Draining, NotReady
 from service.generation.events import Finished
 from service.generation.provider import Model
 from service.settings import Settings
+from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
@@ -39,7 +39,7 @@ class Servicer(GenerationServiceServicer):
         answer = encode.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
         # Before anything is refused: its owner looks for the refusal under the same id.
         logged = request.request_id if good_request_id(request.request_id) else ""
-        log.note(generation_id=answer.generation_id, request_id=logged or "-")
+        call_log.note(generation_id=answer.generation_id, request_id=logged or "-")
         model = self._ready()
         prompt = decode.parse(request, cards=model.cards, limits=self._limits)
         wishes = delivery.delivery(request)
@@ -56,13 +56,13 @@ class Servicer(GenerationServiceServicer):
                 async for event in events:
                     await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
-            log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
+            call_log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
 
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""
         model = self._ready()
         prompt = decode.parse_count(request, cards=model.cards, limits=self._limits)
-        log.note(model=prompt.model)
+        call_log.note(model=prompt.model)
         async with self._admission.slot(call.caller):
             total = await model.count_tokens(prompt, deadline=call.patience.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from service import address, log, stop
+from service import address, stop
 from service.stop import Orders
+from service.telemetry import call_log
 
 # A worker that lived for less than this is not replaced at once, lest one that can't live is forked without end.
 _SHORT_LIFE_SECONDS = 1.0
@@ -137,7 +138,7 @@ class Workers:
                 reason = no_process(f"worker {worker}", error)
                 if not self._serving:
                     return self._give_up(reason, self._fatal)
-                log.say("%s; trying again", reason)
+                call_log.say("%s; trying again", reason)
                 self._missing[worker] = now + _PAUSE_SECONDS
             else:
                 del self._missing[worker]
@@ -161,7 +162,7 @@ class Workers:
         self._orders.stop()
 
     def _give_up(self, reason: str, code: int) -> None:
-        log.say("%s; giving up", reason)
+        call_log.say("%s; giving up", reason)
         self._code = code if code == self._fatal else EXIT_FAILED
         if not self._serving:  # there is nothing to drain, and gRPC may hang where it can't have what it needs
             for pid in self._running:
@@ -185,7 +186,7 @@ class Workers:
         worker, born = self._running.pop(pid)
         if self._stopped:
             if code and not self._code:
-                log.say("worker %d ended with %d instead of draining", worker, code)
+                call_log.say("worker %d ended with %d instead of draining", worker, code)
                 self._code = EXIT_FAILED
             return
         ended = f"worker {worker} ended with {code}"
@@ -195,6 +196,6 @@ class Workers:
         elif not self._serving and self._stillborn >= _STILLBORN:
             self._give_up(f"{ended} before it served, as {_STILLBORN - 1} before", EXIT_FAILED)
         else:
-            log.say("%s; starting another", ended)
+            call_log.say("%s; starting another", ended)
             now = time.monotonic()
             self._missing[worker] = now + (_PAUSE_SECONDS if now - born < _SHORT_LIFE_SECONDS else 0)

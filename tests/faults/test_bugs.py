@@ -14,11 +14,12 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import call, log, patience, retry, servicer
+from service import call, patience, retry, servicer
 from service.admission import slot_queue
 from service.calls import coalesce
 from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
+from service.telemetry import call_log
 from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, fate
@@ -80,11 +81,11 @@ def seam(request: pytest.FixtureRequest) -> tuple[Any, str]:
 @pytest.fixture
 def told() -> Iterator[io.StringIO]:
     """What the server writes to its log, at debug level."""
-    logger = log._logger
+    logger = call_log._logger
     level = logger.level
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(log._Formatter())
+    handler.setFormatter(call_log._Formatter())
     logger.addHandler(handler)
     logger.setLevel("DEBUG")
     yield stream

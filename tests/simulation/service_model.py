@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from service import log, memory
+from service import memory
 from service.admission import slots
 from service.admission.slots import Slots
 from service.errors import TokenwireError
@@ -24,6 +24,7 @@ from service.generation.prompt import Prompt
 from service.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings
+from service.telemetry import call_log
 from tests.simulation import grpc_model
 from tests.simulation.loop import Choices, Kind, Loop
 from tests.simulation.loop import Event as Happening
@@ -314,16 +315,16 @@ def _reason(status: grpc_model.Status) -> str:
 def _patched(world: World) -> Iterator[None]:
     """Everything that is not the loop's: gRPC's server, the log, threads."""
 
-    def end_call(method: str, code: str, seconds: float) -> None:  # noqa: ARG001 - as in service.log
+    def end_call(method: str, code: str, seconds: float) -> None:  # noqa: ARG001 - as in service.telemetry.call_log
         task = asyncio.current_task()
         assert task is not None
         world.said[task] = code
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grpc.aio, "server", partial(grpc_model.Server, world.loop))
-        patch.setattr(log, "end_call", end_call)
-        patch.setattr(log, "bug", lambda error, _: world.bugs.append(error))
-        patch.setattr(log, "say", lambda *_: None)
+        patch.setattr(call_log, "end_call", end_call)
+        patch.setattr(call_log, "bug", lambda error, _: world.bugs.append(error))
+        patch.setattr(call_log, "say", lambda *_: None)
         patch.setattr(slots, "_CALLER_CELLS", 64)
         patch.setattr(memory, "give_back", lambda _=None: None)
         yield

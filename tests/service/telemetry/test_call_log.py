@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from service import log
+from service.telemetry import call_log
 from service.testing import FakeModel
 from tests.conftest import Serve
 
@@ -29,9 +29,9 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:
-    log.begin_call()
-    log.note(model="gemini-2.5-flash", messages=3)
-    log.end_call("Generate", "OK", 1.23456)
+    call_log.begin_call()
+    call_log.note(model="gemini-2.5-flash", messages=3)
+    call_log.end_call("Generate", "OK", 1.23456)
     assert lines == ["Generate code=OK seconds=1.235 model=gemini-2.5-flash messages=3"]
 
 
@@ -41,16 +41,16 @@ def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:
 def test_a_call_that_was_given_up_before_it_asked_has_no_line(
     lines: list[str], code: str, facts: dict[str, object], told: int
 ) -> None:
-    log.begin_call()
-    log.note(**facts)
-    log.end_call("Generate", code, 0)
+    call_log.begin_call()
+    call_log.note(**facts)
+    call_log.end_call("Generate", code, 0)
     assert len(lines) == told
 
 
 def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
-    log.begin_call()
-    log.note(request_id="x code=OK\u2028finish=STOP")
-    log.end_call("Generate", "INTERNAL", 0)
+    call_log.begin_call()
+    call_log.note(request_id="x code=OK\u2028finish=STOP")
+    call_log.end_call("Generate", "INTERNAL", 0)
     assert lines == ["Generate code=INTERNAL seconds=0.000 request_id='x code=OK\\u2028finish=STOP'"]
 
 

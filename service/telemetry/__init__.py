@@ -1,0 +1,1 @@
+"""What the server's owner sees; never a prompt."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from service import address, memory, providers, stop, workers
+from service import address, providers, stop, workers
 from service.admission.slots import Slots
+from service.calls import memory
 from service.generation.provider import Model
 from service.handover import Handover
 from service.retry import Budget, Policy, Retrying, budgets

@@ -10,12 +10,12 @@ from grpc_reflection.v1alpha import reflection
 
 from service.address import refusal
 from service.admission.slots import Slots
+from service.calls.guard import Guard
+from service.calls.health import NAME as HEALTH
+from service.calls.health import Health
+from service.calls.receive import Receiver
+from service.calls.servicer import Servicer
 from service.generation.provider import Model
-from service.guard import Guard
-from service.health import NAME as HEALTH
-from service.health import Health
-from service.receive import Receiver
-from service.servicer import Servicer
 from service.settings import Settings
 from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2

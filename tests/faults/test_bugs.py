@@ -14,9 +14,9 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import call, patience, retry, servicer
+from service import retry
 from service.admission import slot_queue
-from service.calls import coalesce
+from service.calls import call, coalesce, servicer, time_limits
 from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
 from service.telemetry import call_log
@@ -33,11 +33,11 @@ SECRET = "the-prompt-quoted-in-a-bug"
 SEAMS: dict[str, tuple[Any, str]] = {
     "parsing": (decode, "parse"),
     "delivery wishes": (delivery, "delivery"),
-    "deadline": (patience.Deadline, "of"),
-    "waiting for upstream": (patience.Patience, "upstream"),
-    "waiting for the reader": (patience.Patience, "writing"),
-    "no longer waiting for the reader": (patience.Patience, "written"),
-    "leaving the wait": (patience.Patience, "__aexit__"),
+    "deadline": (time_limits.Deadline, "of"),
+    "waiting for upstream": (time_limits.Patience, "upstream"),
+    "waiting for the reader": (time_limits.Patience, "writing"),
+    "no longer waiting for the reader": (time_limits.Patience, "written"),
+    "leaving the wait": (time_limits.Patience, "__aexit__"),
     "entering a slot": (slot_queue.Admission, "_take"),
     "refusing": (slot_queue.Admission, "slot"),
     "merging": (coalesce._Buffer, "_put"),

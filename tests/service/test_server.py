@@ -17,7 +17,7 @@ from service.settings import SettingError
 from service.testing import FakeModel
 from tests.conftest import Serve, Served, detail, failure
 from tests.hostile import http2
-from tests.service.test_servicer import HELLO, Silent
+from tests.service.calls.test_servicer import HELLO, Silent
 from tokenwire.v1 import generation_service_pb2 as pb
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

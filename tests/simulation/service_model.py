@@ -14,9 +14,9 @@ import grpc.aio
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from service import memory
 from service.admission import slots
 from service.admission.slots import Slots
+from service.calls import memory
 from service.errors import TokenwireError
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Started, Text

@@ -10,9 +10,9 @@ import grpc.aio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import receive
+from service.calls import receive
+from service.calls.receive import Receiver
 from service.errors import InvalidRequest, ServerBusy, TokenwireError
-from service.receive import Receiver
 from service.testing import FakeModel
 from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run

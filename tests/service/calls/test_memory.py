@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from service import guard, memory, receive
+from service.calls import guard, memory, receive
 from service.generation.events import Event, Finished, FinishReason, Started
 from service.generation.prompt import Prompt
 from service.testing import FakeModel

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from service.patience import Patience
+from service.calls.time_limits import Patience
 
 _MOMENT_SECONDS = 0.05
 

@@ -18,11 +18,11 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from service import memory
-from service.call import Call
+from service.calls import memory
+from service.calls.call import Call
+from service.calls.receive import Receiver, parsed
+from service.calls.time_limits import Deadline, Patience
 from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
-from service.patience import Deadline, Patience
-from service.receive import Receiver, parsed
 from service.settings import Settings
 from service.telemetry import call_log
 

@@ -4,7 +4,7 @@ import uuid
 
 from service.admission.slot_queue import Admission
 from service.admission.slots import Slots
-from service.call import Call
+from service.calls.call import Call
 from service.calls.coalesce import coalesced
 from service.contract import decode, delivery, encode
 from service.contract.rules import Limits, good_request_id

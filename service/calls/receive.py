@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from service import memory
+from service.calls import memory
 from service.errors import DeadlineExceeded, InvalidRequest, ServerBusy, TokenwireError, Violation
 
 # Enough for the largest request on a slow line, as long as no other request has to wait for it.

@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from service import receive
+from service.calls import receive
 from service.errors import InvalidRequest
 from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure

@@ -10,7 +10,7 @@ from typing import Any
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
-from service.call import Call
+from service.calls.call import Call
 from service.errors import ServiceUnknown
 
 NAME = pb.DESCRIPTOR.services_by_name["Health"].full_name

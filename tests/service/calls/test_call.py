@@ -15,7 +15,7 @@ from service.generation.events import Text
 from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
 from tests.hostile import http2
-from tests.service.test_servicer import FINISHED, HELLO, Silent
+from tests.service.calls.test_servicer import FINISHED, HELLO, Silent
 from tokenwire.v1 import generation_service_pb2 as pb
 
 ASK = pb.GenerateRequest(prompt="hi").SerializeToString()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from service.calls.time_limits import Deadline, Patience
 from service.errors import DeadlineExceeded, Draining, UpstreamDeadline
-from service.patience import Deadline, Patience
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,

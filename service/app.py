@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from service import address, providers, stop, workers
+from service import address, stop, workers
 from service.admission.slots import Slots
 from service.calls import memory
 from service.generation.provider import Model
 from service.handover import Handover
-from service.retry import Budget, Policy, Retrying, budgets
+from service.providers import registry
+from service.providers.retry import Budget, Policy, Retrying, budgets
 from service.settings import SettingError, Settings
 from service.telemetry import call_log
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         stop.end(_together(settings, count))
     except SettingError as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
-    except providers.MissingExtra as error:
+    except registry.MissingExtra as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - as above
     except ModuleNotFoundError as error:
         text = f"{prog}: {error.name} is not installed; the server needs: pip install 'tokenwire[server]'"
@@ -55,7 +56,7 @@ def _alone(settings: Settings) -> NoReturn:
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Model]:
-        await asyncio.to_thread(providers.imported, settings)
+        await asyncio.to_thread(registry.imported, settings)
         gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
         async with _model(settings, budgets(settings.offered)) as model:
             yield model
@@ -97,7 +98,7 @@ def _together(settings: Settings, count: int) -> int:
 
     stop.at_once(dismiss)
     handover.watch()
-    providers.imported(settings)
+    registry.imported(settings)
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
     gc.freeze()
@@ -121,7 +122,7 @@ async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncItera
     policy = Policy(
         max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
     )
-    async with providers.opened(settings) as model:
+    async with registry.opened(settings) as model:
         yield Retrying(model, policy, budget)
 
 
@@ -157,7 +158,7 @@ def _need_upstream(settings: Settings) -> None:
         )
     from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - of an extra, and only needed here
 
-    from service.credentials import application_default  # noqa: PLC0415 - as above
+    from service.providers.gemini.credentials import application_default  # noqa: PLC0415 - as above
 
     try:
         application_default().load()  # kept, so that no worker has to find them again

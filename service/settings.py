@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
-from service.offers import Offer, completed, offers
+from service.providers.offers import Offer, completed, offers
 
 LEVELS = ("debug", "info", "warning", "error")
 

@@ -18,7 +18,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from service.generation.provider import Model
-from service.retry import Policy, Retrying
+from service.providers.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -89,7 +89,7 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def serve_vertex(serve: Serve, emulator: Emulator) -> AsyncIterator[Serve]:
     """`await serve_vertex(**settings)`: the server over the real ChatVertexAI over the local Vertex."""
-    from service.vertex import VertexModel  # noqa: PLC0415 - ten seconds that other tests needn't pay
+    from service.providers.gemini.over_grpc import VertexModel  # noqa: PLC0415 - ten seconds that other tests needn't pay
 
     async with AsyncExitStack() as stack:
 

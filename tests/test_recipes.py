@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.offers import OPTIONS, offers
+from service.providers.offers import OPTIONS, offers
 from tests.conftest import Serve
 from tests.test_readme import at, run
 from vertex_emulator import prediction_pb2 as google

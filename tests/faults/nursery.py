@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 from service.__main__ import main  # first: what libraries read when they are imported is set there
 
 # isort: split
-from service import providers
+from service.providers import registry
 from service.settings import Settings
 from tests.faults.launcher import tell_tasks
 from tests.faults.processes import ServerChild, ended, eventually
@@ -139,7 +139,7 @@ def _tell_misuse(record: logging.LogRecord) -> bool:
 
 
 def _obey() -> None:
-    providers.imported(Settings(emulator="127.0.0.1:1"))
+    registry.imported(Settings(emulator="127.0.0.1:1"))
     gc.collect()
     gc.freeze()
     for line in sys.stdin:

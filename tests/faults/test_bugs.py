@@ -14,11 +14,11 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service import retry
 from service.admission import slot_queue
 from service.calls import call, coalesce, servicer, time_limits
 from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
+from service.providers import retry
 from service.telemetry import call_log
 from service.testing import FakeModel
 from tests.conftest import Serve, detail, failure
@@ -50,7 +50,7 @@ SEAMS: dict[str, tuple[Any, str]] = {
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
 VERTEX_SEAMS = {
-    "the prompt's conversion": "vertex.langchain.messages",
+    "the prompt's conversion": "vertex.langchain_messages.messages",
     "the options' conversion": "vertex.request_options",
     "a chunk's conversion": "chat.Chat._converted",
     "the upstream call": "vertex._Call.begin",
@@ -69,9 +69,9 @@ BUGS: dict[str, Callable[[], BaseException]] = {
 def seam(request: pytest.FixtureRequest) -> tuple[Any, str]:
     if request.param in SEAMS:
         return SEAMS[request.param]
-    from service import chat, vertex  # noqa: PLC0415 - see above
+    from service.providers.gemini import chat_vertex, over_grpc  # noqa: PLC0415 - see above
 
-    owner: Any = SimpleNamespace(chat=chat, vertex=vertex)
+    owner: Any = SimpleNamespace(chat=chat_vertex, vertex=over_grpc)
     *outer, name = VERTEX_SEAMS[request.param].split(".")
     for one in outer:
         owner = getattr(owner, one)

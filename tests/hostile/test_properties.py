@@ -22,7 +22,7 @@ from service.contract import decode, delivery
 from service.contract.rules import Limits
 from service.errors import InvalidRequest, ModelNotFound
 from service.generation.events import Finished, FinishReason, Started, Text
-from service.retry import Budget, Policy, Retrying
+from service.providers.retry import Budget, Policy, Retrying
 from service.settings import Settings
 from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
@@ -250,7 +250,7 @@ class Retried:
 
 @pytest.fixture
 async def vertex_server(serve: Serve, emulator: Emulator) -> AsyncIterator[Retried]:
-    from service.vertex import VertexModel  # noqa: PLC0415 - seconds that other tests needn't pay
+    from service.providers.gemini.over_grpc import VertexModel  # noqa: PLC0415 - seconds that other tests needn't pay
 
     vertex = VertexModel.local(emulator.address, Settings().offers, project="project", location="us-central1")
     retrying = Retrying(vertex, Policy(base_seconds=0.005))

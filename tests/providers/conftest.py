@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service import providers
-from service.offers import offers
-from service.retry import Policy, Retrying
+from service.providers import registry
+from service.providers.offers import offers
+from service.providers.retry import Policy, Retrying
 from service.settings import Settings
 from tests.conftest import Serve, Served
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -77,8 +77,8 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
                 },
                 prog="tokenwire serve",
             )
-            providers.imported(told)
-            model = await stack.enter_async_context(providers.opened(told))
+            registry.imported(told)
+            model = await stack.enter_async_context(registry.opened(told))
             served = await serve(Retrying(model, Policy(base_seconds=0.01)), **settings)
             return Upstream(provider, served, emulator)
 

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.completion_usage import CompletionUsage
 
-from service import errors, gemini, openai
+from service import errors
 from service.contract import encode
 from service.generation.events import Event, Finished
+from service.providers import chat_completions
+from service.providers.gemini import answers
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import prediction_pb2 as google
@@ -76,7 +78,7 @@ CANDIDATE = st.fixed_dictionaries(
     },
 )
 
-USAGE = st.dictionaries(st.sampled_from(sorted(gemini._COUNTS.values())), ANY_NUMBER)
+USAGE = st.dictionaries(st.sampled_from(sorted(answers._COUNTS.values())), ANY_NUMBER)
 
 
 def encoded(*events: Event) -> list[pb.GenerateResponse]:
@@ -88,17 +90,17 @@ def encoded(*events: Event) -> list[pb.GenerateResponse]:
 @given(candidate=CANDIDATE, usage=USAGE)
 def test_no_figure_of_geminis_is_a_bug_of_ours(candidate: Json, usage: Json) -> None:
     said = {"candidates": [candidate], "usageMetadata": usage}
-    ending = gemini.Ending()
+    ending = answers.Ending()
     ending.look_at(said)
     with suppress(errors.UpstreamFault):
-        encoded(*gemini.events(said))
+        encoded(*answers.events(said))
     encoded(ending.finished())
 
 
 def test_an_index_that_makes_sense_is_told_beside_one_that_does_not() -> None:
     support = {"groundingChunkIndices": [-1, 0, 2**40], "segment": {"text": "x", "startIndex": -1, "endIndex": 1}}
     said = {"candidates": [{"groundingMetadata": {"groundingSupports": [support]}}]}
-    ((told,),) = [message.grounding.supports for message in encoded(*gemini.events(said))]
+    ((told,),) = [message.grounding.supports for message in encoded(*answers.events(said))]
     assert list(told.source_indices) == [0]
     assert not told.HasField("start_index")
     assert told.end_index == 1
@@ -107,7 +109,7 @@ def test_an_index_that_makes_sense_is_told_beside_one_that_does_not() -> None:
 @given(tokens=st.integers())
 def test_a_count_is_one_that_callers_can_be_told_or_upstreams_fault(tokens: int) -> None:
     try:
-        assert pb.CountTokensResponse(total_tokens=gemini.total(tokens)).total_tokens == tokens
+        assert pb.CountTokensResponse(total_tokens=answers.total(tokens)).total_tokens == tokens
     except errors.UpstreamFault:
         assert not 0 <= tokens < 2**32
 
@@ -122,8 +124,8 @@ def test_no_usage_of_chat_completions_is_a_bug_of_ours(figures: list[Any]) -> No
         completion_tokens_details={"reasoning_tokens": reasoning},
         prompt_tokens_details={"cached_tokens": cached},
     )
-    usage = openai._usage(told)
-    encoded(Finished(reason=openai._FINISH["stop"], upstream_reason="stop", usage=usage))
+    usage = chat_completions._usage(told)
+    encoded(Finished(reason=chat_completions._FINISH["stop"], upstream_reason="stop", usage=usage))
 
 
 @pytest.fixture(params=["vertex", "genai"])

@@ -21,7 +21,7 @@ from service.errors import TokenwireError
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt
-from service.retry import Policy, Retrying
+from service.providers.retry import Policy, Retrying
 from service.server import Server
 from service.settings import Settings
 from service.telemetry import call_log
@@ -89,7 +89,9 @@ class Script:
 
 
 class Upstream:
-    """A model whose every word is an event; it leaves a stream as `service.vertex` does, by cancel and aclose."""
+    """A model whose every word is an event; it leaves a stream as `service.providers.gemini.over_grpc` does, by cancel
+    and aclose.
+    """
 
     cards = (Card(name=NAME, provider="gcp.vertex_ai"),)
 

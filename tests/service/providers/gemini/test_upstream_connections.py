@@ -17,9 +17,9 @@ from service import errors
 from service.generation.events import Event, Finished, Started
 from service.generation.prompt import Prompt, Role, Turn
 from service.generation.provider import Model
-from service.offers import Offer
-from service.retry import Policy, Retrying
-from service.vertex import VertexModel
+from service.providers.gemini.over_grpc import VertexModel
+from service.providers.offers import Offer
+from service.providers.retry import Policy, Retrying
 from tests.hostile.http2 import (
     ACK,
     CONTINUATION,

@@ -14,8 +14,8 @@ from google.rpc.status_pb2 import Status
 from service import errors
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
 from service.generation.prompt import Prompt, Role, Sampling, Turn
-from service.offers import Offer
-from service.vertex import VertexModel, upstream_error
+from service.providers.gemini.over_grpc import VertexModel, upstream_error
+from service.providers.offers import Offer
 from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_google_vertexai import ChatVertexAI
 
-from service.chat import new_chat
+from service.providers.gemini.chat_vertex import new_chat
 
 CHAT = new_chat("gemini-2.5-flash", "project", "us-central1")
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from service import providers
-from service.catalogue import Catalogue
 from service.generation.capabilities import Card
 from service.generation.events import Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
-from service.offers import offers
+from service.providers import registry
+from service.providers.offers import offers
+from service.providers.router import Catalogue
 from service.settings import Settings
 from service.testing import FakeModel
 from tests.conftest import Serve
@@ -43,8 +43,8 @@ async def test_models_of_several_providers_answer_in_one_server(serve: Serve) ->
         line = f"g=genai:gemini-2.5-flash,v=vertex:gemini-2.5-pro?location=global,o=openai:gpt?base_url=http://{emulator.rest_address}/v1"
         places = {"VERTEX_EMULATOR_HOST": emulator.address, "VERTEX_EMULATOR_REST_HOST": str(emulator.rest_address)}
         settings = Settings.load(["--model", "g", "--models", line], places, prog="tokenwire serve")
-        await asyncio.to_thread(providers.imported, settings)
-        async with providers.opened(settings) as model:
+        await asyncio.to_thread(registry.imported, settings)
+        async with registry.opened(settings) as model:
             served = await serve(model)
             for name in ("g", "v", "o"):
                 assert (await served.ask(model=name))[1].text == "hello"
@@ -63,11 +63,11 @@ async def test_models_of_several_providers_answer_in_one_server(serve: Serve) ->
 def test_a_provider_whose_library_is_missing_says_what_to_install(
     provider: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, f"service.{provider}", raising=False)
+    monkeypatch.delitem(sys.modules, registry._PROVIDERS[provider].module, raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     settings = Settings(model="m", models=offers(f"m={provider}:x"))
-    with pytest.raises(providers.MissingExtra) as caught:
-        providers.imported(settings)
+    with pytest.raises(registry.MissingExtra) as caught:
+        registry.imported(settings)
     assert str(caught.value).endswith(f"models of {provider} need: pip install 'tokenwire[{extra}]'")
 
 

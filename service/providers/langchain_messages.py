@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from service.generation.capabilities import Card
 from service.generation.prompt import Blob, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
-from service.offers import Offer, amended
+from service.providers.offers import Offer, amended
 
 Media = Callable[[Blob | File], dict[str, Any]]
 """How a provider's library wants what isn't text."""

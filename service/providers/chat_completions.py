@@ -1,7 +1,7 @@
 """OpenAI's chat models, and those that speak its protocol, through LangChain's ChatOpenAI and AzureChatOpenAI.
 
-The only file that knows either. As in `service.vertex`, LangChain is given a client of ours for each request (`_Call`),
-which keeps hold of the HTTP response and sees each chunk before LangChain drops a part of it.
+The only file that knows either. As in `service.providers.gemini.over_grpc`, LangChain is given a client of ours for
+each request (`_Call`), which keeps hold of the HTTP response and sees each chunk before LangChain drops a part of it.
 """
 
 import asyncio
@@ -19,13 +19,15 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from service import errors, gemini, http, langchain
+from service import errors
 from service.cleanup import finished
 from service.generation import json_values
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
 from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
-from service.offers import Offer
+from service.providers import failures, langchain_messages
+from service.providers.gemini import answers, vertex_failures
+from service.providers.offers import Offer
 
 # The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
 warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
@@ -87,7 +89,7 @@ class OpenAIModel:
         self, chat: BaseChatOpenAI, call: "_Call", prompt: Prompt, deadline: float
     ) -> AsyncGenerator[Event, None]:
         seconds = deadline - asyncio.get_running_loop().time()
-        answer = chat.astream(langchain.messages(prompt, _media), timeout=seconds, **_options(prompt))
+        answer = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
         chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
@@ -104,7 +106,7 @@ class OpenAIModel:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             if call.makes_sense():
                 raise  # a bug
-            raise http.unreadable(self._who[prompt.model]) from error
+            raise failures.unreadable(self._who[prompt.model]) from error
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """Nobody counts: the protocol has no call for it, and an estimate would look like a count."""
@@ -136,8 +138,8 @@ class _Call:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
             raise self._failure(error) from error
-        except http.ERRORS as error:  # while it reads what upstream says of an error
-            raise http.broken(self._who, error) from error
+        except failures.ERRORS as error:  # while it reads what upstream says of an error
+            raise failures.broken(self._who, error) from error
         return self
 
     async def __aenter__(self) -> Self:
@@ -158,10 +160,10 @@ class _Call:
                 raise errors.UpstreamCut("The model ended the call without an answer; ask again")
         except openai.APIError as error:
             raise self._failure(error) from error
-        except http.ERRORS as error:
-            raise http.broken(self._who, error) from error
+        except failures.ERRORS as error:
+            raise failures.broken(self._who, error) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise http.unreadable(self._who) from error
+            raise failures.unreadable(self._who) from error
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -195,12 +197,12 @@ class _Call:
 
     def events(self, chunk: AIMessageChunk) -> Iterator[Event]:
         """What this chunk says; calls of tools come in pieces, and whole from `tool_calls`."""
-        yield from gemini.pieces(str(chunk.content))
+        yield from answers.pieces(str(chunk.content))
         raw, self._raw = self._raw, None
         for choice in (raw.choices or ()) if raw is not None else ():
             if refusal := choice.delta.refusal:  # the answer's text where the model won't answer; LangChain drops it
                 self._refused = True
-                yield from gemini.pieces(refusal)
+                yield from answers.pieces(refusal)
             if choice.logprobs is not None and choice.logprobs.content:
                 yield Logprobs(tuple(map(_token, choice.logprobs.content)))
 
@@ -232,20 +234,20 @@ class _Call:
         """Ours for theirs: status, code and delay are relayed, their text is not."""
         if isinstance(error, openai.APITimeoutError):
             return errors.UpstreamDeadline(f"{self._who} didn't finish in time")
-        if isinstance(error.__cause__, http.ERRORS):
-            return http.broken(self._who, error.__cause__)
+        if isinstance(error.__cause__, failures.ERRORS):
+            return failures.broken(self._who, error.__cause__)
         if isinstance(error, openai.APIConnectionError):
-            return http.unavailable(self._who)
+            return failures.unavailable(self._who)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
-        if http.redirects(status):
-            return http.redirected(self._who)
-        code = http.code(status)
+        if failures.redirects(status):
+            return failures.redirected(self._who)
+        code = failures.code(status)
         metadata = {"upstream_code": code.name, "upstream_status": str(status)}
-        if error.code and gemini.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
+        if error.code and vertex_failures.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
             metadata["upstream_reason"] = reason
         retry_after = None
         if isinstance(error, openai.APIStatusError):
-            retry_after = http.seconds(error.response.headers.get("retry-after"))
+            retry_after = failures.seconds(error.response.headers.get("retry-after"))
         kind, text = _FAILURES.get(code, (errors.UpstreamFault, "{} failed"))
         return kind(text.format(self._who), metadata=metadata, retry_after=retry_after)
 
@@ -295,7 +297,7 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
 
 
 def _card(offer: Offer, chat: BaseChatOpenAI) -> Card:
-    return langchain.card(
+    return langchain_messages.card(
         offer,
         provider=_NAMES[offer.provider][0],
         profile=chat.profile,

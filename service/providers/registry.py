@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from service.catalogue import Catalogue
 from service.generation.provider import Model
-from service.offers import Offer
+from service.providers.offers import Offer
+from service.providers.router import Catalogue
 from service.settings import Settings
 
 
@@ -43,10 +43,10 @@ def _openai(module: Any, _: Settings, offers: Sequence[Offer]) -> Any:
 
 
 _PROVIDERS: Mapping[str, _Provider] = {
-    "vertex": _Provider("service.vertex", "server", _vertex),
-    "genai": _Provider("service.genai", "genai", _genai),
-    "openai": _Provider("service.openai", "openai", _openai),
-    "azure": _Provider("service.openai", "openai", _openai),
+    "vertex": _Provider("service.providers.gemini.over_grpc", "server", _vertex),
+    "genai": _Provider("service.providers.gemini.over_http", "genai", _genai),
+    "openai": _Provider("service.providers.chat_completions", "openai", _openai),
+    "azure": _Provider("service.providers.chat_completions", "openai", _openai),
 }
 
 

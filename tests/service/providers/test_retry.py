@@ -12,7 +12,7 @@ from service import errors
 from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
-from service.retry import Budget, Policy, Retrying, budgets
+from service.providers.retry import Budget, Policy, Retrying, budgets
 from service.testing import FakeModel
 
 PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
@@ -135,7 +135,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    monkeypatch.setattr("service.retry.asyncio.sleep", sleep)
+    monkeypatch.setattr("service.providers.retry.asyncio.sleep", sleep)
     return pauses
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from service.generation.capabilities import Card
-from service.offers import Offer, amended, offers
+from service.providers.offers import Offer, amended, offers
 from service.settings import SettingError, Settings
 
 

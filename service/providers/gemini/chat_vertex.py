@@ -33,8 +33,9 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
 from langsmith.utils import tracing_is_enabled
 
-from service import gemini, langchain
 from service.generation.prompt import Prompt, ToolChoice, Tools
+from service.providers import langchain_messages
+from service.providers.gemini import prompts
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -296,10 +297,10 @@ def plain(raw: Any) -> tuple[str, int] | None:
 
 def exact_contents(prompt: Prompt) -> Sequence[Any] | None:
     """The conversation as protobuf messages, where ChatVertexAI's conversion would lose a part of it."""
-    if not gemini.needs_exactness(prompt):
+    if not prompts.needs_exactness(prompt):
         return None
     raw = GenerateContentRequest.pb(GenerateContentRequest())
-    json_format.ParseDict({"contents": gemini.contents(prompt)}, raw)
+    json_format.ParseDict({"contents": prompts.contents(prompt)}, raw)
     contents: Sequence[Any] = raw.contents
     return contents
 
@@ -311,7 +312,7 @@ def replace_contents(request: Any, contents: Sequence[Any]) -> None:
 
 def count_request(chat: Chat, prompt: Prompt) -> CountTokensRequest:
     """What PredictionService.CountTokens is asked: all of the prompt that counts."""
-    messages = langchain.messages(prompt, gemini.media)
+    messages = langchain_messages.messages(prompt, prompts.media)
     request = chat._prepare_request_gemini(messages, tools=request_tools(prompt.tools) or None)  # noqa: SLF001 - its own
     asked = CountTokensRequest(
         endpoint=request.model,
@@ -327,7 +328,7 @@ def count_request(chat: Chat, prompt: Prompt) -> CountTokensRequest:
 
 def request_options(prompt: Prompt) -> dict[str, Any]:
     """As ChatVertexAI takes them."""
-    options = gemini.options(prompt)
+    options = prompts.options(prompt)
     if prompt.sampling.response_schema is not None:
         options["response_schema"] = _schema(prompt.sampling.response_schema)
     if prompt.tools:
@@ -354,7 +355,7 @@ def _schema(schema: Any) -> Any:
 
 def request_tools(tools: Tools) -> list[Tool]:
     made = []
-    for one in gemini.tools(tools):
+    for one in prompts.tools(tools):
         raw = Tool.pb(Tool())
         json_format.ParseDict(one, raw)
         made.append(Tool.wrap(raw))

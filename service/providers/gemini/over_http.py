@@ -1,7 +1,7 @@
 """Gemini on Vertex AI over HTTP, through LangChain's ChatGoogleGenerativeAI, which ChatVertexAI is to give way to.
 
-The only file that knows it, and Google's SDK below it. As in `service.vertex`, LangChain is given a client of ours for
-each request (`_Call`), which keeps hold of the HTTP response and sees what the model really said.
+The only file that knows it, and Google's SDK below it. As in `service.providers.gemini.over_grpc`, LangChain is given a
+client of ours for each request (`_Call`), which keeps hold of the HTTP response and sees what the model really said.
 """
 
 import asyncio
@@ -19,14 +19,16 @@ from google.genai.errors import APIError
 from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
-from service import errors, gemini, http, langchain
+from service import errors
 from service.cleanup import finished
-from service.credentials import ApplicationDefault, application_default
 from service.errors import Violation
 from service.generation.capabilities import Card
 from service.generation.events import Event, Started
 from service.generation.prompt import Prompt
-from service.offers import Offer
+from service.providers import failures, langchain_messages
+from service.providers.gemini import answers, prompts, vertex_failures
+from service.providers.gemini.credentials import ApplicationDefault, application_default
+from service.providers.offers import Offer
 
 _WHO = "Vertex AI"
 
@@ -104,7 +106,7 @@ class GenAIModel:
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"client": call})
-        messages, options = langchain.messages(prompt, gemini.media), _options(prompt)
+        messages, options = langchain_messages.messages(prompt, prompts.media), _options(prompt)
         answer = chat.astream(messages, timeout=_seconds(deadline), **options)
         chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
         started = False
@@ -131,20 +133,20 @@ class GenAIModel:
             )
         except APIError as error:
             raise failure(error) from error
-        except http.ERRORS as error:
-            raise http.broken(_WHO, error) from error
-        return gemini.total(counted.total_tokens or 0)
+        except failures.ERRORS as error:
+            raise failures.broken(_WHO, error) from error
+        return answers.total(counted.total_tokens or 0)
 
 
 class _Call:
     """One streamed answer: what ChatGoogleGenerativeAI gets for its client while it answers one prompt."""
 
     def __init__(self, client: genai.Client, prompt: Prompt) -> None:
-        self.ending = gemini.Ending()
+        self.ending = answers.Ending()
         self.response: httpx.Response | None = None
         self._client = client
         self._prompt = prompt
-        self._said: list[gemini.Json] = []
+        self._said: list[prompts.Json] = []
         """What the model said and nobody has asked for yet."""
 
     @property
@@ -159,7 +161,7 @@ class _Call:
 
     async def generate_content_stream(self, *, model: str, contents: Any, config: Any) -> AsyncIterator[Any]:
         """As the SDK's models have it."""
-        if gemini.needs_exactness(self._prompt):
+        if prompts.needs_exactness(self._prompt):
             contents = _contents(self._prompt)
         self._refuse_what_is_dropped(config)
         _answering.set(self)
@@ -188,15 +190,15 @@ class _Call:
             self.ending.ended()
         except APIError as error:
             raise failure(error) from error
-        except http.ERRORS as error:
-            raise http.broken(_WHO, error) from error
+        except failures.ERRORS as error:
+            raise failures.broken(_WHO, error) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
-            raise http.unreadable(_WHO) from error
+            raise failures.unreadable(_WHO) from error
 
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
         said, self._said = self._said, []
-        return [event for response in said for event in gemini.events(response)]
+        return [event for response in said for event in answers.events(response)]
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -244,14 +246,14 @@ def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:
 
 
 def _card(offer: Offer, chat: ChatGoogleGenerativeAI) -> Card:
-    return langchain.card(
+    return langchain_messages.card(
         offer,
         provider="gcp.vertex_ai",
         profile=chat.profile,
         lacks=frozenset(),
-        file_schemes=gemini.FILE_SCHEMES,
+        file_schemes=prompts.FILE_SCHEMES,
         answer_types=("text/plain", "application/json"),
-        json_with_tools=gemini.json_with_tools(offer.upstream_name),
+        json_with_tools=prompts.json_with_tools(offer.upstream_name),
     )
 
 
@@ -265,11 +267,11 @@ def _seconds(deadline: float) -> float:
 
 
 def _contents(prompt: Prompt) -> list[types.Content]:
-    return [types.Content.model_validate(one) for one in gemini.contents(prompt)]
+    return [types.Content.model_validate(one) for one in prompts.contents(prompt)]
 
 
 def _options(prompt: Prompt) -> dict[str, Any]:
-    options = gemini.options(prompt)
+    options = prompts.options(prompt)
     if prompt.tools:
         options["tools"] = _tools(prompt)
     if (choice := prompt.tools.choice) is not None:
@@ -283,13 +285,13 @@ def _options(prompt: Prompt) -> dict[str, Any]:
 
 
 def _tools(prompt: Prompt) -> list[types.Tool]:
-    return [types.Tool.model_validate(one) for one in gemini.tools(prompt.tools)]
+    return [types.Tool.model_validate(one) for one in prompts.tools(prompt.tools)]
 
 
 def failure(error: APIError) -> errors.UpstreamError:
     """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
-    if http.redirects(error.code):
-        return http.redirected(_WHO)
+    if failures.redirects(error.code):
+        return failures.redirected(_WHO)
     told = error.details if isinstance(error.details, Mapping) else {}
     told = told.get("error", told)
     reason = ""
@@ -299,7 +301,7 @@ def failure(error: APIError) -> errors.UpstreamError:
         if kind.endswith("google.rpc.ErrorInfo"):
             reason = str(detail.get("reason", ""))
         elif kind.endswith("google.rpc.RetryInfo"):
-            retry_after = http.seconds(detail.get("retryDelay"))
+            retry_after = failures.seconds(detail.get("retryDelay"))
     name = str(error.status)
-    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http.code(error.code)
-    return gemini.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else failures.code(error.code)
+    return vertex_failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)

@@ -32,8 +32,13 @@ from grpc_status import rpc_status
 from langchain_core.messages import BaseMessageChunk
 from langchain_google_vertexai import ChatVertexAI
 
-from service import errors, gemini, langchain
-from service.chat import (
+from service import errors
+from service.generation.capabilities import Card
+from service.generation.events import Event, Finished, Started, Text, Usage
+from service.generation.prompt import Prompt
+from service.providers import langchain_messages
+from service.providers.gemini import answers, prompts, vertex_failures
+from service.providers.gemini.chat_vertex import (
     Response,
     count_request,
     exact_contents,
@@ -42,11 +47,8 @@ from service.chat import (
     replace_contents,
     request_options,
 )
-from service.credentials import ApplicationDefault, Headers, application_default
-from service.generation.capabilities import Card
-from service.generation.events import Event, Finished, Started, Text, Usage
-from service.generation.prompt import Prompt
-from service.offers import Offer
+from service.providers.gemini.credentials import ApplicationDefault, Headers, application_default
+from service.providers.offers import Offer
 
 _LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
 _LARGEST_METADATA_BYTES = 1024 * 1024
@@ -158,7 +160,7 @@ class VertexModel:
             raise upstream_error(error) from error
         except message.DecodeError:
             raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
-        return gemini.total(counted.total_tokens)
+        return answers.total(counted.total_tokens)
 
     def _need_connection(self) -> None:
         """Raise UpstreamUnavailable while there is none to be had, as the call would, but without a call.
@@ -168,7 +170,7 @@ class VertexModel:
         """
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             code = grpc.StatusCode.UNAVAILABLE
-            raise gemini.failure(code, told=code.name, reason="", retry_after=None)
+            raise vertex_failures.failure(code, told=code.name, reason="", retry_after=None)
 
     async def _identity(self, deadline: float) -> Headers:
         """What tells Google who asks."""
@@ -179,7 +181,7 @@ class VertexModel:
             call.identity = await self._credentials.headers(deadline)
         self._need_connection()
         seconds = deadline - asyncio.get_running_loop().time()
-        messages, options = langchain.messages(prompt, gemini.media), request_options(prompt)
+        messages, options = langchain_messages.messages(prompt, prompts.media), request_options(prompt)
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
         chunks = cast("AsyncGenerator[BaseMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
@@ -194,10 +196,10 @@ class VertexModel:
                             yield event
                         continue
                     text: Any = chunk.content
-                    if 0 < len(text) <= gemini.LONGEST_PIECE_CHARACTERS:
+                    if 0 < len(text) <= answers.LONGEST_PIECE_CHARACTERS:
                         yield Text(text)  # as nearly all do
                         continue
-                    for event in gemini.pieces(text):
+                    for event in answers.pieces(text):
                         yield event
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
@@ -214,7 +216,7 @@ class _Call:
         self.identity: Headers = ()
         """What tells Google who asks."""
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._ending = gemini.Ending()
+        self._ending = answers.Ending()
         self.beyond: Sequence[Event] | None = ()
         """What the latest message says, where that is more than a piece of text; None: it is one."""
         self._usage: Any = None
@@ -267,7 +269,7 @@ class _Call:
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
             raise errors.UpstreamFault("The model answered with a value that can't be relayed") from error
         self._ending.look_at(told)
-        self.beyond = tuple(gemini.events(told))
+        self.beyond = tuple(answers.events(told))
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
@@ -277,13 +279,13 @@ class _Call:
 
 
 def _card(offer: Offer, chat: ChatVertexAI) -> Card:
-    return langchain.card(
+    return langchain_messages.card(
         offer,
         provider="gcp.vertex_ai",
         profile=chat.profile,
         lacks=frozenset(),
-        file_schemes=gemini.FILE_SCHEMES,
-        json_with_tools=gemini.json_with_tools(offer.upstream_name),
+        file_schemes=prompts.FILE_SCHEMES,
+        json_with_tools=prompts.json_with_tools(offer.upstream_name),
     )
 
 
@@ -335,7 +337,7 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
             reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return gemini.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    return vertex_failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
 
 
 def _broken(words: str) -> str:

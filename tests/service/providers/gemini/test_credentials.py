@@ -13,12 +13,12 @@ import pytest
 from google.auth.compute_engine import _metadata
 
 from service import errors
-from service.credentials import ApplicationDefault
-from service.genai import GenAIModel
 from service.generation.prompt import Prompt, Role, Turn
 from service.generation.provider import Model
-from service.offers import Offer
-from service.vertex import VertexModel
+from service.providers.gemini.credentials import ApplicationDefault
+from service.providers.gemini.over_grpc import VertexModel
+from service.providers.gemini.over_http import GenAIModel
+from service.providers.offers import Offer
 from tests.faults.recorder import record
 from tests.loop_watch import LoopWatch
 from vertex_emulator.emulator import Emulator
@@ -109,7 +109,7 @@ async def connect(request: pytest.FixtureRequest, emulator: Emulator) -> AsyncIt
     offers, place = [Offer(NAME)], {"project": "project", "location": "us-central1"}
 
     def over_grpc(credentials: ApplicationDefault) -> VertexModel:
-        from service.vertex import _CHANNEL_OPTIONS  # noqa: PLC0415 - those of the real one
+        from service.providers.gemini.over_grpc import _CHANNEL_OPTIONS  # noqa: PLC0415 - those of the real one
 
         channel = grpc.aio.insecure_channel(emulator.address, options=_CHANNEL_OPTIONS)
         return VertexModel(channel, offers, **place, credentials=credentials)
@@ -259,7 +259,7 @@ async def test_a_token_is_renewed_ahead_of_its_end_while_calls_go_on(
     connect: Open, tokens: TokenServer, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens.lifetime = 60  # google.auth renews what has less than 225 s left
-    monkeypatch.setattr("service.credentials._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("service.providers.gemini.credentials._PAUSE_SECONDS", 0)
     model = connect(ApplicationDefault())
     await ask(model)
     tokens.open.clear()

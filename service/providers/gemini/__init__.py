@@ -1,0 +1,1 @@
+"""Gemini, over gRPC and over HTTP."""

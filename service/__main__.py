@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service import stop
+from service.runtime import stop
 
 # Its core reads this when it is imported. It would write what peers send to standard error as it came, line breaks
 # included.

@@ -11,13 +11,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from service import address, stop, workers
 from service.admission.slots import Slots
 from service.calls import memory
 from service.generation.provider import Model
-from service.handover import Handover
 from service.providers import registry
 from service.providers.retry import Budget, Policy, Retrying, budgets
+from service.runtime import address, stop, workers
+from service.runtime.handover import Handover
 from service.settings import SettingError, Settings
 from service.telemetry import call_log
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
 def _alone(settings: Settings) -> NoReturn:
     """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
-    from service import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
+    from service.runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Model]:
@@ -67,7 +67,7 @@ def _alone(settings: Settings) -> NoReturn:
 
 def _together(settings: Settings, count: int) -> int:
     """Several processes on one port, forked from this one, which has imported the model for all of them."""
-    from service import process  # noqa: PLC0415 - as above
+    from service.runtime import process  # noqa: PLC0415 - as above
 
     try:
         reserved = workers.reserve(settings.host, settings.port)
@@ -107,7 +107,7 @@ def _together(settings: Settings, count: int) -> int:
 
 def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     """Run it in this child, which ends with it; gives the exit code if it can't begin."""
-    from service import process  # noqa: PLC0415 - as above
+    from service.runtime import process  # noqa: PLC0415 - as above
 
     try:
         process.run(main, processes=processes)

@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from service.generation.provider import Model
 from service.providers.retry import Policy, Retrying
-from service.server import Server
+from service.runtime.server import Server
 from service.settings import Settings
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub

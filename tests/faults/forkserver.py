@@ -279,7 +279,7 @@ def _alone(run: Callable[[], int]) -> None:
 
 def _main(line: socket.socket) -> None:
     # Here, since the first changes the environment.
-    for module in ("service.__main__", "service.process", "service.providers.gemini.over_grpc"):
+    for module in ("service.__main__", "service.runtime.process", "service.providers.gemini.over_grpc"):
         importlib.import_module(module)
     line.send(b"ready")
     gc.collect()

@@ -14,9 +14,9 @@ from types import FrameType
 from service.__main__ import main  # first: what libraries read when they are imported is set there
 
 # isort: split
-from service import process
 from service.generation.provider import Model
-from service.server import Server
+from service.runtime import process
+from service.runtime.server import Server
 from tests.loop_watch import LoopWatch
 
 watch = LoopWatch()

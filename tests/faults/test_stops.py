@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
-from service import workers
-from service.stop import SIGNALS
+from service.runtime import workers
+from service.runtime.stop import SIGNALS
 from tests.faults.forkserver import ForkedServer, ForkServer, Refused
 from tests.faults.processes import ending, eventually, outcome, pieces
 from tests.faults.recorder import record

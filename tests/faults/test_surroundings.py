@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from service import workers
+from service.runtime import workers
 from tests.faults.forkserver import ForkedServer, ForkServer, Refused
 from tests.faults.processes import ending, eventually, fate, outcome, pieces
 from vertex_emulator.emulator import Emulator

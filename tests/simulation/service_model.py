@@ -22,7 +22,7 @@ from service.generation.capabilities import Card
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt
 from service.providers.retry import Policy, Retrying
-from service.server import Server
+from service.runtime.server import Server
 from service.settings import Settings
 from service.telemetry import call_log
 from tests.simulation import grpc_model

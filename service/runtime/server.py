@@ -8,7 +8,6 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.address import refusal
 from service.admission.slots import Slots
 from service.calls.guard import Guard
 from service.calls.health import NAME as HEALTH
@@ -16,6 +15,7 @@ from service.calls.health import Health
 from service.calls.receive import Receiver
 from service.calls.servicer import Servicer
 from service.generation.provider import Model
+from service.runtime.address import refusal
 from service.settings import Settings
 from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2

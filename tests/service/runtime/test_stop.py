@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.stop import SIGNALS, Count, Orders
+from service.runtime.stop import SIGNALS, Count, Orders
 
 LOUD = {signal.SIGTERM, signal.SIGINT}
 BATCHES = st.lists(st.sets(st.sampled_from([*SIGNALS, signal.SIGCHLD, signal.SIGCONT])), max_size=6)

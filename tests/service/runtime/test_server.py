@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.generation.events import Text
-from service.server import SERVICE
+from service.runtime.server import SERVICE
 from service.settings import SettingError
 from service.testing import FakeModel
 from tests.conftest import Serve, Served, detail, failure
@@ -167,7 +167,7 @@ async def test_reflection_can_be_switched_off(serve: Serve) -> None:
 
 
 async def test_a_port_in_use_is_told_with_what_to_set(serve: Serve) -> None:
-    from service.server import Server  # noqa: PLC0415 - only here
+    from service.runtime.server import Server  # noqa: PLC0415 - only here
     from service.settings import Settings  # noqa: PLC0415 - only here
 
     first = await serve(FakeModel(HELLO))

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from service import workers
+from service.runtime import workers
 from tests.conftest import ServerProcess, StartProcess, failure
 from tests.service.test_main import health
 from tokenwire.v1 import generation_service_pb2 as pb

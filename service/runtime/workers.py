@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from service import address, stop
-from service.stop import Orders
+from service.runtime import address, stop
+from service.runtime.stop import Orders
 from service.telemetry import call_log
 
 # A worker that lived for less than this is not replaced at once, lest one that can't live is forked without end.

@@ -8,11 +8,11 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
-from service import stop
 from service.admission.slots import Slots
 from service.generation.provider import Model
-from service.handover import Handover
-from service.server import Server
+from service.runtime import stop
+from service.runtime.handover import Handover
+from service.runtime.server import Server
 from service.settings import SettingError, Settings
 from service.telemetry import call_log
 

@@ -10,11 +10,11 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.scriptrunner import RerunException
 
-from gateway_ui import attachments, drawing, settings
+from gateway_ui import attachments, exchange_view, sidebar
 from gateway_ui.conversation import Conversation, Exchange, response
 from gateway_ui.export import as_json, as_markdown
 from gateway_ui.pump import Pump
-from gateway_ui.settings import Choices
+from gateway_ui.sidebar import Choices
 from gateway_ui.typewriter import Typewriter
 from tokenwire.cli.meter import Meter
 from tokenwire.client import Client, default_address, tool, tool_result, user
@@ -36,7 +36,7 @@ _HANDOVER_SECONDS = 3.0
 _UPLOAD_MEGABYTES = 4 * attachments.MAX_MEGABYTES
 
 # A :material: icon would be fetched from elsewhere.
-_ICON = str(Path(__file__).with_name("icon.svg"))
+_ICON = str(Path(__file__).with_name("assets") / "icon.svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +98,18 @@ def _models(address: str) -> list[Model]:
 def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
-    drawing.style()
+    exchange_view.style()
     if "chat" not in st.session_state:
         st.session_state.chat = Chat()
     chat: Chat = st.session_state.chat
 
     models, trouble = _offered(default_address())
-    question = _question(chat, settings.chosen(models))
+    question = _question(chat, sidebar.chosen(models))
     with st.sidebar:
         st.subheader("tokenwire")
         connection = st.empty()
         _connected(connection, trouble)
-        choices = settings.drawer(models)
+        choices = sidebar.drawer(models)
         st.button("New conversation", key="new", on_click=_forget, width="stretch", icon=":material/edit_square:")
     # From the first line that touches the page on, any line may be the last of this run.
     try:
@@ -136,7 +136,7 @@ def _offered(address: str) -> tuple[list[Model], str]:
 
 
 def _connected(place: Any, trouble: str) -> None:
-    state = drawing.words(trouble or f"Connected to {default_address()}")
+    state = exchange_view.words(trouble or f"Connected to {default_address()}")
     place.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
 
 
@@ -216,9 +216,9 @@ def _talk(chat: Chat, choices: Choices, connection: Any, *, taken_over: bool) ->
         _welcome()
     for number, exchange in enumerate(exchanges):
         with st.chat_message("user", avatar=":material/person:"):
-            drawing.question(exchange.question)
+            exchange_view.question(exchange.question)
         with st.chat_message("assistant", avatar=":material/bolt:"):
-            drawn = drawing.Drawing(exchange, borders=choices.borders)
+            drawn = exchange_view.Drawing(exchange, borders=choices.borders)
             if chat.live is not None and chat.live.exchange is exchange and not exchange.ended:
                 _follow(chat, chat.live, drawn, choices.seconds_per_letter, taken_over=taken_over)
                 chat.stop()
@@ -241,7 +241,7 @@ def _actions(chat: Chat, exchange: Exchange, number: int, *, last: bool) -> None
     """What can be done with an answer that has ended."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{number}"):
         if exchange.text:
-            drawing.copy_button(exchange, key=f"copy-{number}")
+            exchange_view.copy_button(exchange, key=f"copy-{number}")
         if last:
             _retry_button(chat, "retry")
     if last and exchange.tool_calls:
@@ -251,7 +251,7 @@ def _actions(chat: Chat, exchange: Exchange, number: int, *, last: bool) -> None
         fold = st.expander("Chunks", key=f"chunks-{number}", type="compact", on_change="rerun")
         if fold.open:
             with fold:
-                drawing.chart(exchange.pieces)
+                exchange_view.chart(exchange.pieces)
 
 
 def _results_form(chat: Chat, calls: Sequence[ToolCall]) -> None:
@@ -271,7 +271,9 @@ def _retry_button(chat: Chat, key: str) -> None:
     st.button("Retry", key=key, on_click=chat.retry, type="tertiary", icon=":material/refresh:")
 
 
-def _follow(chat: Chat, live: Live, drawn: drawing.Drawing, seconds_per_letter: float, *, taken_over: bool) -> None:
+def _follow(
+    chat: Chat, live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, *, taken_over: bool
+) -> None:
     """Show the answer until it has ended and everything is on the page."""
     exchange = live.exchange
     live.pump.keep()

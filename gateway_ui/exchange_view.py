@@ -15,21 +15,21 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-_HERE = Path(__file__).parent
+_ASSETS = Path(__file__).with_name("assets")
 
 _COPY = st.components.v2.component(
     "tokenwire_copy",
     html='<button type="button"><svg viewBox="0 0 24 24" aria-hidden="true">'
     '<path d="M9 4h9a2 2 0 0 1 2 2v11h-2V6H9z M6 7h8a2 2 0 0 1 2 2v10a2 2 0 0 1-2 2H6a2 2 0 0 1-2-2V9a2 2 0 0 1 2-2z'
     'm0 2v10h8V9z"/></svg><span>Copy</span></button>',
-    css=(_HERE / "copying.css").read_text(),
-    js=(_HERE / "copying.js").read_text(),
+    css=(_ASSETS / "copying.css").read_text(),
+    js=(_ASSETS / "copying.js").read_text(),
 )
 
 
 def style() -> None:
     """Give the page its looks."""
-    st.html(_HERE / "style.css")
+    st.html(_ASSETS / "style.css")
 
 
 def question(message: Message) -> None:

@@ -6,7 +6,7 @@ from typing import Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from vertex_emulator import prediction_pb2 as vertex
+from vertex_emulator.protos import prediction_pb2 as vertex
 
 METHOD = "/google.cloud.aiplatform.v1beta1.PredictionService/StreamGenerateContent"
 RELEASE = b"release every stream that is held"

@@ -12,7 +12,7 @@ import grpc.aio
 
 from bench.script import METHOD, Script, question
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator import prediction_pb2 as vertex
+from vertex_emulator.protos import prediction_pb2 as vertex
 
 _ERROR_CHARACTERS = 300
 

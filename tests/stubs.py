@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # (import root, proto files below it, where the packages of their stubs go)
 SETS = (
     ("protos", "tokenwire/v1/*.proto", "."),
-    (".", "vertex_emulator/*.proto", "."),
+    (".", "vertex_emulator/protos/*.proto", "."),
 )
 
 

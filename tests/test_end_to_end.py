@@ -20,9 +20,9 @@ from tests.gateway_ui.chat import Chat
 from tokenwire.client import Client, model, user
 from tokenwire.v1.config_pb2 import GenerationConfig
 from vertex_emulator import Emulator
-from vertex_emulator import prediction_pb2 as google
+from vertex_emulator.answerers.smollm2 import SmolLM2
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import answer, silence, usage, wait_for
-from vertex_emulator.smollm2 import SmolLM2
 
 
 @pytest.fixture

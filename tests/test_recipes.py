@@ -9,8 +9,8 @@ import pytest
 from service.providers.offers import OPTIONS, offers
 from tests.conftest import Serve
 from tests.test_readme import at, run
-from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import answer, function_call, thought, usage
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()

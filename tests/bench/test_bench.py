@@ -16,7 +16,7 @@ from bench.figures import Result, Results, Spread, percentile, targets
 from bench.processes import BenchError, Process, started
 from bench.scenarios import Size
 from bench.script import METHOD, RELEASE, Script, piece, question
-from vertex_emulator import prediction_pb2 as vertex
+from vertex_emulator.protos import prediction_pb2 as vertex
 
 TINY = Size(
     chunks_one=12,

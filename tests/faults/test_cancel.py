@@ -16,9 +16,9 @@ from google.rpc.error_details_pb2 import RetryInfo
 
 from tests.faults.processes import LAUNCHER, NARROW, Caller, ServerChild, eventually, pieces, server, stalled
 from tests.faults.recorder import milliseconds, record
-from vertex_emulator import prediction_pb2
-from vertex_emulator.calls import Call
+from vertex_emulator.call_records import Call
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2
 from vertex_emulator.script import answer, repeat, silence, status
 
 TRIES = 100

@@ -19,8 +19,9 @@ from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
 from tests.faults.recorder import record
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator import ControlClient, prediction_pb2
+from vertex_emulator import ControlClient
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2
 from vertex_emulator.script import answer, blocked, cut, end, repeat
 
 FinishReason = prediction_pb2.Candidate.FinishReason

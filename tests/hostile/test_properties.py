@@ -28,8 +28,8 @@ from service.testing import FakeModel
 from tests.conftest import Serve, Served, failure
 from tests.faults.test_deadlines import mend
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import (
     Answer,
     Step,

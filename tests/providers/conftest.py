@@ -13,7 +13,7 @@ from service.providers.retry import Policy, Retrying
 from service.settings import Settings
 from tests.conftest import Serve, Served
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator.calls import Call
+from vertex_emulator.call_records import Call
 from vertex_emulator.emulator import Emulator
 
 LINES = {

@@ -13,7 +13,7 @@ from tests.conftest import detail, failure
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator import prediction_pb2 as google
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import (
     answer,
     blocked,

@@ -17,7 +17,7 @@ from service.providers import chat_completions
 from service.providers.gemini import answers
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
-from vertex_emulator import prediction_pb2 as google
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import answer, end, response
 
 Json = Mapping[str, Any]

@@ -11,9 +11,9 @@ from tests.conftest import failure
 from tests.providers.conftest import LINES, Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
+from vertex_emulator.answerers.smollm2 import SmolLM2
+from vertex_emulator.answerers.weights import fetch
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.smollm2 import SmolLM2
-from vertex_emulator.weights import fetch
 
 pytestmark = pytest.mark.smollm2
 

@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as pb
 
 Stream = grpc.aio.UnaryStreamCall[Any, pb.GenerateContentResponse]
 

@@ -10,9 +10,9 @@ import pytest
 from google.rpc import error_details_pb2
 from langchain_core.messages import ToolMessage
 
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import answer
 
 Chat = Callable[..., Any]

@@ -9,10 +9,10 @@ import grpc.aio
 import pytest
 
 from tests.vertex_emulator.conftest import Client
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
-from vertex_emulator.control import ControlClient, request_of
+from vertex_emulator.control.client import ControlClient, request_of
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import answer
 
 

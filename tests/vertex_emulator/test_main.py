@@ -18,7 +18,7 @@ import pytest
 from tests.vertex_emulator.conftest import Client, Write, next_text
 from vertex_emulator import __main__ as command
 from vertex_emulator.__main__ import main
-from vertex_emulator.control import ControlClient
+from vertex_emulator.control.client import ControlClient
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 

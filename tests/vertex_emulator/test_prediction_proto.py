@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
-from vertex_emulator import prediction_pb2 as ours
+from vertex_emulator.protos import prediction_pb2 as ours
 
 GOOGLE = "google.cloud.aiplatform."
 ROOTS = ("GenerateContentRequest", "GenerateContentResponse", "CountTokensRequest", "CountTokensResponse")

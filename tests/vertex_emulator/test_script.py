@@ -4,10 +4,10 @@ import pytest
 from google.rpc import error_details_pb2
 
 from tests.vertex_emulator.conftest import Write
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
+from vertex_emulator.protos import prediction_pb2 as pb
+from vertex_emulator.protos.script_pb2 import Answer, Script, Step
 from vertex_emulator.script import ScriptError, answer
-from vertex_emulator.script_pb2 import Answer, Script, Step
 
 
 def test_json_says_the_same_as_the_builders(script_file: Write) -> None:

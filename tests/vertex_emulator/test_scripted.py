@@ -11,9 +11,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.vertex_emulator.conftest import Client, model, next_text
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import ScriptError, answer
 
 STOP = pb.Candidate.STOP

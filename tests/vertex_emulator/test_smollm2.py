@@ -12,12 +12,12 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 
 from tests.vertex_emulator.conftest import Client, Told, model, user
-from vertex_emulator import prediction_pb2 as pb
-from vertex_emulator.control import ControlClient
+from vertex_emulator.answerers.base import MindError
+from vertex_emulator.answerers.smollm2 import MODEL_VERSION, SmolLM2
+from vertex_emulator.answerers.weights import fetch
+from vertex_emulator.control.client import ControlClient
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.mind import MindError
-from vertex_emulator.smollm2 import MODEL_VERSION, SmolLM2
-from vertex_emulator.weights import fetch
+from vertex_emulator.protos import prediction_pb2 as pb
 
 pytestmark = pytest.mark.smollm2
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vertex_emulator import weights
-from vertex_emulator.weights import SMOLLM2, WeightsError, cache_directory, fetch
+from vertex_emulator.answerers import weights
+from vertex_emulator.answerers.weights import SMOLLM2, WeightsError, cache_directory, fetch
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def _stop_listening() -> None:
 def _demo(question: str, *, once: bool) -> int:
     from tokenwire.cli import ask  # noqa: PLC0415 - --help answers without it
 
-    weights = importlib.import_module("vertex_emulator.weights")  # a program's, which callers needn't have
+    weights = importlib.import_module("vertex_emulator.answerers.weights")  # a program's, which callers needn't have
 
     weights.fetch(say=print)
     begin = time.monotonic()

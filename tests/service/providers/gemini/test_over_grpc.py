@@ -16,8 +16,8 @@ from service.generation.events import Event, Finished, FinishReason, SafetyRatin
 from service.generation.prompt import Prompt, Role, Sampling, Turn
 from service.providers.gemini.over_grpc import VertexModel, upstream_error
 from service.providers.offers import Offer
-from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import (
     answer,
     blocked,

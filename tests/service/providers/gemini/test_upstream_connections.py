@@ -37,8 +37,8 @@ from tests.hostile.http2 import (
     header_block,
     settings,
 )
-from vertex_emulator import prediction_pb2 as google
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import answer, silence
 
 NAME = "gemini-2.5-flash"

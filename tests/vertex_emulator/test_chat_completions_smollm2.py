@@ -11,9 +11,9 @@ import openai
 import pytest
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
+from vertex_emulator.answerers.smollm2 import MODEL_VERSION, SmolLM2
+from vertex_emulator.answerers.weights import fetch
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.smollm2 import MODEL_VERSION, SmolLM2
-from vertex_emulator.weights import fetch
 
 pytestmark = pytest.mark.smollm2
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import grpc
 import httpx
 
-from vertex_emulator import chat_completions as words
-from vertex_emulator.calls import Call, CallLog
-from vertex_emulator.door import HTTP_STATUS, Exchange, HttpReply, recorded
-from vertex_emulator.mind import Mind, VertexError
-from vertex_emulator.pieces import Opened, merge
-from vertex_emulator.smollm2 import SmolLM2
+from vertex_emulator.answerers.base import Mind, VertexError
+from vertex_emulator.answerers.smollm2 import SmolLM2
+from vertex_emulator.call_records import Call, CallLog
+from vertex_emulator.http import translation as words
+from vertex_emulator.http.server import HTTP_STATUS, Exchange, HttpReply, recorded
+from vertex_emulator.responses import Opened, merge
 
 PATH = re.compile(
     r"/(?:openai/)?(?P<version>v1)/chat/completions|/openai/deployments/(?P<deployment>[^/]+)/chat/completions"

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from vertex_emulator import control_pb2 as vertex__emulator_dot_control__pb2
+from vertex_emulator.protos import control_pb2 as vertex__emulator_dot_protos_dot_control__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in vertex_emulator/control_pb2_grpc.py depends on'
+        + ' but the generated code in vertex_emulator/protos/control_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,33 +36,33 @@ class ControlStub:
         """
         self.Play = channel.unary_unary(
                 '/vertex_emulator.Control/Play',
-                request_serializer=vertex__emulator_dot_control__pb2.PlayRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.PlayResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.PlayRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.PlayResponse.FromString,
                 _registered_method=True)
         self.OpenGate = channel.unary_unary(
                 '/vertex_emulator.Control/OpenGate',
-                request_serializer=vertex__emulator_dot_control__pb2.OpenGateRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.OpenGateResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.OpenGateRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.OpenGateResponse.FromString,
                 _registered_method=True)
         self.ListCalls = channel.unary_unary(
                 '/vertex_emulator.Control/ListCalls',
-                request_serializer=vertex__emulator_dot_control__pb2.ListCallsRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.ListCallsResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.ListCallsRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.ListCallsResponse.FromString,
                 _registered_method=True)
         self.WatchCalls = channel.unary_stream(
                 '/vertex_emulator.Control/WatchCalls',
-                request_serializer=vertex__emulator_dot_control__pb2.WatchCallsRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.WatchCallsResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.WatchCallsRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.WatchCallsResponse.FromString,
                 _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/vertex_emulator.Control/GetStats',
-                request_serializer=vertex__emulator_dot_control__pb2.GetStatsRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.GetStatsResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
         self.Reset = channel.unary_unary(
                 '/vertex_emulator.Control/Reset',
-                request_serializer=vertex__emulator_dot_control__pb2.ResetRequest.SerializeToString,
-                response_deserializer=vertex__emulator_dot_control__pb2.ResetResponse.FromString,
+                request_serializer=vertex__emulator_dot_protos_dot_control__pb2.ResetRequest.SerializeToString,
+                response_deserializer=vertex__emulator_dot_protos_dot_control__pb2.ResetResponse.FromString,
                 _registered_method=True)
 
 
@@ -115,33 +115,33 @@ def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Play': grpc.unary_unary_rpc_method_handler(
                     servicer.Play,
-                    request_deserializer=vertex__emulator_dot_control__pb2.PlayRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.PlayResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.PlayRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.PlayResponse.SerializeToString,
             ),
             'OpenGate': grpc.unary_unary_rpc_method_handler(
                     servicer.OpenGate,
-                    request_deserializer=vertex__emulator_dot_control__pb2.OpenGateRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.OpenGateResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.OpenGateRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.OpenGateResponse.SerializeToString,
             ),
             'ListCalls': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCalls,
-                    request_deserializer=vertex__emulator_dot_control__pb2.ListCallsRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.ListCallsResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.ListCallsRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.ListCallsResponse.SerializeToString,
             ),
             'WatchCalls': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchCalls,
-                    request_deserializer=vertex__emulator_dot_control__pb2.WatchCallsRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.WatchCallsResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.WatchCallsRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.WatchCallsResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
-                    request_deserializer=vertex__emulator_dot_control__pb2.GetStatsRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.GetStatsResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.GetStatsRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.GetStatsResponse.SerializeToString,
             ),
             'Reset': grpc.unary_unary_rpc_method_handler(
                     servicer.Reset,
-                    request_deserializer=vertex__emulator_dot_control__pb2.ResetRequest.FromString,
-                    response_serializer=vertex__emulator_dot_control__pb2.ResetResponse.SerializeToString,
+                    request_deserializer=vertex__emulator_dot_protos_dot_control__pb2.ResetRequest.FromString,
+                    response_serializer=vertex__emulator_dot_protos_dot_control__pb2.ResetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -169,8 +169,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/Play',
-            vertex__emulator_dot_control__pb2.PlayRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.PlayResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.PlayRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.PlayResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -196,8 +196,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/OpenGate',
-            vertex__emulator_dot_control__pb2.OpenGateRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.OpenGateResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.OpenGateRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.OpenGateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -223,8 +223,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/ListCalls',
-            vertex__emulator_dot_control__pb2.ListCallsRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.ListCallsResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.ListCallsRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.ListCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -250,8 +250,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/WatchCalls',
-            vertex__emulator_dot_control__pb2.WatchCallsRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.WatchCallsResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.WatchCallsRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.WatchCallsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -277,8 +277,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/GetStats',
-            vertex__emulator_dot_control__pb2.GetStatsRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.GetStatsResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.GetStatsRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -304,8 +304,8 @@ class Control:
             request,
             target,
             '/vertex_emulator.Control/Reset',
-            vertex__emulator_dot_control__pb2.ResetRequest.SerializeToString,
-            vertex__emulator_dot_control__pb2.ResetResponse.FromString,
+            vertex__emulator_dot_protos_dot_control__pb2.ResetRequest.SerializeToString,
+            vertex__emulator_dot_protos_dot_control__pb2.ResetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,10 +15,10 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
-from vertex_emulator import chat_completions
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.http import translation
+from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import answer
 
 Chat = Callable[..., Any]
@@ -209,8 +209,8 @@ async def test_a_request_that_is_none_is_refused_in_openais_form(
 
 def test_every_field_of_openais_is_known() -> None:
     fields = {*CompletionCreateParamsBase.__annotations__, "stream"}
-    assert fields - chat_completions.FIELDS == set()
-    assert chat_completions.FIELDS - fields == {"data_sources"}
+    assert fields - translation.FIELDS == set()
+    assert translation.FIELDS - fields == {"data_sources"}
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from google.rpc import error_details_pb2
 
-from vertex_emulator import prediction_pb2 as pb
 from vertex_emulator import script as s
-from vertex_emulator.control import ControlClient
-from vertex_emulator.door import HTTP_STATUS
+from vertex_emulator.control.client import ControlClient
 from vertex_emulator.emulator import Emulator
+from vertex_emulator.http.server import HTTP_STATUS
+from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import answer
 
 MODEL = "projects/p/locations/us-central1/publishers/google/models/gemini-2.5-flash"

@@ -18,10 +18,10 @@ from typing import Any
 
 import grpc
 
-from vertex_emulator import prediction_pb2 as pb
-from vertex_emulator.calls import Call, Request
-from vertex_emulator.mind import MindError, Reply, VertexError
-from vertex_emulator.weights import fetch
+from vertex_emulator.answerers.base import MindError, Reply, VertexError
+from vertex_emulator.answerers.weights import fetch
+from vertex_emulator.call_records import Call, Request
+from vertex_emulator.protos import prediction_pb2 as pb
 
 log = logging.getLogger("vertex_emulator")
 

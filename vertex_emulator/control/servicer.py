@@ -1,0 +1,93 @@
+"""The Control service: steering from another process."""
+
+# ruff: noqa: ARG002  # the RPCs have the parameters that the stubs give them
+
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from vertex_emulator.answerers.script import ScriptError
+from vertex_emulator.call_records import Call
+from vertex_emulator.protos import control_pb2 as control
+from vertex_emulator.protos import control_pb2_grpc
+
+if TYPE_CHECKING:
+    from vertex_emulator.answerers.scripted import Scripted
+    from vertex_emulator.emulator import Emulator
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlServicer(control_pb2_grpc.ControlServicer):
+    def __init__(self, emulator: "Emulator") -> None:
+        self._emulator = emulator
+
+    async def Play(self, request: control.PlayRequest, context: Context) -> control.PlayResponse:
+        script = await self._script(context)
+        try:
+            script.load(request.script, append=request.append)
+        except ScriptError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return control.PlayResponse()
+
+    async def OpenGate(self, request: control.OpenGateRequest, context: Context) -> control.OpenGateResponse:
+        script = await self._script(context)
+        script.open_gate(request.name)
+        return control.OpenGateResponse()
+
+    async def ListCalls(self, request: control.ListCallsRequest, context: Context) -> control.ListCallsResponse:
+        return control.ListCallsResponse(calls=map(told, self._emulator.calls))
+
+    async def WatchCalls(
+        self, request: control.WatchCallsRequest, context: Context
+    ) -> AsyncIterator[control.WatchCallsResponse]:
+        with self._emulator.log.watch() as watcher:
+            while True:
+                yield control.WatchCallsResponse(calls=map(told, await watcher.next()))
+
+    async def GetStats(self, request: control.GetStatsRequest, context: Context) -> control.GetStatsResponse:
+        return control.GetStatsResponse(
+            calls=self._emulator.log.count,
+            open_calls=len(self._emulator.open_calls),
+            active_generations=self._emulator.mind.active_generations,
+            generated_tokens=self._emulator.mind.generated_tokens,
+        )
+
+    async def Reset(self, request: control.ResetRequest, context: Context) -> control.ResetResponse:
+        self._emulator.reset()
+        return control.ResetResponse()
+
+    async def _script(self, context: Context) -> "Scripted":
+        try:
+            return self._emulator.script
+        except TypeError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+
+def told(call: Call) -> control.Call:
+    """What the Control service says of a call."""
+    message = control.Call(
+        number=call.number,
+        method=call.method,
+        api_version=call.api_version,
+        metadata=[
+            control.Metadata(key=key, value=value if isinstance(value, bytes) else value.encode())
+            for key, value in call.metadata
+        ],
+        pieces_sent=call.pieces_sent,
+        waiting_for=call.waiting_for,
+        transport=call.transport,
+    )
+    if call.request is not None:
+        message.request.Pack(call.request)
+    if call.deadline is not None:
+        message.deadline.FromNanoseconds(round(call.deadline * 1e9))
+    if call.code is not None:
+        message.ending.code = call.code.name
+        message.ending.by_caller = call.by_caller
+    message.age.FromNanoseconds(round(((call.ended or time.monotonic()) - call.started) * 1e9))
+    return message

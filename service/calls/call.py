@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from service.calls.time_limits import Patience
+from service.calls.time_limits import TimeLimits
 
 _MOMENT_SECONDS = 0.05
 
@@ -19,8 +19,8 @@ _MOMENT_SECONDS = 0.05
 class Call:
     """Wraps the context of one call."""
 
-    def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]", patience: Patience) -> None:
-        self.patience = patience
+    def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]", time_limits: TimeLimits) -> None:
+        self.time_limits = time_limits
         self.written = 0
         """Messages handed to gRPC: the caller gets them before its status."""
         self.answered = False
@@ -36,7 +36,7 @@ class Call:
 
     async def write(self, message: Any, *, last: bool = False) -> None:
         """Send a message; behind the `last` one no error can come any more."""
-        self.patience.writing(last=last)
+        self.time_limits.writing(last=last)
         self.written += 1
         self.answered = last
         if self._first is None:
@@ -45,7 +45,7 @@ class Call:
             await asyncio.shield(self._first)
         else:
             await self._context.write(message)
-        self.patience.written()
+        self.time_limits.written()
 
     async def may_end(self) -> None:
         """Wait until a status may be sent: at once, unless the first message is on its way to a caller that stalls."""

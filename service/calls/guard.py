@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 from service.calls import memory
 from service.calls.call import Call
 from service.calls.receive import Receiver, parsed
-from service.calls.time_limits import Deadline, Patience
+from service.calls.time_limits import Deadline, TimeLimits
 from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
 from service.settings import Settings
 from service.telemetry import call_log
@@ -67,7 +67,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if not self._calls:
             return 0
         for call in self._calls.values():
-            call.patience.end(
+            call.time_limits.end(
                 Draining("The server is going away, and the answer took longer than it could wait", retry_after=1)
             )
         await asyncio.sleep(_COMING_IN_SECONDS)  # who is just coming in is refused in words as well
@@ -119,7 +119,7 @@ class Guard(grpc.aio.ServerInterceptor):
         call = None
         try:
             call = self._opened(context, method)
-            async with call.patience:
+            async with call.time_limits:
                 await answer(call, context)
         except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL
             self._left(call)
@@ -142,7 +142,7 @@ class Guard(grpc.aio.ServerInterceptor):
             deadline = Deadline.of(remaining, default=math.inf, longest=math.inf)
         else:
             deadline = Deadline.of(remaining, default=settings.default_deadline, longest=settings.max_deadline)
-        call = Call(context, Patience(deadline, write=settings.write_timeout))
+        call = Call(context, TimeLimits(deadline, write=settings.write_timeout))
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = call

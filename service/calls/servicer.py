@@ -43,13 +43,13 @@ class Servicer(GenerationServiceServicer):
         model = self._ready()
         prompt = decode.parse(request, cards=model.cards, limits=self._limits)
         wishes = delivery.delivery(request)
-        patience = call.patience
+        time_limits = call.time_limits
         try:
             async with (
                 self._admission.slot(call.caller) as answer.admission_wait,
-                model.stream(prompt, deadline=patience.deadline.at) as raw,
+                model.stream(prompt, deadline=time_limits.deadline.at) as raw,
                 coalesced(
-                    patience.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
+                    time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
                     wishes.coalesce,
                 ) as events,
             ):
@@ -64,7 +64,7 @@ class Servicer(GenerationServiceServicer):
         prompt = decode.parse_count(request, cards=model.cards, limits=self._limits)
         call_log.note(model=prompt.model)
         async with self._admission.slot(call.caller):
-            total = await model.count_tokens(prompt, deadline=call.patience.deadline.at)
+            total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override] # noqa: ARG002 - as above

@@ -53,7 +53,7 @@ class _Wait:
     """On the loop's clock; infinite while nothing is being waited for, or it may take for ever."""
 
 
-class Patience:
+class TimeLimits:
     """Ends the body of its `async with` by a typed error once something has been waited for too long.
 
     One timer looks after all the waits of a call, so that a chunk costs no timer of its own.

@@ -191,7 +191,7 @@ async def test_streams_that_are_not_ours_are_given_up_too(serve: Serve, path: st
         await reader.call(b"\x3a\x00" if path == REFLECT else b"", path)  # list_services
         async with asyncio.timeout(10):
             await reader.headers()
-            while not any(call.patience._over for call in served.server._guard._calls.values()):  # noqa: ASYNC110 - nobody tells
+            while not any(call.time_limits._over for call in served.server._guard._calls.values()):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)
         await reader.open()
         _, ending = await reader.rest()

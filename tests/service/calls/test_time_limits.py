@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from service.calls.time_limits import Deadline, Patience
+from service.calls.time_limits import Deadline, TimeLimits
 from service.errors import DeadlineExceeded, Draining, UpstreamDeadline
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -33,7 +33,7 @@ def soon(seconds: float, longest: float = 600) -> Deadline:
     return Deadline.of(seconds, default=100, longest=longest)
 
 
-class Limits(Patience):
+class Limits(TimeLimits):
     """All limits said at once."""
 
     def __init__(self, deadline: Deadline, *, first_chunk: float | None, idle: float | None, write: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event
 from service.generation.prompt import Prompt
 
@@ -18,7 +18,7 @@ class FakeModel:
         self,
         events: Sequence[Event | BaseException],
         *,
-        cards: Sequence[Card] = (Card(name="gemini-2.5-flash", provider="gcp.vertex_ai"),),
+        cards: Sequence[ModelCard] = (ModelCard(name="gemini-2.5-flash", provider="gcp.vertex_ai"),),
         tokens: int = 0,
     ) -> None:
         self.events = events

@@ -10,7 +10,7 @@ from service.contract import rules
 from service.contract.values import plain
 from service.errors import InvalidRequest, ModelNotFound, Violation
 from service.generation import json_schema
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.prompt import (
     Blob,
     File,
@@ -49,7 +49,7 @@ _NO_SAMPLING = Sampling()
 _NO_TOOLS = Tools()
 
 
-def parse(request: pb.GenerateRequest, *, cards: Sequence[Card], limits: rules.Limits) -> Prompt:
+def parse(request: pb.GenerateRequest, *, cards: Sequence[ModelCard], limits: rules.Limits) -> Prompt:
     """What the caller asks, validated. `cards` are those of the models on offer, the default first.
 
     Raises InvalidRequest or ModelNotFound.
@@ -75,7 +75,7 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[Card], limits: rules.L
     )
 
 
-def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[Card], limits: rules.Limits) -> Prompt:
+def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[ModelCard], limits: rules.Limits) -> Prompt:
     """What the caller wants counted; as `parse`, which would take the same fields."""
     same = pb.GenerateRequest(
         prompt=request.prompt,
@@ -87,7 +87,7 @@ def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[Card], limits
     return parse(same, cards=cards, limits=limits)
 
 
-def _card(name: str, cards: Sequence[Card]) -> Card:
+def _card(name: str, cards: Sequence[ModelCard]) -> ModelCard:
     if not name:
         return cards[0]
     for card in cards:

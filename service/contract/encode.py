@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from google.protobuf import duration_pb2, struct_pb2
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
 from service.generation.prompt import (
     Reasoning,
@@ -71,7 +71,7 @@ class Answer:
         )
 
 
-def model_list(cards: Sequence[Card]) -> pb.ListModelsResponse:
+def model_list(cards: Sequence[ModelCard]) -> pb.ListModelsResponse:
     """The models on offer, the default first."""
     return pb.ListModelsResponse(
         models=[
@@ -85,7 +85,7 @@ def model_list(cards: Sequence[Card]) -> pb.ListModelsResponse:
                 thinking=card.thinking,
                 tools=card.tools,
                 metadata=_struct(card.metadata) if card.metadata else None,
-                unsupported_fields=sorted(card.lacks),
+                unsupported_fields=sorted(card.unsupported),
             )
             for place, card in enumerate(cards)
         ]

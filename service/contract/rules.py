@@ -1,7 +1,7 @@
 """What is wrong with a request: each mistake by its field, what it holds, and what is wanted. No I/O.
 
 Everything that can be known before the model is asked: ranges, who may say what when, and what the chosen model can
-take. What its `Card` doesn't tell is left to the model's provider.
+take. What its `ModelCard` doesn't tell is left to the model's provider.
 """
 
 import re
@@ -15,7 +15,7 @@ from service.contract import schema_rules
 from service.contract.delivery import MAX_BYTES, MAX_DELAY_SECONDS
 from service.contract.values import plain, seconds
 from service.errors import Violation
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.json_values import finite
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -91,7 +91,7 @@ def too_much(request: pb.GenerateRequest, limits: Limits) -> Iterator[Violation]
         )
 
 
-def of(request: pb.GenerateRequest, card: Card) -> Iterator[Violation]:
+def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     """All others, one by one, of a request to this model."""
     yield from _beyond(request, card)
     yield from _messages(request, card)
@@ -106,17 +106,17 @@ def of(request: pb.GenerateRequest, card: Card) -> Iterator[Violation]:
 # ---- what the model can't take ---------------------------------------------------------------------------------------
 
 
-def _beyond(request: pb.GenerateRequest, card: Card) -> Iterator[Violation]:
+def _beyond(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     used = {field.name for field, _ in request.ListFields()}
     used |= {f"config.{field.name}" for field, _ in request.config.ListFields()}
     if any(tool.HasField("google_search") for tool in request.tools):
         used.add("tools.google_search")
-    for path in sorted(used & card.lacks):
+    for path in sorted(used & card.unsupported):
         yield Violation(path, f"is nothing that {quote(card.name)} takes: leave it unset")
-    if card.tools is False and "tools" in used - card.lacks:
+    if card.tools is False and "tools" in used - card.unsupported:
         yield Violation("tools", f"are nothing that {quote(card.name)} can use: leave them unset")
     for path in ("config.thinking_budget", "config.include_thoughts"):
-        if card.thinking is False and path in used - card.lacks:
+        if card.thinking is False and path in used - card.unsupported:
             yield Violation(path, f"is set, but {quote(card.name)} doesn't think: leave it unset")
     if (
         card.json_with_tools is False
@@ -132,7 +132,7 @@ def _beyond(request: pb.GenerateRequest, card: Card) -> Iterator[Violation]:
 # ---- the conversation ------------------------------------------------------------------------------------------------
 
 
-def _messages(request: pb.GenerateRequest, card: Card) -> Iterator[Violation]:
+def _messages(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     expected = _USER
     calls: dict[str, str] = {}
     for index, message in enumerate(request.messages):
@@ -168,14 +168,14 @@ def _last(request: pb.GenerateRequest, expected: int) -> Iterator[Violation]:
         yield Violation("prompt", "is empty: it is wanted, since `messages` ends with a model's message")
 
 
-def _part(part: content_pb2.Part, role: int, path: str, card: Card) -> Iterator[Violation]:
+def _part(part: content_pb2.Part, role: int, path: str, card: ModelCard) -> Iterator[Violation]:
     kind = part.WhichOneof("data")
     wanted = _SAYS.get(role, _SAYS[_USER])
     if kind is None:
         yield Violation(path, f"is empty: {_one_of(wanted)} is wanted")
     elif kind not in wanted:
         yield Violation(f"{path}.{kind}", f"is nothing that {_role(role)} says: {_one_of(wanted)} is wanted")
-    elif f"messages.parts.{kind}" in card.lacks:
+    elif f"messages.parts.{kind}" in card.unsupported:
         yield Violation(f"{path}.{kind}", f"is nothing that {quote(card.name)} takes: leave it out")
     elif kind == "text" and not part.text:
         yield Violation(f"{path}.text", "is empty: text is wanted")
@@ -186,14 +186,14 @@ def _part(part: content_pb2.Part, role: int, path: str, card: Card) -> Iterator[
     elif kind == "file_data":
         yield from _data(part.file_data.mime_type, "file_uri", part.file_data.file_uri, f"{path}.file_data", card)
         yield from _uri(part.file_data.file_uri, f"{path}.file_data.file_uri", card)
-    if part.reasoning_signature and (role != _MODEL or "messages.parts.reasoning" in card.lacks):
+    if part.reasoning_signature and (role != _MODEL or "messages.parts.reasoning" in card.unsupported):
         yield Violation(
             f"{path}.reasoning_signature",
             f"is nothing that {quote(card.name) if role == _MODEL else _role(role)} takes: leave it unset",
         )
 
 
-def _data(mime_type: str, field: str, data: str | bytes, path: str, card: Card) -> Iterator[Violation]:
+def _data(mime_type: str, field: str, data: str | bytes, path: str, card: ModelCard) -> Iterator[Violation]:
     kind = kind_of(mime_type)
     if not mime_type:
         yield Violation(f"{path}.mime_type", 'is empty: a media type such as "image/png" is wanted')
@@ -214,7 +214,7 @@ def _data(mime_type: str, field: str, data: str | bytes, path: str, card: Card) 
         )
 
 
-def _uri(uri: str, path: str, card: Card) -> Iterator[Violation]:
+def _uri(uri: str, path: str, card: ModelCard) -> Iterator[Violation]:
     scheme = uri.partition("://")[0] if "://" in uri else ""
     if uri and card.file_schemes is not None and scheme not in card.file_schemes:
         wanted = " or ".join(f"{one}://..." for one in sorted(card.file_schemes)) or "inline_data"
@@ -281,7 +281,7 @@ def _numbers(struct: struct_pb2.Struct, path: str) -> Iterator[Violation]:
 # ---- how to answer ---------------------------------------------------------------------------------------------------
 
 
-def _config(config: config_pb2.GenerationConfig, card: Card) -> Iterator[Violation]:
+def _config(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Violation]:
     given = {field.name: value for field, value in config.ListFields()}
     for name, (inside, wanted) in _RANGES.items():
         if name in given and not inside(given[name]):
@@ -299,7 +299,7 @@ def _config(config: config_pb2.GenerationConfig, card: Card) -> Iterator[Violati
         yield Violation("config.logprobs", "is set: response_logprobs is wanted with it")
 
 
-def _form(config: config_pb2.GenerationConfig, card: Card) -> Iterator[Violation]:
+def _form(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Violation]:
     if config.HasField("response_mime_type") and config.response_mime_type not in card.answer_types:
         wanted = f"is {quote(config.response_mime_type)}: one of {', '.join(card.answer_types)} is wanted"
         yield Violation("config.response_mime_type", wanted)

@@ -7,14 +7,14 @@ from service.generation.prompt import File, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class ModelCard:
     """What a model on offer can take. None is unknown, and not refused: its provider will tell."""
 
     name: str
     """Its public name."""
     provider: str
     """Who runs it, in the words of OpenTelemetry's GenAI conventions."""
-    lacks: frozenset[str] = frozenset()
+    unsupported: frozenset[str] = frozenset()
     """Fields of a request that its provider has no word for, by their paths, such as "config.top_k"."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What else the server's owner wants callers to know."""
@@ -38,7 +38,7 @@ class Card:
         in_json = prompt.sampling.response_mime_type not in (None, "text/plain")
         files = {part.uri.partition("://")[0] for turn in prompt.turns for part in turn.parts if isinstance(part, File)}
         return not (
-            used & self.lacks
+            used & self.unsupported
             or (self.tools is False and "tools" in used)
             or (self.thinking is False and used & {"config.thinking_budget", "config.include_thoughts"})
             or (self.json_with_tools is False and "tools" in used and in_json)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event
 from service.generation.prompt import Prompt
 
@@ -13,7 +13,7 @@ class Model(Protocol):
     """Something that answers prompts."""
 
     @property
-    def cards(self) -> Sequence[Card]:
+    def cards(self) -> Sequence[ModelCard]:
         """The models on offer, the default first."""
         ...
 

@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletionChunk
 from service import errors
 from service.cleanup import finished
 from service.generation import json_values
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
 from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
 from service.providers import failures, langchain_messages
@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", message="Pydantic serializer warnings", catego
 _MAX_STOP_SEQUENCES = 4
 
 # What Chat Completions has no word for.
-_LACKS = frozenset(
+_UNSUPPORTED = frozenset(
     {
         "config.top_k",
         "config.thinking_budget",
@@ -68,7 +68,7 @@ class OpenAIModel:
         self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
         self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
         self._who = {offer.name: _NAMES[offer.provider][1] for offer in offers}
-        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
+        self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -296,12 +296,12 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
     return ChatOpenAI(base_url=options.get("base_url"), organization=options.get("organization"), **common)
 
 
-def _card(offer: Offer, chat: BaseChatOpenAI) -> Card:
+def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
     return langchain_messages.card(
         offer,
         provider=_NAMES[offer.provider][0],
         profile=chat.profile,
-        lacks=_LACKS,
+        unsupported=_UNSUPPORTED,
         file_schemes=frozenset({"https", "http"}),
         answer_types=("text/plain", "application/json"),
         max_stop_sequences=_MAX_STOP_SEQUENCES,

@@ -6,7 +6,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.prompt import Blob, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
 from service.providers.offers import Offer, amended
 
@@ -53,16 +53,18 @@ def _content(parts: Sequence[Part], media: Media) -> Any:
     return blocks or ""
 
 
-def card(offer: Offer, *, provider: str, profile: Mapping[str, Any] | None, lacks: frozenset[str], **more: Any) -> Card:
+def card(
+    offer: Offer, *, provider: str, profile: Mapping[str, Any] | None, unsupported: frozenset[str], **more: Any
+) -> ModelCard:
     """What LangChain knows of the model, and what the offer says of it."""
     told = profile or {}
     kinds = {kind for kind in ("text", "image", "audio", "video", "pdf") if told.get(f"{kind}_inputs")}
     if told.get("temperature") is False:
-        lacks |= {"config.temperature"}
-    known = Card(
+        unsupported |= {"config.temperature"}
+    known = ModelCard(
         name=offer.name,
         provider=provider,
-        lacks=lacks,
+        unsupported=unsupported,
         max_input_tokens=told.get("max_input_tokens"),
         max_output_tokens=told.get("max_output_tokens"),
         input_kinds=frozenset(kinds) or None,

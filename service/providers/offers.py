@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 
 _PATH = re.compile(r"[a-z_]+(\.[a-z_]+)*")
 
@@ -87,14 +87,14 @@ def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
     return replace(offer, options=MappingProxyType(options), api_key=key)
 
 
-def amended(card: Card, offer: Offer) -> Card:
+def amended(card: ModelCard, offer: Offer) -> ModelCard:
     """The card with what the offer says of its model instead."""
     said: dict[str, Any] = {name: _PARSE[name](value) for name, value in offer.options.items() if name in _PARSE}
-    lacks = card.lacks | said.pop("unsupported", frozenset())
+    unsupported = card.unsupported | said.pop("unsupported", frozenset())
     metadata = {
         name.removeprefix(_METADATA): value for name, value in offer.options.items() if name.startswith(_METADATA)
     }
-    return replace(card, lacks=lacks, metadata=metadata, **said)
+    return replace(card, unsupported=unsupported, metadata=metadata, **said)
 
 
 _FROM_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
 from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished
 from service.generation.prompt import Prompt
 from service.generation.provider import Model
@@ -81,7 +81,7 @@ class Retrying:
         self._jitter = jitter
 
     @property
-    def cards(self) -> Sequence[Card]:
+    def cards(self) -> Sequence[ModelCard]:
         """See `service.generation.provider.Model`."""
         return self._model.cards
 

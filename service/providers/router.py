@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event
 from service.generation.prompt import Prompt
 from service.generation.provider import Model
@@ -15,7 +15,7 @@ class Catalogue:
     def __init__(self, models: Sequence[Model], *, order: Sequence[str]) -> None:
         """`order`: every public name, the default first; each is on exactly one model's cards."""
         found = {card.name: (card, model) for model in models for card in model.cards}
-        self.cards: Sequence[Card] = [found[name][0] for name in order]
+        self.cards: Sequence[ModelCard] = [found[name][0] for name in order]
         self._models = {name: model for name, (_, model) in found.items()}
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:

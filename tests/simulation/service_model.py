@@ -18,7 +18,7 @@ from service.admission import slots
 from service.admission.slots import Slots
 from service.calls import memory
 from service.errors import TokenwireError
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt
 from service.providers.retry import Policy, Retrying
@@ -93,7 +93,7 @@ class Upstream:
     and aclose.
     """
 
-    cards = (Card(name=NAME, provider="gcp.vertex_ai"),)
+    cards = (ModelCard(name=NAME, provider="gcp.vertex_ai"),)
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop

@@ -33,7 +33,7 @@ from langchain_core.messages import BaseMessageChunk
 from langchain_google_vertexai import ChatVertexAI
 
 from service import errors
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, Started, Text, Usage
 from service.generation.prompt import Prompt
 from service.providers import langchain_messages
@@ -118,7 +118,7 @@ class VertexModel:
             _SERVICE + "CountTokens", request_serializer=CountTokensRequest.serialize
         )
         self._chats = {offer.name: new_chat(offer.upstream_name, project, location) for offer in offers}
-        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
+        self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
     def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
@@ -278,12 +278,12 @@ class _Call:
         return self._ending.finished()
 
 
-def _card(offer: Offer, chat: ChatVertexAI) -> Card:
+def _card(offer: Offer, chat: ChatVertexAI) -> ModelCard:
     return langchain_messages.card(
         offer,
         provider="gcp.vertex_ai",
         profile=chat.profile,
-        lacks=frozenset(),
+        unsupported=frozenset(),
         file_schemes=prompts.FILE_SCHEMES,
         json_with_tools=prompts.json_with_tools(offer.upstream_name),
     )

@@ -22,7 +22,7 @@ from langchain_google_genai import ChatGoogleGenerativeAI
 from service import errors
 from service.cleanup import finished
 from service.errors import Violation
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Started
 from service.generation.prompt import Prompt
 from service.providers import failures, langchain_messages
@@ -71,7 +71,7 @@ class GenAIModel:
             for offer in offers
         }
         self._chats = {offer.name: _chat(offer, self._clients[offer.name]) for offer in offers}
-        self.cards: Sequence[Card] = [_card(offer, self._chats[offer.name]) for offer in offers]
+        self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
     def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIModel":
@@ -245,12 +245,12 @@ def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:
     return chat
 
 
-def _card(offer: Offer, chat: ChatGoogleGenerativeAI) -> Card:
+def _card(offer: Offer, chat: ChatGoogleGenerativeAI) -> ModelCard:
     return langchain_messages.card(
         offer,
         provider="gcp.vertex_ai",
         profile=chat.profile,
-        lacks=frozenset(),
+        unsupported=frozenset(),
         file_schemes=prompts.FILE_SCHEMES,
         answer_types=("text/plain", "application/json"),
         json_with_tools=prompts.json_with_tools(offer.upstream_name),

@@ -13,7 +13,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from service import errors
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.generation.prompt import Prompt
 from service.testing import FakeModel
@@ -140,7 +140,7 @@ async def test_a_deadline_beyond_the_servers_maximum_is_cut_to_it(serve: Serve) 
 
 
 async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
-    known = Card(
+    known = ModelCard(
         name="b",
         provider="gcp.vertex_ai",
         max_input_tokens=9,
@@ -148,10 +148,10 @@ async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
         input_kinds=frozenset({"text", "image"}),
         thinking=True,
         tools=False,
-        lacks=frozenset({"labels", "config.top_k"}),
+        unsupported=frozenset({"labels", "config.top_k"}),
         metadata={"region": "europe"},
     )
-    served = await serve(FakeModel(HELLO, cards=[known, Card(name="a", provider="openai")]))
+    served = await serve(FakeModel(HELLO, cards=[known, ModelCard(name="a", provider="openai")]))
     listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
     assert listed[0] == pb.Model(
         name="b",

@@ -8,7 +8,7 @@ from google.protobuf import struct_pb2
 from service.contract import decode
 from service.contract.rules import Limits
 from service.errors import InvalidRequest
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.prompt import (
     Blob,
     File,
@@ -27,7 +27,7 @@ from service.generation.prompt import (
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
-CARD = Card(name="m", provider="gcp.vertex_ai")
+CARD = ModelCard(name="m", provider="gcp.vertex_ai")
 LIMITS = Limits(prompt=10_000, inline=5_000)
 USER, MODEL, TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
 WEATHER: dict[str, Any] = {
@@ -50,11 +50,11 @@ def request(**fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(**fields)
 
 
-def parse(card: Card = CARD, **fields: Any) -> Prompt:
+def parse(card: ModelCard = CARD, **fields: Any) -> Prompt:
     return decode.parse(request(**fields), cards=[card], limits=LIMITS)
 
 
-def refused(card: Card = CARD, **fields: Any) -> dict[str, str]:
+def refused(card: ModelCard = CARD, **fields: Any) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         parse(card, **fields)
     return {violation.field: violation.description for violation in caught.value.violations}
@@ -293,7 +293,9 @@ def test_a_prompt_does_not_take_the_place_of_results() -> None:
     ],
 )
 def test_what_the_model_cannot_read_is_refused(part: dict[str, Any], field: str, description: str) -> None:
-    seer = Card(name="seer", provider="p", input_kinds=frozenset({"text", "image"}), file_schemes=frozenset({"gs"}))
+    seer = ModelCard(
+        name="seer", provider="p", input_kinds=frozenset({"text", "image"}), file_schemes=frozenset({"gs"})
+    )
     found = refused(seer, messages=[message(USER, part)])
     assert found[f"messages[0].parts[0].{field}"].startswith(description)
 
@@ -468,13 +470,13 @@ LACKING: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("path", LACKING)
 def test_a_field_that_the_provider_has_no_word_for_is_refused_by_name(path: str) -> None:
     field, fields = LACKING[path]
-    card = Card(name="m", provider="p", lacks=frozenset({path}))
+    card = ModelCard(name="m", provider="p", unsupported=frozenset({path}))
     assert refused(card, prompt="hi", **fields) == {field: "is nothing that 'm' takes: leave it unset"}
     assert parse(CARD, prompt="hi", **fields).turns
 
 
 def test_thoughts_of_another_model_are_refused_where_they_would_be_lost() -> None:
-    card = Card(name="m", provider="p", lacks=frozenset({"messages.parts.reasoning"}))
+    card = ModelCard(name="m", provider="p", unsupported=frozenset({"messages.parts.reasoning"}))
     messages = [ASKED, message(MODEL, {"reasoning": "hm"}, {"text": "a", "reasoning_signature": b"s"})]
     assert refused(card, messages=messages, prompt="b") == {
         "messages[1].parts[0].reasoning": "is nothing that 'm' takes: leave it out",
@@ -483,7 +485,7 @@ def test_thoughts_of_another_model_are_refused_where_they_would_be_lost() -> Non
 
 
 def test_a_model_without_tools_or_thoughts_says_so() -> None:
-    plain = Card(name="m", provider="p", tools=False, thinking=False)
+    plain = ModelCard(name="m", provider="p", tools=False, thinking=False)
     fields: dict[str, Any] = {"tools": [{"function_declarations": [WEATHER]}], "config": {"thinking_budget": 0}}
     assert refused(plain, prompt="hi", **fields) == {
         "tools": "are nothing that 'm' can use: leave them unset",
@@ -496,7 +498,7 @@ def test_json_beside_tools_is_refused_where_the_model_refuses_it() -> None:
         "tools": [{"function_declarations": [WEATHER]}],
         "config": {"response_mime_type": "application/json"},
     }
-    old = Card(name="m", provider="p", json_with_tools=False)
+    old = ModelCard(name="m", provider="p", json_with_tools=False)
     assert refused(old, prompt="hi", **fields) == {
         "config.response_mime_type": "is 'application/json': 'm' takes that without `tools` only"
     }
@@ -504,7 +506,7 @@ def test_json_beside_tools_is_refused_where_the_model_refuses_it() -> None:
 
 
 def test_a_card_has_the_last_word_on_answers_and_stops() -> None:
-    card = Card(name="m", provider="p", answer_types=("text/plain", "application/json"), max_stop_sequences=1)
+    card = ModelCard(name="m", provider="p", answer_types=("text/plain", "application/json"), max_stop_sequences=1)
     found = refused(card, prompt="hi", config={"response_mime_type": "text/x.enum", "stop_sequences": ["a", "b"]})
     assert found == {
         "config.response_mime_type": "is 'text/x.enum': one of text/plain, application/json is wanted",

@@ -8,13 +8,13 @@ from service.contract import decode, delivery, encode
 from service.contract.delivery import Coalesce
 from service.contract.rules import Limits
 from service.errors import InvalidRequest, ModelNotFound
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
 from service.generation.prompt import Prompt, Reasoning, Role, Sampling, Turn
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
-CARDS = tuple(Card(name=name, provider="gcp.vertex_ai") for name in ("gemini-2.5-flash", "gemini-2.5-pro"))
+CARDS = tuple(ModelCard(name=name, provider="gcp.vertex_ai") for name in ("gemini-2.5-flash", "gemini-2.5-pro"))
 LIMITS = Limits(prompt=1000, inline=5000)
 USER, MODEL, TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
 
@@ -23,11 +23,11 @@ def message(role: content_pb2.Role.ValueType, *texts: str) -> content_pb2.Messag
     return content_pb2.Message(role=role, parts=[content_pb2.Part(text=text) for text in texts])
 
 
-def parse(card: Card | None = None, **fields: Any) -> Prompt:
+def parse(card: ModelCard | None = None, **fields: Any) -> Prompt:
     return decode.parse(pb.GenerateRequest(**fields), cards=[card] if card else CARDS, limits=LIMITS)
 
 
-def refused(card: Card | None = None, **fields: Any) -> dict[str, str]:
+def refused(card: ModelCard | None = None, **fields: Any) -> dict[str, str]:
     with pytest.raises(InvalidRequest) as caught:
         parse(card, **fields)
     return {violation.field: violation.description for violation in caught.value.violations}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.providers.offers import Offer, amended, offers
 from service.settings import SettingError, Settings
 
@@ -90,7 +90,7 @@ def test_google_is_needed_only_where_a_model_is_there() -> None:
 
 def test_what_a_line_says_of_its_model_is_on_the_card() -> None:
     (offer,) = offers("a=vertex:x?input_kinds=text&thinking=false&max_output_tokens=7")
-    known = Card(name="a", provider="p", input_kinds=frozenset({"text", "image"}), thinking=True, tools=True)
+    known = ModelCard(name="a", provider="p", input_kinds=frozenset({"text", "image"}), thinking=True, tools=True)
     card = amended(known, offer)
     assert card.input_kinds == frozenset({"text"})
     assert (card.thinking, card.tools, card.max_output_tokens) == (False, True, 7)
@@ -98,6 +98,6 @@ def test_what_a_line_says_of_its_model_is_on_the_card() -> None:
 
 def test_a_line_can_say_what_is_not_taken_and_what_else_callers_should_know() -> None:
     (offer,) = offers("a=openai:x?unsupported=config.seed+tools&metadata.region=europe&metadata.note=new one")
-    card = amended(Card(name="a", provider="p", lacks=frozenset({"config.top_k"})), offer)
-    assert card.lacks == frozenset({"config.top_k", "config.seed", "tools"})
+    card = amended(ModelCard(name="a", provider="p", unsupported=frozenset({"config.top_k"})), offer)
+    assert card.unsupported == frozenset({"config.top_k", "config.seed", "tools"})
     assert card.metadata == {"region": "europe", "note": "new one"}

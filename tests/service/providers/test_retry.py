@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from service import errors
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
 from service.providers.retry import Budget, Policy, Retrying, budgets
@@ -30,7 +30,7 @@ class Attempts:
         self.asked: list[str] = []
         self.open = 0
         self.failed = asyncio.Event()
-        self.cards = [Card(name=name, provider="p") for name in ("first", "second")]
+        self.cards = [ModelCard(name=name, provider="p") for name in ("first", "second")]
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         raise NotImplementedError
@@ -353,7 +353,10 @@ def test_a_budget_recovers_with_successes() -> None:
 
 async def test_a_fallback_that_could_not_take_the_whole_prompt_is_not_asked() -> None:
     model = Attempts([AWAY], ANSWER)
-    model.cards = [Card(name="first", provider="p"), Card(name="second", provider="q", lacks=frozenset({"labels"}))]
+    model.cards = [
+        ModelCard(name="first", provider="p"),
+        ModelCard(name="second", provider="q", unsupported=frozenset({"labels"})),
+    ]
     with pytest.raises(errors.UpstreamUnavailable):
         await collect(model, Policy(max_attempts=1, fallback="second"), prompt=replace(PROMPT, labels={"a": "b"}))
     assert model.asked == ["first"]

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service.generation.capabilities import Card
+from service.generation.capabilities import ModelCard
 from service.generation.events import Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
 from service.providers import registry
@@ -22,7 +22,7 @@ FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None
 
 
 def fake(name: str, text: str, tokens: int) -> FakeModel:
-    return FakeModel([Started(name), Text(text), FINISHED], cards=[Card(name=name, provider="p")], tokens=tokens)
+    return FakeModel([Started(name), Text(text), FINISHED], cards=[ModelCard(name=name, provider="p")], tokens=tokens)
 
 
 async def test_each_prompt_is_asked_of_whom_it_names(serve: Serve) -> None:
@@ -77,10 +77,10 @@ IMAGE = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),), labels={"team":
 @pytest.mark.parametrize(
     ("card", "takes"),
     [
-        (Card(name="second", provider="p"), True),
-        (Card(name="second", provider="p", lacks=frozenset({"labels"})), False),
-        (Card(name="second", provider="p", lacks=frozenset({"config.top_k"})), True),
+        (ModelCard(name="second", provider="p"), True),
+        (ModelCard(name="second", provider="p", unsupported=frozenset({"labels"})), False),
+        (ModelCard(name="second", provider="p", unsupported=frozenset({"config.top_k"})), True),
     ],
 )
-def test_a_card_knows_what_its_model_could_be_asked(card: Card, takes: bool) -> None:
+def test_a_card_knows_what_its_model_could_be_asked(card: ModelCard, takes: bool) -> None:
     assert card.takes(IMAGE) == takes

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from service.admission.slots import Slots
 from service.calls import memory
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.providers import registry
 from service.providers.retry import Budget, Policy, Retrying, budgets
 from service.runtime import address, stop, workers
@@ -55,7 +55,7 @@ def _alone(settings: Settings) -> NoReturn:
     from service.runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
     @asynccontextmanager
-    async def open_model() -> AsyncIterator[Model]:
+    async def open_model() -> AsyncIterator[Provider]:
         await asyncio.to_thread(registry.imported, settings)
         gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
         async with _model(settings, budgets(settings.offered)) as model:
@@ -117,7 +117,7 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
 
 
 @asynccontextmanager
-async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Model]:
+async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Provider]:
     """All models on offer, with retries. Their connections belong to the running event loop."""
     policy = Policy(
         max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model

@@ -8,7 +8,7 @@ from service.generation.events import Event
 from service.generation.prompt import Prompt
 
 
-class FakeModel:
+class FakeProvider:
     """A model that says what it is told to, for tests of everything above the seam.
 
     An exception among the events is raised in its place. `open` counts the streams that nobody has left yet.
@@ -28,12 +28,12 @@ class FakeModel:
         self.asked: list[Prompt] = []
         self.open = 0
 
-    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:  # noqa: ARG002 - as in Model
+    async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:  # noqa: ARG002 - as in Provider
         self.asked.append(prompt)
         return self.tokens
 
     @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Provider
         self.asked.append(prompt)
         self.open += 1
         try:

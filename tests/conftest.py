@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.providers.retry import Policy, Retrying
 from service.runtime.server import Server
 from service.settings import Settings
@@ -63,11 +63,11 @@ Serve = Callable[..., Awaitable[Served]]
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """`await serve(model, **settings)`: the model may be None (not ready yet) or any
-    `service.generation.provider.Model`.
+    `service.generation.provider.Provider`.
     """
     async with AsyncExitStack() as stack:
 
-        async def start(model: Model | None, /, **settings: Any) -> Served:
+        async def start(model: Provider | None, /, **settings: Any) -> Served:
             server = Server(Settings(port=0, **settings))
             port = await server.start()
             stack.push_async_callback(server.stop, 0)
@@ -89,13 +89,13 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture
 async def serve_vertex(serve: Serve, emulator: Emulator) -> AsyncIterator[Serve]:
     """`await serve_vertex(**settings)`: the server over the real ChatVertexAI over the local Vertex."""
-    from service.providers.gemini.over_grpc import VertexModel  # noqa: PLC0415 - ten seconds that other tests needn't pay
+    from service.providers.gemini.over_grpc import VertexProvider  # noqa: PLC0415 - ten seconds that other tests needn't pay
 
     async with AsyncExitStack() as stack:
 
         async def start(**settings: Any) -> Served:
             offers = Settings(**settings).offers
-            model = VertexModel.local(emulator.address, offers, project="project", location="us-central1")
+            model = VertexProvider.local(emulator.address, offers, project="project", location="us-central1")
             stack.push_async_callback(model.close)
             policy = Policy(fallback=settings.get("fallback_model", ""))
             return await serve(Retrying(model, policy), emulator=emulator.address, **settings)

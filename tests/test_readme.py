@@ -13,7 +13,7 @@ import pytest
 from service import errors
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.settings import Settings, shown, source
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve
 from tokenwire.cli.__main__ import COMMANDS
 
@@ -126,7 +126,7 @@ async def answering(serve: Serve) -> str:
     usage = Usage(input_tokens=5, output_tokens=6, total_tokens=11)
     finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=usage)
     events: list[Event] = [Started("gemini-2.5-flash"), Text("Base"), Text("ball is a game."), finished]
-    return (await serve(FakeModel(events))).address
+    return (await serve(FakeProvider(events))).address
 
 
 @pytest.mark.parametrize("number", range(len(blocks("python"))))

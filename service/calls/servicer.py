@@ -10,7 +10,7 @@ from service.contract import decode, delivery, encode
 from service.contract.rules import Limits, good_request_id
 from service.errors import Draining, NotReady
 from service.generation.events import Finished
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.settings import Settings
 from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -23,10 +23,10 @@ class Servicer(GenerationServiceServicer):
     def __init__(self, settings: Settings, slots: Slots) -> None:
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
         self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
-        self._model: Model | None = None
+        self._model: Provider | None = None
         self._draining = False
 
-    def serve(self, model: Model) -> None:
+    def serve(self, model: Provider) -> None:
         """From now on, answer with `model`."""
         self._model = model
 
@@ -71,7 +71,7 @@ class Servicer(GenerationServiceServicer):
         """The models on offer, the default first, and what each can take."""
         return encode.model_list(self._ready().cards)
 
-    def _ready(self) -> Model:
+    def _ready(self) -> Provider:
         if self._draining:
             raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
         if self._model is None:

@@ -9,7 +9,7 @@ from service.generation.events import Event
 from service.generation.prompt import Prompt
 
 
-class Model(Protocol):
+class Provider(Protocol):
     """Something that answers prompts."""
 
     @property

@@ -61,8 +61,8 @@ _FINISH = {
 _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "none"}
 
 
-class OpenAIModel:
-    """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Model`."""
+class OpenAIProvider:
+    """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Provider`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
         self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
@@ -75,7 +75,7 @@ class OpenAIModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.generation.provider.Model`."""
+        """See `service.generation.provider.Provider`."""
         chat = self._chats[prompt.model]
         call = _Call(chat.async_client, self._who[prompt.model])
         events = self._events(chat.model_copy(update={"async_client": call}), call, prompt, deadline)

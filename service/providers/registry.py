@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.providers.offers import Offer
 from service.providers.router import Catalogue
 from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class _Provider:
+class _ProviderSpec:
     """How to open the models of one provider."""
 
     module: str
@@ -27,26 +27,26 @@ class _Provider:
 def _vertex(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
     place = _place(settings, offers[0])
     if settings.emulator:
-        return module.VertexModel.local(settings.emulator, offers, **place)
-    return module.VertexModel.google(offers, **place)
+        return module.VertexProvider.local(settings.emulator, offers, **place)
+    return module.VertexProvider.google(offers, **place)
 
 
 def _genai(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
     place = _place(settings, offers[0])
     if settings.emulator_rest:
-        return module.GenAIModel.local(settings.emulator_rest, offers, **place)
-    return module.GenAIModel.google(offers, **place)
+        return module.GenAIProvider.local(settings.emulator_rest, offers, **place)
+    return module.GenAIProvider.google(offers, **place)
 
 
 def _openai(module: Any, _: Settings, offers: Sequence[Offer]) -> Any:
-    return module.OpenAIModel(offers)
+    return module.OpenAIProvider(offers)
 
 
-_PROVIDERS: Mapping[str, _Provider] = {
-    "vertex": _Provider("service.providers.gemini.over_grpc", "server", _vertex),
-    "genai": _Provider("service.providers.gemini.over_http", "genai", _genai),
-    "openai": _Provider("service.providers.chat_completions", "openai", _openai),
-    "azure": _Provider("service.providers.chat_completions", "openai", _openai),
+_PROVIDERS: Mapping[str, _ProviderSpec] = {
+    "vertex": _ProviderSpec("service.providers.gemini.over_grpc", "server", _vertex),
+    "genai": _ProviderSpec("service.providers.gemini.over_http", "genai", _genai),
+    "openai": _ProviderSpec("service.providers.chat_completions", "openai", _openai),
+    "azure": _ProviderSpec("service.providers.chat_completions", "openai", _openai),
 }
 
 
@@ -67,7 +67,7 @@ def imported(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Model]:
+async def opened(settings: Settings) -> AsyncIterator[Provider]:
     """All models on offer as one. Their connections belong to the running event loop."""
     async with AsyncExitStack() as stack:
         models = []

@@ -15,7 +15,7 @@ from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished
 from service.generation.prompt import Prompt
-from service.generation.provider import Model
+from service.generation.provider import Provider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,11 @@ def budgets(models: Iterable[str]) -> Mapping[str, Budget]:
 
 
 class Retrying:
-    """A model that asks another one, again if need be; a `service.generation.provider.Model`."""
+    """A model that asks another one, again if need be; a `service.generation.provider.Provider`."""
 
     def __init__(
         self,
-        model: Model,
+        model: Provider,
         policy: Policy,
         budget: Mapping[str, Budget] | None = None,
         *,
@@ -82,15 +82,15 @@ class Retrying:
 
     @property
     def cards(self) -> Sequence[ModelCard]:
-        """See `service.generation.provider.Model`."""
+        """See `service.generation.provider.Provider`."""
         return self._model.cards
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
-        """See `service.generation.provider.Model`. Not asked again: whoever counts can do so himself."""
+        """See `service.generation.provider.Provider`. Not asked again: whoever counts can do so himself."""
         return await self._model.count_tokens(prompt, deadline=deadline)
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """See `service.generation.provider.Model`."""
+        """See `service.generation.provider.Provider`."""
         return aclosing(self._events(prompt, deadline))
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
 from service.admission.slots import Slots
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.runtime import stop
 from service.runtime.handover import Handover
 from service.runtime.server import Server
@@ -18,7 +18,7 @@ from service.telemetry import call_log
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
 
-Open = Callable[[], AbstractAsyncContextManager[Model]]
+Open = Callable[[], AbstractAsyncContextManager[Provider]]
 """Opens the model on the running event loop, and closes it."""
 
 

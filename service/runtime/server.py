@@ -14,7 +14,7 @@ from service.calls.health import NAME as HEALTH
 from service.calls.health import Health
 from service.calls.receive import Receiver
 from service.calls.servicer import Servicer
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.runtime.address import refusal
 from service.settings import Settings
 from service.telemetry import call_log
@@ -67,11 +67,11 @@ class Server:
         await self._server.start()
         return port
 
-    def answer(self, model: Model) -> None:
+    def answer(self, model: Provider) -> None:
         """From now on, answer with `model`. What health says stays as it is."""
         self._servicer.serve(model)
 
-    async def serve(self, model: Model) -> None:
+    async def serve(self, model: Provider) -> None:
         """From now on, answer with `model` and say SERVING."""
         self.answer(model)
         self._health.say(serving=True)

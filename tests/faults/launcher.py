@@ -14,7 +14,7 @@ from types import FrameType
 from service.__main__ import main  # first: what libraries read when they are imported is set there
 
 # isort: split
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.runtime import process
 from service.runtime.server import Server
 from tests.loop_watch import LoopWatch
@@ -33,7 +33,7 @@ def tell_blocked(_number: int = 0, _frame: FrameType | None = None) -> None:
 class WatchedServer(Server):
     """Has its loop watched from the moment that it answers; before that it imports."""
 
-    async def serve(self, model: Model) -> None:
+    async def serve(self, model: Provider) -> None:
         watch.start()
         await super().serve(model)
 

@@ -20,7 +20,7 @@ from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
 from service.providers import retry
 from service.telemetry import call_log
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, fate
 from tests.faults.recorder import record
@@ -130,7 +130,7 @@ async def test_a_bug_in_any_layer_is_told_by_its_id_alone(  # noqa: PLR0917 - fi
     await emulator.wait_until(lambda emulator: not emulator.open_calls)
 
 
-class Failing(FakeModel):
+class Failing(FakeProvider):
     """Fails as a write does that meets a cancellation, once `now` is set."""
 
     def __init__(self) -> None:

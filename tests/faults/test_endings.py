@@ -14,7 +14,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from service.generation.events import Event, Finished, Started, Text
 from service.generation.events import FinishReason as Reason
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
 from tests.faults.recorder import record
@@ -169,7 +169,7 @@ async def answers(caller: Caller) -> bool:
         return False
 
 
-class Lingering(FakeModel):
+class Lingering(FakeProvider):
     """Stays on its stream behind the last event, for longer than there is time."""
 
     async def _play(self) -> AsyncIterator[Event]:

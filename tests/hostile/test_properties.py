@@ -24,7 +24,7 @@ from service.errors import InvalidRequest, ModelNotFound
 from service.generation.events import Finished, FinishReason, Started, Text
 from service.providers.retry import Budget, Policy, Retrying
 from service.settings import Settings
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, Served, failure
 from tests.faults.test_deadlines import mend
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -47,7 +47,7 @@ from vertex_emulator.script import (
     usage,
 )
 
-CARDS = FakeModel([]).cards
+CARDS = FakeProvider([]).cards
 OFFERED = [card.name for card in CARDS]
 
 USUAL = settings(
@@ -250,9 +250,9 @@ class Retried:
 
 @pytest.fixture
 async def vertex_server(serve: Serve, emulator: Emulator) -> AsyncIterator[Retried]:
-    from service.providers.gemini.over_grpc import VertexModel  # noqa: PLC0415 - seconds that other tests needn't pay
+    from service.providers.gemini.over_grpc import VertexProvider  # noqa: PLC0415 - seconds that other tests needn't pay
 
-    vertex = VertexModel.local(emulator.address, Settings().offers, project="project", location="us-central1")
+    vertex = VertexProvider.local(emulator.address, Settings().offers, project="project", location="us-central1")
     retrying = Retrying(vertex, Policy(base_seconds=0.005))
     server = Retried(await serve(retrying, emulator=emulator.address), retrying, Counter())
     yield server
@@ -450,7 +450,9 @@ FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None
 
 @given(requests)
 @USUAL
-async def test_a_request_that_is_refused_never_reaches_a_model(served: tuple[Served, FakeModel], request: Any) -> None:
+async def test_a_request_that_is_refused_never_reaches_a_model(
+    served: tuple[Served, FakeProvider], request: Any
+) -> None:
     service, model = served
     model.asked.clear()
     try:
@@ -467,8 +469,8 @@ async def test_a_request_that_is_refused_never_reaches_a_model(served: tuple[Ser
 
 
 @pytest.fixture
-async def served(serve: Serve) -> tuple[Served, FakeModel]:
-    model = FakeModel([Started(OFFERED[0]), Text("a"), FINISHED])
+async def served(serve: Serve) -> tuple[Served, FakeProvider]:
+    model = FakeProvider([Started(OFFERED[0]), Text("a"), FINISHED])
     return await serve(model), model
 
 

@@ -95,8 +95,8 @@ _response: Callable[[bytes], Any] = GenerateContentResponse.pb().FromString
 _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type: ignore[no-untyped-call] # google.api_core has none
 
 
-class VertexModel:
-    """Models of one Google Cloud project and region, or of a local Vertex; a `service.generation.provider.Model`."""
+class VertexProvider:
+    """Models of one Google Cloud project and region, or of a local Vertex; a `service.generation.provider.Provider`."""
 
     def __init__(
         self,
@@ -121,14 +121,14 @@ class VertexModel:
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
-    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
+    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "VertexProvider":
         """A local Vertex at `address` (host:port), without credentials."""
         options = [*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)]
         channel = grpc.aio.insecure_channel(address, options=options)
         return cls(channel, offers, project=project or "local", location=location)
 
     @classmethod
-    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "VertexModel":
+    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "VertexProvider":
         """Vertex AI itself, with application default credentials."""
         host = f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com:443"
         channel = grpc.aio.secure_channel(host, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
@@ -139,7 +139,7 @@ class VertexModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.generation.provider.Model`."""
+        """See `service.generation.provider.Provider`."""
         call = _Call(self._generate, exact_contents(prompt))
         events = self._events(call, prompt, deadline)
         try:

@@ -39,8 +39,8 @@ _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
 
 
-class GenAIModel:
-    """Models of Vertex AI, or of a local Vertex; a `service.generation.provider.Model`."""
+class GenAIProvider:
+    """Models of Vertex AI, or of a local Vertex; a `service.generation.provider.Provider`."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class GenAIModel:
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     @classmethod
-    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIModel":
+    def local(cls, address: str, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIProvider":
         """A local Vertex at `address` (host:port), without credentials."""
         return cls(
             offers,
@@ -84,7 +84,7 @@ class GenAIModel:
         )
 
     @classmethod
-    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIModel":
+    def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIProvider":
         """Vertex AI itself, with application default credentials."""
         return cls(offers, project=project, location=location, credentials=application_default())
 
@@ -95,7 +95,7 @@ class GenAIModel:
 
     @asynccontextmanager
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
-        """See `service.generation.provider.Model`."""
+        """See `service.generation.provider.Provider`."""
         call = _Call(self._clients[prompt.model], prompt)
         events = self._events(call, prompt, deadline)
         try:

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.generation.events import Text
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, Served, failure
 from tests.hostile import http2
 from tests.service.calls.test_servicer import FINISHED, HELLO, Silent
@@ -120,7 +120,7 @@ async def test_behind_completed_the_status_is_ok_whatever_strikes_while_it_is_wr
     settings: dict[str, Any] = {"write_timeout": 0.1 if limit == "write" else 20}
     if limit == "deadline":
         settings |= {"default_deadline": 0.2, "write_timeout": 0.4}
-    served = await serve(FakeModel([HELLO[0], Text("x" * 50), FINISHED]), drain_delay=0, **settings)
+    served = await serve(FakeProvider([HELLO[0], Text("x" * 50), FINISHED]), drain_delay=0, **settings)
     sizes = range(0, 260, 20)
     stopping = None
     readers = [await asyncio.to_thread(Reader, served, size) for size in sizes]
@@ -148,7 +148,7 @@ async def test_behind_completed_the_status_is_ok_whatever_strikes_while_it_is_wr
 async def test_a_reply_that_is_not_read_holds_nothing_up_and_is_whole_once_it_is(
     serve: Serve, path: str, request_: Any
 ) -> None:
-    served = await serve(FakeModel(HELLO), write_timeout=0.1, slots=2, queue=0)
+    served = await serve(FakeProvider(HELLO), write_timeout=0.1, slots=2, queue=0)
     data = request_ if isinstance(request_, bytes) else request_.SerializeToString()
     async with reading(served) as first, reading(served) as second:
         for reader in (first, second):
@@ -164,7 +164,7 @@ async def test_a_reply_that_is_not_read_holds_nothing_up_and_is_whole_once_it_is
 
 
 async def test_a_watcher_that_does_not_read_keeps_no_other_from_hearing(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), drain_delay=0)
+    served = await serve(FakeProvider(HELLO), drain_delay=0)
     stub: Any = health_pb2_grpc.HealthStub(served.channel)
     async with reading(served) as deaf:
         await deaf.call(b"", WATCH)
@@ -186,7 +186,7 @@ async def test_a_watcher_that_does_not_read_keeps_no_other_from_hearing(serve: S
 
 @pytest.mark.parametrize("path", [WATCH, REFLECT])
 async def test_streams_that_are_not_ours_are_given_up_too(serve: Serve, path: str) -> None:
-    served = await serve(FakeModel(HELLO), write_timeout=0.1)
+    served = await serve(FakeProvider(HELLO), write_timeout=0.1)
     async with reading(served) as reader:
         await reader.call(b"\x3a\x00" if path == REFLECT else b"", path)  # list_services
         async with asyncio.timeout(10):
@@ -199,7 +199,7 @@ async def test_streams_that_are_not_ours_are_given_up_too(serve: Serve, path: st
 
 
 async def test_a_call_whose_request_has_not_come_hears_of_the_drain(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), drain_delay=0)
+    served = await serve(FakeProvider(HELLO), drain_delay=0)
     opened: Any = served.channel.stream_stream(http2.GENERATE)
     call = opened()
     await call.wait_for_connection()

@@ -7,7 +7,7 @@ import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
 from service import errors
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 
 
@@ -51,7 +51,7 @@ def test_what_may_pass_says_when_to_come_again(kind: type[errors.TokenwireError]
 async def test_callers_read_when_to_come_again_also_where_upstream_has_not_said(
     serve: Serve, kind: type[errors.UpstreamError]
 ) -> None:
-    served = await serve(FakeModel([kind("x")]))
+    served = await serve(FakeProvider([kind("x")]))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask()
     assert failure(caught.value) == (kind.code, kind.reason)

@@ -8,7 +8,7 @@ import pytest
 
 from service.calls import receive
 from service.errors import InvalidRequest
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, Served, failure
 
 PREFIX = "/tokenwire.v1.GenerationService/"
@@ -22,7 +22,7 @@ def streamed(served: Served, method: str) -> grpc.aio.StreamStreamCall[bytes, by
 
 @pytest.mark.parametrize("method", ["Generate", "ListModels"])
 async def test_a_call_without_a_request_is_told_so(serve: Serve, method: str) -> None:
-    call = streamed(await serve(FakeModel([])), method)
+    call = streamed(await serve(FakeProvider([])), method)
     await call.done_writing()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.read()
@@ -35,7 +35,7 @@ async def test_a_request_that_does_not_come_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(receive, "RECEIVE_SECONDS", 0.05)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await streamed(await serve(FakeModel([])), method).read()
+        await streamed(await serve(FakeProvider([])), method).read()
     assert failure(caught.value) == (grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_STALLED")
 
 
@@ -47,13 +47,13 @@ async def test_a_status_that_cannot_be_made_is_a_bug_like_any_other(
 
     monkeypatch.setattr(InvalidRequest, "status", broken)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (await serve(FakeModel([]))).ask(prompt="")
+        await (await serve(FakeProvider([]))).ask(prompt="")
     assert failure(caught.value) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "confidential" not in str(caught.value.details())
 
 
 async def test_a_caller_that_leaves_before_it_asked_leaves_nothing_behind(serve: Serve) -> None:
-    served = await serve(FakeModel([]))
+    served = await serve(FakeProvider([]))
     before = len(asyncio.all_tasks())
     calls = [streamed(served, "Generate") for _ in range(20)]
     await asyncio.gather(*(call.wait_for_connection() for call in calls))

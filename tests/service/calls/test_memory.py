@@ -14,7 +14,7 @@ import pytest
 from service.calls import guard, memory, receive
 from service.generation.events import Event, Finished, FinishReason, Started
 from service.generation.prompt import Prompt
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -27,11 +27,11 @@ def _collector_off() -> Iterator[None]:
     gc.enable()
 
 
-class SilentModel(FakeModel):
+class SilentModel(FakeProvider):
     """One that never says anything."""
 
     @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Model
+    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Provider
         yield self._silence()
 
     async def _silence(self) -> AsyncIterator[Event]:
@@ -96,7 +96,7 @@ async def nothing_waits() -> None:
 
 
 async def test_memory_goes_back_once_for_large_requests_that_end_together(serve: Serve, trim: Trim) -> None:
-    served = await serve(FakeModel([]))
+    served = await serve(FakeProvider([]))
     small, *large = (served.ask(prompt="x" * size, config={"temperature": 3}) for size in (1, 300_000, 300_000))
     with pytest.raises(grpc.aio.AioRpcError):
         await small
@@ -108,7 +108,7 @@ async def test_memory_goes_back_once_for_large_requests_that_end_together(serve:
 
 async def test_so_does_what_streams_took_once_the_last_of_them_has_ended(serve: Serve, trim: Trim) -> None:
     finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
-    served = await serve(FakeModel([Started("gemini-2.5-flash"), finished]))
+    served = await serve(FakeProvider([Started("gemini-2.5-flash"), finished]))
     await asyncio.gather(*(served.ask() for _ in range(3)))
     await trim.called.wait()
     assert trim.calls == 1
@@ -159,7 +159,7 @@ async def test_it_goes_back_though_another_stream_still_runs(serve: Serve, trim:
     first.cancel()
 
 
-class FirstWithoutEnd(FakeModel):
+class FirstWithoutEnd(FakeProvider):
     """One whose first answer never ends."""
 
     @asynccontextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.calls import receive
 from service.calls.receive import Receiver
 from service.errors import InvalidRequest, ServerBusy, TokenwireError
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run
 
@@ -299,7 +299,7 @@ def test_whatever_happens_the_bounds_hold_and_no_place_is_lost(
 
 
 async def test_a_read_that_is_given_up_is_a_typed_status(serve: Serve) -> None:
-    served = await serve(FakeModel([]), max_unfinished_bytes=1)
+    served = await serve(FakeProvider([]), max_unfinished_bytes=1)
     opened: Any = served.channel.stream_stream("/tokenwire.v1.GenerationService/Generate")
     stalled = [opened(timeout=20) for _ in range(2)]
     reads = [asyncio.ensure_future(call.read()) for call in stalled]

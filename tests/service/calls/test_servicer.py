@@ -16,7 +16,7 @@ from service import errors
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.generation.prompt import Prompt
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -27,14 +27,14 @@ HELLO: Sequence[Event] = (Started("gemini-2.5-flash"), Text("Hel"), Text("lo"), 
 
 
 async def failing(serve: Serve, *events: Event | BaseException, **fields: Any) -> grpc.aio.AioRpcError:
-    served = await serve(FakeModel(events))
+    served = await serve(FakeProvider(events))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask(**fields)
     return caught.value
 
 
 async def test_an_answer_is_started_told_and_completed(serve: Serve) -> None:
-    model = FakeModel(HELLO)
+    model = FakeProvider(HELLO)
     served = await serve(model)
     messages = await served.ask(request_id="mine")
     assert [message.sequence for message in messages] == [0, 1, 2, 3]
@@ -48,13 +48,13 @@ async def test_an_answer_is_started_told_and_completed(serve: Serve) -> None:
 
 
 async def test_two_generations_have_two_ids(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO))
+    served = await serve(FakeProvider(HELLO))
     first, second = await served.ask(), await served.ask()
     assert first[0].started.generation_id != second[0].started.generation_id
 
 
 async def test_a_bad_request_names_its_fields_and_asks_no_model(serve: Serve) -> None:
-    model = FakeModel(HELLO)
+    model = FakeProvider(HELLO)
     served = await serve(model)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask(config={"temperature": 3, "top_p": 0})
@@ -68,7 +68,7 @@ async def test_a_bad_request_names_its_fields_and_asks_no_model(serve: Serve) ->
 
 @pytest.mark.parametrize("data", [b"\x0a\x02\xff\xff", b"\x0a\x7f", b"\xff", b"\x0b"])
 async def test_bytes_that_are_no_request_get_a_clean_status(serve: Serve, data: bytes) -> None:
-    model = FakeModel(HELLO)
+    model = FakeProvider(HELLO)
     served = await serve(model)
     raw: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = served.channel.unary_stream(
         "/tokenwire.v1.GenerationService/Generate"
@@ -101,7 +101,7 @@ async def test_before_the_model_is_ready_calls_are_asked_to_come_again(serve: Se
     assert detail(caught.value, RetryInfo).retry_delay.ToSeconds() == 1
 
 
-class Silent(FakeModel):
+class Silent(FakeProvider):
     """Says its events, and then nothing; `left` is set once its stream has been left."""
 
     def __init__(self, events: Sequence[Event]) -> None:
@@ -151,7 +151,7 @@ async def test_models_are_listed_with_the_default_first(serve: Serve) -> None:
         unsupported=frozenset({"labels", "config.top_k"}),
         metadata={"region": "europe"},
     )
-    served = await serve(FakeModel(HELLO, cards=[known, ModelCard(name="a", provider="openai")]))
+    served = await serve(FakeProvider(HELLO, cards=[known, ModelCard(name="a", provider="openai")]))
     listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
     assert listed[0] == pb.Model(
         name="b",
@@ -176,7 +176,7 @@ async def test_models_are_not_listed_before_they_are_known(serve: Serve) -> None
 
 
 async def test_tokens_are_counted_without_generating(serve: Serve) -> None:
-    model = FakeModel(HELLO, tokens=7)
+    model = FakeProvider(HELLO, tokens=7)
     served = await serve(model)
     counted = await served.stub.CountTokens(pb.CountTokensRequest(prompt="hi"))
     assert counted == pb.CountTokensResponse(total_tokens=7, model="gemini-2.5-flash")
@@ -197,7 +197,7 @@ async def test_a_count_waits_its_turn_like_any_other_call(serve: Serve) -> None:
 
 
 async def test_what_cannot_be_counted_is_refused_as_it_would_be_for_generating(serve: Serve) -> None:
-    model = FakeModel(HELLO)
+    model = FakeProvider(HELLO)
     served = await serve(model)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.stub.CountTokens(pb.CountTokensRequest())
@@ -206,7 +206,7 @@ async def test_what_cannot_be_counted_is_refused_as_it_would_be_for_generating(s
 
 
 async def test_an_unknown_method_is_unimplemented(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO))
+    served = await serve(FakeProvider(HELLO))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.channel.unary_unary("/tokenwire.v1.GenerationService/Sing", bytes)(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -13,7 +13,7 @@ from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
 from service.providers.retry import Budget, Policy, Retrying, budgets
-from service.testing import FakeModel
+from service.testing import FakeProvider
 
 PROMPT = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),))
 FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
@@ -40,7 +40,7 @@ class Attempts:
         self.asked.append(prompt.model)
         self.open += 1
         try:
-            async with FakeModel(next(self._scripts)).stream(prompt, deadline=deadline) as events:
+            async with FakeProvider(next(self._scripts)).stream(prompt, deadline=deadline) as events:
                 yield events
         except errors.UpstreamError:
             self.failed.set()
@@ -236,7 +236,7 @@ class Outage(Attempts):
     async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
         self.asked.append(prompt.model)
         script: Sequence[Event | BaseException] = [AWAY] if prompt.model in self._away else ANSWER
-        async with FakeModel(script).stream(prompt, deadline=deadline) as events:
+        async with FakeProvider(script).stream(prompt, deadline=deadline) as events:
             yield events
 
 
@@ -325,7 +325,7 @@ async def test_an_answer_earns_a_tenth_of_a_token_at_its_first_chunk_and_no_more
     for _ in range(100):
         budget.failure()
     deadline = asyncio.get_running_loop().time() + 60
-    retrying = Retrying(FakeModel([Started("first"), *[Text("a")] * 20, FINISHED]), NO_PAUSE, purse)
+    retrying = Retrying(FakeProvider([Started("first"), *[Text("a")] * 20, FINISHED]), NO_PAUSE, purse)
     for _ in range(45):
         async with retrying.stream(PROMPT, deadline=deadline) as events:
             _ = [event async for event in events]
@@ -337,7 +337,7 @@ async def test_an_answer_earns_a_tenth_of_a_token_at_its_first_chunk_and_no_more
 
 
 async def test_counting_tokens_is_left_to_the_model() -> None:
-    model = FakeModel(ANSWER, tokens=7)
+    model = FakeProvider(ANSWER, tokens=7)
     assert await Retrying(model, NO_PAUSE).count_tokens(PROMPT, deadline=0) == 7
 
 

@@ -12,7 +12,7 @@ from service.providers import registry
 from service.providers.offers import offers
 from service.providers.router import Catalogue
 from service.settings import Settings
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
@@ -21,8 +21,10 @@ from vertex_emulator.script import answer
 FINISHED = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
 
 
-def fake(name: str, text: str, tokens: int) -> FakeModel:
-    return FakeModel([Started(name), Text(text), FINISHED], cards=[ModelCard(name=name, provider="p")], tokens=tokens)
+def fake(name: str, text: str, tokens: int) -> FakeProvider:
+    return FakeProvider(
+        [Started(name), Text(text), FINISHED], cards=[ModelCard(name=name, provider="p")], tokens=tokens
+    )
 
 
 async def test_each_prompt_is_asked_of_whom_it_names(serve: Serve) -> None:

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service.generation.events import Text
 from service.runtime.server import SERVICE
 from service.settings import SettingError
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve, Served, detail, failure
 from tests.hostile import http2
 from tests.service.calls.test_servicer import HELLO, Silent
@@ -36,7 +36,7 @@ async def check(served: Served, service: str = "") -> Any:
 async def test_health_is_not_serving_until_the_model_is_ready(serve: Serve, service: str) -> None:
     served = await serve(None)
     assert await check(served, service) == NOT_SERVING
-    await served.server.serve(FakeModel(HELLO))
+    await served.server.serve(FakeProvider(HELLO))
     assert await check(served, service) == SERVING
 
 
@@ -149,7 +149,7 @@ async def services(served: Served) -> set[str]:
 
 
 async def test_reflection_tells_the_services_and_their_schema(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO))
+    served = await serve(FakeProvider(HELLO))
     assert SERVICE in await services(served)
     assert "grpc.health.v1.Health" in await services(served)
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(served.channel)
@@ -160,7 +160,7 @@ async def test_reflection_tells_the_services_and_their_schema(serve: Serve) -> N
 
 
 async def test_reflection_can_be_switched_off(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), reflection=False)
+    served = await serve(FakeProvider(HELLO), reflection=False)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await services(served)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -170,21 +170,21 @@ async def test_a_port_in_use_is_told_with_what_to_set(serve: Serve) -> None:
     from service.runtime.server import Server  # noqa: PLC0415 - only here
     from service.settings import Settings  # noqa: PLC0415 - only here
 
-    first = await serve(FakeModel(HELLO))
+    first = await serve(FakeProvider(HELLO))
     port = int(first.address.rpartition(":")[2])
     with pytest.raises(SettingError, match=rf"cannot listen on 127.0.0.1:{port}.*TOKENWIRE_PORT"):
         await Server(Settings(port=port)).start()
 
 
 async def test_a_request_far_beyond_the_limit_is_refused_and_the_next_one_served(serve: Serve) -> None:
-    served = await serve(FakeModel(HELLO), max_prompt_bytes=1000, max_inline_bytes=1000)
+    served = await serve(FakeProvider(HELLO), max_prompt_bytes=1000, max_inline_bytes=1000)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.ask("x" * 5_000_000)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await served.ask())[-1].HasField("completed")
 
 
-class Gated(FakeModel):
+class Gated(FakeProvider):
     """Waits for `gate` before its last event; `begun` is set when it gets there."""
 
     def __init__(self, events: Any) -> None:

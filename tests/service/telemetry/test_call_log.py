@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 
 from service.telemetry import call_log
-from service.testing import FakeModel
+from service.testing import FakeProvider
 from tests.conftest import Serve
 
 
@@ -65,7 +65,7 @@ def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
 async def test_a_refused_request_is_found_by_its_callers_id(
     serve: Serve, lines: list[str], fields: dict[str, Any], reason: str
 ) -> None:
-    served = await serve(FakeModel([]))
+    served = await serve(FakeProvider([]))
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask(request_id="mine-7", **fields)
     (line,) = lines
@@ -83,7 +83,7 @@ async def test_so_is_one_that_comes_before_the_model_is_ready(serve: Serve, line
 
 @pytest.mark.parametrize("request_id", ["x" * 129, "a\nb", "\u00e9"], ids=["long", "control", "beyond ascii"])
 async def test_an_id_that_is_refused_is_not_logged(serve: Serve, lines: list[str], request_id: str) -> None:
-    served = await serve(FakeModel([]))
+    served = await serve(FakeProvider([]))
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask(request_id=request_id)
     (line,) = lines

@@ -14,10 +14,10 @@ from google.auth.compute_engine import _metadata
 
 from service import errors
 from service.generation.prompt import Prompt, Role, Turn
-from service.generation.provider import Model
+from service.generation.provider import Provider
 from service.providers.gemini.credentials import ApplicationDefault
-from service.providers.gemini.over_grpc import VertexModel
-from service.providers.gemini.over_http import GenAIModel
+from service.providers.gemini.over_grpc import VertexProvider
+from service.providers.gemini.over_http import GenAIProvider
 from service.providers.offers import Offer
 from tests.faults.recorder import record
 from tests.loop_watch import LoopWatch
@@ -28,7 +28,7 @@ NAME = "gemini-2.5-flash"
 PROMPT = Prompt(model=NAME, turns=(Turn(Role.USER, ("hi",)),))
 OK = "200 OK"
 
-Open = Callable[[ApplicationDefault], Model]
+Open = Callable[[ApplicationDefault], Provider]
 
 
 class TokenServer:
@@ -105,20 +105,22 @@ async def emulator() -> AsyncIterator[Emulator]:
 @pytest.fixture(params=["vertex", "genai"])
 async def connect(request: pytest.FixtureRequest, emulator: Emulator) -> AsyncIterator[Open]:
     """`connect(credentials)` gives a model on the local Vertex that tells it who asks, as Google is told."""
-    opened: list[VertexModel | GenAIModel] = []
+    opened: list[VertexProvider | GenAIProvider] = []
     offers, place = [Offer(NAME)], {"project": "project", "location": "us-central1"}
 
-    def over_grpc(credentials: ApplicationDefault) -> VertexModel:
+    def over_grpc(credentials: ApplicationDefault) -> VertexProvider:
         from service.providers.gemini.over_grpc import _CHANNEL_OPTIONS  # noqa: PLC0415 - those of the real one
 
         channel = grpc.aio.insecure_channel(emulator.address, options=_CHANNEL_OPTIONS)
-        return VertexModel(channel, offers, **place, credentials=credentials)
+        return VertexProvider(channel, offers, **place, credentials=credentials)
 
-    def connect(credentials: ApplicationDefault) -> Model:
+    def connect(credentials: ApplicationDefault) -> Provider:
         url = f"http://{emulator.rest_address}"
         over_http = request.param == "genai"
         model = (
-            GenAIModel(offers, **place, base_url=url, credentials=credentials) if over_http else over_grpc(credentials)
+            GenAIProvider(offers, **place, base_url=url, credentials=credentials)
+            if over_http
+            else over_grpc(credentials)
         )
         opened.append(model)
         return model
@@ -128,7 +130,7 @@ async def connect(request: pytest.FixtureRequest, emulator: Emulator) -> AsyncIt
         await model.close()
 
 
-async def ask(model: Model, *, seconds: float = 20) -> None:
+async def ask(model: Provider, *, seconds: float = 20) -> None:
     async with model.stream(PROMPT, deadline=asyncio.get_running_loop().time() + seconds) as events:
         async for _ in events:
             pass

@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 from service import errors
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
 from service.generation.prompt import Prompt, Role, Sampling, Turn
-from service.providers.gemini.over_grpc import VertexModel, upstream_error
+from service.providers.gemini.over_grpc import VertexProvider, upstream_error
 from service.providers.offers import Offer
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.protos import prediction_pb2 as google
@@ -41,8 +41,8 @@ def prompt(text: str = "hi", **fields: object) -> Prompt:
 
 
 @pytest.fixture
-async def model(emulator: Emulator) -> AsyncIterator[VertexModel]:
-    made = VertexModel.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
+async def model(emulator: Emulator) -> AsyncIterator[VertexProvider]:
+    made = VertexProvider.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
     yield made
     await made.close()
 
@@ -51,11 +51,11 @@ def soon(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-def stream(model: VertexModel, asked: Prompt | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+def stream(model: VertexProvider, asked: Prompt | None = None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
     return model.stream(asked or prompt(), deadline=soon(20))
 
 
-async def collect(model: VertexModel, asked: Prompt | None = None, into: list[Event] | None = None) -> list[Event]:
+async def collect(model: VertexProvider, asked: Prompt | None = None, into: list[Event] | None = None) -> list[Event]:
     got: list[Event] = [] if into is None else into
     async with stream(model, asked) as events:
         async for event in events:
@@ -63,7 +63,7 @@ async def collect(model: VertexModel, asked: Prompt | None = None, into: list[Ev
     return got
 
 
-async def test_an_answer_is_its_pieces_between_started_and_finished(emulator: Emulator, model: VertexModel) -> None:
+async def test_an_answer_is_its_pieces_between_started_and_finished(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer("Base", "ball is", " a game.", usage=usage(4, 9, thoughts=2, cached=1)))
     assert await collect(model) == [
         Started(NAME),
@@ -79,7 +79,7 @@ async def test_an_answer_is_its_pieces_between_started_and_finished(emulator: Em
     ]
 
 
-async def test_upstream_is_asked_what_the_caller_asked(emulator: Emulator, model: VertexModel) -> None:
+async def test_upstream_is_asked_what_the_caller_asked(emulator: Emulator, model: VertexProvider) -> None:
     turns = (Turn(Role.USER, ("a", "b")), Turn(Role.MODEL, ("c",)), Turn(Role.USER, ("d",)))
     sampling = Sampling(
         temperature=0.0,
@@ -120,7 +120,7 @@ async def test_upstream_is_asked_what_the_caller_asked(emulator: Emulator, model
     assert "tokenwire" in str(call.header("x-goog-api-client"))
 
 
-async def test_what_is_unset_is_not_sent(emulator: Emulator, model: VertexModel) -> None:
+async def test_what_is_unset_is_not_sent(emulator: Emulator, model: VertexProvider) -> None:
     await collect(model)
     request = emulator.calls[0].request
     assert isinstance(request, google.GenerateContentRequest)
@@ -128,7 +128,7 @@ async def test_what_is_unset_is_not_sent(emulator: Emulator, model: VertexModel)
     assert not request.HasField("system_instruction")
 
 
-async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: VertexModel) -> None:
+async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: VertexProvider) -> None:
     async with model.stream(prompt(), deadline=soon(7)) as events:
         async for _ in events:
             pass
@@ -137,7 +137,7 @@ async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: 
     assert 5 < deadline <= 7
 
 
-async def test_a_chunk_is_here_before_the_next_has_been_made(emulator: Emulator, model: VertexModel) -> None:
+async def test_a_chunk_is_here_before_the_next_has_been_made(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer("one", wait_for("second"), "two"))
     async with stream(model) as events:
         assert [await anext(events), await anext(events)] == [Started(NAME), Text("one")]
@@ -145,7 +145,7 @@ async def test_a_chunk_is_here_before_the_next_has_been_made(emulator: Emulator,
         assert await anext(events) == Text("two")
 
 
-async def test_thoughts_are_told_apart_from_the_answer(emulator: Emulator, model: VertexModel) -> None:
+async def test_thoughts_are_told_apart_from_the_answer(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer(thought("hm"), "yes"))
     kinds = [type(event).__name__ for event in await collect(model)]
     assert kinds == ["Started", "Reasoning", "Text", "Finished"]
@@ -161,7 +161,7 @@ def finish_reasons() -> list[tuple[int, FinishReason, str]]:
 @pytest.mark.filterwarnings("ignore:Unrecognized FinishReason enum value:UserWarning")  # proto-plus on number 99
 @pytest.mark.parametrize(("number", "reason", "upstream"), finish_reasons())
 async def test_each_finish_reason_is_told_in_our_word_and_upstreams(
-    emulator: Emulator, model: VertexModel, number: int, reason: FinishReason, upstream: str
+    emulator: Emulator, model: VertexProvider, number: int, reason: FinishReason, upstream: str
 ) -> None:
     emulator.script.play(answer("a", finish=number))
     finished = (await collect(model))[-1]
@@ -172,7 +172,7 @@ async def test_each_finish_reason_is_told_in_our_word_and_upstreams(
 @pytest.mark.parametrize(
     "name", [n for n, v in google.GenerateContentResponse.PromptFeedback.BlockedReason.items() if v]
 )
-async def test_a_blocked_prompt_is_finished_and_says_why(emulator: Emulator, model: VertexModel, name: str) -> None:
+async def test_a_blocked_prompt_is_finished_and_says_why(emulator: Emulator, model: VertexProvider, name: str) -> None:
     emulator.script.play(answer(blocked(name)))
     events = await collect(model)
     assert events[0] == Started(NAME)
@@ -181,7 +181,7 @@ async def test_a_blocked_prompt_is_finished_and_says_why(emulator: Emulator, mod
     assert len(events) == 2
 
 
-async def test_safety_ratings_are_kept(emulator: Emulator, model: VertexModel) -> None:
+async def test_safety_ratings_are_kept(emulator: Emulator, model: VertexProvider) -> None:
     rating = google.SafetyRating(
         category=google.HARM_CATEGORY_HARASSMENT, probability=google.SafetyRating.HIGH, blocked=True
     )
@@ -193,12 +193,12 @@ async def test_safety_ratings_are_kept(emulator: Emulator, model: VertexModel) -
     )
 
 
-async def test_an_answer_without_text_is_still_finished(emulator: Emulator, model: VertexModel) -> None:
+async def test_an_answer_without_text_is_still_finished(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer(finish="SAFETY"))
     assert [type(event) for event in await collect(model)] == [Started, Finished]
 
 
-async def test_usage_that_was_not_told_is_unknown(emulator: Emulator, model: VertexModel) -> None:
+async def test_usage_that_was_not_told_is_unknown(emulator: Emulator, model: VertexProvider) -> None:
     candidate = google.Candidate(
         content=google.Content(parts=[google.Part(text="a")]), finish_reason=google.Candidate.STOP
     )
@@ -208,7 +208,7 @@ async def test_usage_that_was_not_told_is_unknown(emulator: Emulator, model: Ver
     assert finished.usage is None
 
 
-async def test_an_answer_without_a_finish_reason_was_cut(emulator: Emulator, model: VertexModel) -> None:
+async def test_an_answer_without_a_finish_reason_was_cut(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer("half", finish=None))
     async with stream(model) as events:
         assert [await anext(events), await anext(events)] == [Started(NAME), Text("half")]
@@ -216,13 +216,13 @@ async def test_an_answer_without_a_finish_reason_was_cut(emulator: Emulator, mod
             await anext(events)
 
 
-async def test_no_message_at_all_was_cut(emulator: Emulator, model: VertexModel) -> None:
+async def test_no_message_at_all_was_cut(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer(end()))
     with pytest.raises(errors.UpstreamCut):
         await collect(model)
 
 
-async def test_a_reset_connection_is_unavailable_and_not_an_end(emulator: Emulator, model: VertexModel) -> None:
+async def test_a_reset_connection_is_unavailable_and_not_an_end(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer("half", cut()))
     with pytest.raises(errors.UpstreamUnavailable):
         await collect(model)
@@ -231,7 +231,7 @@ async def test_a_reset_connection_is_unavailable_and_not_an_end(emulator: Emulat
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 @pytest.mark.parametrize("pieces", [0, 2])
 async def test_every_status_of_upstream_is_an_error_of_ours_after_one_attempt(
-    emulator: Emulator, model: VertexModel, code: grpc.StatusCode, pieces: int
+    emulator: Emulator, model: VertexProvider, code: grpc.StatusCode, pieces: int
 ) -> None:
     emulator.script.play(answer(*["a"] * pieces, status(code, "secret words")))
     got: list[Event] = []
@@ -243,7 +243,7 @@ async def test_every_status_of_upstream_is_an_error_of_ours_after_one_attempt(
     assert len(emulator.calls) == 1
 
 
-async def test_upstreams_reason_and_retry_delay_are_relayed(emulator: Emulator, model: VertexModel) -> None:
+async def test_upstreams_reason_and_retry_delay_are_relayed(emulator: Emulator, model: VertexProvider) -> None:
     details = (
         ErrorInfo(reason="RATE_LIMIT_EXCEEDED", domain="googleapis.com"),
         RetryInfo(retry_delay=Duration(seconds=7)),
@@ -256,7 +256,7 @@ async def test_upstreams_reason_and_retry_delay_are_relayed(emulator: Emulator, 
     assert "123" not in str(caught.value.status())
 
 
-async def test_a_reason_that_is_a_sentence_is_not_relayed(emulator: Emulator, model: VertexModel) -> None:
+async def test_a_reason_that_is_a_sentence_is_not_relayed(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer(status(grpc.StatusCode.ABORTED, "", ErrorInfo(reason="project 123 is out of luck"))))
     with pytest.raises(errors.UpstreamCut) as caught:
         await collect(model)
@@ -293,7 +293,7 @@ def test_a_retry_delay_in_the_past_is_none_at_all() -> None:
 
 
 async def test_a_part_that_cannot_be_relayed_is_an_error_and_not_dropped(
-    emulator: Emulator, model: VertexModel
+    emulator: Emulator, model: VertexProvider
 ) -> None:
     picture = google.GenerateContentResponse()
     picture.candidates.add().content.parts.add(inline_data={"mime_type": "image/png", "data": b"x"})
@@ -302,7 +302,7 @@ async def test_a_part_that_cannot_be_relayed_is_an_error_and_not_dropped(
         await collect(model)
 
 
-async def test_figures_that_cannot_be_are_unknown(emulator: Emulator, model: VertexModel) -> None:
+async def test_figures_that_cannot_be_are_unknown(emulator: Emulator, model: VertexProvider) -> None:
     broken = google.GenerateContentResponse()
     broken.usage_metadata.prompt_token_count = -1
     broken.candidates.add(finish_reason=google.Candidate.STOP)
@@ -313,7 +313,7 @@ async def test_figures_that_cannot_be_are_unknown(emulator: Emulator, model: Ver
 
 
 async def test_an_ending_that_was_told_is_not_forgotten_for_what_comes_behind_it(
-    emulator: Emulator, model: VertexModel
+    emulator: Emulator, model: VertexProvider
 ) -> None:
     told = google.GenerateContentResponse()
     told.prompt_feedback.block_reason = google.GenerateContentResponse.PromptFeedback.SAFETY
@@ -325,7 +325,7 @@ async def test_an_ending_that_was_told_is_not_forgotten_for_what_comes_behind_it
     assert (finished.reason, finished.upstream_reason) == (FinishReason.PROMPT_BLOCKED, "SAFETY")
 
 
-async def test_a_very_long_piece_is_told_in_pieces_that_callers_take(emulator: Emulator, model: VertexModel) -> None:
+async def test_a_very_long_piece_is_told_in_pieces_that_callers_take(emulator: Emulator, model: VertexProvider) -> None:
     long = "ab" * 600_000
     emulator.script.play(answer(long))
     texts = [event.text for event in await collect(model) if isinstance(event, Text)]
@@ -336,7 +336,7 @@ async def test_a_very_long_piece_is_told_in_pieces_that_callers_take(emulator: E
 async def test_more_calls_than_a_connection_takes_get_another_connection() -> None:
     async with Emulator(max_concurrent_streams=100) as emulator:
         emulator.script.play(default=answer("one", silence()))
-        model = VertexModel.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
+        model = VertexProvider.local(emulator.address, [Offer(NAME)], project="project", location="us-central1")
         async with AsyncExitStack() as stack:
             stack.push_async_callback(model.close)
             streams = [await stack.enter_async_context(stream(model)) for _ in range(250)]
@@ -346,7 +346,7 @@ async def test_more_calls_than_a_connection_takes_get_another_connection() -> No
 
 @pytest.mark.parametrize("steps", [(silence(),), (headers(), silence()), ("one", silence()), ("one", delay(60), "two")])
 async def test_leaving_the_stream_cancels_upstream_wherever_it_stands(
-    emulator: Emulator, model: VertexModel, steps: tuple[str, ...]
+    emulator: Emulator, model: VertexProvider, steps: tuple[str, ...]
 ) -> None:
     emulator.script.play(answer(*steps))
 
@@ -365,7 +365,7 @@ async def test_leaving_the_stream_cancels_upstream_wherever_it_stands(
 
 
 async def test_breaking_off_cancels_upstream_without_the_garbage_collector(
-    emulator: Emulator, model: VertexModel
+    emulator: Emulator, model: VertexProvider
 ) -> None:
     emulator.script.play(answer("one", silence()))
     gc.disable()
@@ -380,7 +380,7 @@ async def test_breaking_off_cancels_upstream_without_the_garbage_collector(
     assert emulator.calls[0].code is grpc.StatusCode.CANCELLED
 
 
-async def test_an_error_of_the_reader_cancels_upstream(emulator: Emulator, model: VertexModel) -> None:
+async def test_an_error_of_the_reader_cancels_upstream(emulator: Emulator, model: VertexProvider) -> None:
     emulator.script.play(answer("one", silence()))
 
     async def fail() -> None:

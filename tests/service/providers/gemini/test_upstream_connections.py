@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from service import errors
 from service.generation.events import Event, Finished, Started
 from service.generation.prompt import Prompt, Role, Turn
-from service.generation.provider import Model
-from service.providers.gemini.over_grpc import VertexModel
+from service.generation.provider import Provider
+from service.providers.gemini.over_grpc import VertexProvider
 from service.providers.offers import Offer
 from service.providers.retry import Policy, Retrying
 from tests.hostile.http2 import (
@@ -140,27 +140,27 @@ async def by_hand() -> ByHand:
 
 
 @pytest.fixture
-async def model(by_hand: ByHand) -> AsyncIterator[Model]:
+async def model(by_hand: ByHand) -> AsyncIterator[Provider]:
     """The model on that upstream, asked up to three times."""
     async with by_hand.serving() as address, opened(address) as made:
         yield Retrying(made, Policy(base_seconds=0.001))
 
 
 @asynccontextmanager
-async def opened(address: str) -> AsyncIterator[VertexModel]:
-    made = VertexModel.local(address, [Offer(NAME)], project="project", location="us-central1")
+async def opened(address: str) -> AsyncIterator[VertexProvider]:
+    made = VertexProvider.local(address, [Offer(NAME)], project="project", location="us-central1")
     try:
         yield made
     finally:
         await made.close()
 
 
-async def ask(model: Model, *, seconds: float = 20) -> list[Event]:
+async def ask(model: Provider, *, seconds: float = 20) -> list[Event]:
     async with model.stream(PROMPT, deadline=asyncio.get_running_loop().time() + seconds) as events:
         return [event async for event in events]
 
 
-async def failing(model: Model, *, seconds: float = 20) -> errors.UpstreamError:
+async def failing(model: Provider, *, seconds: float = 20) -> errors.UpstreamError:
     with pytest.raises(errors.UpstreamError) as caught:
         await ask(model, seconds=seconds)
     return caught.value
@@ -170,13 +170,15 @@ async def failing(model: Model, *, seconds: float = 20) -> errors.UpstreamError:
 
 
 @pytest.mark.parametrize("size", [0, 9_000, 100_000, 900_000])
-async def test_an_upstreams_status_is_read_whatever_its_text_weighs(by_hand: ByHand, model: Model, size: int) -> None:
+async def test_an_upstreams_status_is_read_whatever_its_text_weighs(
+    by_hand: ByHand, model: Provider, size: int
+) -> None:
     by_hand.says = [status(3, "x" * size)]
     assert type(await failing(model)) is errors.UpstreamRejected
     assert by_hand.calls == 1
 
 
-async def test_large_metadata_before_an_answer_is_read(by_hand: ByHand, model: Model) -> None:
+async def test_large_metadata_before_an_answer_is_read(by_hand: ByHand, model: Provider) -> None:
     by_hand.says = [lambda stream: whole(stream, ("x-large", "y" * 20_000))]
     assert [type(event) for event in await ask(model)][0::2] == [Started, Finished]
 
@@ -218,7 +220,7 @@ BROKEN: dict[str, tuple[Frames, type[errors.UpstreamError], str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 async def test_what_our_own_grpc_will_not_take_is_upstreams_fault_and_asked_once(
-    by_hand: ByHand, model: Model, name: str
+    by_hand: ByHand, model: Provider, name: str
 ) -> None:
     frames, kind, words = BROKEN[name]
     by_hand.says = [frames]
@@ -286,7 +288,7 @@ async def test_an_upstream_that_takes_no_calls_ends_each_in_its_time_and_is_foun
 
 @pytest.mark.parametrize(("refusal", "attempts"), [(reset(REFUSED_STREAM), 2), (goaway(0), 1)], ids=["reset", "goaway"])
 async def test_a_call_that_upstream_has_not_processed_is_made_again(
-    by_hand: ByHand, model: Model, refusal: Frames, attempts: int
+    by_hand: ByHand, model: Provider, refusal: Frames, attempts: int
 ) -> None:
     """Behind a GOAWAY by gRPC itself, on another connection; behind a reset it is an attempt like any other."""
     by_hand.says = [refusal, whole]
@@ -317,7 +319,7 @@ async def test_calls_while_upstream_is_away_take_no_memory_for_good_and_it_is_fo
                 await asyncio.sleep(0.05)
 
 
-async def told(model: Model) -> tuple[type[errors.UpstreamError], str, dict[str, str]]:
+async def told(model: Provider) -> tuple[type[errors.UpstreamError], str, dict[str, str]]:
     error = await failing(model)
     return type(error), error.text, dict(error.metadata)
 

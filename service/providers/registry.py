@@ -9,7 +9,7 @@ from typing import Any
 
 from service.generation.provider import Provider
 from service.providers.offers import Offer
-from service.providers.router import Catalogue
+from service.providers.router import Router
 from service.settings import Settings
 
 
@@ -76,7 +76,7 @@ async def opened(settings: Settings) -> AsyncIterator[Provider]:
             model = provider.open(importlib.import_module(provider.module), settings, offers)
             stack.push_async_callback(model.close)
             models.append(model)
-        yield models[0] if len(models) == 1 else Catalogue(models, order=settings.offered)
+        yield models[0] if len(models) == 1 else Router(models, order=settings.offered)
 
 
 def _groups(settings: Settings) -> list[tuple[str, list[Offer]]]:

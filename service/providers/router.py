@@ -9,7 +9,7 @@ from service.generation.prompt import Prompt
 from service.generation.provider import Provider
 
 
-class Catalogue:
+class Router:
     """Asks the one that offers what a prompt names; a `service.generation.provider.Provider`."""
 
     def __init__(self, models: Sequence[Provider], *, order: Sequence[str]) -> None:

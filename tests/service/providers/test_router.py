@@ -10,7 +10,7 @@ from service.generation.events import Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
 from service.providers import registry
 from service.providers.offers import offers
-from service.providers.router import Catalogue
+from service.providers.router import Router
 from service.settings import Settings
 from service.testing import FakeProvider
 from tests.conftest import Serve
@@ -29,7 +29,7 @@ def fake(name: str, text: str, tokens: int) -> FakeProvider:
 
 async def test_each_prompt_is_asked_of_whom_it_names(serve: Serve) -> None:
     first, second = fake("a", "from a", 1), fake("b", "from b", 2)
-    served = await serve(Catalogue([second, first], order=["a", "b"]))
+    served = await serve(Router([second, first], order=["a", "b"]))
     listed = (await served.stub.ListModels(pb.ListModelsRequest())).models
     assert [(one.name, one.default) for one in listed] == [("a", True), ("b", False)]
     assert (await served.ask())[1].text == "from a"

@@ -1,6 +1,6 @@
 """Every way a call can fail, each with its gRPC code and a stable reason.
 
-    TokenwireError
+    CallError
     |- InvalidRequest          INVALID_ARGUMENT     INVALID_FIELD, EMPTY_PROMPT, MALFORMED_REQUEST
     |- ModelNotFound           NOT_FOUND            MODEL_NOT_FOUND
     |- ServiceUnknown          NOT_FOUND            SERVICE_UNKNOWN
@@ -49,7 +49,7 @@ class Violation:
     """What it holds and what is wanted."""
 
 
-class TokenwireError(Exception):
+class CallError(Exception):
     """A call fails in a known way."""
 
     code: ClassVar[grpc.StatusCode]
@@ -102,7 +102,7 @@ class TokenwireError(Exception):
         return status
 
 
-class InvalidRequest(TokenwireError):
+class InvalidRequest(CallError):
     """The request can't be taken as it is."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
@@ -120,28 +120,28 @@ class InvalidRequest(TokenwireError):
         self.violations = tuple(violations)
 
 
-class ModelNotFound(TokenwireError):
+class ModelNotFound(CallError):
     """The request names a model that isn't on offer."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "MODEL_NOT_FOUND"
 
 
-class ServiceUnknown(TokenwireError):
+class ServiceUnknown(CallError):
     """Somebody asks for the health of a service that isn't here."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "SERVICE_UNKNOWN"
 
 
-class NotServed(TokenwireError):
+class NotServed(CallError):
     """The model's provider has no such call."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_SERVED"
 
 
-class NotReady(TokenwireError):
+class NotReady(CallError):
     """The server is starting."""
 
     code = grpc.StatusCode.UNAVAILABLE
@@ -149,7 +149,7 @@ class NotReady(TokenwireError):
     usual_delay = 1.0
 
 
-class Draining(TokenwireError):
+class Draining(CallError):
     """The server is going away."""
 
     code = grpc.StatusCode.UNAVAILABLE
@@ -157,7 +157,7 @@ class Draining(TokenwireError):
     usual_delay = 1.0
 
 
-class ServerBusy(TokenwireError):
+class ServerBusy(CallError):
     """Every slot is taken, and the queue is full or didn't move in time; or too many requests are arriving at once."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -165,7 +165,7 @@ class ServerBusy(TokenwireError):
     usual_delay = 1.0
 
 
-class QuotaExceeded(TokenwireError):
+class QuotaExceeded(CallError):
     """This caller has all that one caller may have."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -173,21 +173,21 @@ class QuotaExceeded(TokenwireError):
     usual_delay = 1.0
 
 
-class DeadlineExceeded(TokenwireError):
+class DeadlineExceeded(CallError):
     """Something took longer than the caller or the server allows: the call, the model, or the reader."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "CALLER_DEADLINE"
 
 
-class InternalError(TokenwireError):
+class InternalError(CallError):
     """A bug. The caller gets an id that is in the log, and nothing else."""
 
     code = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
 
 
-class UpstreamError(TokenwireError):
+class UpstreamError(CallError):
     """The model's provider failed; `metadata` has its code and, where it is a plain token, its reason."""
 
 

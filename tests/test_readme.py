@@ -39,13 +39,13 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert settings_table() in README
 
 
-def tree(kind: type[errors.TokenwireError]) -> Iterator[type[errors.TokenwireError]]:
+def tree(kind: type[errors.CallError]) -> Iterator[type[errors.CallError]]:
     for child in kind.__subclasses__():
         yield child
         yield from tree(child)
 
 
-REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.TokenwireError) if "reason" in vars(kind)} | {
+REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.CallError) if "reason" in vars(kind)} | {
     ("INVALID_ARGUMENT", "EMPTY_PROMPT"),
     ("INVALID_ARGUMENT", "MALFORMED_REQUEST"),
     ("DEADLINE_EXCEEDED", "SERVER_DEADLINE"),
@@ -66,9 +66,7 @@ def test_the_tree_in_the_errors_docstring_is_the_tree() -> None:
     tree_in_words = re.sub(r",\n +\| +", ", ", errors.__doc__ or "")
     drawn = re.findall(r"[|`]- (\w+) +([A-Z_]+) +([A-Z_, ]+)$", tree_in_words, re.MULTILINE)
     told = {(name, code, reason) for name, code, reasons in drawn for reason in reasons.split(", ")}
-    real = {
-        (kind.__name__, kind.code.name, kind.reason) for kind in tree(errors.TokenwireError) if "reason" in vars(kind)
-    }
+    real = {(kind.__name__, kind.code.name, kind.reason) for kind in tree(errors.CallError) if "reason" in vars(kind)}
     assert real <= told
     assert {(code, reason) for _, code, reason in told} == REASONS
 

@@ -22,7 +22,7 @@ from service.calls import memory
 from service.calls.call import Call
 from service.calls.receive import Receiver, parsed
 from service.calls.time_limits import Deadline, TimeLimits
-from service.errors import Draining, InternalError, QuotaExceeded, ServerBusy, TokenwireError
+from service.errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
 from service.settings import Settings
 from service.telemetry import call_log
 
@@ -114,7 +114,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         return run
 
-    async def _ended(self, answer: Answer, context: Context, method: str) -> TokenwireError | None:
+    async def _ended(self, answer: Answer, context: Context, method: str) -> CallError | None:
         """Have the handler answer; what its caller is told if it fails."""
         call = None
         try:
@@ -191,10 +191,10 @@ def _answering(handler: Any, receiver: Receiver) -> Answer:
     return unary_to_stream if handler.response_streaming else unary_to_unary
 
 
-async def _failure(error: BaseException, call: Call | None) -> TokenwireError | None:
+async def _failure(error: BaseException, call: Call | None) -> CallError | None:
     """What the caller is told of this error, once that can be told; None: nothing."""
-    if call is None or not isinstance(error, TokenwireError):
-        failure: TokenwireError | None = _bug(error)
+    if call is None or not isinstance(error, CallError):
+        failure: CallError | None = _bug(error)
     elif call.answered:  # the last message is on its way, and no error may come behind it
         call_log.note(unread=error.reason)
         failure = None
@@ -211,13 +211,13 @@ def _cancelled() -> bool:
     return task.cancelling() > 0
 
 
-def _bug(error: BaseException) -> TokenwireError:
+def _bug(error: BaseException) -> CallError:
     error_id = uuid.uuid4().hex
     call_log.bug(error, error_id)
     return InternalError(f"The server failed; its log knows more under id {error_id}", metadata={"error_id": error_id})
 
 
-def _told(context: Context, error: TokenwireError) -> TokenwireError:
+def _told(context: Context, error: CallError) -> CallError:
     """Have gRPC send this status once the handler has returned; gives what really is sent.
 
     Not by `context.abort`: what it raises stays in a cycle with the call, the request and all.

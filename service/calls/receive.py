@@ -15,7 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from service.calls import memory
-from service.errors import DeadlineExceeded, InvalidRequest, ServerBusy, TokenwireError, Violation
+from service.errors import CallError, DeadlineExceeded, InvalidRequest, ServerBusy, Violation
 
 # Enough for the largest request on a slow line, as long as no other request has to wait for it.
 RECEIVE_SECONDS = 10.0
@@ -205,7 +205,7 @@ class _Read:
         self.loop = asyncio.get_running_loop()
         self.begin = self.loop.time()
         self.turn: asyncio.Future[None]
-        self.failure: TokenwireError | None = None
+        self.failure: CallError | None = None
         self.ended = False
         self._context = context
         self._connection: str | None = None
@@ -217,7 +217,7 @@ class _Read:
             self._connection = str(self._context.peer())
         return self._connection
 
-    def end(self, failure: TokenwireError) -> None:
+    def end(self, failure: CallError) -> None:
         """Have its call fail by `failure`."""
         if not self.ended:
             self.ended = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from service.errors import DeadlineExceeded, TokenwireError, UpstreamDeadline
+from service.errors import CallError, DeadlineExceeded, UpstreamDeadline
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class TimeLimits:
         self._timer: asyncio.TimerHandle | None = None
         self._due = math.inf
         """When the timer rings, on the loop's clock. Not all event loops' timers can say it themselves."""
-        self._failure: TokenwireError | None = None
+        self._failure: CallError | None = None
         self._over = False
 
     async def __aenter__(self) -> Self:
@@ -104,7 +104,7 @@ class TimeLimits:
         """The message has been written."""
         self._write.until = math.inf
 
-    def end(self, failure: TokenwireError) -> None:
+    def end(self, failure: CallError) -> None:
         """End the body by this error, now; nothing happens if it has ended."""
         if not (self._over or self._timeout.expired()):
             self._failure = self._failure or failure
@@ -124,7 +124,7 @@ class TimeLimits:
         if isinstance(error, UpstreamDeadline) and self.deadline.at - self._loop.time() < _SAME_MOMENT_SECONDS:
             raise self._why() from error
 
-    def _why(self) -> TokenwireError:
+    def _why(self) -> CallError:
         """What ended the body. Kept nowhere here, lest it be in a cycle with its own traceback, the request and all."""
         failure, self._failure = self._failure, None
         return failure or DeadlineExceeded(self.deadline.text, reason=self.deadline.reason)

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from service.admission import slots
 from service.admission.slots import Slots
 from service.calls import memory
-from service.errors import TokenwireError
+from service.errors import CallError
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt
@@ -40,7 +40,7 @@ PREFIX = "/tokenwire.v1.GenerationService/"
 class Caller:
     """What one caller does, and what upstream says to it."""
 
-    says: Sequence[Event | TokenwireError] = (STARTED, Text("a"), FINISHED)
+    says: Sequence[Event | CallError] = (STARTED, Text("a"), FINISHED)
     """Upstream's words, each at any moment; behind them it is silent for ever, unless they end the answer."""
     method: str = "Generate"
     asks: bool = True
@@ -97,7 +97,7 @@ class Upstream:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self.scripts: dict[str, Sequence[Event | TokenwireError]] = {}
+        self.scripts: dict[str, Sequence[Event | CallError]] = {}
         """By what the prompt says."""
         self.open = 0
 
@@ -140,7 +140,7 @@ class Upstream:
 
 
 class _UpstreamCall:
-    def __init__(self, loop: Loop, script: Iterator[Event | TokenwireError]) -> None:
+    def __init__(self, loop: Loop, script: Iterator[Event | CallError]) -> None:
         self._loop = loop
         self._script = script
         self._waiter: asyncio.Future[Event] | None = None
@@ -168,10 +168,10 @@ class _UpstreamCall:
             self._loop.may_happen("upstream's call is cancelled", self._waiter.cancel)
 
 
-def _say(waiter: "asyncio.Future[Event]", word: Event | TokenwireError) -> None:
+def _say(waiter: "asyncio.Future[Event]", word: Event | CallError) -> None:
     if waiter.done():
         return
-    if isinstance(word, TokenwireError):
+    if isinstance(word, CallError):
         waiter.set_exception(type(word)(word.text))  # each attempt has its own
     else:
         waiter.set_result(word)

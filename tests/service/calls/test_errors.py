@@ -11,7 +11,7 @@ from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 
 
-def kinds(above: type[errors.TokenwireError] = errors.TokenwireError) -> Iterator[type[errors.TokenwireError]]:
+def kinds(above: type[errors.CallError] = errors.CallError) -> Iterator[type[errors.CallError]]:
     for kind in above.__subclasses__():
         yield kind
         yield from kinds(kind)
@@ -21,7 +21,7 @@ AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 PASSING = [kind for kind in kinds() if getattr(kind, "code", None) in AGAIN]
 
 
-def delays(error: errors.TokenwireError) -> list[float]:
+def delays(error: errors.CallError) -> list[float]:
     """In seconds, of each RetryInfo."""
     info = RetryInfo()
     return [info.retry_delay.ToNanoseconds() / 1e9 for packed in error.status().details if packed.Unpack(info)]
@@ -40,7 +40,7 @@ def test_all_reasons_that_may_pass_are_looked_at() -> None:
 
 
 @pytest.mark.parametrize("kind", PASSING, ids=lambda kind: kind.reason)
-def test_what_may_pass_says_when_to_come_again(kind: type[errors.TokenwireError]) -> None:
+def test_what_may_pass_says_when_to_come_again(kind: type[errors.CallError]) -> None:
     (delay,) = delays(kind("x"))
     assert 1 <= delay <= 5
     assert kind("x").retry_after is None  # our own retry waits for what upstream asks, and for nothing else

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.calls import receive
 from service.calls.receive import Receiver
-from service.errors import InvalidRequest, ServerBusy, TokenwireError
+from service.errors import CallError, InvalidRequest, ServerBusy
 from service.testing import FakeProvider
 from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run
@@ -29,7 +29,7 @@ class Upload:
         self.arrival: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sent = asyncio.Event()
         """Set when its status has been sent."""
-        self.failure: TokenwireError | None = None
+        self.failure: CallError | None = None
         self.data: bytes | None = None
         self.task = asyncio.ensure_future(self._run(receiver))
 
@@ -46,7 +46,7 @@ class Upload:
     async def _run(self, receiver: Receiver) -> None:
         try:
             self.data = await receiver.receive(self)  # type: ignore[arg-type] # it has the two methods that are used
-        except TokenwireError as error:
+        except CallError as error:
             self.failure = error
             await self.sent.wait()
 

@@ -72,7 +72,7 @@ async def serve() -> AsyncIterator[Serve]:
             port = await server.start()
             stack.push_async_callback(server.stop, 0)
             if model is not None:
-                await server.serve(model)
+                await server.announce_serving(model)
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
             return Served(server, f"127.0.0.1:{port}", channel)
 

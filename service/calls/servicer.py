@@ -26,7 +26,7 @@ class Servicer(GenerationServiceServicer):
         self._model: Provider | None = None
         self._draining = False
 
-    def serve(self, model: Provider) -> None:
+    def use(self, model: Provider) -> None:
         """From now on, answer with `model`."""
         self._model = model
 

@@ -109,7 +109,7 @@ async def serve(
     listening(await server.start())
     async with open_model() as model:
         ending = _Stop()
-        await server.serve(model)
+        await server.announce_serving(model)
         ready()
         await _drained(server, ending, settings.grace)
     call_log.say("stopped")
@@ -120,14 +120,14 @@ async def work(settings: Settings, open_model: Open, slots: Slots, handover: Han
     ending = _Stop(orders)
     server = Server(settings, slots)
     async with open_model() as model:
-        server.answer(model)
+        server.use(model)
         over = handover.over
         if over:
-            await server.serve(model)
+            await server.announce_serving(model)
         await server.start()
         handover.listening()
         if over or await _unless(ending, handover.wait()):
-            await server.serve(model)
+            await server.announce_serving(model)
             handover.serving()
         await _drained(server, ending, settings.grace)
     call_log.say("stopped")

@@ -36,7 +36,7 @@ _STREAMS_ENDING = 32
 
 
 class Server:
-    """Listens from `start` on; answers from `serve` on; `stop` lets running streams finish."""
+    """Listens from `start` on; answers from `announce_serving` on; `stop` lets running streams finish."""
 
     def __init__(self, settings: Settings, slots: Slots | None = None) -> None:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
@@ -67,13 +67,13 @@ class Server:
         await self._server.start()
         return port
 
-    def answer(self, model: Provider) -> None:
+    def use(self, model: Provider) -> None:
         """From now on, answer with `model`. What health says stays as it is."""
-        self._servicer.serve(model)
+        self._servicer.use(model)
 
-    async def serve(self, model: Provider) -> None:
+    async def announce_serving(self, model: Provider) -> None:
         """From now on, answer with `model` and say SERVING."""
-        self.answer(model)
+        self.use(model)
         self._health.say(serving=True)
 
     async def stop(self, grace: float) -> None:

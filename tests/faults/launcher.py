@@ -33,9 +33,9 @@ def tell_blocked(_number: int = 0, _frame: FrameType | None = None) -> None:
 class WatchedServer(Server):
     """Has its loop watched from the moment that it answers; before that it imports."""
 
-    async def serve(self, model: Provider) -> None:
+    async def announce_serving(self, model: Provider) -> None:
         watch.start()
-        await super().serve(model)
+        await super().announce_serving(model)
 
     async def stop(self, grace: float) -> None:
         await super().stop(grace)

@@ -220,7 +220,7 @@ class World:
         server = Server(settings, self.slots)
         wire: Any = server._server
         await server.start()
-        await server.serve(Retrying(self.upstream, Policy(), jitter=lambda _, most: most))
+        await server.announce_serving(Retrying(self.upstream, Policy(), jitter=lambda _, most: most))
         for number, caller in enumerate(script.callers):
             self.upstream.scripts[str(number)] = caller.says
             begin = partial(self._call, wire, number, caller)

@@ -36,7 +36,7 @@ async def check(served: Served, service: str = "") -> Any:
 async def test_health_is_not_serving_until_the_model_is_ready(serve: Serve, service: str) -> None:
     served = await serve(None)
     assert await check(served, service) == NOT_SERVING
-    await served.server.serve(FakeProvider(HELLO))
+    await served.server.announce_serving(FakeProvider(HELLO))
     assert await check(served, service) == SERVING
 
 

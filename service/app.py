@@ -57,7 +57,7 @@ def _alone(settings: Settings) -> NoReturn:
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Provider]:
         await asyncio.to_thread(registry.imported, settings)
-        gc.freeze()  # lest the collector walks through all of it now and then, and every stream waits
+        gc.freeze()  # else the collector walks through all of it now and then, and every stream waits
         async with _model(settings, budgets(settings.offered)) as model:
             yield model
 

@@ -93,7 +93,7 @@ class Admission:
         self._serve_queue()
 
     def _serve_queue(self) -> None:
-        """Let in whoever has waited longest, as far as there are places. If that is in another worker, tell it so."""
+        """Let in the callers that have waited longest, as far as there are places; tell a worker whose turn it is."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None

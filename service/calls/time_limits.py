@@ -125,7 +125,7 @@ class TimeLimits:
             raise self._why() from error
 
     def _why(self) -> CallError:
-        """What ended the body. Kept nowhere here, lest it be in a cycle with its own traceback, the request and all."""
+        """What ended the body. Not kept here: it would be in a cycle with its own traceback and the request."""
         failure, self._failure = self._failure, None
         return failure or DeadlineExceeded(self.deadline.text, reason=self.deadline.reason)
 

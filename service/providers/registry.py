@@ -1,4 +1,4 @@
-"""Opens the models on offer, whoever provides them. Beside `app`, the only place that knows the providers."""
+"""Opens the models on offer, of every provider. Beside `app`, the only place that knows the providers."""
 
 import importlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence

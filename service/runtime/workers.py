@@ -20,7 +20,7 @@ from service.runtime import address, stop
 from service.runtime.stop import Orders
 from service.telemetry import call_log
 
-# A worker that lived for less than this is not replaced at once, lest one that can't live is forked without end.
+# A worker that lived for less than this is not replaced at once: one that can't live would be forked without end.
 _SHORT_LIFE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.5
 

@@ -74,7 +74,7 @@ def end_call(method: str, code: str, seconds: float) -> None:
 
 
 def _one_word(value: object) -> str:
-    """A caller's own words in quotes, lest they look like further facts."""
+    """A caller's own words in quotes, so that they don't look like further facts."""
     text = str(value)
     return text if _WORD.fullmatch(text) else ascii(text)
 

@@ -81,6 +81,7 @@ async def born(forkserver: ForkServer, upstream: Emulator, *flags: str, **around
         async with forkserver.started(*flags, **around) as server:
             yield server
     except Refused as refused:
+        # A sandbox may forbid namespaces and other users: then this way to run a server cannot be had at all.
         pytest.skip(f"the kernel refuses it: {refused}")
 
 

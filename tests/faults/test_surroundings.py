@@ -31,6 +31,7 @@ async def born(forkserver: ForkServer, upstream: str, *flags: str, **around: Any
         async with forkserver.started("--port", "0", "--emulator", upstream, *flags, **around) as server:
             yield server
     except Refused as refused:
+        # A sandbox may forbid namespaces and other users: then this way to run a server cannot be had at all.
         pytest.skip(f"the kernel refuses it: {refused}")
 
 
@@ -113,6 +114,7 @@ async def test_the_wall_clock_jumps(
         try:
             clock(days * DAY_SECONDS)
         except Refused as refused:
+            # The clock is shifted by a library that is compiled here: no compiler, no shifted clock.
             pytest.skip(str(refused))
         # Calls from before and from after; the callers' own clock hasn't jumped, so the status is the server's.
         late = other.start("silent", timeout=2)

@@ -28,6 +28,7 @@ from service.telemetry import call_log
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
+_LONGEST_HOLD_SECONDS = 1.0
 
 # A watch is meant to last.
 _ENDLESS = "/grpc.health.v1.Health/Watch"
@@ -52,6 +53,30 @@ class Guard(grpc.aio.ServerInterceptor):
         self._quiet = asyncio.Event()
         """Set while there are none."""
         self._quiet.set()
+        self._open = asyncio.Event()
+        """Set unless new calls are held."""
+        self._open.set()
+        self._held = 0
+        """How many are."""
+
+    async def hold(self) -> None:
+        """Take new calls in, but answer none until `release`; returns once hardly any is on its way to us.
+
+        gRPC cancels calls without a word of ours if it has received them, and has not handed them to us, when it is
+        told to stop (grpc/grpc#41785). A caller that waits for an answer doesn't send the next call; one whose call has
+        just ended may.
+        """
+        self._open.clear()
+        seen = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_HOLD_SECONDS):
+                while seen != (now := (self._held, len(self._calls))):
+                    seen = now
+                    await asyncio.sleep(_COMING_IN_SECONDS)
+
+    def release(self) -> None:
+        """Answer the calls that are held, and those to come."""
+        self._open.set()
 
     async def finish(self, seconds: float) -> None:
         """Wait until no handler of ours is at work any more, so long at most."""
@@ -120,6 +145,8 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             call = self._opened(context, method)
             async with call.time_limits:
+                if not self._open.is_set():
+                    await self._released()
                 await answer(call, context)
         except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL
             self._left(call)
@@ -134,6 +161,13 @@ class Guard(grpc.aio.ServerInterceptor):
             return await _failure(error, call)
         self._left(call)
         return None
+
+    async def _released(self) -> None:
+        self._held += 1
+        try:
+            await self._open.wait()
+        finally:
+            self._held -= 1
 
     def _opened(self, context: Context, method: str) -> Call:
         settings = self._settings

@@ -87,9 +87,8 @@ class Server:
         call_log.say("draining: running streams have %g s", grace)
         if grace:
             await self._unless_hurried(asyncio.sleep(self._settings.drain_delay))
-        # Closes the port and tells callers to go elsewhere. It would wait for those who watch health, too, and cut
-        # those who still read, so how long is not left to it.
-        closing = asyncio.ensure_future(self._server.stop(grace + 2 * _FAREWELL_SECONDS))
+        # It would wait for those who watch health, too, and cut those who still read, so how long is not left to it.
+        closing = await self._close(grace + 2 * _FAREWELL_SECONDS)
         await self._unless_hurried(self._guard.finish(grace))
         if unread := await self._guard.end(_FAREWELL_SECONDS):
             call_log.say("%d callers do not read how their calls ended; their connections are closed", unread)
@@ -108,7 +107,15 @@ class Server:
 
     async def leave(self) -> None:
         """Let go of the port; what is being answered has a moment to finish."""
-        await self._server.stop(_LEAVE_SECONDS)
+        await (await self._close(_LEAVE_SECONDS))
+
+    async def _close(self, seconds: float) -> "asyncio.Future[None]":
+        """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut."""
+        await self._unless_hurried(self._guard.hold())
+        closing = asyncio.ensure_future(self._server.stop(seconds))
+        await asyncio.sleep(0)  # it begins
+        self._guard.release()
+        return closing
 
 
 def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:

@@ -426,6 +426,14 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             )
         ),
         Row(
+            "stop: callers without a pause",
+            "one stop under 20 callers, each of whom sends its next call the moment the last one has ended",
+            "the whole answer, UNAVAILABLE / DRAINING, or that nobody listens",
+            "calls with another ending",
+            0,
+            "",
+        ),
+        Row(
             "parent killed",
             "the parent of two workers is killed (SIGKILL) under 50 streams",
             "running streams: their whole answer; no process is left, and the port is free",

@@ -25,6 +25,8 @@ from vertex_emulator.script import answer, silence, wait_for
 
 pytestmark = pytest.mark.skipif(not workers.possible(), reason="workers are forked, which is for Linux")
 
+Ending = tuple[grpc.StatusCode, str]
+
 STREAMS = 8
 WHOLE = [(grpc.StatusCode.OK, "")] * STREAMS
 CUT = [(grpc.StatusCode.UNAVAILABLE, "DRAINING")] * STREAMS
@@ -95,7 +97,7 @@ async def running(server: ForkedServer, count: int = STREAMS) -> AsyncIterator[l
         yield calls
 
 
-async def ends(calls: list[Any]) -> list[tuple[grpc.StatusCode, str]]:
+async def ends(calls: list[Any]) -> list[Ending]:
     return [ending(error) for _, error in await asyncio.gather(*map(outcome, calls))]
 
 
@@ -144,6 +146,53 @@ async def test_one_stop_counts_once_25_times(forkserver: ForkServer, upstream: E
     failures = [await failed(forkserver, upstream, way) for _ in range(24)]
     record(f"stop: {way}", *failures)
     assert not any(failures)
+
+
+async def restless(server: ForkedServer, begun: asyncio.Event) -> list[Ending]:
+    """The endings of a caller who asks again and again, on one channel, until nobody listens."""
+    found = []
+    async with server.caller() as caller:
+        while True:
+            _, error = await outcome(caller.start())
+            if error is not None and "failed to connect" in (error.details() or ""):
+                return found
+            found.append(ending(error))
+            begun.set()
+
+
+async def cut_short(forkserver: ForkServer, upstream: Emulator, count: str) -> int:
+    """Stop a server that is asked without a pause; how many calls neither succeed nor are refused in words of ours."""
+    upstream.reset()
+    upstream.script.play(default=answer("one"))
+    async with born(forkserver, upstream, "--workers", count, "--drain-delay", "0") as server:
+        await server.ready()
+        events = [asyncio.Event() for _ in range(20)]
+        callers = [asyncio.ensure_future(restless(server, event)) for event in events]
+        for event in events:
+            await event.wait()
+        server.signal(signal.SIGTERM)
+        endings = [one for caller in callers for one in await caller]
+        assert await server.ended() == 0
+    return sum(one not in (WHOLE[0], CUT[0]) for one in endings)
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+async def test_callers_that_never_pause_hear_how_each_call_ended(
+    forkserver: ForkServer, upstream: Emulator, count: str
+) -> None:
+    bare = await cut_short(forkserver, upstream, count)
+    record("stop: callers without a pause", bare)
+    assert not bare
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_callers_that_never_pause_hear_how_each_call_ended_25_times(
+    forkserver: ForkServer, upstream: Emulator
+) -> None:
+    bare = [await cut_short(forkserver, upstream, count) for count in "12" * 12]
+    record("stop: callers without a pause", *bare)
+    assert not any(bare)
 
 
 @pytest.mark.parametrize("count", ["1", "2"])

@@ -96,6 +96,34 @@ async def test_a_hurry_ends_a_long_grace_and_a_long_delay(serve: Serve, drain_de
     await model.left.wait()
 
 
+@pytest.mark.parametrize("way", ["stop", "leave"])
+async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_listens(serve: Serve, way: str) -> None:
+    """As the greeter leaves, and as a server stops: gRPC would cancel what it has received and not handed over."""
+    served = await serve(FakeProvider(HELLO), drain_delay=0)
+    heard: list[str] = []
+
+    async def ask_on(begun: asyncio.Event) -> None:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(served.address, options=own) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            while True:
+                try:
+                    await stub.Check(health_pb2.HealthCheckRequest())
+                    begun.set()
+                except grpc.aio.AioRpcError as error:
+                    heard.append(error.code().name)
+                    if "failed to connect" in (error.details() or ""):
+                        return
+
+    events = [asyncio.Event() for _ in range(20)]
+    callers = [asyncio.ensure_future(ask_on(event)) for event in events]
+    for event in events:
+        await event.wait()
+    await (served.server.leave() if way == "leave" else served.server.stop(10))
+    await asyncio.wait_for(asyncio.gather(*callers), 10)
+    assert set(heard) == {"UNAVAILABLE"}
+
+
 async def test_an_old_connection_is_told_to_go_and_its_streams_are_not_cut(serve: Serve) -> None:
     model = Gated(HELLO)
     served = await serve(model, max_connection_age=0.1)

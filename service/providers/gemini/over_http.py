@@ -35,6 +35,12 @@ _WHO = "Vertex AI"
 # A finish reason of tomorrow is relayed by its name; the SDK warns that it doesn't know it.
 warnings.filterwarnings("ignore", message=".* is not a valid ", category=UserWarning, module="google.genai")
 
+# The SDK builds its types at their first use, which would block the event loop of the first calls for 50 ms; now it is
+# done before a worker is forked.
+for _type in vars(types).values():
+    if hasattr(_type, "model_rebuild"):
+        _type.model_rebuild(raise_errors=False)
+
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
 

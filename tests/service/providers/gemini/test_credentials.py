@@ -193,7 +193,7 @@ async def test_slow_credentials_do_not_block_the_loop(
     model = connect(ApplicationDefault())
     watch = LoopWatch()
     watch.start()
-    calls = [asyncio.ensure_future(ask(model)) for _ in range(3)]
+    calls = [asyncio.ensure_future(ask(model)) for _ in range(12)]
     await eventually(lambda: tokens.asked == 1)
     asyncio.get_running_loop().call_later(1, tokens.open.set)
     await asyncio.gather(*calls)

@@ -71,6 +71,7 @@ async def serve() -> AsyncIterator[Serve]:
             server = Server(Settings(port=0, **settings))
             port = await server.start()
             stack.push_async_callback(server.stop, 0)
+            stack.callback(server.hurry)  # no test's calls are still on their way
             if model is not None:
                 await server.announce_serving(model)
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))

@@ -150,7 +150,7 @@ async def test_one_stop_counts_once_25_times(forkserver: ForkServer, upstream: E
 
 async def restless(server: ForkedServer, begun: asyncio.Event) -> list[Ending]:
     """The endings of a caller who asks again and again, on one channel, until nobody listens."""
-    found = []
+    found: list[Ending] = []
     async with server.caller() as caller:
         while True:
             _, error = await outcome(caller.start())

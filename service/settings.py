@@ -1,7 +1,7 @@
 """Settings: one frozen object, read once from flags and the environment. Nothing else reads either.
 
 Each field of `Settings` is at once a flag (`--port`), a variable (`TOKENWIRE_PORT`), a line of `--help` and a row of
-the README's table. A flag wins over its variable; an empty variable counts as unset.
+the table in docs/settings.md. A flag wins over its variable; an empty variable counts as unset.
 """
 
 import argparse

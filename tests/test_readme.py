@@ -1,4 +1,4 @@
-"""The README tells the truth: its tables are those of the code, and its examples run."""
+"""The README and the pages of docs/ tell the truth: tables are those of the code, and examples run."""
 
 import asyncio
 import json
@@ -19,11 +19,13 @@ from tokenwire.cli.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+SETTINGS, ERRORS, ARCHITECTURE = (PAGES[name].read_text() for name in ("settings.md", "errors.md", "architecture.md"))
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-    assert found, f"the README has no {language} example"
+def blocks(language: str, page: str = README) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert found, f"the page has no {language} example"
     return found
 
 
@@ -36,7 +38,7 @@ def settings_table() -> str:
 
 
 def test_the_settings_table_is_that_of_the_code() -> None:
-    assert settings_table() in README
+    assert settings_table() in SETTINGS
 
 
 def tree(kind: type[errors.CallError]) -> Iterator[type[errors.CallError]]:
@@ -57,7 +59,7 @@ REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.CallError) if "
 
 
 def test_the_errors_table_has_every_reason_and_no_other() -> None:
-    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", README, re.MULTILINE)
+    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", ERRORS, re.MULTILINE)
     assert len(told) == len(set(told))
     assert set(told) == REASONS
 
@@ -72,7 +74,7 @@ def test_the_tree_in_the_errors_docstring_is_the_tree() -> None:
 
 
 def test_every_file_of_the_map_is_there() -> None:
-    (house,) = blocks("text")
+    (house,) = blocks("text", ARCHITECTURE)
     folder = ""
     for line in house.splitlines():
         name = line.split()[0]
@@ -84,7 +86,7 @@ def test_every_file_of_the_map_is_there() -> None:
 
 
 def test_every_module_of_the_service_is_on_the_map() -> None:
-    (house,) = blocks("text")
+    (house,) = blocks("text", ARCHITECTURE)
     for path in (ROOT / "service").rglob("*.py"):
         if path.name != "__init__.py":
             assert f"  {path.relative_to(ROOT / 'service')} " in house, path
@@ -98,10 +100,11 @@ def test_every_make_target_and_command_that_is_named_exists() -> None:
         assert name in COMMANDS, f"tokenwire {name}"
 
 
-def test_every_link_into_the_tree_leads_somewhere() -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_into_the_tree_leads_somewhere(name: str) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name].read_text()):
         if "://" not in link:
-            assert (ROOT / link).exists(), link
+            assert (PAGES[name].parent / link).exists(), link
 
 
 def at(address: str, example: str) -> str:

@@ -57,11 +57,11 @@ def test_every_status_code_has_words_and_a_class(code: grpc.StatusCode, reason: 
     assert "  " not in str(error)
 
 
-def test_every_reason_of_the_readme_has_words_of_its_own() -> None:
+def test_every_reason_of_the_page_has_words_of_its_own() -> None:
     # What these say, the words of their code say as well.
     plain = {"INVALID_FIELD", "MALFORMED_REQUEST", "CALLER_DEADLINE", "INTERNAL"}
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", readme, re.MULTILINE)
+    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", page, re.MULTILINE)
     assert {reason for code, reason in told if (getattr(grpc.StatusCode, code), reason) not in WORDS} == plain
 
 

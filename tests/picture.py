@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.browser import CHROMIUM_FLAGS, free_port
+from tokenwire.cli.demo import MODEL, WHAT_IT_TAKES
 from tokenwire.client import Client
 from tokenwire.errors import TokenwireError
 
@@ -81,7 +82,9 @@ def main() -> None:
     vertex, service, page = free_port(), free_port(), free_port()
     with ExitStack() as stack:
         stack.enter_context(running("emulator", "--port", str(vertex)))
-        stack.enter_context(running("serve", "--port", str(service), "--emulator", f"127.0.0.1:{vertex}"))
+        offer = f"{MODEL}=vertex:smollm2-135m-instruct?{WHAT_IT_TAKES}"
+        where = ("--port", str(service), "--emulator", f"127.0.0.1:{vertex}")
+        stack.enter_context(running("serve", *where, "--model", MODEL, "--models", offer))
         stack.enter_context(running("ui", "--port", str(page), "--address", f"127.0.0.1:{service}"))
         wait(f"127.0.0.1:{service}")
         shots = [Image.open(io.BytesIO(shot)).convert("RGB") for shot in photographs(f"http://localhost:{page}")]

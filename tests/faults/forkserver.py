@@ -1,8 +1,8 @@
 """A process that has imported ChatVertexAI once, and forks servers that run `service.__main__` as users start it.
 
 The import costs 8 s of CPU, and these tests need many servers. They are real: each in a process group of its own, with
-its own children, real signals and a real exit code. A test may
-change what is around them: namespaces, limits, user.
+its own children, real signals and a real exit code. A test may change what is around them: namespaces, limits, user.
+They also answer SIGUSR1 as those of the launcher do, and tell of operations that gRPC refuses.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -22,9 +23,11 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 from tests.faults.processes import ServerChild, eventually
+
+Loop = Literal["uvloop", "asyncio"]
 
 _CLONE = {"mount": 0x00020000, "pid": 0x20000000, "net": 0x40000000}
 _MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 32, 4096, 16384, 1 << 18
@@ -61,6 +64,10 @@ class ForkedServer(ServerChild):
         for pid in self.tree():
             with contextlib.suppress(ProcessLookupError):  # it was faster
                 os.kill(pid, number)
+
+    def workers(self) -> list[int]:
+        """The processes that serve: it is one of several, or the only one."""
+        return _tree(self.pid)[1:] or [self.pid]
 
     async def listens(self) -> None:
         """Wait until it listens; its workers may be a long way off."""
@@ -222,11 +229,20 @@ def _call(name: str, *arguments: Any) -> None:
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
-def _start(flags: Sequence[str], stderr: int, told: int, *, cold: bool = False, orphans: int = 0, **around: Any) -> int:
+def _start(
+    flags: Sequence[str],
+    stderr: int,
+    told: int,
+    *,
+    cold: bool = False,
+    loop: Loop = "uvloop",
+    orphans: int = 0,
+    **around: Any,
+) -> int:
     """In a process of its own: fork the server, and tell of it.
 
-    `cold` is one that imports everything itself. `orphans` are processes beside it that end once they have lost their
-    parent, and that process 1 has to bury.
+    `cold` is one that imports everything itself. From one on the `loop` "asyncio", uvloop is hidden. `orphans` are
+    processes beside it that end once they have lost their parent, and that process 1 has to bury.
     """
     try:
         _surround(**around)
@@ -235,7 +251,7 @@ def _start(flags: Sequence[str], stderr: int, told: int, *, cold: bool = False, 
         return 1
     pid = os.fork()
     if not pid:
-        _serve(flags, stderr, cold=cold)
+        _serve(flags, stderr, cold=cold, loop=loop)
     os.close(stderr)
     for _ in range(orphans):
         if not (middle := os.fork()):
@@ -248,13 +264,19 @@ def _start(flags: Sequence[str], stderr: int, told: int, *, cold: bool = False, 
     return 0
 
 
-def _serve(flags: Sequence[str], stderr: int, *, cold: bool) -> NoReturn:
+def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop) -> NoReturn:
     os.setsid()
     os.dup2(stderr, 2)
     if cold:
         os.execv(sys.executable, [sys.executable, "-m", "service", *flags])
     os.closerange(3, 1024)
+    if loop == "asyncio":
+        sys.modules["uvloop"] = cast("Any", None)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_tell_misuse)
     from service.__main__ import main  # noqa: PLC0415 - imported long since
+    from tests.faults.launcher import tell_tasks  # noqa: PLC0415 - the same
+
+    signal.signal(signal.SIGUSR1, tell_tasks)
 
     code = 1
     try:
@@ -264,6 +286,13 @@ def _serve(flags: Sequence[str], stderr: int, *, cold: bool) -> NoReturn:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _tell_misuse(record: logging.LogRecord) -> bool:
+    """The server's log doesn't show what gRPC complains of, and an operation that it refuses is a bug of ours."""
+    if record.exc_info and "grpc_call_error" in str(record.exc_info[1]):
+        os.write(2, f"{record.exc_info[1]}\n".encode())
+    return True
 
 
 def _alone(run: Callable[[], int]) -> None:
@@ -279,7 +308,8 @@ def _alone(run: Callable[[], int]) -> None:
 
 def _main(line: socket.socket) -> None:
     # Here, since the first changes the environment.
-    for module in ("service.__main__", "service.runtime.process", "service.providers.gemini.over_grpc"):
+    modules = "service.__main__", "service.runtime.process", "service.providers.gemini.over_grpc"
+    for module in (*modules, "tests.faults.launcher"):
         importlib.import_module(module)
     line.send(b"ready")
     gc.collect()

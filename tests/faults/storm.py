@@ -31,8 +31,8 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from tests.faults.nursery import children
-from tests.faults.processes import Caller, ServerChild
+from tests.faults.forkserver import ForkedServer
+from tests.faults.processes import Caller
 from tests.faults.windows import OPEN, Connection, Stream, connected
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
@@ -318,7 +318,7 @@ class Storm:
         faults = ", ".join(f"{count} x {what}" for what, count in self.faults.most_common())
         return "\n".join([f"storm of seed {self.seed}: {self.calls} calls; {faults or 'nothing wrong'}", *self.told])
 
-    def look_at_log(self, served: ServerChild) -> None:
+    def look_at_log(self, served: ForkedServer) -> None:
         """It may hold no complaint, and one line for each call, which says what its caller heard."""
         logged = Counter[str]()
         for _, line in served.log:
@@ -338,7 +338,7 @@ class Storm:
 
     # ---- calls that are read
 
-    async def rage(self, served: ServerChild, numbers: range, *, lanes: int = 8) -> None:
+    async def rage(self, served: ForkedServer, numbers: range, *, lanes: int = 8) -> None:
         """Send the calls of these numbers: so many lanes, each of bursts."""
         left = iter(numbers)
         async with callers(served) as connected:
@@ -431,7 +431,7 @@ class Storm:
 
     # ---- calls that are not read
 
-    async def stall(self, served: ServerChild, numbers: range, *, lanes: int = 5, each: int = 8) -> None:
+    async def stall(self, served: ForkedServer, numbers: range, *, lanes: int = 5, each: int = 8) -> None:
         """Send the calls of these numbers, by callers whose windows are full when the server's patience is over."""
         sizes = await self._sizes(served)
         left = iter(range(numbers.start, numbers.stop, each))
@@ -448,7 +448,7 @@ class Storm:
 
         await asyncio.gather(*(come_again() for _ in range(lanes)))
 
-    async def _sizes(self, served: ServerChild) -> dict[str, list[int]]:
+    async def _sizes(self, served: ForkedServer) -> dict[str, list[int]]:
         """Of each flood's messages, in bytes on the wire."""
         async with connected(served.address, window=OPEN) as connection:
             streams = {play.name: connection.call(_prompt(play)) for play in self._floods}
@@ -497,7 +497,7 @@ class Storm:
             heard.code, heard.text = stream.code, stream.status.message if stream.status else ""
             heard.reason = typed(stream.code, stream.status)
 
-    async def never_read(self, served: ServerChild, *, each: int) -> dict[str, int]:
+    async def never_read(self, served: ForkedServer, *, each: int) -> dict[str, int]:
         """Callers of every method whose windows stay closed: what they still hold once every limit has passed."""
         before, begin = await tasks(served), time.monotonic()
         async with connected(served.address, window=0) as connection:
@@ -519,7 +519,7 @@ class Storm:
 
     # ---- signals
 
-    async def drain(self, served: ServerChild, number: int, *, grace: float, streams: int = 80) -> None:
+    async def drain(self, served: ForkedServer, number: int, *, grace: float, streams: int = 80) -> None:
         """SIGTERM, and what follows it, in the moment of chunks. The server has DRAIN_FLAGS and this grace."""
         dice = random.Random(f"{self.seed}/drain/{number}")
         kind = "grace" if grace < LONGEST_SECONDS else dice.choice(["second", "second", "both", "first"])
@@ -556,7 +556,7 @@ class Storm:
             self.wrong(f"exit code {code}", f"drain {number}", kind)
         self.look_at_log(served)
 
-    async def _signal(self, served: ServerChild, kind: str, gate: str, dice: random.Random, grace: float) -> None:
+    async def _signal(self, served: ForkedServer, kind: str, gate: str, dice: random.Random, grace: float) -> None:
         """Let the chunks come, and signals with them."""
         if kind in ("grace", "second"):
             served.signal(signal.SIGTERM)
@@ -587,7 +587,7 @@ class Storm:
 
 
 @asynccontextmanager
-async def callers(served: ServerChild) -> AsyncIterator[list[Caller]]:
+async def callers(served: ForkedServer) -> AsyncIterator[list[Caller]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(served.caller()) for _ in range(CONNECTIONS)]
 
@@ -654,10 +654,10 @@ def _duration(seconds: float) -> Duration:
 # ---- what is left behind -------------------------------------------------------------------------------------------
 
 
-async def tasks(served: ServerChild) -> int:
+async def tasks(served: ForkedServer) -> int:
     """How many asyncio tasks the server has, in all of its workers."""
     total = 0
-    for pid in children(served.pid) or [served.pid]:
+    for pid in served.workers():
         since = len(served.log)
         os.kill(pid, signal.SIGUSR1)
         _, line = await served.said("tasks=", since=since)
@@ -666,7 +666,7 @@ async def tasks(served: ServerChild) -> int:
 
 
 async def left_over(
-    served: ServerChild, control: ControlClient, *, tasks_before: int, seconds: float = 3
+    served: ForkedServer, control: ControlClient, *, tasks_before: int, seconds: float = 3
 ) -> dict[str, int]:
     """Slots, places in the queue, calls upstream and tasks that are taken while nobody calls; waits so long for 0."""
     begin = time.monotonic()

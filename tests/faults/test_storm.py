@@ -6,13 +6,14 @@ A failure tells the storm's seed; TOKENWIRE_STORM=SEED sends the same calls agai
 import os
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import get_args
 
 import grpc
 import pytest
 
-from tests.faults.nursery import Loop, Nursery, nursery
-from tests.faults.processes import engine
+from tests.faults.forkserver import ForkedServer, ForkServer, Loop
+from tests.faults.processes import engine, eventually
 from tests.faults.recorder import STRICT, record
 from tests.faults.storm import DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -36,17 +37,22 @@ async def vertex() -> AsyncIterator[tuple[str, ControlClient]]:
             yield address, control
 
 
-@pytest.fixture(scope="module")
-async def servers() -> AsyncIterator[Nursery]:
-    async with nursery() as running:
-        yield running
-
-
 @pytest.fixture
 async def storm(vertex: tuple[str, ControlClient]) -> Storm:
     made = Storm(SEED, *vertex, patience=PATIENCE_SECONDS)
     await made.load()
     return made
+
+
+@asynccontextmanager
+async def serving(
+    forkserver: ForkServer, upstream: str, *flags: str, loop: Loop = "uvloop", workers: int = 1
+) -> AsyncIterator[ForkedServer]:
+    every = ("--port", "0", "--emulator", upstream, "--workers", str(workers), *flags)
+    async with forkserver.started(*every, loop=loop) as served:
+        await served.ready()
+        await eventually(lambda: len(served.workers()) == workers)  # and the one that greeted has gone
+        yield served
 
 
 def hold(storm: Storm, left: dict[str, int] | None = None) -> None:
@@ -58,9 +64,11 @@ def hold(storm: Storm, left: dict[str, int] | None = None) -> None:
         record("storm: slots, queue places, upstream calls left over", sum(left.values()))
 
 
-async def strikes(storm: Storm, servers: Nursery, loop: Loop, workers: int, *, read: range, stalled: range) -> None:
+async def strikes(
+    storm: Storm, forkserver: ForkServer, loop: Loop, workers: int, *, read: range, stalled: range
+) -> None:
     """A storm of calls that are read and of calls that are not, on one server."""
-    async with servers.server(storm.upstream, *FLAGS, loop=loop, workers=workers) as served:
+    async with serving(forkserver, storm.upstream, *FLAGS, loop=loop, workers=workers) as served:
         before = await tasks(served)
         await storm.rage(served, read)
         await storm.stall(served, stalled)
@@ -69,11 +77,11 @@ async def strikes(storm: Storm, servers: Nursery, loop: Loop, workers: int, *, r
     hold(storm, left)
 
 
-async def drains(storm: Storm, servers: Nursery, loop: Loop, workers: int, rounds: range) -> None:
+async def drains(storm: Storm, forkserver: ForkServer, loop: Loop, workers: int, rounds: range) -> None:
     for number in rounds:
         grace = GRACE_SECONDS if number % 3 == 0 else 20
         flags = (*DRAIN_FLAGS, "--grace", str(grace))
-        async with servers.server(storm.upstream, *flags, loop=loop, workers=workers) as served:
+        async with serving(forkserver, storm.upstream, *flags, loop=loop, workers=workers) as served:
             await storm.drain(served, number, grace=grace)
     hold(storm)
 
@@ -81,22 +89,22 @@ async def drains(storm: Storm, servers: Nursery, loop: Loop, workers: int, round
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("loop", LOOPS)
 async def test_whatever_meets_a_chunk_a_call_ends_once_and_typed(
-    storm: Storm, servers: Nursery, loop: Loop, workers: int
+    storm: Storm, forkserver: ForkServer, loop: Loop, workers: int
 ) -> None:
-    await strikes(storm, servers, loop, workers, read=range(400), stalled=range(80))
+    await strikes(storm, forkserver, loop, workers, read=range(400), stalled=range(80))
 
 
 @pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("asyncio", 2)])
 async def test_whatever_meets_a_signal_a_call_ends_once_and_typed(
-    storm: Storm, servers: Nursery, loop: Loop, workers: int
+    storm: Storm, forkserver: ForkServer, loop: Loop, workers: int
 ) -> None:
-    await drains(storm, servers, loop, workers, range(2))
+    await drains(storm, forkserver, loop, workers, range(2))
 
 
 async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_passed(
-    storm: Storm, servers: Nursery
+    storm: Storm, forkserver: ForkServer
 ) -> None:
-    async with servers.server(storm.upstream, *FLAGS) as served:
+    async with serving(forkserver, storm.upstream, *FLAGS) as served:
         left = await storm.never_read(served, each=SLOTS // 2)
         storm.look_at_log(served)
     hold(storm, left)
@@ -104,11 +112,11 @@ async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_pass
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, servers: Nursery) -> None:
+async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, forkserver: ForkServer) -> None:
     for place, (loop, workers) in enumerate((loop, workers) for loop in LOOPS for workers in (1, 2)):
         read, stalled, rounds = (range(place * size, (place + 1) * size) for size in (22_800, 1_600, 12))
-        await strikes(storm, servers, loop, workers, read=read, stalled=stalled)
-        await drains(storm, servers, loop, workers, rounds)
+        await strikes(storm, forkserver, loop, workers, read=read, stalled=stalled)
+        await drains(storm, forkserver, loop, workers, rounds)
     assert storm.calls >= 100_000
     record("storm: calls", storm.calls)
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 
 from service.calls.time_limits import TimeLimits
+from service.telemetry.call_record import CallRecord
 
 _MOMENT_SECONDS = 0.05
 
@@ -19,8 +20,11 @@ _MOMENT_SECONDS = 0.05
 class Call:
     """Wraps the context of one call."""
 
-    def __init__(self, context: "grpc.aio.ServicerContext[Any, Any]", time_limits: TimeLimits) -> None:
+    def __init__(
+        self, context: "grpc.aio.ServicerContext[Any, Any]", time_limits: TimeLimits, record: CallRecord
+    ) -> None:
         self.time_limits = time_limits
+        self.record = record
         self.written = 0
         """Messages handed to gRPC: the caller gets them before its status."""
         self.answered = False

@@ -8,7 +8,6 @@ bytes are no valid protobuf.
 
 import asyncio
 import math
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
@@ -25,6 +24,7 @@ from service.calls.time_limits import Deadline, TimeLimits
 from service.errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
 from service.settings import Settings
 from service.telemetry import call_log
+from service.telemetry.call_record import CallRecord
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
@@ -124,26 +124,25 @@ class Guard(grpc.aio.ServerInterceptor):
         answer = _answering(handler, self._receiver)
 
         async def run(_: Any, context: Context) -> None:
-            call_log.begin_call()
-            begin = time.perf_counter()
+            record = CallRecord(name)
             code = "CANCELLED"
             try:
-                failure = await self._ended(answer, context, method)
+                failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
-                    call_log.note(reason=failure.reason)
+                    record.reason = failure.reason
                 code = "OK" if failure is None else failure.code.name
             finally:
                 if ours:
-                    call_log.end_call(name, code, time.perf_counter() - begin)
+                    call_log.end_call(record, code)
 
         return run
 
-    async def _ended(self, answer: Answer, context: Context, method: str) -> CallError | None:
+    async def _ended(self, answer: Answer, context: Context, method: str, record: CallRecord) -> CallError | None:
         """Have the handler answer; what its caller is told if it fails."""
         call = None
         try:
-            call = self._opened(context, method)
+            call = self._opened(context, method, record)
             async with call.time_limits:
                 if not self._open.is_set():
                     await self._released()
@@ -169,14 +168,14 @@ class Guard(grpc.aio.ServerInterceptor):
         finally:
             self._held -= 1
 
-    def _opened(self, context: Context, method: str) -> Call:
+    def _opened(self, context: Context, method: str, record: CallRecord) -> Call:
         settings = self._settings
         remaining = context.time_remaining()
         if method == _ENDLESS:
             deadline = Deadline.of(remaining, default=math.inf, longest=math.inf)
         else:
             deadline = Deadline.of(remaining, default=settings.default_deadline, longest=settings.max_deadline)
-        call = Call(context, TimeLimits(deadline, write=settings.write_timeout))
+        call = Call(context, TimeLimits(deadline, write=settings.write_timeout), record)
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = call
@@ -230,7 +229,7 @@ async def _failure(error: BaseException, call: Call | None) -> CallError | None:
     if call is None or not isinstance(error, CallError):
         failure: CallError | None = _bug(error)
     elif call.answered:  # the last message is on its way, and no error may come behind it
-        call_log.note(unread=error.reason)
+        call.record.unread = error.reason
         failure = None
     else:
         failure = error.after(call.written)

@@ -12,7 +12,6 @@ from service.errors import Draining, NotReady
 from service.generation.events import Finished
 from service.generation.provider import Provider
 from service.settings import Settings
-from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
@@ -38,8 +37,9 @@ class Servicer(GenerationServiceServicer):
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
         answer = encode.Answer(generation_id=uuid.uuid4().hex, request_id=request.request_id)
         # Before anything is refused: its owner looks for the refusal under the same id.
-        logged = request.request_id if good_request_id(request.request_id) else ""
-        call_log.note(generation_id=answer.generation_id, request_id=logged or "-")
+        record = call.record
+        record.generation_id = answer.generation_id
+        record.request_id = (request.request_id if good_request_id(request.request_id) else "") or "-"
         model = self._ready()
         prompt = decode.parse(request, cards=model.cards, limits=self._limits)
         wishes = delivery.delivery(request)
@@ -56,13 +56,14 @@ class Servicer(GenerationServiceServicer):
                 async for event in events:
                     await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
-            call_log.note(model=answer.model or prompt.model, messages=answer.sequence, finish=answer.finish or "-")
+            record.model, record.messages = answer.model or prompt.model, answer.sequence
+            record.finish = answer.finish or "-"
 
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""
         model = self._ready()
         prompt = decode.parse_count(request, cards=model.cards, limits=self._limits)
-        call_log.note(model=prompt.model)
+        call.record.model = prompt.model
         async with self._admission.slot(call.caller):
             total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)

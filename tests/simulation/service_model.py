@@ -25,6 +25,7 @@ from service.providers.retry import Policy, Retrying
 from service.runtime.server import Server
 from service.settings import Settings
 from service.telemetry import call_log
+from service.telemetry.call_record import CallRecord
 from tests.simulation import grpc_model
 from tests.simulation.loop import Choices, Kind, Loop
 from tests.simulation.loop import Event as Happening
@@ -317,7 +318,7 @@ def _reason(status: grpc_model.Status) -> str:
 def _patched(world: World) -> Iterator[None]:
     """Everything that is not the loop's: gRPC's server, the log, threads."""
 
-    def end_call(method: str, code: str, seconds: float) -> None:  # noqa: ARG001 - as in service.telemetry.call_log
+    def end_call(record: CallRecord, code: str) -> None:  # noqa: ARG001 - as in service.telemetry.call_log
         task = asyncio.current_task()
         assert task is not None
         world.said[task] = code

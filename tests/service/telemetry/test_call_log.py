@@ -1,12 +1,15 @@
 """One line a call, and nobody's words in it that look like facts."""
 
 import logging
+import re
+import time
 from typing import Any
 
 import grpc.aio
 import pytest
 
 from service.telemetry import call_log
+from service.telemetry.call_record import CallRecord
 from service.testing import FakeProvider
 from tests.conftest import Serve
 
@@ -29,29 +32,27 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:
-    call_log.begin_call()
-    call_log.note(model="gemini-2.5-flash", messages=3)
-    call_log.end_call("Generate", "OK", 1.23456)
-    assert lines == ["Generate code=OK seconds=1.235 model=gemini-2.5-flash messages=3"]
+    record = CallRecord("Generate", begin=time.perf_counter() - 1.2)
+    record.model, record.messages = "gemini-2.5-flash", 0
+    call_log.end_call(record, "OK")
+    (line,) = lines
+    assert re.fullmatch(r"Generate code=OK seconds=1\.\d{3} model=gemini-2\.5-flash messages=0", line)
 
 
 @pytest.mark.parametrize(
     ("code", "facts", "told"), [("CANCELLED", {}, 0), ("CANCELLED", {"model": "m"}, 1), ("OK", {}, 1)]
 )
 def test_a_call_that_was_given_up_before_it_asked_has_no_line(
-    lines: list[str], code: str, facts: dict[str, object], told: int
+    lines: list[str], code: str, facts: dict[str, Any], told: int
 ) -> None:
-    call_log.begin_call()
-    call_log.note(**facts)
-    call_log.end_call("Generate", code, 0)
+    call_log.end_call(CallRecord("Generate", **facts), code)
     assert len(lines) == told
 
 
 def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
-    call_log.begin_call()
-    call_log.note(request_id="x code=OK\u2028finish=STOP")
-    call_log.end_call("Generate", "INTERNAL", 0)
-    assert lines == ["Generate code=INTERNAL seconds=0.000 request_id='x code=OK\\u2028finish=STOP'"]
+    call_log.end_call(CallRecord("Generate", request_id="x code=OK\u2028finish=STOP"), "INTERNAL")
+    (line,) = lines
+    assert line.endswith(" request_id='x code=OK\\u2028finish=STOP'")
 
 
 @pytest.mark.parametrize(

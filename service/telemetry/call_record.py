@@ -1,0 +1,44 @@
+"""What is known of one call: the guard opens the record, others fill it in, and the log has it in the end."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class CallRecord:
+    """One call of one method. Empty text, and None for a number: not known, or not yet."""
+
+    method: str
+    """Without its service: "Generate"."""
+    generation_id: str = ""
+    """Ours, which the caller is told."""
+    request_id: str = ""
+    """The caller's own; "-" if it gave none that may be logged."""
+    model: str = ""
+    """The public name of the model that answered, else of the one that was asked."""
+    messages: int | None = None
+    """How many were made for the caller."""
+    finish: str = ""
+    """The finish reason's name; "-" if the answer has none."""
+    unread: str = ""
+    """The reason for which the wait for a caller ended that had its last message and did not read it."""
+    reason: str = ""
+    """That of the error that the caller was told."""
+    begin: float = field(default_factory=time.perf_counter)
+    """When it was opened, in seconds from any moment."""
+
+    def facts(self) -> list[tuple[str, object]]:
+        """What is known, by its name in the log."""
+        return [
+            (name, value)
+            for name, value in (
+                ("generation_id", self.generation_id),
+                ("request_id", self.request_id),
+                ("model", self.model),
+                ("messages", self.messages),
+                ("finish", self.finish),
+                ("unread", self.unread),
+                ("reason", self.reason),
+            )
+            if value not in ("", None)
+        ]

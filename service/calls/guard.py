@@ -84,6 +84,13 @@ class Guard(grpc.aio.ServerInterceptor):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()
 
+    def interrupt(self) -> None:
+        """Have all calls end that still run, those that are held too."""
+        for call in self._calls.values():
+            call.time_limits.end(
+                Draining("The server is going away, and the answer took longer than it could wait", retry_after=1)
+            )
+
     async def end(self, seconds: float) -> int:
         """End all calls that still run, and wait until every status is out, so long at most.
 
@@ -91,10 +98,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """
         if not self._calls:
             return 0
-        for call in self._calls.values():
-            call.time_limits.end(
-                Draining("The server is going away, and the answer took longer than it could wait", retry_after=1)
-            )
+        self.interrupt()
         await asyncio.sleep(_COMING_IN_SECONDS)  # who is just coming in is refused in words as well
         if self._calls:
             await asyncio.wait(self._calls, timeout=seconds)

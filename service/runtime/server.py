@@ -112,6 +112,9 @@ class Server:
     async def _close(self, seconds: float) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut."""
         await self._unless_hurried(self._guard.hold())
+        if self._hurried.is_set():
+            self._guard.interrupt()
+            await self._guard.hold()  # for what is on its way, and for those who ask again when they hear that
         closing = asyncio.ensure_future(self._server.stop(seconds))
         await asyncio.sleep(0)  # it begins
         self._guard.release()

@@ -96,9 +96,12 @@ async def test_a_hurry_ends_a_long_grace_and_a_long_delay(serve: Serve, drain_de
     await model.left.wait()
 
 
-@pytest.mark.parametrize("way", ["stop", "leave"])
+@pytest.mark.parametrize("way", ["stop", "hurry", "leave"])
 async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_listens(serve: Serve, way: str) -> None:
-    """As the greeter leaves, and as a server stops: gRPC would cancel what it has received and not handed over."""
+    """As the greeter leaves, and as a server stops, in its own time or in a hurry.
+
+    gRPC would cancel what it has received and not handed over.
+    """
     served = await serve(FakeProvider(HELLO), drain_delay=0)
     heard: list[str] = []
 
@@ -119,6 +122,8 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
     callers = [asyncio.ensure_future(ask_on(event)) for event in events]
     for event in events:
         await event.wait()
+    if way == "hurry":
+        served.server.hurry()
     await (served.server.leave() if way == "leave" else served.server.stop(10))
     await asyncio.wait_for(asyncio.gather(*callers), 10)
     assert set(heard) == {"UNAVAILABLE"}

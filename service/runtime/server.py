@@ -106,8 +106,12 @@ class Server:
             task.cancel()
 
     async def leave(self) -> None:
-        """Let go of the port; what is being answered has a moment to finish."""
-        await (await self._close(_LEAVE_SECONDS))
+        """Let go of the port; what is being answered has a moment to finish, and all others hear that it is left."""
+        closing = await self._close(_FAREWELL_SECONDS)
+        await self._guard.finish(_LEAVE_SECONDS)
+        await self._guard.end(_LEAVE_SECONDS)
+        await self._server.stop(0)
+        await closing
 
     async def _close(self, seconds: float) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut."""

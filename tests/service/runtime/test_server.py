@@ -129,6 +129,21 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
     assert set(heard) == {"UNAVAILABLE"}
 
 
+async def test_who_watches_the_greeter_or_asks_it_for_its_schema_hears_that_it_leaves(serve: Serve) -> None:
+    served = await serve(None)
+    health: Any = health_pb2_grpc.HealthStub(served.channel)
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == NOT_SERVING
+    schema = reflection_pb2_grpc.ServerReflectionStub(served.channel).ServerReflectionInfo()
+    await schema.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await schema.read()
+    await asyncio.wait_for(served.server.leave(), 5)
+    for call in (watch, schema):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_on(call)
+        assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
 async def test_an_old_connection_is_told_to_go_and_its_streams_are_not_cut(serve: Serve) -> None:
     model = Gated(HELLO)
     served = await serve(model, max_connection_age=0.1)

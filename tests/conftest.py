@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from service.calls import guard
 from service.generation.provider import Provider
 from service.providers.retry import Policy, Retrying
 from service.runtime.server import Server
@@ -60,6 +61,13 @@ Detail = TypeVar("Detail", bound=Message)
 Serve = Callable[..., Awaitable[Served]]
 
 
+async def _stop(server: Server) -> None:
+    """Stop it without the moment in which calls may still be on their way: no test's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard, "_COMING_IN_SECONDS", 0)
+        await server.stop(0)
+
+
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """`await serve(model, **settings)`: the model may be None (not ready yet) or any
@@ -70,8 +78,7 @@ async def serve() -> AsyncIterator[Serve]:
         async def start(model: Provider | None, /, **settings: Any) -> Served:
             server = Server(Settings(port=0, **settings))
             port = await server.start()
-            stack.push_async_callback(server.stop, 0)
-            stack.callback(server.hurry)  # no test's calls are still on their way
+            stack.push_async_callback(_stop, server)
             if model is not None:
                 await server.announce_serving(model)
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))

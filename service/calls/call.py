@@ -43,12 +43,16 @@ class Call:
         self.time_limits.writing(last=last)
         self.written += 1
         self.answered = last
-        if self._first is None:
-            self._first = asyncio.ensure_future(self._context.write(message))
-            self._first.add_done_callback(_seen)
-            await asyncio.shield(self._first)
-        else:
-            await self._context.write(message)
+        try:
+            if self._first is None:
+                self._first = asyncio.ensure_future(self._context.write(message))
+                self._first.add_done_callback(_seen)
+                await asyncio.shield(self._first)
+            else:
+                await self._context.write(message)
+        except Exception:
+            self.answered = False  # it has not even been begun, or there is nobody left who could be told
+            raise
         self.time_limits.written()
 
     async def may_end(self) -> None:

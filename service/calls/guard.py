@@ -230,11 +230,12 @@ def _answering(handler: Any, receiver: Receiver) -> Answer:
 
 async def _failure(error: BaseException, call: Call | None) -> CallError | None:
     """What the caller is told of this error, once that can be told; None: nothing."""
-    if call is None or not isinstance(error, CallError):
-        failure: CallError | None = _bug(error)
-    elif call.answered:  # the last message is on its way, and no error may come behind it
-        call.record.unread = error.reason
+    failure: CallError | None
+    if call is not None and call.answered:  # the last message is on its way, and no error may come behind it
+        call.record.unread = error.reason if isinstance(error, CallError) else _bug(error).reason
         failure = None
+    elif call is None or not isinstance(error, CallError):
+        failure = _bug(error)
     else:
         failure = error.after(call.written)
     if call is not None:

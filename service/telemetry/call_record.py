@@ -21,7 +21,7 @@ class CallRecord:
     finish: str = ""
     """The finish reason's name; "-" if the answer has none."""
     unread: str = ""
-    """The reason for which the wait for a caller ended that had its last message and did not read it."""
+    """The reason of an error that came when the last message was on its way already; the caller wasn't told."""
     reason: str = ""
     """That of the error that the caller was told."""
     begin: float = field(default_factory=time.perf_counter)

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from service.admission import slot_queue
+from service.admission import slot_queue, slots
 from service.calls import call, coalesce, servicer, time_limits
 from service.contract import decode, delivery, encode
 from service.generation.events import Started, Text
@@ -24,6 +24,8 @@ from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
 from tests.faults.processes import Caller, fate
 from tests.faults.recorder import record
+from tests.service.calls.test_servicer import HELLO
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, repeat
 
@@ -37,7 +39,6 @@ SEAMS: dict[str, tuple[Any, str]] = {
     "waiting for upstream": (time_limits.TimeLimits, "upstream"),
     "waiting for the reader": (time_limits.TimeLimits, "writing"),
     "no longer waiting for the reader": (time_limits.TimeLimits, "written"),
-    "leaving the wait": (time_limits.TimeLimits, "__aexit__"),
     "entering a slot": (slot_queue.Admission, "_take"),
     "refusing": (slot_queue.Admission, "slot"),
     "merging": (coalesce._Buffer, "_put"),
@@ -46,6 +47,13 @@ SEAMS: dict[str, tuple[Any, str]] = {
     "retrying": (retry.Budget, "success"),
     "encoding": (encode.Answer, "encode"),
     "writing": (call.Call, "write"),
+}
+
+# The same on the way out of a call whose caller has its whole answer.
+BEHIND: dict[str, tuple[Any, str]] = {
+    "leaving the wait": (time_limits.TimeLimits, "__aexit__"),
+    "leaving the queue": (slot_queue.Admission, "_give"),
+    "leaving the slot": (slots.Slots, "give"),
 }
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
@@ -128,6 +136,28 @@ async def test_a_bug_in_any_layer_is_told_by_its_id_alone(  # noqa: PLR0917 - fi
     assert SECRET not in written + capfd.readouterr().err
     assert (await caller.ask())[-1].HasField("completed"), "the next call suffers"
     await emulator.wait_until(lambda emulator: not emulator.open_calls)
+
+
+@pytest.mark.parametrize("kind", BUGS)
+@pytest.mark.parametrize("seam", BEHIND.values(), ids=BEHIND)
+async def test_a_bug_behind_the_last_message_is_told_to_the_log_alone(
+    serve: Serve, seam: tuple[Any, str], kind: str, monkeypatch: pytest.MonkeyPatch, told: io.StringIO
+) -> None:
+    served = await serve(FakeProvider(HELLO))
+    caller = Caller(served.channel)
+
+    def broken(*_: Any, **__: Any) -> NoReturn:
+        error = BUGS[kind]()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*seam, broken)
+        assert (await caller.ask())[-1].HasField("completed")
+        assert (await caller.ask(coalesce=pb.Coalesce()))[-1].HasField("completed")
+    written = told.getvalue()
+    assert written.count("ERROR tokenwire bug id=") == 2
+    assert written.count("code=OK") == written.count("unread=INTERNAL") == 2
+    assert SECRET not in written
 
 
 class Failing(FakeProvider):

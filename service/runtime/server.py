@@ -108,7 +108,7 @@ class Server:
     async def leave(self) -> None:
         """Let go of the port; what is being answered has a moment to finish, and all others hear that it is left."""
         closing = await self._close(_FAREWELL_SECONDS)
-        await self._guard.finish(_LEAVE_SECONDS)
+        await asyncio.wait((closing,), timeout=_LEAVE_SECONDS)
         await self._guard.end(_LEAVE_SECONDS)
         await self._server.stop(0)
         await closing

@@ -257,6 +257,37 @@ async def test_no_timer_keeps_a_call_that_has_ended() -> None:
 
 
 @on_both_loops
+async def test_nor_does_one_that_a_nearer_limit_has_replaced() -> None:
+    async with patience(write=30, idle=10) as waits:
+        waits.writing(last=False)
+        source = waits.watch(once())
+        await anext(source)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(source), 0.01)
+    left = weakref.ref(waits)
+    del waits, source
+    gc.collect()
+    assert left() is None
+
+
+@on_both_loops
+async def test_a_limit_counts_again_whatever_became_of_its_first_timer() -> None:
+    async def waiting_twice(waits: Limits, first: float, between: float) -> None:
+        async with asyncio.timeout(10), waits:
+            waits.writing(last=False)
+            await asyncio.sleep(first)
+            waits.written()
+            await asyncio.sleep(between)
+            waits.writing(last=False)
+            await asyncio.Event().wait()
+
+    for first, between in ((0, 0.1), (0.05, 0)):  # it has rung while nobody waited, or rings in the second wait
+        with pytest.raises(DeadlineExceeded) as caught:
+            await waiting_twice(patience(write=0.08), first, between)
+        assert caught.value.reason == "READER_STALLED"
+
+
+@on_both_loops
 async def test_without_limits_upstream_is_read_directly() -> None:
     source = once()
     assert patience().watch(source) is source

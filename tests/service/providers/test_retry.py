@@ -1,6 +1,7 @@
 """When upstream is asked again, and when not."""
 
 import asyncio
+import math
 import multiprocessing
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -334,6 +335,20 @@ async def test_an_answer_earns_a_tenth_of_a_token_at_its_first_chunk_and_no_more
         async with retrying.stream(PROMPT, deadline=deadline) as events:
             await anext(events)
     assert budget.allows
+
+
+async def test_a_failure_costs_the_model_that_failed_and_no_other() -> None:
+    model = Attempts(*[[AWAY]] * 12, [AWAY], ANSWER)
+    purses = budgets(["first", "second"])
+    retrying = Retrying(model, replace(NO_PAUSE, max_attempts=1), purses)
+    for _ in range(12):
+        with pytest.raises(errors.UpstreamUnavailable):
+            async with retrying.stream(replace(PROMPT, model="second"), deadline=math.inf) as events:
+                _ = [event async for event in events]
+    assert (purses["first"].allows, purses["second"].allows) == (True, False)
+    again = Retrying(model, NO_PAUSE, purses)
+    async with again.stream(PROMPT, deadline=math.inf) as events:
+        assert attempts([event async for event in events]) == 2
 
 
 async def test_counting_tokens_is_left_to_the_model() -> None:

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from service.calls import memory
 from service.calls.call import Call
+from service.calls.health import NAME as HEALTH
 from service.calls.receive import Receiver, parsed
 from service.calls.time_limits import Deadline, TimeLimits
 from service.errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
@@ -28,10 +29,13 @@ from service.telemetry.call_record import CallRecord
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
-_LONGEST_HOLD_SECONDS = 1.0
+_LATE_SECONDS = 0.1
+_LONGEST_HOLD_SECONDS = 2.0
+
+_HEALTH = f"/{HEALTH}/"
 
 # A watch is meant to last.
-_ENDLESS = "/grpc.health.v1.Health/Watch"
+_ENDLESS = f"{_HEALTH}Watch"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Answer = Callable[[Call, Context], Awaitable[None]]
@@ -41,9 +45,11 @@ Answer = Callable[[Call, Context], Awaitable[None]]
 class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler, and knows every call that hasn't ended yet."""
 
-    def __init__(self, settings: Settings, receiver: Receiver) -> None:
+    def __init__(self, settings: Settings, receiver: Receiver, health_receiver: Receiver) -> None:
+        """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving."""
         self._settings = settings
         self._receiver = receiver
+        self._health_receiver = health_receiver
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         """By method, those that have been asked for."""
         self._calls: dict[asyncio.Task[Any], Call] = {}
@@ -58,6 +64,11 @@ class Guard(grpc.aio.ServerInterceptor):
         self._open.set()
         self._held = 0
         """How many are."""
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on, refuse new calls of our own services, before their requests are read."""
+        self._draining = True
 
     async def hold(self) -> None:
         """Take new calls in, but answer none until `release`; returns once hardly any is on its way to us.
@@ -67,12 +78,15 @@ class Guard(grpc.aio.ServerInterceptor):
         just ended may.
         """
         self._open.clear()
-        seen = None
+        loop = asyncio.get_running_loop()
+        seen, late = None, False
         with suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_HOLD_SECONDS):
-                while seen != (now := (self._held, len(self._calls))):
+                while late or seen != (now := (self._held, len(self._calls))):
                     seen = now
+                    begin = loop.time()
                     await asyncio.sleep(_COMING_IN_SECONDS)
+                    late = loop.time() - begin > _COMING_IN_SECONDS + _LATE_SECONDS  # callers are as busy as we are
 
     def release(self) -> None:
         """Answer the calls that are held, and those to come."""
@@ -125,7 +139,8 @@ class Guard(grpc.aio.ServerInterceptor):
     def _guarding(self, handler: Any, method: str) -> Callable[[Any, Context], Awaitable[None]]:
         ours = _is_ours(method)
         name = method.rpartition("/")[2]
-        answer = _answering(handler, self._receiver)
+        receiver = self._health_receiver if method.startswith(_HEALTH) else self._receiver
+        answer = _answering(handler, receiver)
 
         async def run(_: Any, context: Context) -> None:
             record = CallRecord(name)
@@ -148,8 +163,8 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             call = self._opened(context, method, record)
             async with call.time_limits:
-                if not self._open.is_set():
-                    await self._released()
+                if self._draining or not self._open.is_set():
+                    await self._held_back(method)
                 await answer(call, context)
         except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL
             self._left(call)
@@ -165,12 +180,15 @@ class Guard(grpc.aio.ServerInterceptor):
         self._left(call)
         return None
 
-    async def _released(self) -> None:
+    async def _held_back(self, method: str) -> None:
+        """Wait until calls are held no more. Raises Draining."""
         self._held += 1
         try:
             await self._open.wait()
         finally:
             self._held -= 1
+        if self._draining and _is_ours(method):
+            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
 
     def _opened(self, context: Context, method: str, record: CallRecord) -> Call:
         settings = self._settings

@@ -8,7 +8,7 @@ from service.calls.call import Call
 from service.calls.coalesce import coalesced
 from service.contract import decode, delivery, encode
 from service.contract.rules import Limits, good_request_id
-from service.errors import Draining, NotReady
+from service.errors import NotReady
 from service.generation.events import Finished
 from service.generation.provider import Provider
 from service.settings import Settings
@@ -23,15 +23,10 @@ class Servicer(GenerationServiceServicer):
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
         self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
         self._model: Provider | None = None
-        self._draining = False
 
     def use(self, model: Provider) -> None:
         """From now on, answer with `model`."""
         self._model = model
-
-    def drain(self) -> None:
-        """From now on, refuse new calls."""
-        self._draining = True
 
     async def Generate(self, request: pb.GenerateRequest, call: Call) -> None:  # type: ignore[override] # a coroutine that writes: only its own await of a write sees a cancel
         """Parse, ask, relay. Leaving the model's stream, in whatever way, ends the call upstream."""
@@ -73,8 +68,6 @@ class Servicer(GenerationServiceServicer):
         return encode.model_list(self._ready().cards)
 
     def _ready(self) -> Provider:
-        if self._draining:
-            raise Draining("The server is going away; ask another one, or again in a moment", retry_after=1)
         if self._model is None:
             raise NotReady("The server is starting; ask again in a moment", retry_after=1)
         return self._model

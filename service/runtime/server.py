@@ -28,6 +28,9 @@ _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
+# Of the memory for requests that are still arriving: some of any size can be read at once.
+_HEALTH_PART = 1 / 4
+
 # On one connection: calls beside those that slots and queue have room for, such as those that are being refused. And
 # calls that have ended, but not yet for us, beside those in the queue, which may all be refused in one moment; their
 # caller already opens others in their place.
@@ -46,8 +49,12 @@ class Server:
         slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
         self._health = Health("", SERVICE)
         self._servicer = Servicer(settings, slots)
-        receiver = Receiver(budget=settings.max_unfinished_bytes // slots.workers, largest=_largest_request(settings))
-        self._guard = Guard(settings, receiver)
+        budget = settings.max_unfinished_bytes // slots.workers
+        receivers = [
+            Receiver(budget=int(budget * part), largest=_largest_request(settings))
+            for part in (1 - _HEALTH_PART, _HEALTH_PART)
+        ]
+        self._guard = Guard(settings, *receivers)
         self._server = grpc.aio.server(interceptors=[self._guard], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -82,7 +89,7 @@ class Server:
         They have `grace` seconds, or until `hurry` is called; then they are ended, and callers have some seconds to
         read what became of their calls.
         """
-        self._servicer.drain()
+        self._guard.drain()
         self._health.say(serving=False, final=True)
         call_log.say("draining: running streams have %g s", grace)
         if grace:

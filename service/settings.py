@@ -153,7 +153,7 @@ class Settings:
         600.0,
         "TOKENWIRE_MAX_DEADLINE",
         seconds(0.1, 3600),
-        "seconds; no call lasts longer, whatever deadline it brings",
+        "seconds; no call but a watch of health lasts longer, whatever deadline it brings",
     )
     write_timeout: float = setting(
         30.0,

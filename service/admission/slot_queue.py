@@ -1,4 +1,4 @@
-"""Who may come in: slots, a short queue, and an immediate refusal beyond it.
+"""Admits calls: slots, a short queue, and an immediate refusal beyond it.
 
 gRPC's own `maximum_concurrent_rpcs` would refuse health checks too, and with `max_concurrent_streams` alone callers
 would queue in silence until their deadline. So it is written here.
@@ -31,7 +31,7 @@ class _Waiter:
 
 
 class Admission:
-    """The door of one process. Nothing here waits for upstream, and health checks never come by.
+    """Admits the calls of one process. Nothing here waits for upstream; health checks need no slot.
 
     First come, first served, over all workers: each has a queue of its own, and a slot goes to the caller that has
     waited longest in any of them.

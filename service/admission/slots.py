@@ -63,15 +63,15 @@ class Slots:
         return True
 
     def give(self) -> None:
-        """Give it back."""
+        """Give back a place that `take` has given."""
         self._totals[self._mine][0] -= 1
 
     def queue(self, limit: int) -> bool:
-        """Count one more who waits; False if so many do already."""
+        """Count one more caller that waits for a place; False if `limit` of them do already, in all workers."""
         return self._take(self._waiting, 0, limit)
 
     def unqueue(self) -> None:
-        """Count one less."""
+        """Count one caller less that waits for a place."""
         self._waiting[self._mine][0] -= 1
 
     def publish(self, since: int) -> None:
@@ -111,7 +111,7 @@ class Slots:
         return not self._callers or self._take(self._callers, _cell(caller), self.per_caller)
 
     def leave(self, caller: str) -> None:
-        """Count one less."""
+        """Count one stream of this caller less."""
         if self._callers:
             self._callers[self._mine][_cell(caller)] -= 1
 

@@ -2,8 +2,8 @@
 
 An operation that gRPC has begun can't be taken back. Two follow from that. The first message brings the headers along;
 if its write were given up and a status came next, gRPC would send the headers again, fail, and send no status at all.
-So the first write goes on, whoever waits for it, and no status comes before it is done. And behind the last message the
-status is OK, whatever else happens while it is being written.
+So the first write goes on, even when nobody waits for it any more, and no status comes before it is done. And behind
+the last message the status is OK, whatever else happens while it is being written.
 """
 
 import asyncio

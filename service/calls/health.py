@@ -27,7 +27,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grpc_healt
         self._final = False
 
     def say(self, *, serving: bool, final: bool = False) -> None:
-        """From now on, say so to whoever asks and to all who watch; nothing changes behind a `final` word."""
+        """From now on, answer so, and tell all who watch; nothing changes behind a `final` word."""
         if not self._final:
             self._final = final
             self._state = pb.HealthCheckResponse.SERVING if serving else pb.HealthCheckResponse.NOT_SERVING

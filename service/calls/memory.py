@@ -12,13 +12,13 @@ _PAUSE_SECONDS = 0.5
 _LOOKS = 120
 
 _waiting: dict[asyncio.AbstractEventLoop, bool] = {}
-"""The event loop (there is one, outside of tests) if it waits for a pause: whether there was a call in this one."""
+"""Event loops (outside of tests there is one) that wait for a pause; True if a call has ended meanwhile."""
 
 _M_ARENA_MAX = -8  # malloc.h
 _ARENAS = 2
 
 _trim = _tune = None
-with suppress(OSError, TypeError, AttributeError):  # there are such things in glibc only
+with suppress(OSError, TypeError, AttributeError):  # only glibc has these two functions
     _trim, _tune = ctypes.CDLL(None).malloc_trim, ctypes.CDLL(None).mallopt
 
 

@@ -24,7 +24,7 @@ class Provider(Protocol):
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Ask, and stream the answer: `Started`, any number of pieces, `Finished` exactly once and last.
 
-        Whoever leaves the context ends the call to the model, wherever the stream stands, before the exit returns.
+        Leaving the context ends the call to the model, wherever the stream stands, before the exit returns.
         `deadline` is on the event loop's clock; upstream is told what remains of it. Errors: those of `service.errors`.
         """
         ...

@@ -27,7 +27,7 @@ class Policy:
     base_seconds: float = 0.1
     """The n-th pause is random, from 0 to base * 2**(n-1): "full jitter"."""
     cap_seconds: float = 5.0
-    """No pause is longer but for jitter; whoever waits holds a slot. One that asks for more is not waited for."""
+    """No pause is longer, but for jitter: waiting calls hold slots. A model that asks for more isn't asked again."""
     fallback: str = ""
     """The model to ask once the first has failed for good; empty: none."""
 
@@ -86,7 +86,7 @@ class Retrying:
         return self._model.cards
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
-        """See `service.generation.provider.Provider`. Not asked again: whoever counts can do so himself."""
+        """See `service.generation.provider.Provider`. Not asked again: callers can do so themselves."""
         return await self._model.count_tokens(prompt, deadline=deadline)
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
@@ -132,7 +132,7 @@ class Retrying:
         return fallback != prompt.model and any(card.name == fallback and card.takes(prompt) for card in self.cards)
 
     def _pause(self, failures: int, error: UpstreamError, budget: Budget) -> float | None:
-        """Seconds to wait before the next attempt; None if there shall be none."""
+        """Seconds to wait before the next attempt; None: there is no next attempt."""
         wish = error.retry_after or 0.0
         if failures >= self._policy.max_attempts or not budget.allows or wish > self._policy.cap_seconds:
             return None

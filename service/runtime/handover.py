@@ -49,11 +49,11 @@ class Handover:
 
     @property
     def over(self) -> bool:
-        """Whether the greeter has left, as it has for whoever replaces a worker."""
+        """Whether the greeter has left; for a worker that replaces another it has."""
         return bool(select.select([self._end], [], [], 0)[0])
 
     async def wait(self) -> None:
-        """Wait until it has."""
+        """Wait until the greeter has left."""
         await _readable(self._end)
 
     def listening(self) -> None:

@@ -127,7 +127,7 @@ class Server:
             self._guard.interrupt()
             await self._guard.hold()  # for what is on its way, and for those who ask again when they hear that
         closing = asyncio.ensure_future(self._server.stop(seconds))
-        await asyncio.sleep(0)  # it begins
+        await asyncio.sleep(0)  # so that the task begins, and gRPC is told
         self._guard.release()
         return closing
 

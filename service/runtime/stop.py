@@ -32,7 +32,7 @@ def at_once(clean_up: Callable[[], object] = lambda: None) -> None:
 
     def end_now(*_: object) -> None:
         clean_up()
-        os._exit(0)  # at once: whoever is interrupted here may hold what a flush would wait for
+        os._exit(0)  # at once: the code that is interrupted here may hold what a flush would wait for
 
     for number in heeded():
         signal.signal(number, end_now)

@@ -1,6 +1,7 @@
 """Transport: health, reflection, ports, and going away in good order."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -142,6 +143,33 @@ async def test_who_watches_the_greeter_or_asks_it_for_its_schema_hears_that_it_l
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await read_on(call)
         assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+async def test_a_health_check_is_answered_beside_a_request_that_takes_all_there_is_to_read(serve: Serve) -> None:
+    served = await serve(FakeProvider(HELLO), max_unfinished_bytes=1)  # one request at a time
+    with http2.Connection(served.address, patience=10) as stalled:
+        stalled.hello().send(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_headers()))
+        await until(lambda: len(served.server._guard._calls) == 1)
+        assert [await check(served) for _ in range(20)] == [SERVING] * 20
+        assert len(served.server._guard._calls) == 1, "and the request is still waited for"
+
+
+async def test_a_request_that_comes_during_a_drain_is_not_waited_for(serve: Serve) -> None:
+    served = await serve(Gated(HELLO), drain_delay=600)
+    stopping = asyncio.ensure_future(served.server.stop(600))
+    await asyncio.sleep(0)
+    with http2.Connection(served.address, patience=10) as late:
+        late.hello().send(http2.frame(http2.HEADERS, http2.END_HEADERS, 1, http2.call_headers()))
+        trailers = await asyncio.to_thread(late.until, http2.HEADERS, flags=http2.END_STREAM)
+        assert http2.status_in(trailers) == grpc.StatusCode.UNAVAILABLE.value[0]
+    served.server.hurry()
+    await stopping
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
 
 
 async def test_an_old_connection_is_told_to_go_and_its_streams_are_not_cut(serve: Serve) -> None:

@@ -15,7 +15,22 @@ from service.contract import schema_rules
 from service.contract.delivery import MAX_BYTES, MAX_DELAY_SECONDS
 from service.contract.values import plain, seconds
 from service.errors import Violation
-from service.generation.capabilities import ModelCard
+from service.generation.capabilities import (
+    FIELDS,
+    IMAGES,
+    PLAIN_TEXT,
+    AnswersIn,
+    AnswersInFormWithTools,
+    Follows,
+    ModelCard,
+    Need,
+    Reads,
+    StopsAt,
+    UsesField,
+    follows,
+    kind_of,
+    reads,
+)
 from service.generation.json_values import finite
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -42,12 +57,10 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 
 _PRINTABLE_ASCII = re.compile(r"[ -~]*")
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_MIME_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 
-# Those that models read; there are many more kinds of images.
-_IMAGES = frozenset(f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "heic", "heif"))
+_USES = {path: UsesField(path) for path in FIELDS}
 
 _USER, _MODEL, _TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
 
@@ -93,7 +106,7 @@ def too_much(request: pb.GenerateRequest, limits: Limits) -> Iterator[Violation]
 
 def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     """All others, one by one, of a request to this model."""
-    yield from _beyond(request, card)
+    yield from _lacking(_needs(request), card)
     yield from _messages(request, card)
     yield from _config(request.config, card)
     yield from _tools(request)
@@ -105,28 +118,69 @@ def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
 
 # ---- what the model can't take ---------------------------------------------------------------------------------------
 
+_Place = tuple[str, str, Need]
+"""A need of the request behind its path and the text that stands there, "" for what isn't text."""
 
-def _beyond(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
-    used = {field.name for field, _ in request.ListFields()}
-    used |= {f"config.{field.name}" for field, _ in request.config.ListFields()}
-    if any(tool.HasField("google_search") for tool in request.tools):
-        used.add("tools.google_search")
-    for path in sorted(used & card.unsupported):
-        yield Violation(path, f"is nothing that {quote(card.name)} takes: leave it unset")
-    if card.tools is False and "tools" in used - card.unsupported:
-        yield Violation("tools", f"are nothing that {quote(card.name)} can use: leave them unset")
-    for path in ("config.thinking_budget", "config.include_thoughts"):
-        if card.thinking is False and path in used - card.unsupported:
-            yield Violation(path, f"is set, but {quote(card.name)} doesn't think: leave it unset")
-    if (
-        card.json_with_tools is False
-        and "tools" in used
-        and request.config.response_mime_type not in ("", "text/plain")
-    ):
-        yield Violation(
-            "config.response_mime_type",
-            f"is {quote(request.config.response_mime_type)}: {quote(card.name)} takes that without `tools` only",
-        )
+
+def _lacking(needs: Iterable[_Place], card: ModelCard) -> Iterator[Violation]:
+    for path, held, need in needs:
+        if card.lacks(need):
+            yield Violation(path, _refusal(path, held, need, card))
+
+
+def _needs(request: pb.GenerateRequest) -> Iterator[_Place]:
+    """What the request needs beside what its messages do, as `capabilities.needs` has it for the same as a prompt."""
+    config = request.config
+    used = [field.name for field, _ in request.ListFields()]
+    used += [f"config.{field.name}" for field, _ in config.ListFields()]
+    if request.tools and any(tool.HasField("google_search") for tool in request.tools):
+        used.append("tools.google_search")
+    for path in used:
+        if path in FIELDS:
+            yield path, "", _USES[path]
+    if config.stop_sequences:
+        yield "config.stop_sequences", "", StopsAt(len(config.stop_sequences))
+    if config.HasField("response_mime_type"):
+        wanted = config.response_mime_type
+        yield "config.response_mime_type", wanted, AnswersIn(wanted)
+        if request.tools and wanted != PLAIN_TEXT:
+            yield "config.response_mime_type", wanted, AnswersInFormWithTools()
+
+
+def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Place]:
+    if kind != "text":
+        yield f"{path}.{kind}", "", _USES[f"messages.parts.{kind}"]
+    if part.reasoning_signature:
+        yield f"{path}.reasoning_signature", "", _USES["messages.parts.reasoning"]
+    if kind in ("inline_data", "file_data"):
+        mime_type = getattr(part, kind).mime_type
+        yield from ((f"{path}.{kind}.mime_type", mime_type, need) for need in reads(mime_type))
+    if uri := part.file_data.file_uri:
+        yield f"{path}.file_data.file_uri", uri, follows(uri)
+
+
+def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa: PLR0911 - one for each need
+    name = quote(card.name)
+    match need:
+        case UsesField("tools") if "tools" not in card.unsupported:
+            return f"are nothing that {name} can use: leave them unset"
+        case UsesField(field) if field not in card.unsupported:
+            return f"is set, but {name} doesn't think: leave it unset"
+        case UsesField(field):
+            whole_part = path.endswith("]." + field.removeprefix("messages.parts."))
+            how = "out" if whole_part else "unset"
+            return f"is nothing that {name} takes: leave it {how}"
+        case Reads(kind):
+            return f"is {quote(held)}: {name} reads {', '.join(sorted(card.input_kinds or ()))}, but no {kind}"
+        case Follows():
+            schemes = " or ".join(f"{one}://..." for one in sorted(card.file_schemes or ())) or "inline_data"
+            return f"is {quote(held)}: {schemes} is wanted by {name}"
+        case AnswersIn():
+            return f"is {quote(held)}: one of {', '.join(card.answer_types)} is wanted"
+        case AnswersInFormWithTools():
+            return f"is {quote(held)}: {name} takes that without `tools` only"
+        case StopsAt(count):
+            return f"holds {count}: at most {card.max_stop_sequences} are wanted"
 
 
 # ---- the conversation ------------------------------------------------------------------------------------------------
@@ -175,62 +229,33 @@ def _part(part: content_pb2.Part, role: int, path: str, card: ModelCard) -> Iter
         yield Violation(path, f"is empty: {_one_of(wanted)} is wanted")
     elif kind not in wanted:
         yield Violation(f"{path}.{kind}", f"is nothing that {_role(role)} says: {_one_of(wanted)} is wanted")
-    elif f"messages.parts.{kind}" in card.unsupported:
-        yield Violation(f"{path}.{kind}", f"is nothing that {quote(card.name)} takes: leave it out")
     elif kind == "text" and not part.text:
         yield Violation(f"{path}.text", "is empty: text is wanted")
     elif kind == "reasoning" and not (part.reasoning or part.reasoning_signature):
         yield Violation(f"{path}.reasoning", "is empty: text, or a reasoning_signature, is wanted")
     elif kind == "inline_data":
-        yield from _data(part.inline_data.mime_type, "data", part.inline_data.data, f"{path}.inline_data", card)
+        yield from _data(part.inline_data.mime_type, "data", part.inline_data.data, f"{path}.inline_data")
     elif kind == "file_data":
-        yield from _data(part.file_data.mime_type, "file_uri", part.file_data.file_uri, f"{path}.file_data", card)
-        yield from _uri(part.file_data.file_uri, f"{path}.file_data.file_uri", card)
-    if part.reasoning_signature and (role != _MODEL or "messages.parts.reasoning" in card.unsupported):
-        yield Violation(
-            f"{path}.reasoning_signature",
-            f"is nothing that {quote(card.name) if role == _MODEL else _role(role)} takes: leave it unset",
-        )
+        yield from _data(part.file_data.mime_type, "file_uri", part.file_data.file_uri, f"{path}.file_data")
+    if kind in wanted and (kind != "text" or part.reasoning_signature):
+        yield from _lacking(_needs_of_part(part, kind, path), card)
+    if part.reasoning_signature and role != _MODEL:
+        yield Violation(f"{path}.reasoning_signature", f"is nothing that {_role(role)} takes: leave it unset")
 
 
-def _data(mime_type: str, field: str, data: str | bytes, path: str, card: ModelCard) -> Iterator[Violation]:
-    kind = kind_of(mime_type)
+def _data(mime_type: str, field: str, data: str | bytes, path: str) -> Iterator[Violation]:
     if not mime_type:
         yield Violation(f"{path}.mime_type", 'is empty: a media type such as "image/png" is wanted')
-    elif kind is None:
+    elif not kind_of(mime_type):
         yield Violation(
             f"{path}.mime_type",
-            f"is {quote(mime_type)}: one of {', '.join(sorted(_IMAGES))}, audio/*, video/*, application/pdf, text/* "
+            f"is {quote(mime_type)}: one of {', '.join(sorted(IMAGES))}, audio/*, video/*, application/pdf, text/* "
             "is wanted",
-        )
-    elif card.input_kinds is not None and kind not in card.input_kinds:
-        readable = ", ".join(sorted(card.input_kinds))
-        yield Violation(
-            f"{path}.mime_type", f"is {quote(mime_type)}: {quote(card.name)} reads {readable}, but no {kind}"
         )
     if not data:
         yield Violation(
             f"{path}.{field}", "is empty: the bytes are wanted" if field == "data" else "is empty: it is wanted"
         )
-
-
-def _uri(uri: str, path: str, card: ModelCard) -> Iterator[Violation]:
-    scheme = uri.partition("://")[0] if "://" in uri else ""
-    if uri and card.file_schemes is not None and scheme not in card.file_schemes:
-        wanted = " or ".join(f"{one}://..." for one in sorted(card.file_schemes)) or "inline_data"
-        yield Violation(path, f"is {quote(uri)}: {wanted} is wanted by {quote(card.name)}")
-
-
-def kind_of(mime_type: str) -> str | None:
-    """What a model calls data of this type: "image", "audio", "video", "pdf" or "text"; None for anything else."""
-    if not _MIME_TYPE.fullmatch(mime_type):
-        return None
-    if mime_type == "application/pdf":
-        return "pdf"
-    first = mime_type.partition("/")[0]
-    if first == "image":
-        return "image" if mime_type in _IMAGES else None
-    return first if first in ("audio", "video", "text") else None
 
 
 def _calls(message: content_pb2.Message, path: str, calls: dict[str, str]) -> Iterator[Violation]:
@@ -286,11 +311,6 @@ def _config(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Vi
     for name, (inside, wanted) in _RANGES.items():
         if name in given and not inside(given[name]):
             yield Violation(f"config.{name}", f"is {given[name]:g}: {wanted} is wanted")
-    if len(config.stop_sequences) > card.max_stop_sequences:
-        yield Violation(
-            "config.stop_sequences",
-            f"holds {len(config.stop_sequences)}: at most {card.max_stop_sequences} are wanted",
-        )
     for index, sequence in enumerate(config.stop_sequences):
         if not sequence:
             yield Violation(f"config.stop_sequences[{index}]", "is empty: text is wanted")
@@ -300,14 +320,11 @@ def _config(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Vi
 
 
 def _form(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Violation]:
-    if config.HasField("response_mime_type") and config.response_mime_type not in card.answer_types:
-        wanted = f"is {quote(config.response_mime_type)}: one of {', '.join(card.answer_types)} is wanted"
-        yield Violation("config.response_mime_type", wanted)
     if not config.HasField("response_schema"):
         return
-    if config.response_mime_type not in card.answer_types[1:]:
-        wanted = f"is set: a response_mime_type of {' or '.join(card.answer_types[1:])} is wanted with it"
-        yield Violation("config.response_schema", wanted)
+    if config.response_mime_type in ("", PLAIN_TEXT):
+        types = " or ".join(one for one in card.answer_types if one != PLAIN_TEXT)
+        yield Violation("config.response_schema", f"is set: a response_mime_type of {types} is wanted with it")
     yield from schema_rules.mistakes(plain(config.response_schema), "config.response_schema")
 
 

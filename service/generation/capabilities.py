@@ -1,9 +1,83 @@
-"""What a model on offer can take."""
+"""What a model on offer can take: the one check, for a request that names the model and for one that falls back on it.
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+A request is a set of needs, each of which a model meets or lacks. `needs` gives those of a prompt; `contract/rules.py`
+gives the same of a request as it arrives, each with the place where it stands. A property test holds the two equal.
+"""
 
-from service.generation.prompt import File, Prompt
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+
+from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Sampling, ToolCall, ToolResult
+
+PLAIN_TEXT = "text/plain"
+
+IMAGES = frozenset(f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "heic", "heif"))
+"""Those that models read; there are many more kinds of images."""
+
+_MIME_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+")
+
+FIELDS = frozenset(
+    {
+        "system_instruction",
+        "tools",
+        "tools.google_search",
+        "tool_choice",
+        "safety_settings",
+        "labels",
+        *(f"config.{one.name}" for one in fields(Sampling)),
+        *(f"messages.parts.{kind}" for kind in ("inline_data", "file_data", "tool_call", "tool_result", "reasoning")),
+    }
+)
+"""The fields of a request that a provider may have no word for, by their paths without an index.
+
+What isn't here is for the server itself, as `coalesce` is, or is taken by every model, as text is.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class UsesField:
+    """The request sets a field; for thoughts and their signatures that is "messages.parts.reasoning"."""
+
+    path: str
+    """One of FIELDS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The request holds media of this kind: "text", "image", "audio", "video" or "pdf"."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """The request refers to a file by a URI of this scheme, "" for none, which the provider has to follow."""
+
+    scheme: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersIn:
+    """The answer has to be of this media type."""
+
+    mime_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersInFormWithTools:
+    """The answer has to be of another type than plain text, and there are tools beside."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopsAt:
+    """The answer ends at any of so many sequences."""
+
+    count: int
+
+
+Need = UsesField | Reads | Follows | AnswersIn | AnswersInFormWithTools | StopsAt
+"""Something of a request that not every model can do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +89,7 @@ class ModelCard:
     provider: str
     """Who runs it, in the words of OpenTelemetry's GenAI conventions."""
     unsupported: frozenset[str] = frozenset()
-    """Fields of a request that its provider has no word for, by their paths, such as "config.top_k"."""
+    """Of FIELDS, those that its provider has no word for, such as "config.top_k"."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What else the server's owner wants callers to know."""
     max_input_tokens: int | None = None
@@ -32,18 +106,97 @@ class ModelCard:
     json_with_tools: bool | None = None
     """Whether it answers in JSON where it may also call tools."""
 
+    def lacks(self, need: Need) -> bool:
+        """Whether a request with this need must not be sent to the model."""
+        match need:
+            case UsesField():
+                return (
+                    need.path in self.unsupported
+                    or (self.tools is False and need.path == "tools")
+                    or (self.thinking is False and need.path in ("config.thinking_budget", "config.include_thoughts"))
+                )
+            case Reads():
+                return self.input_kinds is not None and need.kind not in self.input_kinds
+            case Follows():
+                return self.file_schemes is not None and need.scheme not in self.file_schemes
+            case AnswersIn():
+                return need.mime_type not in self.answer_types
+            case AnswersInFormWithTools():
+                return self.json_with_tools is False
+            case StopsAt():
+                return need.count > self.max_stop_sequences
+
     def takes(self, prompt: Prompt) -> bool:
         """Whether the model can be asked this, one that was validated for another model."""
-        used = prompt.uses()
-        in_json = prompt.sampling.response_mime_type not in (None, "text/plain")
-        files = {part.uri.partition("://")[0] for turn in prompt.turns for part in turn.parts if isinstance(part, File)}
-        return not (
-            used & self.unsupported
-            or (self.tools is False and "tools" in used)
-            or (self.thinking is False and used & {"config.thinking_budget", "config.include_thoughts"})
-            or (self.json_with_tools is False and "tools" in used and in_json)
-            or (self.input_kinds is not None and not prompt.kinds() <= self.input_kinds)
-            or (self.file_schemes is not None and not files <= self.file_schemes)
-            or (prompt.sampling.response_mime_type or "text/plain") not in self.answer_types
-            or len(prompt.sampling.stop_sequences) > self.max_stop_sequences
-        )
+        return not any(map(self.lacks, needs(prompt)))
+
+
+def needs(prompt: Prompt) -> Iterator[Need]:
+    """What the prompt needs of a model; the same need may come more than once."""
+    sampling, tools = prompt.sampling, prompt.tools
+    for one in fields(sampling):
+        if getattr(sampling, one.name) not in (None, ()):
+            yield UsesField(f"config.{one.name}")
+    others = {
+        "system_instruction": prompt.system_instruction,
+        "tools": tools,
+        "tools.google_search": tools.google_search,
+        "tool_choice": tools.choice is not None,
+        "safety_settings": prompt.safety,
+        "labels": prompt.labels,
+    }
+    yield from (UsesField(path) for path, used in others.items() if used)
+    if sampling.stop_sequences:
+        yield StopsAt(len(sampling.stop_sequences))
+    if sampling.response_mime_type is not None:
+        yield AnswersIn(sampling.response_mime_type)
+        if tools and sampling.response_mime_type != PLAIN_TEXT:
+            yield AnswersInFormWithTools()
+    for turn in prompt.turns:
+        for part in turn.parts:
+            yield from _of_part(part)
+
+
+def _of_part(part: Part) -> Iterator[Need]:
+    match part:
+        case str():
+            pass
+        case Blob():
+            yield UsesField("messages.parts.inline_data")
+            yield from reads(part.mime_type)
+        case File():
+            yield UsesField("messages.parts.file_data")
+            yield from reads(part.mime_type)
+            yield follows(part.uri)
+        case Reasoning():
+            yield UsesField("messages.parts.reasoning")
+        case ToolCall():
+            yield UsesField("messages.parts.tool_call")
+            if part.signature:
+                yield UsesField("messages.parts.reasoning")
+        case ToolResult():
+            yield UsesField("messages.parts.tool_result")
+
+
+def reads(mime_type: str) -> Iterator[Reads]:
+    """What media of this type need; nothing where the type is none that any model reads."""
+    if kind := kind_of(mime_type):
+        yield Reads(kind)
+
+
+def follows(uri: str) -> Follows:
+    """What a reference to a file needs."""
+    scheme, found, _ = uri.partition("://")
+    return Follows(scheme if found else "")
+
+
+def kind_of(mime_type: str) -> str | None:
+    """What a model calls data of this type: "image", "audio", "video", "pdf" or "text"; None for anything else."""
+    if not _MIME_TYPE.fullmatch(mime_type):
+        return None
+    if mime_type == "application/pdf":
+        return "pdf"
+    first = mime_type.partition("/")[0]
+    if first == "image":
+        return "image" if mime_type in IMAGES else None
+    return first if first in ("audio", "video", "text") else None

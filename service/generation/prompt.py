@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -150,22 +150,3 @@ class Prompt:
     safety: Mapping[str, str] = field(default_factory=dict)
     """Google's name of a threshold, such as BLOCK_NONE, by that of a category, such as HARM_CATEGORY_HARASSMENT."""
     labels: Mapping[str, str] = field(default_factory=dict)
-
-    def uses(self) -> frozenset[str]:
-        """The paths of the fields that it sets, as far as a provider may have no word for one."""
-        of_config = {f"config.{one.name}" for one in fields(self.sampling)}
-        set_there = {path for path in of_config if getattr(self.sampling, path[7:]) not in (None, ())}
-        thoughts = any(isinstance(part, Reasoning) for turn in self.turns for part in turn.parts)
-        others = {
-            "tools": bool(self.tools),
-            "tools.google_search": self.tools.google_search,
-            "safety_settings": bool(self.safety),
-            "labels": bool(self.labels),
-            "messages.parts.reasoning": thoughts,
-        }
-        return frozenset(set_there | {path for path, used in others.items() if used})
-
-    def kinds(self) -> frozenset[str]:
-        """What kinds of files it holds: "image", "audio", "video", "pdf", "text"."""
-        types = {part.mime_type for turn in self.turns for part in turn.parts if isinstance(part, Blob | File)}
-        return frozenset("pdf" if one == "application/pdf" else one.partition("/")[0] for one in types)

@@ -6,16 +6,13 @@ A line is NAME, or NAME=PROVIDER:MODEL, with options behind a question mark as i
 Vertex AI's own.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service.generation.capabilities import ModelCard
-
-_PATH = re.compile(r"[a-z_]+(\.[a-z_]+)*")
+from service.generation.capabilities import FIELDS, ModelCard
 
 KINDS = frozenset({"text", "image", "audio", "video", "pdf"})
 
@@ -137,8 +134,10 @@ def _kinds(value: str) -> frozenset[str]:
 
 def _paths(value: str) -> frozenset[str]:
     paths = frozenset(value.split())
-    if not all(_PATH.fullmatch(path) for path in paths):
-        raise ValueError("unsupported fields by their paths, such as config.top_k,")
+    if not paths <= FIELDS:  # one that nothing looks for would be taken in silence
+        raise ValueError(
+            f"unsupported fields by their paths, such as config.top_k, which are {', '.join(sorted(FIELDS))},"
+        )
     return paths
 
 

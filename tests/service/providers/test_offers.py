@@ -36,6 +36,7 @@ def test_a_line_maps_a_public_name_to_provider_model_and_options() -> None:
         ("a=openai:x?tools=perhaps", "an option of true or false"),
         ("a=openai:x?max_input_tokens=many", "an option of a whole number of tokens"),
         ("a=openai:x?unsupported=Top K", "unsupported fields by their paths, such as config.top_k"),
+        ("a=openai:x?unsupported=config.topk", "unsupported fields by their paths, such as config.top_k"),
         ("a=openai:x?input_kinds=smell", "input_kinds of audio+image+pdf+text+video"),
     ],
 )

@@ -56,7 +56,7 @@ def _alone(settings: Settings) -> NoReturn:
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Provider]:
-        await asyncio.to_thread(registry.imported, settings)
+        await asyncio.to_thread(registry.imported, settings.offers)
         gc.freeze()  # else the collector walks through all of it now and then, and every stream waits
         async with _model(settings, budgets(settings.offered)) as model:
             yield model
@@ -98,7 +98,7 @@ def _together(settings: Settings, count: int) -> int:
 
     stop.at_once(dismiss)
     handover.watch()
-    registry.imported(settings)
+    registry.imported(settings.offers)
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
     gc.freeze()
@@ -122,7 +122,7 @@ async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncItera
     policy = Policy(
         max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
     )
-    async with registry.opened(settings) as model:
+    async with registry.opened(settings.offers, settings.google) as model:
         yield Retrying(model, policy, budget)
 
 

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
 from service.providers.offers import Offer, completed, offers
+from service.providers.spec import GoogleCloud
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -251,6 +252,13 @@ class Settings:
     def offered(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(offer.name for offer in self.offers)
+
+    @property
+    def google(self) -> GoogleCloud:
+        """Where Gemini is asked."""
+        return GoogleCloud(
+            project=self.project, location=self.location, emulator=self.emulator, emulator_rest=self.emulator_rest
+        )
 
     @property
     def upstream(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from service.generation.provider import Provider
 from service.providers.offers import Offer
 from service.providers.router import Router
-from service.settings import Settings
+from service.providers.spec import GoogleCloud
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,25 +20,25 @@ class _ProviderSpec:
     module: str
     extra: str
     """What has to be installed for it."""
-    open: Callable[[Any, Settings, Sequence[Offer]], Any]
+    open: Callable[[Any, GoogleCloud, Sequence[Offer]], Any]
     """With the imported module; gives a Model that can be closed."""
 
 
-def _vertex(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
-    place = _place(settings, offers[0])
-    if settings.emulator:
-        return module.VertexProvider.local(settings.emulator, offers, **place)
+def _vertex(module: Any, google: GoogleCloud, offers: Sequence[Offer]) -> Any:
+    place = _place(google, offers[0])
+    if google.emulator:
+        return module.VertexProvider.local(google.emulator, offers, **place)
     return module.VertexProvider.google(offers, **place)
 
 
-def _genai(module: Any, settings: Settings, offers: Sequence[Offer]) -> Any:
-    place = _place(settings, offers[0])
-    if settings.emulator_rest:
-        return module.GenAIProvider.local(settings.emulator_rest, offers, **place)
+def _genai(module: Any, google: GoogleCloud, offers: Sequence[Offer]) -> Any:
+    place = _place(google, offers[0])
+    if google.emulator_rest:
+        return module.GenAIProvider.local(google.emulator_rest, offers, **place)
     return module.GenAIProvider.google(offers, **place)
 
 
-def _openai(module: Any, _: Settings, offers: Sequence[Offer]) -> Any:
+def _openai(module: Any, _: GoogleCloud, offers: Sequence[Offer]) -> Any:
     return module.OpenAIProvider(offers)
 
 
@@ -54,9 +54,9 @@ class MissingExtra(ImportError):
     """A provider's library is not installed; the message says what to install."""
 
 
-def imported(settings: Settings) -> None:
-    """Import what the models on offer need, which takes seconds. Raises MissingExtra."""
-    for name in dict.fromkeys(offer.provider for offer in settings.offers):
+def imported(offers: Sequence[Offer]) -> None:
+    """Import what these models need, which takes seconds. Raises MissingExtra."""
+    for name in dict.fromkeys(offer.provider for offer in offers):
         provider = _PROVIDERS[name]
         try:
             importlib.import_module(provider.module)
@@ -67,29 +67,29 @@ def imported(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Provider]:
-    """All models on offer as one. Their connections belong to the running event loop."""
+async def opened(offers: Sequence[Offer], google: GoogleCloud) -> AsyncIterator[Provider]:
+    """These models as one, the default first. Their connections belong to the running event loop."""
     async with AsyncExitStack() as stack:
         models = []
-        for name, offers in _groups(settings):
+        for name, group in _groups(offers):
             provider = _PROVIDERS[name]
-            model = provider.open(importlib.import_module(provider.module), settings, offers)
+            model = provider.open(importlib.import_module(provider.module), google, group)
             stack.push_async_callback(model.close)
             models.append(model)
-        yield models[0] if len(models) == 1 else Router(models, order=settings.offered)
+        yield models[0] if len(models) == 1 else Router(models, order=[offer.name for offer in offers])
 
 
-def _groups(settings: Settings) -> list[tuple[str, list[Offer]]]:
+def _groups(offers: Sequence[Offer]) -> list[tuple[str, list[Offer]]]:
     """The offers that share a client: of one provider, and on Vertex AI of one project and region."""
 
     def key(offer: Offer) -> tuple[str, ...]:
         return (offer.provider, offer.options.get("project", ""), offer.options.get("location", ""))
 
-    return [(found[0], list(offers)) for found, offers in groupby(sorted(settings.offers, key=key), key=key)]
+    return [(found[0], list(group)) for found, group in groupby(sorted(offers, key=key), key=key)]
 
 
-def _place(settings: Settings, offer: Offer) -> dict[str, str]:
+def _place(google: GoogleCloud, offer: Offer) -> dict[str, str]:
     return {
-        "project": offer.options.get("project", settings.project),
-        "location": offer.options.get("location", settings.location),
+        "project": offer.options.get("project", google.project),
+        "location": offer.options.get("location", google.location),
     }

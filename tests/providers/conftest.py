@@ -77,8 +77,8 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
                 },
                 prog="tokenwire serve",
             )
-            registry.imported(told)
-            model = await stack.enter_async_context(registry.opened(told))
+            registry.imported(told.offers)
+            model = await stack.enter_async_context(registry.opened(told.offers, told.google))
             served = await serve(Retrying(model, Policy(base_seconds=0.01)), **settings)
             return Upstream(provider, served, emulator)
 

@@ -45,8 +45,8 @@ async def test_models_of_several_providers_answer_in_one_server(serve: Serve) ->
         line = f"g=genai:gemini-2.5-flash,v=vertex:gemini-2.5-pro?location=global,o=openai:gpt?base_url=http://{emulator.rest_address}/v1"
         places = {"VERTEX_EMULATOR_HOST": emulator.address, "VERTEX_EMULATOR_REST_HOST": str(emulator.rest_address)}
         settings = Settings.load(["--model", "g", "--models", line], places, prog="tokenwire serve")
-        await asyncio.to_thread(registry.imported, settings)
-        async with registry.opened(settings) as model:
+        await asyncio.to_thread(registry.imported, settings.offers)
+        async with registry.opened(settings.offers, settings.google) as model:
             served = await serve(model)
             for name in ("g", "v", "o"):
                 assert (await served.ask(model=name))[1].text == "hello"
@@ -67,9 +67,8 @@ def test_a_provider_whose_library_is_missing_says_what_to_install(
 ) -> None:
     monkeypatch.delitem(sys.modules, registry._PROVIDERS[provider].module, raising=False)
     monkeypatch.setitem(sys.modules, library, None)
-    settings = Settings(model="m", models=offers(f"m={provider}:x"))
     with pytest.raises(registry.MissingExtra) as caught:
-        registry.imported(settings)
+        registry.imported(offers(f"m={provider}:x"))
     assert str(caught.value).endswith(f"models of {provider} need: pip install 'tokenwire[{extra}]'")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
-from service.providers.offers import Offer, completed, offers
-from service.providers.spec import GoogleCloud
+from service.providers.offers import completed, offers
+from service.providers.registry import PROVIDERS
+from service.providers.spec import GoogleCloud, Offer
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -263,20 +264,13 @@ class Settings:
     @property
     def upstream(self) -> str:
         """Where the models are, for the log; whose project pays is nobody else's business."""
-        vertex = f"Vertex AI in {self.location}"
-        places = {
-            "vertex": f"the local Vertex at {self.emulator}" if self.emulator else vertex,
-            "genai": f"the local Vertex at {self.emulator_rest}" if self.emulator_rest else vertex,
-            "openai": "OpenAI",
-            "azure": "Azure OpenAI",
-        }
-        return ", ".join(dict.fromkeys(places[offer.provider] for offer in self.offers))
+        places = (PROVIDERS[offer.provider].place(self.google) for offer in self.offers)
+        return ", ".join(dict.fromkeys(places))
 
     @property
     def needs_google(self) -> bool:
         """Whether a model on offer is on Vertex AI itself."""
-        local = {"vertex": self.emulator, "genai": self.emulator_rest}
-        return any(not local.get(offer.provider, "elsewhere") for offer in self.offers)
+        return any(PROVIDERS[offer.provider].needs_google(self.google) for offer in self.offers)
 
     @property
     def address(self) -> str:

@@ -20,7 +20,7 @@ ROOMS = {
     "service.generation": set(),
     "service.telemetry": set(),
     "service.testing": {"service.generation"},
-    "service.settings": {"service.providers.offers", "service.providers.spec"},
+    "service.settings": {"service.providers.offers", "service.providers.registry", "service.providers.spec"},
     "service.contract": {"service.generation", "service.errors", "tokenwire.v1"},
     "service.admission": {"service.errors"},
     "service.providers": {"service.cleanup", "service.errors", "service.generation", "service.telemetry"},

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.providers.offers import OPTIONS, offers
+from service.providers.offers import offers
+from service.providers.registry import PROVIDERS
 from tests.conftest import Serve
 from tests.test_readme import at, run
 from vertex_emulator.emulator import Emulator
@@ -79,8 +80,8 @@ def test_the_lines_of_another_provider_are_taken() -> None:
     assert [offer.provider for offer in offers(found[1])] == ["openai", "genai", "openai"]
 
 
-@pytest.mark.parametrize("provider", OPTIONS)
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_every_provider_and_option_is_told(provider: str) -> None:
     row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{provider}` |"))
-    for option in OPTIONS[provider]:
+    for option in PROVIDERS[provider].options:
         assert f"`{option}`" in row

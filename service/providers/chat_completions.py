@@ -26,8 +26,9 @@ from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
 from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
 from service.providers import failures, langchain_messages
+from service.providers.chat_completions_specs import AZURE, OPENAI
 from service.providers.gemini import answers, vertex_failures
-from service.providers.offers import Offer
+from service.providers.spec import GoogleCloud, Offer
 
 # The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
 warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
@@ -47,8 +48,7 @@ _UNSUPPORTED = frozenset(
     }
 )
 
-_NAMES = {"openai": ("openai", "OpenAI"), "azure": ("azure.ai.openai", "Azure OpenAI")}
-"""By provider: its name in OpenTelemetry's GenAI conventions, and for people."""
+_SPECS = {spec.name: spec for spec in (OPENAI, AZURE)}
 
 _FINISH = {
     "stop": FinishReason.STOP,
@@ -61,13 +61,19 @@ _FINISH = {
 _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "none"}
 
 
+def open_models(offers: Sequence[Offer], google: GoogleCloud) -> "OpenAIProvider":
+    """As `ProviderSpec.module` wants it."""
+    del google
+    return OpenAIProvider(offers)
+
+
 class OpenAIProvider:
     """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Provider`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
         self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
         self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
-        self._who = {offer.name: _NAMES[offer.provider][1] for offer in offers}
+        self._who = {offer.name: _SPECS[offer.provider].title for offer in offers}
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     async def close(self) -> None:
@@ -286,7 +292,7 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
         "cache": False,
         "stream_chunk_timeout": None,  # how long the model may be silent is the caller's to say
     }
-    if offer.provider == "azure":
+    if offer.provider == AZURE.name:
         return AzureChatOpenAI(
             azure_endpoint=options["endpoint"],
             api_version=options["api_version"],
@@ -299,7 +305,7 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
 def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
     return langchain_messages.card(
         offer,
-        provider=_NAMES[offer.provider][0],
+        _SPECS[offer.provider],
         profile=chat.profile,
         unsupported=_UNSUPPORTED,
         file_schemes=frozenset({"https", "http"}),

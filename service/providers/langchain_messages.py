@@ -8,7 +8,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 
 from service.generation.capabilities import ModelCard
 from service.generation.prompt import Blob, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
-from service.providers.offers import Offer, amended
+from service.providers.offers import amended
+from service.providers.spec import Offer, ProviderSpec
 
 Media = Callable[[Blob | File], dict[str, Any]]
 """How a provider's library wants what isn't text."""
@@ -54,7 +55,7 @@ def _content(parts: Sequence[Part], media: Media) -> Any:
 
 
 def card(
-    offer: Offer, *, provider: str, profile: Mapping[str, Any] | None, unsupported: frozenset[str], **more: Any
+    offer: Offer, spec: ProviderSpec, *, profile: Mapping[str, Any] | None, unsupported: frozenset[str], **more: Any
 ) -> ModelCard:
     """What LangChain knows of the model, and what the offer says of it."""
     told = profile or {}
@@ -63,7 +64,7 @@ def card(
         unsupported |= {"config.temperature"}
     known = ModelCard(
         name=offer.name,
-        provider=provider,
+        provider=spec.telemetry_name,
         unsupported=unsupported,
         max_input_tokens=told.get("max_input_tokens"),
         max_output_tokens=told.get("max_output_tokens"),

@@ -7,12 +7,14 @@ Vertex AI's own.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
 from service.generation.capabilities import FIELDS, ModelCard
+from service.providers.registry import PROVIDERS
+from service.providers.spec import Offer
 
 KINDS = frozenset({"text", "image", "audio", "video", "pdf"})
 
@@ -30,33 +32,6 @@ _ABOUT = (
 
 _METADATA = "metadata."
 
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "vertex": ("project", "location"),
-    "genai": ("project", "location", "base_url"),
-    "openai": ("base_url", "api_key_env", "organization"),
-    "azure": ("endpoint", "api_version", "api_key_env"),
-}
-"""Each provider, and what can be said of it beside the model's name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A model on offer."""
-
-    name: str
-    """Its public name."""
-    provider: str = "vertex"
-    """One of OPTIONS."""
-    model: str = ""
-    """Its name there; empty: the same."""
-    options: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    api_key: str = field(default="", repr=False)
-    """Read from the environment, never from the line."""
-
-    @property
-    def upstream_name(self) -> str:
-        return self.model or self.name
-
 
 def offers(value: str) -> tuple[Offer, ...]:
     """The models of a comma-separated list. Raises ValueError with what is wanted."""
@@ -70,14 +45,14 @@ def offers(value: str) -> tuple[Offer, ...]:
 
 def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
     """The offer with what its provider needs of the environment. Raises ValueError with what is missing, and where."""
-    options = dict(offer.options)
-    for option, variable in _FROM_ENVIRONMENT.get(offer.provider, {}).items():
+    spec, options = PROVIDERS[offer.provider], dict(offer.options)
+    for option, variable in spec.variables.items():
         if not options.get(option) and not environ.get(variable):
             raise ValueError(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
         options[option] = options.get(option) or environ[variable]
-    if (default := _KEYS.get(offer.provider)) is None:
+    if not spec.key_variable:
         return replace(offer, options=MappingProxyType(options))
-    variable = options.get("api_key_env", default)
+    variable = options.get("api_key_env", spec.key_variable)
     key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
     if not key:
         raise ValueError(f"{offer.name!r} with an API key in {variable}, which is not set,")
@@ -94,13 +69,6 @@ def amended(card: ModelCard, offer: Offer) -> ModelCard:
     return replace(card, unsupported=unsupported, metadata=metadata, **said)
 
 
-_FROM_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    "azure": {"endpoint": "AZURE_OPENAI_ENDPOINT", "api_version": "OPENAI_API_VERSION"},
-}
-"""By provider: options that have to be there, and the variables that stand in for them."""
-
-_KEYS = {"openai": "OPENAI_API_KEY", "azure": "AZURE_OPENAI_API_KEY"}
-
 _NO_KEY = "none"  # for servers of one's own, many of which want none
 
 
@@ -110,13 +78,13 @@ def _offer(line: str) -> Offer:
         return Offer(name)
     provider, _, rest = target.partition(":")
     model, _, query = rest.partition("?")
-    if not name or provider not in OPTIONS or not model:
-        raise ValueError(f"{line!r} as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of {', '.join(OPTIONS)}")
+    if not name or provider not in PROVIDERS or not model:
+        raise ValueError(f"{line!r} as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of {', '.join(PROVIDERS)}")
     try:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
         raise ValueError(f"{name!r} with options as OPTION=VALUE&OPTION=VALUE") from None
-    known = (*OPTIONS[provider], *_ABOUT)
+    known = (*PROVIDERS[provider].options, *_ABOUT)
     for option, value in options.items():
         if option not in known and not option.startswith(_METADATA):
             raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")

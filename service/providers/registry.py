@@ -1,53 +1,17 @@
-"""Opens the models on offer, of every provider. Beside `app`, the only place that knows the providers."""
+"""The table of providers, and how the models on offer are opened."""
 
 import importlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from service.generation.provider import Provider
-from service.providers.offers import Offer
+from service.providers.chat_completions_specs import AZURE, OPENAI
+from service.providers.gemini.specs import GENAI, VERTEX
 from service.providers.router import Router
-from service.providers.spec import GoogleCloud
+from service.providers.spec import GoogleCloud, Offer, ProviderSpec
 
-
-@dataclass(frozen=True, slots=True)
-class _ProviderSpec:
-    """How to open the models of one provider."""
-
-    module: str
-    extra: str
-    """What has to be installed for it."""
-    open: Callable[[Any, GoogleCloud, Sequence[Offer]], Any]
-    """With the imported module; gives a Model that can be closed."""
-
-
-def _vertex(module: Any, google: GoogleCloud, offers: Sequence[Offer]) -> Any:
-    place = _place(google, offers[0])
-    if google.emulator:
-        return module.VertexProvider.local(google.emulator, offers, **place)
-    return module.VertexProvider.google(offers, **place)
-
-
-def _genai(module: Any, google: GoogleCloud, offers: Sequence[Offer]) -> Any:
-    place = _place(google, offers[0])
-    if google.emulator_rest:
-        return module.GenAIProvider.local(google.emulator_rest, offers, **place)
-    return module.GenAIProvider.google(offers, **place)
-
-
-def _openai(module: Any, _: GoogleCloud, offers: Sequence[Offer]) -> Any:
-    return module.OpenAIProvider(offers)
-
-
-_PROVIDERS: Mapping[str, _ProviderSpec] = {
-    "vertex": _ProviderSpec("service.providers.gemini.over_grpc", "server", _vertex),
-    "genai": _ProviderSpec("service.providers.gemini.over_http", "genai", _genai),
-    "openai": _ProviderSpec("service.providers.chat_completions", "openai", _openai),
-    "azure": _ProviderSpec("service.providers.chat_completions", "openai", _openai),
-}
+PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in (VERTEX, GENAI, OPENAI, AZURE)}
 
 
 class MissingExtra(ImportError):
@@ -57,12 +21,12 @@ class MissingExtra(ImportError):
 def imported(offers: Sequence[Offer]) -> None:
     """Import what these models need, which takes seconds. Raises MissingExtra."""
     for name in dict.fromkeys(offer.provider for offer in offers):
-        provider = _PROVIDERS[name]
+        spec = PROVIDERS[name]
         try:
-            importlib.import_module(provider.module)
+            importlib.import_module(spec.module)
         except ModuleNotFoundError as error:
             raise MissingExtra(
-                f"{error.name} is not installed; models of {name} need: pip install 'tokenwire[{provider.extra}]'"
+                f"{error.name} is not installed; models of {name} need: pip install 'tokenwire[{spec.extra}]'"
             ) from error
 
 
@@ -72,8 +36,7 @@ async def opened(offers: Sequence[Offer], google: GoogleCloud) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         models = []
         for name, group in _groups(offers):
-            provider = _PROVIDERS[name]
-            model = provider.open(importlib.import_module(provider.module), google, group)
+            model = importlib.import_module(PROVIDERS[name].module).open_models(group, google.of(group[0]))
             stack.push_async_callback(model.close)
             models.append(model)
         yield models[0] if len(models) == 1 else Router(models, order=[offer.name for offer in offers])
@@ -86,10 +49,3 @@ def _groups(offers: Sequence[Offer]) -> list[tuple[str, list[Offer]]]:
         return (offer.provider, offer.options.get("project", ""), offer.options.get("location", ""))
 
     return [(found[0], list(group)) for found, group in groupby(sorted(offers, key=key), key=key)]
-
-
-def _place(google: GoogleCloud, offer: Offer) -> dict[str, str]:
-    return {
-        "project": offer.options.get("project", google.project),
-        "location": offer.options.get("location", google.location),
-    }

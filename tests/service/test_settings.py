@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from service.providers.offers import Offer
+from service.providers.spec import Offer
 from service.settings import SettingError, Settings, source
 
 PROG = "tokenwire serve"

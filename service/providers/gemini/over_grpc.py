@@ -48,7 +48,8 @@ from service.providers.gemini.chat_vertex import (
     request_options,
 )
 from service.providers.gemini.credentials import ApplicationDefault, Headers, application_default
-from service.providers.offers import Offer
+from service.providers.gemini.specs import VERTEX
+from service.providers.spec import GoogleCloud, Offer
 
 _LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
 _LARGEST_METADATA_BYTES = 1024 * 1024
@@ -93,6 +94,13 @@ _COUNTS = (
 _response: Callable[[bytes], Any] = GenerateContentResponse.pb().FromString
 
 _CLIENT_METADATA = ClientInfo(user_agent="tokenwire").to_grpc_metadata()  # type: ignore[no-untyped-call] # google.api_core has none
+
+
+def open_models(offers: Sequence[Offer], google: GoogleCloud) -> "VertexProvider":
+    """As `ProviderSpec.module` wants it."""
+    if google.emulator:
+        return VertexProvider.local(google.emulator, offers, project=google.project, location=google.location)
+    return VertexProvider.google(offers, project=google.project, location=google.location)
 
 
 class VertexProvider:
@@ -281,7 +289,7 @@ class _Call:
 def _card(offer: Offer, chat: ChatVertexAI) -> ModelCard:
     return langchain_messages.card(
         offer,
-        provider="gcp.vertex_ai",
+        VERTEX,
         profile=chat.profile,
         unsupported=frozenset(),
         file_schemes=prompts.FILE_SCHEMES,

@@ -28,7 +28,8 @@ from service.generation.prompt import Prompt
 from service.providers import failures, langchain_messages
 from service.providers.gemini import answers, prompts, vertex_failures
 from service.providers.gemini.credentials import ApplicationDefault, application_default
-from service.providers.offers import Offer
+from service.providers.gemini.specs import GENAI
+from service.providers.spec import GoogleCloud, Offer
 
 _WHO = "Vertex AI"
 
@@ -43,6 +44,13 @@ for _type in vars(types).values():
 
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
+
+
+def open_models(offers: Sequence[Offer], google: GoogleCloud) -> "GenAIProvider":
+    """As `ProviderSpec.module` wants it."""
+    if google.emulator_rest:
+        return GenAIProvider.local(google.emulator_rest, offers, project=google.project, location=google.location)
+    return GenAIProvider.google(offers, project=google.project, location=google.location)
 
 
 class GenAIProvider:
@@ -254,7 +262,7 @@ def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:
 def _card(offer: Offer, chat: ChatGoogleGenerativeAI) -> ModelCard:
     return langchain_messages.card(
         offer,
-        provider="gcp.vertex_ai",
+        GENAI,
         profile=chat.profile,
         unsupported=frozenset(),
         file_schemes=prompts.FILE_SCHEMES,

@@ -3,7 +3,8 @@
 import pytest
 
 from service.generation.capabilities import ModelCard
-from service.providers.offers import Offer, amended, offers
+from service.providers.offers import amended, offers
+from service.providers.spec import Offer
 from service.settings import SettingError, Settings
 
 

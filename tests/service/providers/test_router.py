@@ -1,7 +1,10 @@
 """Several providers in one server: each prompt goes to the one that offers its model."""
 
 import asyncio
+import importlib
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +12,9 @@ from service.generation.capabilities import ModelCard
 from service.generation.events import Finished, FinishReason, Started, Text
 from service.generation.prompt import Prompt, Role, Turn
 from service.providers import registry
-from service.providers.offers import offers
+from service.providers.offers import completed, offers
 from service.providers.router import Router
+from service.providers.spec import GoogleCloud, ProviderSpec
 from service.settings import Settings
 from service.testing import FakeProvider
 from tests.conftest import Serve
@@ -65,11 +69,26 @@ async def test_models_of_several_providers_answer_in_one_server(serve: Serve) ->
 def test_a_provider_whose_library_is_missing_says_what_to_install(
     provider: str, library: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, registry._PROVIDERS[provider].module, raising=False)
+    monkeypatch.delitem(sys.modules, registry.PROVIDERS[provider].module, raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(registry.MissingExtra) as caught:
         registry.imported(offers(f"m={provider}:x"))
     assert str(caught.value).endswith(f"models of {provider} need: pip install 'tokenwire[{extra}]'")
+
+
+@pytest.mark.parametrize("spec", registry.PROVIDERS.values(), ids=lambda spec: spec.name)
+def test_a_provider_in_the_table_can_be_installed_and_opened(spec: ProviderSpec) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert spec.extra in project["optional-dependencies"]
+    assert callable(importlib.import_module(spec.module).open_models)
+    options = {**dict.fromkeys(spec.variables, "x"), "base_url": "http://h/v1"}
+    line = f"m={spec.name}:x?" + "&".join(f"{name}={options[name]}" for name in spec.options if name in options)
+    (offer,) = offers(line)
+    assert completed(offer, {spec.key_variable: "k"}).options.keys() == {*spec.variables} | (
+        {"base_url"} & {*spec.options}
+    )
+    google = GoogleCloud(location="here")
+    assert spec.needs_google(google) == (spec.place(google) == f"{spec.title} in here")
 
 
 IMAGE = Prompt(model="first", turns=(Turn(Role.USER, ("hi",)),), labels={"team": "a"})

@@ -18,7 +18,7 @@ from service.generation.provider import Provider
 from service.providers.gemini.credentials import ApplicationDefault
 from service.providers.gemini.over_grpc import VertexProvider
 from service.providers.gemini.over_http import GenAIProvider
-from service.providers.offers import Offer
+from service.providers.spec import Offer
 from tests.faults.recorder import record
 from tests.loop_watch import LoopWatch
 from vertex_emulator.emulator import Emulator

@@ -15,7 +15,7 @@ from service import errors
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
 from service.generation.prompt import Prompt, Role, Sampling, Turn
 from service.providers.gemini.over_grpc import VertexProvider, upstream_error
-from service.providers.offers import Offer
+from service.providers.spec import Offer
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.protos import prediction_pb2 as google
 from vertex_emulator.script import (

@@ -18,8 +18,8 @@ from service.generation.events import Event, Finished, Started
 from service.generation.prompt import Prompt, Role, Turn
 from service.generation.provider import Provider
 from service.providers.gemini.over_grpc import VertexProvider
-from service.providers.offers import Offer
 from service.providers.retry import Policy, Retrying
+from service.providers.spec import Offer
 from tests.hostile.http2 import (
     ACK,
     CONTINUATION,

@@ -1,0 +1,24 @@
+"""OpenAI and Azure, which speak one protocol."""
+
+from service.providers.spec import ProviderSpec
+
+OPENAI = ProviderSpec(
+    name="openai",
+    title="OpenAI",
+    telemetry_name="openai",
+    module="service.providers.chat_completions",
+    extra="openai",
+    options=("base_url", "api_key_env", "organization"),
+    key_variable="OPENAI_API_KEY",
+)
+
+AZURE = ProviderSpec(
+    name="azure",
+    title="Azure OpenAI",
+    telemetry_name="azure.ai.openai",
+    module="service.providers.chat_completions",
+    extra="openai",
+    options=("endpoint", "api_version", "api_key_env"),
+    key_variable="AZURE_OPENAI_API_KEY",
+    variables={"endpoint": "AZURE_OPENAI_ENDPOINT", "api_version": "OPENAI_API_VERSION"},
+)

@@ -25,9 +25,9 @@ from service.generation import json_values
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
 from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
-from service.providers import failures, langchain_messages
+from service.providers import failures, http_failures, langchain_messages
 from service.providers.chat_completions_specs import AZURE, OPENAI
-from service.providers.gemini import answers, vertex_failures
+from service.providers.gemini import answers
 from service.providers.spec import GoogleCloud, Offer
 
 # The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
@@ -112,7 +112,7 @@ class OpenAIProvider:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             if call.makes_sense():
                 raise  # a bug
-            raise failures.unreadable(self._who[prompt.model]) from error
+            raise http_failures.unreadable(self._who[prompt.model]) from error
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """Nobody counts: the protocol has no call for it, and an estimate would look like a count."""
@@ -144,8 +144,8 @@ class _Call:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
             raise self._failure(error) from error
-        except failures.ERRORS as error:  # while it reads what upstream says of an error
-            raise failures.broken(self._who, error) from error
+        except http_failures.ERRORS as error:  # while it reads what upstream says of an error
+            raise http_failures.broken(self._who, error) from error
         return self
 
     async def __aenter__(self) -> Self:
@@ -166,10 +166,10 @@ class _Call:
                 raise errors.UpstreamCut("The model ended the call without an answer; ask again")
         except openai.APIError as error:
             raise self._failure(error) from error
-        except failures.ERRORS as error:
-            raise failures.broken(self._who, error) from error
+        except http_failures.ERRORS as error:
+            raise http_failures.broken(self._who, error) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise failures.unreadable(self._who) from error
+            raise http_failures.unreadable(self._who) from error
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -240,20 +240,20 @@ class _Call:
         """Ours for theirs: status, code and delay are relayed, their text is not."""
         if isinstance(error, openai.APITimeoutError):
             return errors.UpstreamDeadline(f"{self._who} didn't finish in time")
-        if isinstance(error.__cause__, failures.ERRORS):
-            return failures.broken(self._who, error.__cause__)
+        if isinstance(error.__cause__, http_failures.ERRORS):
+            return http_failures.broken(self._who, error.__cause__)
         if isinstance(error, openai.APIConnectionError):
-            return failures.unavailable(self._who)
+            return http_failures.unavailable(self._who)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
-        if failures.redirects(status):
-            return failures.redirected(self._who)
-        code = failures.code(status)
+        if http_failures.redirects(status):
+            return http_failures.redirected(self._who)
+        code = http_failures.code(status)
         metadata = {"upstream_code": code.name, "upstream_status": str(status)}
-        if error.code and vertex_failures.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
+        if error.code and failures.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
             metadata["upstream_reason"] = reason
         retry_after = None
         if isinstance(error, openai.APIStatusError):
-            retry_after = failures.seconds(error.response.headers.get("retry-after"))
+            retry_after = http_failures.seconds(error.response.headers.get("retry-after"))
         kind, text = _FAILURES.get(code, (errors.UpstreamFault, "{} failed"))
         return kind(text.format(self._who), metadata=metadata, retry_after=retry_after)
 

@@ -36,8 +36,8 @@ from service import errors
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, Started, Text, Usage
 from service.generation.prompt import Prompt
-from service.providers import langchain_messages
-from service.providers.gemini import answers, prompts, vertex_failures
+from service.providers import failures, langchain_messages
+from service.providers.gemini import answers, prompts
 from service.providers.gemini.chat_vertex import (
     Response,
     count_request,
@@ -178,7 +178,7 @@ class VertexProvider:
         """
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
             code = grpc.StatusCode.UNAVAILABLE
-            raise vertex_failures.failure(code, told=code.name, reason="", retry_after=None)
+            raise failures.failure(code, told=code.name, reason="", retry_after=None)
 
     async def _identity(self, deadline: float) -> Headers:
         """What tells Google who asks."""
@@ -345,7 +345,7 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
             reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return vertex_failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    return failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
 
 
 def _broken(words: str) -> str:

@@ -25,8 +25,8 @@ from service.errors import Violation
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Started
 from service.generation.prompt import Prompt
-from service.providers import failures, langchain_messages
-from service.providers.gemini import answers, prompts, vertex_failures
+from service.providers import failures, http_failures, langchain_messages
+from service.providers.gemini import answers, prompts
 from service.providers.gemini.credentials import ApplicationDefault, application_default
 from service.providers.gemini.specs import GENAI
 from service.providers.spec import GoogleCloud, Offer
@@ -147,8 +147,8 @@ class GenAIProvider:
             )
         except APIError as error:
             raise failure(error) from error
-        except failures.ERRORS as error:
-            raise failures.broken(_WHO, error) from error
+        except http_failures.ERRORS as error:
+            raise http_failures.broken(_WHO, error) from error
         return answers.total(counted.total_tokens or 0)
 
 
@@ -204,10 +204,10 @@ class _Call:
             self.ending.ended()
         except APIError as error:
             raise failure(error) from error
-        except failures.ERRORS as error:
-            raise failures.broken(_WHO, error) from error
+        except http_failures.ERRORS as error:
+            raise http_failures.broken(_WHO, error) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
-            raise failures.unreadable(_WHO) from error
+            raise http_failures.unreadable(_WHO) from error
 
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
@@ -304,8 +304,8 @@ def _tools(prompt: Prompt) -> list[types.Tool]:
 
 def failure(error: APIError) -> errors.UpstreamError:
     """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
-    if failures.redirects(error.code):
-        return failures.redirected(_WHO)
+    if http_failures.redirects(error.code):
+        return http_failures.redirected(_WHO)
     told = error.details if isinstance(error.details, Mapping) else {}
     told = told.get("error", told)
     reason = ""
@@ -315,7 +315,7 @@ def failure(error: APIError) -> errors.UpstreamError:
         if kind.endswith("google.rpc.ErrorInfo"):
             reason = str(detail.get("reason", ""))
         elif kind.endswith("google.rpc.RetryInfo"):
-            retry_after = failures.seconds(detail.get("retryDelay"))
+            retry_after = http_failures.seconds(detail.get("retryDelay"))
     name = str(error.status)
-    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else failures.code(error.code)
-    return vertex_failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(error.code)
+    return failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)

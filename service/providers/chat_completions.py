@@ -8,7 +8,7 @@ import asyncio
 import base64
 import json
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, cast
 
@@ -243,41 +243,32 @@ class _Call:
         if isinstance(error.__cause__, http_failures.ERRORS):
             return http_failures.broken(self._who, error.__cause__)
         if isinstance(error, openai.APIConnectionError):
-            return http_failures.unavailable(self._who)
+            return failures.failure(self._who, grpc.StatusCode.UNAVAILABLE)
         status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
         if http_failures.redirects(status):
             return http_failures.redirected(self._who)
         code = http_failures.code(status)
-        metadata = {"upstream_code": code.name, "upstream_status": str(status)}
-        if error.code and failures.PLAIN_REASON.fullmatch(reason := str(error.code).upper()):
-            metadata["upstream_reason"] = reason
         retry_after = None
         if isinstance(error, openai.APIStatusError):
             retry_after = http_failures.seconds(error.response.headers.get("retry-after"))
-        kind, text = _FAILURES.get(code, (errors.UpstreamFault, "{} failed"))
-        return kind(text.format(self._who), metadata=metadata, retry_after=retry_after)
+        return failures.failure(
+            self._who,
+            code,
+            words=_WORDS,
+            reason=str(error.code or "").upper(),
+            retry_after=retry_after,
+            metadata={"upstream_status": str(status)},
+        )
 
 
-_FAILURES: Mapping[grpc.StatusCode, tuple[type[errors.UpstreamError], str]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: (errors.UpstreamRejected, "The model refused the request as invalid"),
-    grpc.StatusCode.UNAUTHENTICATED: (
-        errors.UpstreamCredentials,
-        "{} refused the server's key; its owner has to set another one",
-    ),
+_WORDS: failures.Words = {
+    grpc.StatusCode.UNAUTHENTICATED: "{who} refused the server's key; its owner has to set another one",
     grpc.StatusCode.PERMISSION_DENIED: (
-        errors.UpstreamCredentials,
-        "The server's key may not use this model of {}; its owner has to look at what the key is for",
+        "The server's key may not use this model of {who}; its owner has to look at what the key is for"
     ),
-    grpc.StatusCode.NOT_FOUND: (
-        errors.UpstreamNotFound,
-        "{} doesn't know this model; the server's owner has to check TOKENWIRE_MODELS",
-    ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: (errors.UpstreamQuota, "The server's quota at {} is used up for now"),
-    grpc.StatusCode.UNAVAILABLE: (errors.UpstreamUnavailable, "{} is away or broke the connection"),
-    grpc.StatusCode.ABORTED: (errors.UpstreamCut, "{} gave the request up; ask again"),
-    grpc.StatusCode.CANCELLED: (errors.UpstreamCut, "{} gave the request up; ask again"),
-    grpc.StatusCode.DEADLINE_EXCEEDED: (errors.UpstreamDeadline, "{} didn't finish in time"),
+    grpc.StatusCode.NOT_FOUND: "{who} doesn't know this model; the server's owner has to check TOKENWIRE_MODELS",
 }
+"""Where the server's owner has to act."""
 
 
 def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:

@@ -5,6 +5,7 @@ import httpx
 import httpx2
 
 from service import errors
+from service.providers import failures
 
 ERRORS = (httpx.RequestError, httpx2.RequestError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""
@@ -48,18 +49,12 @@ def seconds(value: object) -> float | None:
     return found if 0 <= found < 86_400 else None
 
 
-def unavailable(who: str) -> errors.UpstreamUnavailable:
-    return errors.UpstreamUnavailable(
-        f"{who} is away or broke the connection", metadata={"upstream_code": "UNAVAILABLE"}
-    )
-
-
 def broken(who: str, error: Exception) -> errors.UpstreamError:
     """Ours for one of `ERRORS`: nothing that upstream said, so neither a quota nor a refusal."""
     if isinstance(error, _TIMEOUTS):
         return errors.UpstreamDeadline(f"{who} didn't finish in time")
     if isinstance(error, _TRANSPORT_ERRORS):
-        return unavailable(who)
+        return failures.failure(who, grpc.StatusCode.UNAVAILABLE)
     return unreadable(who)
 
 

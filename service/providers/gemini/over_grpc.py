@@ -36,8 +36,8 @@ from service import errors
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, Started, Text, Usage
 from service.generation.prompt import Prompt
-from service.providers import failures, langchain_messages
-from service.providers.gemini import answers, prompts
+from service.providers import langchain_messages
+from service.providers.gemini import answers, prompts, vertex_failures
 from service.providers.gemini.chat_vertex import (
     Response,
     count_request,
@@ -177,8 +177,7 @@ class VertexProvider:
         https://github.com/grpc/grpc/issues/43360
         """
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            code = grpc.StatusCode.UNAVAILABLE
-            raise failures.failure(code, told=code.name, reason="", retry_after=None)
+            raise vertex_failures.failure(grpc.StatusCode.UNAVAILABLE)
 
     async def _identity(self, deadline: float) -> Headers:
         """What tells Google who asks."""
@@ -345,7 +344,7 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
             reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    return vertex_failures.failure(code, reason=reason, retry_after=retry_after)
 
 
 def _broken(words: str) -> str:

@@ -25,13 +25,13 @@ from service.errors import Violation
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Started
 from service.generation.prompt import Prompt
-from service.providers import failures, http_failures, langchain_messages
-from service.providers.gemini import answers, prompts
+from service.providers import http_failures, langchain_messages
+from service.providers.gemini import answers, prompts, vertex_failures
 from service.providers.gemini.credentials import ApplicationDefault, application_default
 from service.providers.gemini.specs import GENAI
 from service.providers.spec import GoogleCloud, Offer
 
-_WHO = "Vertex AI"
+_WHO = GENAI.title
 
 # A finish reason of tomorrow is relayed by its name; the SDK warns that it doesn't know it.
 warnings.filterwarnings("ignore", message=".* is not a valid ", category=UserWarning, module="google.genai")
@@ -318,4 +318,4 @@ def failure(error: APIError) -> errors.UpstreamError:
             retry_after = http_failures.seconds(detail.get("retryDelay"))
     name = str(error.status)
     code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(error.code)
-    return failures.failure(code, told=code.name, reason=reason, retry_after=retry_after)
+    return vertex_failures.failure(code, reason=reason, retry_after=retry_after)

@@ -48,16 +48,20 @@ ROOMS = {
 
 # outside library -> the only modules that may know it
 ONLY = {
-    "langchain_google_vertexai": {"service.providers.gemini.chat_vertex", "service.providers.gemini.over_grpc"},
+    "langchain_google_vertexai": {"service.providers.gemini.over_grpc", "service.providers.gemini.shortcuts"},
     "langchain_google_genai": {"service.providers.gemini.over_http"},
     "langchain_openai": {"service.providers.chat_completions"},
     "langchain_core": {
         "service.providers.chat_completions",
-        "service.providers.gemini.chat_vertex",
         "service.providers.gemini.over_grpc",
+        "service.providers.gemini.shortcuts",
         "service.providers.langchain_messages",
     },
-    "google.cloud": {"service.providers.gemini.chat_vertex", "service.providers.gemini.over_grpc"},
+    "google.cloud": {
+        "service.providers.gemini.chat_vertex",
+        "service.providers.gemini.over_grpc",
+        "service.providers.gemini.shortcuts",
+    },
     "google.auth": {"service.app", "service.providers.gemini.credentials"},
     "google.genai": {"service.providers.gemini.over_http"},
     "openai": {"service.providers.chat_completions"},

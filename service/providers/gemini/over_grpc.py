@@ -39,15 +39,14 @@ from service.generation.prompt import Prompt
 from service.providers import langchain_messages
 from service.providers.gemini import answers, prompts, vertex_failures
 from service.providers.gemini.chat_vertex import (
-    Response,
     count_request,
     exact_contents,
     new_chat,
-    plain,
     replace_contents,
     request_options,
 )
 from service.providers.gemini.credentials import ApplicationDefault, Headers, application_default
+from service.providers.gemini.shortcuts import Response, plain
 from service.providers.gemini.specs import VERTEX
 from service.providers.spec import GoogleCloud, Offer
 

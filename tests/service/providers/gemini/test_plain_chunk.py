@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_google_vertexai import ChatVertexAI
 
-from service.providers.gemini.chat_vertex import new_chat, plain
+from service.providers.gemini.chat_vertex import new_chat
+from service.providers.gemini.shortcuts import plain
 
 CHAT = new_chat("gemini-2.5-flash", "project", "us-central1")
 
@@ -147,7 +148,7 @@ class Upstream:
 async def test_an_answer_is_what_astream_gives_whether_or_not_somebody_traces(
     monkeypatch: pytest.MonkeyPatch, traced: bool
 ) -> None:
-    monkeypatch.setattr("service.providers.gemini.chat_vertex.tracing_is_enabled", lambda: traced)
+    monkeypatch.setattr("service.providers.gemini.shortcuts.tracing_is_enabled", lambda: traced)
     chat = new_chat("gemini-2.5-flash", "project", "us-central1")
     told: list[Any] = [
         [chunk async for chunk in way([HumanMessage("x")], call=Upstream("a", "", "b"), timeout=1.5)]

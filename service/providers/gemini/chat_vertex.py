@@ -14,24 +14,22 @@ from google.protobuf import json_format
 
 from service.generation.prompt import Prompt, ToolChoice, Tools
 from service.providers import langchain_messages
-from service.providers.gemini import prompts
-from service.providers.gemini.shortcuts import Chat
+from service.providers.gemini import prompts, shortcuts
+from service.providers.gemini.shortcuts import Chat, Slow
 
 # By the key of a JSON schema: the same in Google's library.
 _SPELLED = {field.json_name: field.name for field in Schema.pb().DESCRIPTOR.fields}
 
 
-def new_chat(name: str, project: str, location: str) -> Chat:
-    chat = Chat(
-        model=name,
-        project=project,
-        location=location,
-        max_retries=0,  # it would retry every status, and sleep for half a minute
-        n=1,
-        cache=False,
-        output_version="v0",  # content as text; else LC_OUTPUT_VERSION could make lists of it
-    )
-    # What is made when it is first asked for and takes a while, of which the first caller shall not be kept waiting.
+shortcuts.fit()  # compares now, before a worker is forked
+
+
+def new_chat(name: str, project: str, location: str) -> Chat | Slow:
+    """With shortcuts, where they fit."""
+    if not shortcuts.fit():
+        return shortcuts.new(Slow, name, project, location)
+    chat = shortcuts.new(Chat, name, project, location)
+    # What is made when it is first asked for and takes a while, made here, so that the first caller doesn't wait.
     _ = chat._empty, chat._made, chat._traced  # noqa: SLF001 - that is how
     return chat
 
@@ -51,7 +49,7 @@ def replace_contents(request: Any, contents: Sequence[Any]) -> None:
     request.contents.extend(contents)
 
 
-def count_request(chat: Chat, prompt: Prompt) -> CountTokensRequest:
+def count_request(chat: Chat | Slow, prompt: Prompt) -> CountTokensRequest:
     """What PredictionService.CountTokens is asked: all of the prompt that counts."""
     messages = langchain_messages.messages(prompt, prompts.media)
     request = chat._prepare_request_gemini(messages, tools=request_tools(prompt.tools) or None)  # noqa: SLF001 - its own

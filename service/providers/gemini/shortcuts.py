@@ -2,12 +2,17 @@
 
 The library turns each request and each chunk into dicts and back several times. The shortcuts give the same results for
 a tenth of the time; property tests hold them equal. Everything else goes the library's own way.
+
+They rebuild the library's private parts, and pydantic's. So `fit` compares both ways once, when the server starts, and
+where an installed library differs from what was written here, `Slow` takes the library's own way for everything.
 """
 
+import asyncio
 import warnings
-from collections.abc import AsyncIterator
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
+from typing import Any, Protocol, TypeVar
 
 from google.cloud.aiplatform_v1beta1.types import (
     Candidate,
@@ -26,7 +31,10 @@ from langchain_core.messages import (
 from langchain_core.messages.ai import UsageMetadata, subtract_usage
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_google_vertexai import ChatVertexAI
+from langsmith import tracing_context
 from langsmith.utils import tracing_is_enabled
+
+from service.telemetry import call_log
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -164,6 +172,147 @@ with warnings.catch_warnings():
         def _made(self) -> dict[int, ChatGenerationChunk]:
             """By finish reason."""
             return {}
+
+    class Slow(ChatVertexAI):
+        """ChatVertexAI as it is, for where the shortcuts don't fit."""
+
+        def answer(self, messages: list[BaseMessage], *, call: Call, **options: Any) -> AsyncIterator[BaseMessageChunk]:
+            """As `Chat` has it."""
+            return self.model_copy(update={"async_client": _Client(call)}).astream(messages, **options)
+
+
+Kind = TypeVar("Kind", bound=ChatVertexAI)
+
+
+def new(kind: type[Kind], name: str, project: str, location: str) -> Kind:
+    """A model of Vertex AI, with all that the library adds of its own switched off."""
+    return kind(
+        model=name,
+        project=project,
+        location=location,
+        max_retries=0,  # it would retry every status, and sleep for half a minute
+        n=1,
+        cache=False,
+        output_version="v0",  # content as text; else LC_OUTPUT_VERSION could make lists of it
+    )
+
+
+class _Client:
+    """What `Slow` gets for Google's client while it answers one prompt."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    async def stream_generate_content(
+        self,
+        *,
+        request: GenerateContentRequest,
+        timeout: float,  # noqa: ASYNC109 - Google's name for it
+        **_: Any,
+    ) -> AsyncIterator[GenerateContentResponse]:
+        """As PredictionServiceAsyncClient has it."""
+        self._call.begin(GenerateContentRequest.pb(request), timeout)
+        return self._responses()
+
+    async def _responses(self) -> AsyncIterator[GenerateContentResponse]:
+        while (response := await self._call.read()) is not None:
+            yield GenerateContentResponse.wrap(response[0])
+
+
+# ---- whether they fit ------------------------------------------------------------------------------------------------
+
+
+@cache
+def fit() -> bool:
+    """Whether the shortcuts give what the installed libraries give; a few milliseconds, once."""
+    try:
+        difference = next(_differences(), None)
+    except Exception as error:  # noqa: BLE001 - whatever a changed library does to code that rebuilds its private parts
+        difference = f"{type(error).__name__} in the comparison"
+    if difference is not None:
+        call_log.say(
+            "the installed LangChain is not what the shortcuts past it were written for (%s): each chunk and request "
+            "takes its own way, which costs several times as much",
+            difference,
+        )
+    return difference is None
+
+
+_TURNS: list[BaseMessage] = [SystemMessage("s"), HumanMessage("a\n"), AIMessage(" b"), HumanMessage("c")]
+_OPTIONS = {
+    "temperature": 0.5,
+    "top_p": 0.25,
+    "top_k": 3,
+    "max_output_tokens": 7,
+    "seed": 0,
+    "presence_penalty": -1.0,
+    "frequency_penalty": 1.0,
+    "timeout": 1.5,
+}
+_USAGES: list[dict[str, int]] = [
+    {},
+    {"prompt_token_count": 3, "total_token_count": 3},
+    {"prompt_token_count": 3, "candidates_token_count": 4, "cached_content_token_count": 1, "total_token_count": 7},
+    {"prompt_token_count": 2, "candidates_token_count": 9, "thoughts_token_count": 5, "total_token_count": 16},
+    {"prompt_token_count": 5, "candidates_token_count": 9, "thoughts_token_count": 2, "total_token_count": 16},
+]
+
+
+def _differences() -> Iterator[str]:
+    """Where a shortcut gives something else than the library does, for an example of each kind that it is for."""
+    fast: Any = new(Chat, "gemini-2.5-flash", "project", "us-central1")
+    slow: Any = new(Slow, "gemini-2.5-flash", "project", "us-central1")
+    for turns, stop, options in ((_TURNS[1:2], None, {}), (_TURNS, ["end", "stop"], _OPTIONS)):
+        request = slow._prepare_request_gemini(list(turns), stop=stop, **options)
+        if fast._request(turns, stop, **options) != GenerateContentRequest.pb(request):
+            yield "a request"
+    raws = [_sample(text, usage) for text, usage in zip(("a", "", " b\n", "c", "d"), _USAGES, strict=True)]
+    raws.append(_sample("e", None, finish_reason="STOP"))
+    before = None
+    for raw in raws:
+        chunk, total = slow._gemini_chunk_to_generation_chunk(GenerateContentResponse.wrap(raw), before)
+        message, info, ours = fast._converted((raw, plain(raw)), before)
+        if (message, info, ours) != (chunk.message, chunk.generation_info, total) or not _alike(message, chunk.message):
+            yield "a chunk"
+        before = total
+    with ThreadPoolExecutor(1) as pool:  # where no event loop runs
+        short, whole = (pool.submit(asyncio.run, _read(way, raws)).result() for way in (fast._messages, slow.answer))
+    if short != whole[: len(raws)] or any(content for content, _ in whole[len(raws) :]):
+        yield "an answer"
+
+
+def _sample(text: str, usage: dict[str, int] | None, **more: Any) -> Any:
+    """The protobuf message of a chunk that holds this."""
+    candidate = Candidate(content=Content(role="model", parts=[Part(text=text)]), **more)
+    known = {} if usage is None else {"usage_metadata": usage}
+    return GenerateContentResponse.pb(GenerateContentResponse(candidates=[candidate], **known))
+
+
+def _alike(one: BaseMessageChunk, other: BaseMessageChunk) -> bool:
+    """Whether two messages that are equal have the same insides too, which pydantic doesn't compare."""
+    insides = ("__dict__", "__pydantic_extra__", "__pydantic_private__")
+    return type(one) is type(other) and all(getattr(one, name) == getattr(other, name) for name in insides)
+
+
+class _Sampled:
+    """A `Call` that reads these."""
+
+    def __init__(self, raws: Sequence[Any]) -> None:
+        self._raws = iter(raws)
+
+    def begin(self, request: Any, seconds: float) -> None:
+        """As `Call` has it."""
+
+    async def read(self) -> Response | None:
+        raw = next(self._raws, None)
+        return None if raw is None else (raw, plain(raw))
+
+
+async def _read(way: Callable[..., AsyncIterator[Any]], raws: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """What this way of reading an answer gives, as far as it is used."""
+    with tracing_context(enabled=False):
+        answer = way([HumanMessage("x")], call=_Sampled(raws), timeout=1.5)
+        return [(chunk.content, chunk.usage_metadata) async for chunk in answer]
 
 
 def _copy(message: BaseMessageChunk, **changed: Any) -> BaseMessageChunk:

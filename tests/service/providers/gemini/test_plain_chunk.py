@@ -20,9 +20,9 @@ from langchain_core.messages import HumanMessage
 from langchain_google_vertexai import ChatVertexAI
 
 from service.providers.gemini.chat_vertex import new_chat
-from service.providers.gemini.shortcuts import plain
+from service.providers.gemini.shortcuts import Chat, new, plain
 
-CHAT = new_chat("gemini-2.5-flash", "project", "us-central1")
+CHAT = new(Chat, "gemini-2.5-flash", "project", "us-central1")
 
 counts = st.integers(-3, 1000)
 usages = st.builds(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_google_vertexai import ChatVertexAI
 
-from service.providers.gemini.chat_vertex import new_chat
+from service.providers.gemini.shortcuts import Chat, new
 
-CHAT = new_chat("gemini-2.5-flash", "project", "us-central1")
+CHAT = new(Chat, "gemini-2.5-flash", "project", "us-central1")
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 contents = st.one_of(texts, st.lists(st.builds(lambda text: {"type": "text", "text": text}, texts), max_size=2))

@@ -132,12 +132,7 @@ def test_a_module_imports_only_from_the_rooms_that_its_own_may_know(module: str)
     assert forbidden(module, SOURCES[module]) == set()
 
 
-# The emulator's Control service asks the emulator, which holds it.
-MENDED_LATER = pytest.mark.xfail(strict=True, reason="control.servicer knows the emulator's type")
-CIRCLES = [pytest.param(room, marks=MENDED_LATER) if room == "vertex_emulator" else room for room in ROOMS]
-
-
-@pytest.mark.parametrize("room", CIRCLES)
+@pytest.mark.parametrize("room", ROOMS)
 def test_files_of_a_room_import_each_other_in_no_circle(room: str) -> None:
     graph = {}
     for module, source in SOURCES.items():

@@ -17,7 +17,7 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from vertex_emulator.answerers.base import Mind, MindError, VertexError
-from vertex_emulator.answerers.scripted import Scripted
+from vertex_emulator.answerers.scripted import Scripted, script_of
 from vertex_emulator.call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
 from vertex_emulator.control.servicer import ControlServicer
 from vertex_emulator.protos import control_pb2_grpc
@@ -110,7 +110,7 @@ class Emulator:
     async def _listen(self) -> None:
         server = grpc.aio.server(options=self._options())
         server.add_generic_rpc_handlers([self._handlers(version) for version in API_VERSIONS])
-        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self), server)
+        control_pb2_grpc.add_ControlServicer_to_server(ControlServicer(self.mind, self._log, reset=self.reset), server)
         port = 0 if self._with_relay else self._port
         with self._taking(self._port, RuntimeError):
             port = server.add_insecure_port(f"{self._host}:{port}")
@@ -196,9 +196,7 @@ class Emulator:
     @property
     def script(self) -> Scripted:
         """The script that answers; raises TypeError if a model does."""
-        if not isinstance(self.mind, Scripted):
-            raise TypeError(f"this emulator is answered by {type(self.mind).__name__}, not by a script")
-        return self.mind
+        return script_of(self.mind)
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from vertex_emulator.answerers.base import Reply, VertexError
+from vertex_emulator.answerers.base import Mind, Reply, VertexError
 from vertex_emulator.answerers.script import ScriptError, answer, check, needs_relay
 from vertex_emulator.call_records import Call, Request
 from vertex_emulator.protos import prediction_pb2 as pb
@@ -350,6 +350,13 @@ class _Share:
 
 
 # ---- what can be known of a request or a script beforehand ---------------------------------------------------------
+
+
+def script_of(mind: Mind) -> Scripted:
+    """The script that answers; raises TypeError if a model does."""
+    if not isinstance(mind, Scripted):
+        raise TypeError(f"this emulator is answered by {type(mind).__name__}, not by a script")
+    return mind
 
 
 def last_user_text(request: Request) -> str:

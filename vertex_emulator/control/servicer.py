@@ -3,28 +3,30 @@
 # ruff: noqa: ARG002  # the RPCs have the parameters that the stubs give them
 
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from vertex_emulator.answerers.base import Mind
 from vertex_emulator.answerers.script import ScriptError
-from vertex_emulator.call_records import Call
+from vertex_emulator.answerers.scripted import Scripted, script_of
+from vertex_emulator.call_records import Call, CallLog
 from vertex_emulator.protos import control_pb2 as control
 from vertex_emulator.protos import control_pb2_grpc
-
-if TYPE_CHECKING:
-    from vertex_emulator.answerers.scripted import Scripted
-    from vertex_emulator.emulator import Emulator
-
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ControlServicer(control_pb2_grpc.ControlServicer):
-    def __init__(self, emulator: "Emulator") -> None:
-        self._emulator = emulator
+    """Steers what answers, and tells of the calls."""
+
+    def __init__(self, mind: Mind, log: CallLog, *, reset: Callable[[], None]) -> None:
+        """`reset` is `Emulator.reset`."""
+        self._mind = mind
+        self._log = log
+        self._reset = reset
 
     async def Play(self, request: control.PlayRequest, context: Context) -> control.PlayResponse:
         script = await self._script(context)
@@ -40,30 +42,30 @@ class ControlServicer(control_pb2_grpc.ControlServicer):
         return control.OpenGateResponse()
 
     async def ListCalls(self, request: control.ListCallsRequest, context: Context) -> control.ListCallsResponse:
-        return control.ListCallsResponse(calls=map(told, self._emulator.calls))
+        return control.ListCallsResponse(calls=map(told, self._log.calls))
 
     async def WatchCalls(
         self, request: control.WatchCallsRequest, context: Context
     ) -> AsyncIterator[control.WatchCallsResponse]:
-        with self._emulator.log.watch() as watcher:
+        with self._log.watch() as watcher:
             while True:
                 yield control.WatchCallsResponse(calls=map(told, await watcher.next()))
 
     async def GetStats(self, request: control.GetStatsRequest, context: Context) -> control.GetStatsResponse:
         return control.GetStatsResponse(
-            calls=self._emulator.log.count,
-            open_calls=len(self._emulator.open_calls),
-            active_generations=self._emulator.mind.active_generations,
-            generated_tokens=self._emulator.mind.generated_tokens,
+            calls=self._log.count,
+            open_calls=len(self._log.open_calls),
+            active_generations=self._mind.active_generations,
+            generated_tokens=self._mind.generated_tokens,
         )
 
     async def Reset(self, request: control.ResetRequest, context: Context) -> control.ResetResponse:
-        self._emulator.reset()
+        self._reset()
         return control.ResetResponse()
 
-    async def _script(self, context: Context) -> "Scripted":
+    async def _script(self, context: Context) -> Scripted:
         try:
-            return self._emulator.script
+            return script_of(self._mind)
         except TypeError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
 

@@ -54,6 +54,10 @@ def _draw_part(part: Part) -> None:
         case "inline_data" if not part.inline_data.mime_type.startswith("image/"):
             kilobytes = len(part.inline_data.data) / 1024
             st.html(f'<div class="tw-file">{html.escape(part.inline_data.mime_type)} · {kilobytes:,.0f} kB</div>')
+        case "inline_data":
+            pass  # images stand side by side above
+        case "file_data" | "tool_call" | "reasoning" | None:
+            pass  # nothing that the page lets its user say
 
 
 class Drawing:

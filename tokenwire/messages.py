@@ -113,6 +113,8 @@ class Turn:
                 self._close()
                 event = message.tool_call
                 self._parts.append(Part(tool_call=event.tool_call, reasoning_signature=event.reasoning_signature))
+            case "started" | "grounding" | "logprobs" | "completed" | None:
+                pass
 
     @property
     def message(self) -> Message:

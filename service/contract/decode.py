@@ -162,6 +162,8 @@ def _parts(parts: Iterable[content_pb2.Part], names: Mapping[str, str]) -> Itera
                     name=result.name or names[result.tool_call_id],
                     response=plain(result.response),
                 )
+            case None:
+                raise AssertionError("an empty part, which the rules refuse")
 
 
 def _tools(request: pb.GenerateRequest) -> Tools:

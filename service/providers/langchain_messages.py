@@ -7,7 +7,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from service.generation.capabilities import ModelCard
-from service.generation.prompt import Blob, File, Part, Prompt, Role, ToolCall, ToolResult, Turn
+from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, ToolCall, ToolResult, Turn
 from service.providers.offers import amended
 from service.providers.spec import Offer, ProviderSpec
 
@@ -43,15 +43,20 @@ def _messages(turn: Turn, media: Media) -> list[BaseMessage]:
 
 def _content(parts: Sequence[Part], media: Media) -> Any:
     """LangChain's two shapes: a string, or a list of typed blocks."""
-    match parts:
-        case (str() as text,):
-            return text
-    blocks = [
-        {"type": "text", "text": part} if isinstance(part, str) else media(part)
-        for part in parts
-        if isinstance(part, str | Blob | File)
-    ]
-    return blocks or ""
+    if len(parts) == 1 and isinstance(parts[0], str):
+        return parts[0]
+    return [block for part in parts if (block := _block(part, media)) is not None] or ""
+
+
+def _block(part: Part, media: Media) -> dict[str, Any] | None:
+    """As LangChain's content holds it; None for what stands elsewhere, or is left out."""
+    match part:
+        case str():
+            return {"type": "text", "text": part}
+        case Blob() | File():
+            return media(part)
+        case Reasoning() | ToolCall() | ToolResult():
+            return None
 
 
 def card(

@@ -39,6 +39,8 @@ class Meter:
                 self.thinking = True
             case "completed":
                 self.completed = message.completed
+            case "started" | "tool_call" | "grounding" | "logprobs" | None:
+                pass
 
     @property
     def first_chunk(self) -> float | None:

@@ -418,8 +418,9 @@ def _chunk(step: Step, kind: str, finish: pb.Candidate) -> bytes:
                 safety_ratings=step.blocked.safety_ratings,
             )
             return pb.GenerateContentResponse(prompt_feedback=feedback).SerializeToString()
-        case _ if kind not in CHUNKS:
-            return b""
+        case _:
+            if kind not in CHUNKS:
+                return b""
     part = step.part if kind == "part" else pb.Part(text=_words(step, kind), thought=kind == "thought")
     candidate = pb.Candidate(content=pb.Content(role="model", parts=[part]))
     if kind == "grounding":

@@ -1,0 +1,179 @@
+"""What the blocking client and the one for asyncio share: everything but how they wait."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+
+from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, TokenwireError, explain, put
+from tokenwire.messages import Turn
+from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
+from tokenwire.v1.content_pb2 import Message
+from tokenwire.v1.generation_service_pb2 import Completed, GenerateRequest, GenerateResponse
+
+DEFAULT_ADDRESS = "localhost:50051"
+
+_SECOND_MS = 1_000
+# A machine that answers neither yes nor no is given up after so long; gRPC's own limit is 20 s.
+_CONNECT_TIMEOUT_MS = 3 * _SECOND_MS
+# A connection that died silently is noticed in the sum of the two.
+_KEEPALIVE_MS = 30 * _SECOND_MS
+_PING_TIMEOUT_MS = 10 * _SECOND_MS
+
+_CHANNEL_OPTIONS = (
+    # Core's name for the time that one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
+    # A service that has just been started is found at once, and calls fail fast until then.
+    ("grpc.initial_reconnect_backoff_ms", _SECOND_MS // 5),
+    ("grpc.max_reconnect_backoff_ms", _SECOND_MS),
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _PING_TIMEOUT_MS),
+    # Without it the ping's own timeout of a minute decides.
+    ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+    # A caller sends nothing while it reads; by default it would stop pinging after two.
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def default_address() -> str:
+    """Where the service is: TOKENWIRE_ADDRESS, or localhost:50051."""
+    return os.environ.get("TOKENWIRE_ADDRESS") or DEFAULT_ADDRESS
+
+
+def channel_options(address: str) -> tuple[tuple[str, int], ...]:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost" or host.startswith("127.") or host == "::1":
+        # http_proxy is for the way out, and a proxy can't reach this machine's own loopback.
+        return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
+    return _CHANNEL_OPTIONS
+
+
+class Cancellable(Protocol):
+    """What a stub's stream is here; grpc has no public name for it."""
+
+    def cancel(self) -> object: ...
+
+
+class AnswerBase:
+    """One answer while it is being written: what has come so far, and how it ended."""
+
+    def __init__(self, call: Cancellable, *, address: str, timeout: float | None) -> None:
+        self._call = call
+        self._address = address
+        self._timeout = timeout
+        self._expected = 0
+        self._last: GenerateResponse | None = None
+        self._completed: Completed | None = None
+        self._turn = Turn()
+        self.pieces = 0
+        """Pieces of text that came so far."""
+
+    def cancel(self) -> None:
+        """End the call, and with it the model's work. At any time, as often as you like."""
+        self._call.cancel()
+
+    @property
+    def completed(self) -> Completed:
+        """How it ended: there once the answer has been read to its end. Raises IncompleteError before."""
+        if self._completed is None:
+            raise self._broken(NO_COMPLETED)
+        return self._completed
+
+    @property
+    def message(self) -> Message:
+        """What has come so far as the model's turn, for `messages` of the next request: thoughts, text, tool calls.
+
+        Without parts where nothing came: no request may hold it then.
+        """
+        return self._turn.message
+
+    def _take(self, message: GenerateResponse) -> bool:
+        """Take in a message; true if it is to be handed out now. Raises IncompleteError where it is out of order."""
+        if self._last is not None:
+            self.cancel()
+            raise self._broken(SEQUENCE_GAP, "something came after its end")
+        if message.sequence != self._expected:
+            self.cancel()
+            raise self._broken(SEQUENCE_GAP, f"message {message.sequence} came where {self._expected} was due")
+        self._expected += 1
+        event = message.WhichOneof("event")
+        if event == "completed":
+            # Only the status behind it makes it true, so it is handed out after the status has been seen.
+            self._last = message
+            return False
+        self._turn.saw(message)
+        self.pieces += event == "text"
+        return True
+
+    def _end(self) -> GenerateResponse:
+        """The call has ended well: give its last message, `completed`. Raises IncompleteError without one."""
+        if self._last is None:
+            raise self._broken(NO_COMPLETED)
+        self._completed = self._last.completed
+        return self._last
+
+    def _failed(self, error: grpc.RpcError) -> TokenwireError:
+        return explain(
+            error,
+            address=self._address,
+            timeout=self._timeout,
+            started=self._expected > 0,
+            pieces=self.pieces,
+        )
+
+    def _broken(self, reason: str, said: str = "") -> IncompleteError:
+        error = put(grpc.StatusCode.OK, reason, address=self._address, said=said, pieces=self.pieces)
+        assert isinstance(error, IncompleteError)  # the table says so
+        return error
+
+
+AnswerT = TypeVar("AnswerT", bound=AnswerBase)
+
+
+class ClientBase(ABC, Generic[AnswerT]):
+    """Asks one service: what doesn't depend on how a caller waits."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address or default_address()
+        """host:port; what errors call the service."""
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        messages: Iterable[Message] = (),
+        system_instruction: str = "",
+        model: str = "",
+        config: GenerationConfig | None = None,
+        tools: Iterable[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+        safety_settings: Iterable[SafetySetting] = (),
+        labels: Mapping[str, str] | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> AnswerT:
+        """Ask; the fields are those of GenerateRequest, `timeout` is the call's deadline in seconds.
+
+        How chunks are merged and how long the model may be silent is for `stream`, as all of GenerateRequest is.
+        Returns at once; errors of the call come with its first message. Raises ValueError for what no request
+        can hold: text that isn't Unicode, a number beyond its field's size.
+        """
+        request = GenerateRequest(
+            prompt=prompt,
+            messages=messages,
+            system_instruction=system_instruction,
+            model=model,
+            config=config,
+            tools=tools,
+            tool_choice=tool_choice,
+            safety_settings=safety_settings,
+            labels=labels,
+            request_id=request_id,
+        )
+        return self.stream(request, timeout=timeout)
+
+    @abstractmethod
+    def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> AnswerT:
+        """Ask with a request of your own making: everything that the contract knows."""

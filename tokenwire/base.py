@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
@@ -59,10 +59,11 @@ class Cancellable(Protocol):
 class AnswerBase:
     """One answer while it is being written: what has come so far, and how it ended."""
 
-    def __init__(self, call: Cancellable, *, address: str, timeout: float | None) -> None:
+    def __init__(self, call: Cancellable, client: "ClientBase[Any]", *, timeout: float | None) -> None:
         self._call = call
-        self._address = address
+        self._client = client
         self._timeout = timeout
+        self._cancelled = False
         self._expected = 0
         self._last: GenerateResponse | None = None
         self._completed: Completed | None = None
@@ -72,6 +73,7 @@ class AnswerBase:
 
     def cancel(self) -> None:
         """End the call, and with it the model's work. At any time, as often as you like."""
+        self._cancelled = True
         self._call.cancel()
 
     @property
@@ -117,14 +119,15 @@ class AnswerBase:
     def _failed(self, error: grpc.RpcError) -> TokenwireError:
         return explain(
             error,
-            address=self._address,
+            address=self._client.address,
             timeout=self._timeout,
             started=self._expected > 0,
+            cancelled=self._cancelled or self._client.closed,
             pieces=self.pieces,
         )
 
     def _broken(self, reason: str, said: str = "") -> IncompleteError:
-        error = put(grpc.StatusCode.OK, reason, address=self._address, said=said, pieces=self.pieces)
+        error = put(grpc.StatusCode.OK, reason, address=self._client.address, said=said, pieces=self.pieces)
         assert isinstance(error, IncompleteError)  # the table says so
         return error
 
@@ -138,6 +141,8 @@ class ClientBase(ABC, Generic[AnswerT]):
     def __init__(self, address: str | None) -> None:
         self.address = address or default_address()
         """host:port; what errors call the service."""
+        self.closed = False
+        """Whether `close` has been called: it takes no more calls then."""
 
     def generate(
         self,
@@ -173,6 +178,13 @@ class ClientBase(ABC, Generic[AnswerT]):
             request_id=request_id,
         )
         return self.stream(request, timeout=timeout)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("This client is closed: make another one.")
+
+    def _failed(self, error: grpc.RpcError, timeout: float) -> TokenwireError:
+        return explain(error, address=self.address, timeout=timeout, cancelled=self.closed)
 
     @abstractmethod
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> AnswerT:

@@ -18,7 +18,6 @@ from typing import Protocol, Self
 import grpc
 
 from tokenwire.base import DEFAULT_ADDRESS, AnswerBase, ClientBase, channel_options, default_address
-from tokenwire.errors import explain
 from tokenwire.messages import file, file_uri, function, inline, model, struct, tool, tool_result, user
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
@@ -62,8 +61,8 @@ class Answer(AnswerBase):
     `cancel` may be called from any thread.
     """
 
-    def __init__(self, call: _Call, *, address: str, timeout: float | None) -> None:
-        super().__init__(call, address=address, timeout=timeout)
+    def __init__(self, call: _Call, client: "Client", *, timeout: float | None) -> None:
+        super().__init__(call, client, timeout=timeout)
         self._events = self._read(call)
 
     def __enter__(self) -> Self:
@@ -121,11 +120,13 @@ class Client(ClientBase[Answer]):
 
     def close(self) -> None:
         """Close the connection; running calls are cancelled."""
+        self.closed = True
         if not self._borrowed:
             self._channel.close()
 
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> Answer:
-        return Answer(self._stub.Generate(request, timeout=timeout), address=self.address, timeout=timeout)
+        self._check_open()
+        return Answer(self._stub.Generate(request, timeout=timeout), self, timeout=timeout)
 
     def count_tokens(
         self,
@@ -141,14 +142,16 @@ class Client(ClientBase[Answer]):
         request = CountTokensRequest(
             prompt=prompt, messages=messages, system_instruction=system_instruction, model=model, tools=tools
         )
+        self._check_open()
         try:
             return self._stub.CountTokens(request, timeout=timeout).total_tokens
         except grpc.RpcError as error:
-            raise explain(error, address=self.address, timeout=timeout) from error
+            raise self._failed(error, timeout) from error
 
     def models(self, *, timeout: float = 5) -> list[Model]:
         """The models that the service offers, its default first. Raises TokenwireError."""
+        self._check_open()
         try:
             return list(self._stub.ListModels(ListModelsRequest(), timeout=timeout).models)
         except grpc.RpcError as error:
-            raise explain(error, address=self.address, timeout=timeout) from error
+            raise self._failed(error, timeout) from error

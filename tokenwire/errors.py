@@ -8,7 +8,7 @@
     ├── BusyError                too much at once; `.retry_after` says when to try again
     ├── UnavailableError         nobody can answer right now: service or model away, shutting down
     ├── DeadlineError            not done in time
-    ├── CallCancelledError       cancelled, by this side or by the other
+    ├── CallCancelledError       cancelled by this side: the call, or its client was closed
     ├── IncompleteError          the answer broke off, or has a hole
     └── ServiceError             the service failed, or isn't set up: for its owner to mend
 
@@ -34,6 +34,7 @@ DOMAIN = "tokenwire"
 # Reasons that this side finds by itself; all others are the service's.
 NOT_CONNECTED = "NOT_CONNECTED"
 CONNECTION_LOST = "CONNECTION_LOST"
+CALL_DROPPED = "CALL_DROPPED"
 NO_COMPLETED = "NO_COMPLETED"
 SEQUENCE_GAP = "SEQUENCE_GAP"
 
@@ -134,6 +135,9 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.OK, SEQUENCE_GAP): Words(IncompleteError, "The stream broke its contract. {said}"),
         (_Code.CANCELLED, ""): Words(CallCancelledError, "The call was cancelled."),
+        (_Code.CANCELLED, CALL_DROPPED): Words(
+            UnavailableError, "The service at {address} dropped the call: it may be shutting down. {again}"
+        ),
         (_Code.UNKNOWN, ""): Words(ServiceError, "The service failed in a way it has no word for. Its log knows more."),
         (_Code.INVALID_ARGUMENT, ""): Words(InvalidRequestError, "The service refused the request. {fields}"),
         (_Code.INVALID_ARGUMENT, "EMPTY_PROMPT"): Words(
@@ -222,11 +226,13 @@ def explain(
     address: str,
     timeout: float | None = None,
     started: bool = False,
+    cancelled: bool = False,
     pieces: int = 0,
 ) -> TokenwireError:
     """Turn gRPC's error into ours: by its code, and by what google.rpc details its trailers carry.
 
-    `timeout` is the call's deadline in seconds; `started`: any message had come; `pieces`: so many were text.
+    `timeout` is the call's deadline in seconds; `started`: any message had come; `cancelled`: this side has cancelled
+    it; `pieces`: so many of its messages were text.
     """
     # Every RpcError that a call raises is its own Call; grpc's types don't say so.
     call = cast("grpc.Call", error)
@@ -238,6 +244,10 @@ def explain(
     reason = info.reason if known else ""
     if not known and code is grpc.StatusCode.UNAVAILABLE:
         reason = CONNECTION_LOST if started else NOT_CONNECTED
+    if not known and not cancelled and code is grpc.StatusCode.CANCELLED:
+        # A call that reaches a server after it has told the connection to close ends like this, as if somebody here had
+        # cancelled it (https://github.com/grpc/grpc/issues/41785).
+        reason = CALL_DROPPED
     retry, refused = RetryInfo(), BadRequest()
     return put(
         code,

@@ -245,6 +245,35 @@ def test_closing_the_client_ends_its_calls(service: FakeService) -> None:
     assert service.cancelled.wait(10)
 
 
+def test_closing_the_client_is_a_cancellation_by_this_side(service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    with Client(service.address) as client:
+        answer = client.generate("x")
+        assert service.arrived.wait(10)
+    with pytest.raises(CallCancelledError):
+        list(answer)
+
+
+def test_a_closed_client_takes_no_more_calls(client: Client) -> None:
+    client.close()
+    for call in (client.models, client.count_tokens, client.generate):
+        with pytest.raises(RuntimeError, match="closed"):
+            call()
+
+
+@pytest.mark.parametrize("before", [(), ("Base",)], ids=["at once", "in mid-stream"])
+def test_a_cancellation_that_nobody_here_asked_for_is_a_service_going_away(
+    client: Client, service: FakeService, before: tuple[str, ...]
+) -> None:
+    service.will_answer(*before, Refusal(grpc.StatusCode.CANCELLED))
+    with pytest.raises(UnavailableError, match="dropped the call") as caught, client.generate("x") as answer:
+        list(answer)
+    assert (caught.value.reason, caught.value.pieces) == ("CALL_DROPPED", len(before))
+    service.refuses_to_count = Refusal(grpc.StatusCode.CANCELLED)
+    with pytest.raises(UnavailableError, match="dropped the call"):
+        client.count_tokens("x")
+
+
 def test_a_borrowed_channel_is_left_open(service: FakeService) -> None:
     with grpc.insecure_channel(service.address) as channel:
         for _ in range(2):

@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import grpc
 
+from tokenwire.endings import unfinished
 from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, TokenwireError, explain, put
 from tokenwire.messages import Turn
 from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
@@ -83,6 +84,17 @@ class AnswerBase:
             raise self._broken(NO_COMPLETED)
         return self._completed
 
+    def raise_for_finish(self) -> None:
+        """Raise unless the model was done: for those who read messages, and `text(check=False)`, to its end.
+
+        As `raise_for_status` of an HTTP client: UnfinishedError for every finish reason but STOP, a class for each
+        (TokenLimitError, PromptBlockedError, SafetyError, ...), with `.text`, what had come, and `.completed`.
+        IncompleteError while the answer has not been read to its end.
+        """
+        error = unfinished(self.completed, pieces=self.pieces, text=self._turn.text)
+        if error is not None:
+            raise error
+
     @property
     def message(self) -> Message:
         """What has come so far as the model's turn, for `messages` of the next request: thoughts, text, tool calls.
@@ -124,10 +136,18 @@ class AnswerBase:
             started=self._expected > 0,
             cancelled=self._cancelled or self._client.closed,
             pieces=self.pieces,
+            text=self._turn.text,
         )
 
     def _broken(self, reason: str, said: str = "") -> IncompleteError:
-        error = put(grpc.StatusCode.OK, reason, address=self._client.address, said=said, pieces=self.pieces)
+        error = put(
+            grpc.StatusCode.OK,
+            reason,
+            address=self._client.address,
+            said=said,
+            pieces=self.pieces,
+            text=self._turn.text,
+        )
         assert isinstance(error, IncompleteError)  # the table says so
         return error
 

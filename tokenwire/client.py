@@ -80,11 +80,18 @@ class Answer(AnswerBase):
         """
         return self._events
 
-    def text(self) -> Iterator[str]:
-        """Only the pieces of the answer's text, as they come. Raises as iterating does."""
+    def text(self, *, check: bool = True) -> Iterator[str]:
+        """Only the pieces of the answer's text, as they come.
+
+        Raises as iterating does; and when all pieces have come, UnfinishedError for every finish reason but STOP: the
+        token limit, a filter, a blocked prompt (see `raise_for_finish`). With `check=False` it ends quietly then, for
+        those who look at `completed` themselves.
+        """
         for message in self._events:
             if message.WhichOneof("event") == "text":
                 yield message.text
+        if check:
+            self.raise_for_finish()
 
     def _read(self, call: _Call) -> Iterator[GenerateResponse]:
         try:

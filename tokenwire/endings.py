@@ -1,24 +1,49 @@
-"""Why an answer ended, in words for a person."""
+"""Why an answer ended: in words for a person, and as an error where it wasn't simply done."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
+from tokenwire import errors
+from tokenwire.errors import UnfinishedError
 from tokenwire.v1 import generation_service_pb2 as pb
 
+
+class Ending(NamedTuple):
+    """A finish reason's error and what a person is told."""
+
+    error: type[UnfinishedError]
+    text: str
+
+
 # Every reason but STOP, which needs no words.
-ENDINGS: Mapping[pb.FinishReason.ValueType, str] = MappingProxyType(
+ENDINGS: Mapping[pb.FinishReason.ValueType, Ending] = MappingProxyType(
     {
-        pb.FINISH_REASON_UNSPECIFIED: "The service did not say why the answer ended.",
-        pb.FINISH_REASON_MAX_TOKENS: "The answer was cut: it reached the token limit.",
-        pb.FINISH_REASON_SAFETY: "The answer was stopped by a safety filter.",
-        pb.FINISH_REASON_RECITATION: "The answer was stopped: it came too close to its training data.",
-        pb.FINISH_REASON_BLOCKLIST: "The answer was stopped: it contained a forbidden term.",
-        pb.FINISH_REASON_PROHIBITED_CONTENT: "The answer was stopped: it may contain prohibited content.",
-        pb.FINISH_REASON_SPII: "The answer was stopped: it may contain personal data.",
-        pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: "The model asked for a function in a form that can't be read.",
-        pb.FINISH_REASON_PROMPT_BLOCKED: "The question was blocked: there is no answer.",
-        pb.FINISH_REASON_OTHER: "The answer ended for another reason.",
-        pb.FINISH_REASON_MODEL_ARMOR: "The question or the answer was blocked by Model Armor.",
+        pb.FINISH_REASON_UNSPECIFIED: Ending(errors.OtherFinishError, "The service did not say why the answer ended."),
+        pb.FINISH_REASON_MAX_TOKENS: Ending(errors.TokenLimitError, "The answer was cut: it reached the token limit."),
+        pb.FINISH_REASON_SAFETY: Ending(errors.SafetyError, "The answer was stopped by a safety filter."),
+        pb.FINISH_REASON_RECITATION: Ending(
+            errors.RecitationError, "The answer was stopped: it came too close to its training data."
+        ),
+        pb.FINISH_REASON_BLOCKLIST: Ending(
+            errors.BlocklistError, "The answer was stopped: it contained a forbidden term."
+        ),
+        pb.FINISH_REASON_PROHIBITED_CONTENT: Ending(
+            errors.ProhibitedContentError, "The answer was stopped: it may contain prohibited content."
+        ),
+        pb.FINISH_REASON_SPII: Ending(
+            errors.PersonalDataError, "The answer was stopped: it may contain personal data."
+        ),
+        pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: Ending(
+            errors.MalformedFunctionCallError, "The model asked for a function in a form that can't be read."
+        ),
+        pb.FINISH_REASON_PROMPT_BLOCKED: Ending(
+            errors.PromptBlockedError, "The question was blocked: there is no answer."
+        ),
+        pb.FINISH_REASON_OTHER: Ending(errors.OtherFinishError, "The answer ended for another reason."),
+        pb.FINISH_REASON_MODEL_ARMOR: Ending(
+            errors.ModelArmorError, "The question or the answer was blocked by Model Armor."
+        ),
     }
 )
 
@@ -27,14 +52,34 @@ def ending(completed: pb.Completed) -> str:
     """Say why it ended where it wasn't simply done; empty where it was."""
     if completed.finish_reason == pb.FINISH_REASON_STOP:
         return ""
-    # A newer service may know reasons that this version doesn't.
-    words = ENDINGS.get(completed.finish_reason, ENDINGS[pb.FINISH_REASON_OTHER])
+    words = ENDINGS[_known(completed)].text
     upstream = completed.upstream_finish_reason
     return f"{words} ({upstream})" if upstream else words
 
 
+def unfinished(completed: pb.Completed, *, pieces: int, text: str) -> UnfinishedError | None:
+    """Make the error for an answer that wasn't simply done; None where it was.
+
+    `pieces` of text had come, `text` in all.
+    """
+    if completed.finish_reason == pb.FINISH_REASON_STOP:
+        return None
+    reason = _known(completed)
+    return ENDINGS[reason].error(
+        ending(completed),
+        completed=completed,
+        reason=pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_"),
+        pieces=pieces,
+        text=text,
+    )
+
+
 def finish(completed: pb.Completed) -> str:
     """Name the finish reason as people read it: "stop", "max tokens"."""
-    known = completed.finish_reason in pb.FinishReason.values()
-    reason = completed.finish_reason if known else pb.FINISH_REASON_OTHER
-    return pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_").replace("_", " ").lower()
+    return pb.FinishReason.Name(_known(completed)).removeprefix("FINISH_REASON_").replace("_", " ").lower()
+
+
+def _known(completed: pb.Completed) -> pb.FinishReason.ValueType:
+    """Give the finish reason; OTHER where a newer service knows one that this version doesn't."""
+    reason = completed.finish_reason
+    return reason if reason in pb.FinishReason.values() else pb.FINISH_REASON_OTHER

@@ -10,10 +10,21 @@
     ├── DeadlineError            not done in time
     ├── CallCancelledError       cancelled by this side: the call, or its client was closed
     ├── IncompleteError          the answer broke off, or has a hole
+    ├── UnfinishedError          the model ended the answer before it was done; `.completed` says how
+    │   ├── TokenLimitError            cut: max_output_tokens, or the model's own limit, was reached
+    │   ├── PromptBlockedError         the prompt itself was blocked: there is no answer
+    │   ├── SafetyError                stopped by a safety filter
+    │   ├── RecitationError            stopped: too close to the training data
+    │   ├── BlocklistError             stopped: a forbidden term
+    │   ├── ProhibitedContentError     stopped: may be prohibited content
+    │   ├── PersonalDataError          stopped: may be personal data (SPII)
+    │   ├── ModelArmorError            blocked by Model Armor
+    │   ├── MalformedFunctionCallError the model asked for a function in a form that can't be read
+    │   └── OtherFinishError           a reason that this version doesn't know, or none was told
     └── ServiceError             the service failed, or isn't set up: for its owner to mend
 
-`str(error)` is for a person; `.code`, `.reason` and the like are for a program. A status becomes one of them in
-`explain`, by the table `WORDS`.
+`str(error)` is for a person; `.code`, `.reason` and the like are for a program, and `.text` is what had come of the
+answer. A status becomes one of them in `explain`, by the table `WORDS`; a finish reason in `tokenwire.endings`.
 """
 
 import math
@@ -27,6 +38,8 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
+
+from tokenwire.v1.generation_service_pb2 import Completed
 
 # The domain of every google.rpc.ErrorInfo that the service sends.
 DOMAIN = "tokenwire"
@@ -65,6 +78,7 @@ class TokenwireError(Exception):
         reason: str = "",
         said: str = "",
         pieces: int = 0,
+        text: str = "",
         retry_after: float | None = None,
         violations: tuple[Violation, ...] = (),
         metadata: Mapping[str, str] | None = None,
@@ -78,6 +92,8 @@ class TokenwireError(Exception):
         # The status message as it came. For logs: it may be transport jargon.
         self.pieces = pieces
         # Pieces of text that came before it: not zero means that the answer was cut.
+        self.text = text
+        # The same pieces as one text.
         self.retry_after = retry_after
         # Seconds; None where the service didn't say.
         self.violations = violations
@@ -113,6 +129,55 @@ class IncompleteError(TokenwireError): ...
 
 
 class ServiceError(TokenwireError): ...
+
+
+class UnfinishedError(TokenwireError):
+    """The stream is whole, and its finish reason is another than STOP.
+
+    `.reason` is the finish reason as in the contract, such as "MAX_TOKENS"; `.said` the provider's own word for it.
+    """
+
+    def __init__(self, message: str, *, completed: Completed, reason: str, pieces: int = 0, text: str = "") -> None:
+        super().__init__(
+            message,
+            code=grpc.StatusCode.OK,
+            reason=reason,
+            said=completed.upstream_finish_reason,
+            pieces=pieces,
+            text=text,
+        )
+        self.completed = completed
+        # The answer's last message: usage, safety ratings and the like.
+
+
+class TokenLimitError(UnfinishedError): ...
+
+
+class PromptBlockedError(UnfinishedError): ...
+
+
+class SafetyError(UnfinishedError): ...
+
+
+class RecitationError(UnfinishedError): ...
+
+
+class BlocklistError(UnfinishedError): ...
+
+
+class ProhibitedContentError(UnfinishedError): ...
+
+
+class PersonalDataError(UnfinishedError): ...
+
+
+class ModelArmorError(UnfinishedError): ...
+
+
+class MalformedFunctionCallError(UnfinishedError): ...
+
+
+class OtherFinishError(UnfinishedError): ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +293,12 @@ def explain(
     started: bool = False,
     cancelled: bool = False,
     pieces: int = 0,
+    text: str = "",
 ) -> TokenwireError:
     """Turn gRPC's error into ours: by its code, and by what google.rpc details its trailers carry.
 
     `timeout` is the call's deadline in seconds; `started`: any message had come; `cancelled`: this side has cancelled
-    it; `pieces`: so many of its messages were text.
+    it; `pieces`: so many of its messages were text, `text` in all.
     """
     # Every RpcError that a call raises is its own Call; grpc's types don't say so.
     call = cast("grpc.Call", error)
@@ -258,6 +324,7 @@ def explain(
         quotable=known,
         timeout=timeout,
         pieces=pieces,
+        text=text,
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if _unpack(details, retry) else None,
         violations=tuple(Violation(one.field, one.description) for one in refused.field_violations)
         if _unpack(details, refused)
@@ -275,6 +342,7 @@ def put(
     quotable: bool = True,
     timeout: float | None = None,
     pieces: int = 0,
+    text: str = "",
     retry_after: float | None = None,
     violations: tuple[Violation, ...] = (),
     metadata: Mapping[str, str] | None = None,
@@ -282,7 +350,7 @@ def put(
     """Make the error for a code and a reason, worded by the table."""
     words = WORDS.get((code, reason)) or WORDS[code, ""]
     quoted = _sentence(said) if quotable else ""
-    text = words.text.format(
+    told = words.text.format(
         address=address,
         again="Try again in a moment." if retry_after is None else f"Try again in {max(1, math.ceil(retry_after))} s.",
         fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",
@@ -290,13 +358,14 @@ def put(
         within="in time" if timeout is None else f"within {timeout:g} s",
     )
     if pieces:
-        text += f" The answer was cut after {pieces} piece{'s' * (pieces > 1)}; what you see is incomplete."
+        told += f" The answer was cut after {pieces} piece{'s' * (pieces > 1)}; what you see is incomplete."
     return words.error(
-        " ".join(text.split()),
+        " ".join(told.split()),
         code=code,
         reason=reason,
         said=said,
         pieces=pieces,
+        text=text,
         retry_after=retry_after,
         violations=violations,
         metadata=metadata,

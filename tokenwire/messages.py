@@ -117,6 +117,11 @@ class Turn:
                 pass
 
     @property
+    def text(self) -> str:
+        """The answer's text so far, thoughts not included."""
+        return "".join(part.text for part in self.message.parts)
+
+    @property
     def message(self) -> Message:
         """The turn so far. Without parts while nothing has come: no request may hold it then."""
         return Message(role=ROLE_MODEL, parts=[*self._parts, *self._open()])

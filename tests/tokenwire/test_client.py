@@ -10,6 +10,7 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
 from tests.tokenwire.fake_service import MODELS, FakeService, Refusal, Running, completed, said, thought, tool_call
+from tokenwire import errors
 from tokenwire.client import Answer, Client, default_address, function, model, tool, tool_result, user
 from tokenwire.errors import (
     BusyError,
@@ -19,6 +20,7 @@ from tokenwire.errors import (
     InvalidRequestError,
     TokenwireError,
     UnavailableError,
+    UnfinishedError,
 )
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import (
@@ -33,6 +35,20 @@ from tokenwire.v1.content_pb2 import ROLE_MODEL, Message
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
 GENERATE = SERVICE.methods_by_name["Generate"]
+
+UNFINISHED: dict[pb.FinishReason.ValueType, type[UnfinishedError]] = {
+    pb.FINISH_REASON_UNSPECIFIED: errors.OtherFinishError,
+    pb.FINISH_REASON_MAX_TOKENS: errors.TokenLimitError,
+    pb.FINISH_REASON_SAFETY: errors.SafetyError,
+    pb.FINISH_REASON_RECITATION: errors.RecitationError,
+    pb.FINISH_REASON_BLOCKLIST: errors.BlocklistError,
+    pb.FINISH_REASON_PROHIBITED_CONTENT: errors.ProhibitedContentError,
+    pb.FINISH_REASON_SPII: errors.PersonalDataError,
+    pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: errors.MalformedFunctionCallError,
+    pb.FINISH_REASON_PROMPT_BLOCKED: errors.PromptBlockedError,
+    pb.FINISH_REASON_OTHER: errors.OtherFinishError,
+    pb.FINISH_REASON_MODEL_ARMOR: errors.ModelArmorError,
+}
 
 
 @pytest.fixture
@@ -169,6 +185,52 @@ def test_an_error_status_behind_completed_takes_it_back(played: Played) -> None:
         _ = answer.completed
 
 
+@pytest.mark.parametrize(("reason", "error"), UNFINISHED.items(), ids=str)
+def test_text_raises_for_every_finish_reason_but_stop(
+    played: Played, reason: pb.FinishReason.ValueType, error: type[UnfinishedError]
+) -> None:
+    answer = played.answer(*said("Base", thought("Hm."), "ball", completed(reason)))
+    seen: list[str] = []
+    with pytest.raises(UnfinishedError) as caught:
+        seen.extend(answer.text())
+    assert type(caught.value) is error
+    assert seen == ["Base", "ball"]
+    assert (caught.value.text, caught.value.pieces) == ("Baseball", 2)
+    assert caught.value.completed == answer.completed == completed(reason)
+    assert caught.value.reason == pb.FinishReason.Name(reason).removeprefix("FINISH_REASON_")
+    with pytest.raises(error):
+        answer.raise_for_finish()
+
+
+def test_every_finish_reason_but_stop_is_an_error() -> None:
+    assert set(UNFINISHED) == set(pb.FinishReason.values()) - {pb.FINISH_REASON_STOP}
+
+
+def test_a_finish_reason_of_tomorrow_is_an_error_too(played: Played) -> None:
+    answer = played.answer(*said("Base", completed(pb.FinishReason.ValueType(99))))
+    with pytest.raises(errors.OtherFinishError):
+        list(answer.text())
+
+
+def test_an_answer_that_is_done_raises_nothing(played: Played) -> None:
+    answer = played.answer(*said("Base", "ball", completed()))
+    assert list(answer.text()) == ["Base", "ball"]
+    answer.raise_for_finish()
+
+
+def test_without_the_check_text_ends_quietly(played: Played) -> None:
+    answer = played.answer(*said("Base", completed(pb.FINISH_REASON_MAX_TOKENS)))
+    assert list(answer.text(check=False)) == ["Base"]
+    assert answer.completed.finish_reason == pb.FINISH_REASON_MAX_TOKENS
+
+
+def test_an_answer_that_has_not_been_read_is_not_done(played: Played) -> None:
+    answer = played.answer(*said("Base", "ball", completed()))
+    next(answer.text())
+    with pytest.raises(IncompleteError):
+        answer.raise_for_finish()
+
+
 def test_leaving_the_block_cancels_on_the_fake_channel_too(played: Played) -> None:
     with played.client.generate("x"):
         _, _, rpc = played.channel.take_unary_stream(GENERATE)
@@ -303,6 +365,20 @@ def test_an_error_in_mid_stream_says_that_the_answer_was_cut(client: Client, ser
     assert seen == ["a", "b", "c"]
     with pytest.raises(IncompleteError):
         _ = answer.completed
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_cut_answer_raises_with_its_text_and_never_reads_as_done_afterwards(
+    client: Client, service: FakeService, *, check: bool
+) -> None:
+    service.will_answer("Base", "ball", Refusal(grpc.StatusCode.INTERNAL, "INTERNAL"))
+    with client.generate("x") as answer:
+        with pytest.raises(TokenwireError) as caught:
+            list(answer.text(check=check))
+        assert caught.value.text == "Baseball"
+        with pytest.raises(IncompleteError) as again:
+            list(answer.text())
+        assert again.value.text == "Baseball"
 
 
 def test_a_service_that_dies_in_mid_stream_leaves_an_incomplete_answer() -> None:

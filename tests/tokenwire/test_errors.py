@@ -1,4 +1,5 @@
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def told(
     code: grpc.StatusCode, reason: str = "", *details: Message, domain: str = "tokenwire", **known: Any
 ) -> TokenwireError:
     return explain(Failed(Refusal(code, reason, details=details, domain=domain)), address="host:1", **known)
+
+
+def tree(kind: type[TokenwireError], depth: int = 0) -> Iterator[tuple[int, str]]:
+    yield depth, kind.__name__
+    for child in kind.__subclasses__():
+        yield from tree(child, depth + 1)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    lines = re.findall(r"^    ([│├└─ ]*)(\w+Error)\b", errors.__doc__ or "", re.MULTILINE)
+    drawn = {(len(branches) // 4, name) for branches, name in lines}
+    assert drawn == set(tree(TokenwireError))
 
 
 @pytest.mark.parametrize("code", CODES, ids=lambda code: code.name)

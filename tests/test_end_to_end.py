@@ -120,12 +120,12 @@ def converse(client: Client) -> str:
     """Two answers; the second to a question that the history answers."""
     config = GenerationConfig(temperature=0, seed=1, max_output_tokens=24)
     with client.generate("What is baseball?", config=config) as answer:
-        pieces = list(answer.text())
+        pieces = list(answer.text(check=False))  # 24 tokens are too few for it
     assert len(pieces) > 1
     assert answer.completed.usage.output_tokens >= len(pieces)
     history = [user("My name is Ada."), model("Nice to meet you, Ada!")]
     with client.generate("What is my name?", messages=history, config=config) as answer:
-        return "".join(answer.text())
+        return "".join(answer.text(check=False))
 
 
 def leave_early(client: Client) -> None:

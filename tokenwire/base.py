@@ -3,10 +3,11 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import grpc
 
+from tokenwire.config import GenerationConfigDict
 from tokenwire.endings import unfinished
 from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, TokenwireError, explain, put
 from tokenwire.messages import Turn
@@ -171,7 +172,7 @@ class ClientBase(ABC, Generic[AnswerT]):
         messages: Iterable[Message] = (),
         system_instruction: str = "",
         model: str = "",
-        config: GenerationConfig | None = None,
+        config: GenerationConfig | GenerationConfigDict | None = None,
         tools: Iterable[Tool] = (),
         tool_choice: ToolChoice | None = None,
         safety_settings: Iterable[SafetySetting] = (),
@@ -183,14 +184,15 @@ class ClientBase(ABC, Generic[AnswerT]):
 
         How chunks are merged and how long the model may be silent is for `stream`, as all of GenerateRequest is.
         Returns at once; errors of the call come with its first message. Raises ValueError for what no request
-        can hold: text that isn't Unicode, a number beyond its field's size.
+        can hold: text that isn't Unicode, a number beyond its field's size, a key that `config` doesn't know;
+        TypeError for a value of the wrong type.
         """
         request = GenerateRequest(
             prompt=prompt,
             messages=messages,
             system_instruction=system_instruction,
             model=model,
-            config=config,
+            config=cast("GenerationConfig | None", config),  # protobuf takes a dict as well; its types don't say so
             tools=tools,
             tool_choice=tool_choice,
             safety_settings=safety_settings,

@@ -1,8 +1,9 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args, get_type_hints
 
 import grpc
 import grpc_testing
@@ -11,7 +12,8 @@ from google.rpc.error_details_pb2 import BadRequest
 
 from tests.tokenwire.fake_service import MODELS, FakeService, Refusal, Running, completed, said, thought, tool_call
 from tokenwire import errors
-from tokenwire.client import Answer, Client, default_address, function, model, tool, tool_result, user
+from tokenwire.client import Answer, Client, default_address, function, model, struct, tool, tool_result, user
+from tokenwire.config import GenerationConfigDict
 from tokenwire.errors import (
     BusyError,
     CallCancelledError,
@@ -112,6 +114,43 @@ def test_the_request_carries_tools_safety_and_labels(played: Played) -> None:
     assert request == pb.GenerateRequest(
         prompt="x", tools=[weather], tool_choice=must, safety_settings=[off], labels={"team": "a"}
     )
+
+
+def test_a_config_may_be_a_dict(played: Played) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"]}
+    config: GenerationConfigDict = {
+        "temperature": 0.0,
+        "top_k": None,
+        "stop_sequences": ("a", "b"),
+        "response_mime_type": "application/json",
+        "response_schema": schema,
+    }
+    played.client.generate("x", config=config)
+    _, request, _ = played.channel.take_unary_stream(GENERATE)
+    assert request.config == GenerationConfig(
+        temperature=0.0,
+        stop_sequences=["a", "b"],
+        response_mime_type="application/json",
+        response_schema=struct(schema),
+    )
+    assert not request.config.HasField("top_k")
+
+
+def test_a_config_has_the_fields_of_the_contract_with_their_types() -> None:
+    kinds = {
+        field.name: Iterable[str] if field.is_repeated else type(getattr(GenerationConfig(), field.name))
+        for field in GenerationConfig.DESCRIPTOR.fields
+    }
+    told = get_type_hints(GenerationConfigDict)
+    assert set(told) == set(kinds)
+    for name, kind in kinds.items():
+        assert kind in get_args(told[name]), name
+        assert type(None) in get_args(told[name]), name
+
+
+def test_a_key_that_no_config_has_is_a_value_error(played: Played) -> None:
+    with pytest.raises(ValueError, match="temperture"):
+        played.client.generate("x", config={"temperture": 0.0})  # type: ignore[arg-type]
 
 
 def test_without_a_config_none_is_sent(played: Played) -> None:

@@ -9,7 +9,7 @@ import grpc
 
 from tokenwire.config import GenerationConfigDict
 from tokenwire.endings import unfinished
-from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, IncompleteError, TokenwireError, explain, put
+from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, TokenwireError, explain, put
 from tokenwire.messages import Turn
 from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
 from tokenwire.v1.content_pb2 import Message
@@ -82,7 +82,7 @@ class AnswerBase:
     def completed(self) -> Completed:
         """How it ended: there once the answer has been read to its end. Raises IncompleteError before."""
         if self._completed is None:
-            raise self._broken(NO_COMPLETED)
+            raise self._error(grpc.StatusCode.OK, NO_COMPLETED)
         return self._completed
 
     def raise_for_finish(self) -> None:
@@ -108,10 +108,12 @@ class AnswerBase:
         """Take in a message; true if it is to be handed out now. Raises IncompleteError where it is out of order."""
         if self._last is not None:
             self.cancel()
-            raise self._broken(SEQUENCE_GAP, "something came after its end")
+            raise self._error(grpc.StatusCode.OK, SEQUENCE_GAP, "something came after its end")
         if message.sequence != self._expected:
             self.cancel()
-            raise self._broken(SEQUENCE_GAP, f"message {message.sequence} came where {self._expected} was due")
+            raise self._error(
+                grpc.StatusCode.OK, SEQUENCE_GAP, f"message {message.sequence} came where {self._expected} was due"
+            )
         self._expected += 1
         event = message.WhichOneof("event")
         if event == "completed":
@@ -125,7 +127,7 @@ class AnswerBase:
     def _end(self) -> GenerateResponse:
         """The call has ended well: give its last message, `completed`. Raises IncompleteError without one."""
         if self._last is None:
-            raise self._broken(NO_COMPLETED)
+            raise self._error(grpc.StatusCode.OK, NO_COMPLETED)
         self._completed = self._last.completed
         return self._last
 
@@ -140,17 +142,9 @@ class AnswerBase:
             text=self._turn.text,
         )
 
-    def _broken(self, reason: str, said: str = "") -> IncompleteError:
-        error = put(
-            grpc.StatusCode.OK,
-            reason,
-            address=self._client.address,
-            said=said,
-            pieces=self.pieces,
-            text=self._turn.text,
-        )
-        assert isinstance(error, IncompleteError)  # the table says so
-        return error
+    def _error(self, code: grpc.StatusCode, reason: str = "", said: str = "") -> TokenwireError:
+        """What this side finds by itself."""
+        return put(code, reason, address=self._client.address, said=said, pieces=self.pieces, text=self._turn.text)
 
 
 AnswerT = TypeVar("AnswerT", bound=AnswerBase)
@@ -207,6 +201,9 @@ class ClientBase(ABC, Generic[AnswerT]):
 
     def _failed(self, error: grpc.RpcError, timeout: float) -> TokenwireError:
         return explain(error, address=self.address, timeout=timeout, cancelled=self.closed)
+
+    def _error(self, code: grpc.StatusCode) -> TokenwireError:
+        return put(code, "", address=self.address)
 
     @abstractmethod
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> AnswerT:

@@ -15,12 +15,28 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from tokenwire import errors
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import ToolCall
 from tokenwire.v1.generation_service_pb2_grpc import (
     GenerationServiceServicer,
     add_GenerationServiceServicer_to_server,
 )
+
+# What a client raises for each finish reason but STOP.
+UNFINISHED: dict[pb.FinishReason.ValueType, type[errors.UnfinishedError]] = {
+    pb.FINISH_REASON_UNSPECIFIED: errors.OtherFinishError,
+    pb.FINISH_REASON_MAX_TOKENS: errors.TokenLimitError,
+    pb.FINISH_REASON_SAFETY: errors.SafetyError,
+    pb.FINISH_REASON_RECITATION: errors.RecitationError,
+    pb.FINISH_REASON_BLOCKLIST: errors.BlocklistError,
+    pb.FINISH_REASON_PROHIBITED_CONTENT: errors.ProhibitedContentError,
+    pb.FINISH_REASON_SPII: errors.PersonalDataError,
+    pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: errors.MalformedFunctionCallError,
+    pb.FINISH_REASON_PROMPT_BLOCKED: errors.PromptBlockedError,
+    pb.FINISH_REASON_OTHER: errors.OtherFinishError,
+    pb.FINISH_REASON_MODEL_ARMOR: errors.ModelArmorError,
+}
 
 
 @dataclass(frozen=True)

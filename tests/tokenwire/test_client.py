@@ -10,7 +10,17 @@ import grpc_testing
 import pytest
 from google.rpc.error_details_pb2 import BadRequest
 
-from tests.tokenwire.fake_service import MODELS, FakeService, Refusal, Running, completed, said, thought, tool_call
+from tests.tokenwire.fake_service import (
+    MODELS,
+    UNFINISHED,
+    FakeService,
+    Refusal,
+    Running,
+    completed,
+    said,
+    thought,
+    tool_call,
+)
 from tokenwire import errors
 from tokenwire.client import Answer, Client, default_address, function, model, struct, tool, tool_result, user
 from tokenwire.config import GenerationConfigDict
@@ -37,20 +47,6 @@ from tokenwire.v1.content_pb2 import ROLE_MODEL, Message
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GenerationService"]
 GENERATE = SERVICE.methods_by_name["Generate"]
-
-UNFINISHED: dict[pb.FinishReason.ValueType, type[UnfinishedError]] = {
-    pb.FINISH_REASON_UNSPECIFIED: errors.OtherFinishError,
-    pb.FINISH_REASON_MAX_TOKENS: errors.TokenLimitError,
-    pb.FINISH_REASON_SAFETY: errors.SafetyError,
-    pb.FINISH_REASON_RECITATION: errors.RecitationError,
-    pb.FINISH_REASON_BLOCKLIST: errors.BlocklistError,
-    pb.FINISH_REASON_PROHIBITED_CONTENT: errors.ProhibitedContentError,
-    pb.FINISH_REASON_SPII: errors.PersonalDataError,
-    pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: errors.MalformedFunctionCallError,
-    pb.FINISH_REASON_PROMPT_BLOCKED: errors.PromptBlockedError,
-    pb.FINISH_REASON_OTHER: errors.OtherFinishError,
-    pb.FINISH_REASON_MODEL_ARMOR: errors.ModelArmorError,
-}
 
 
 @pytest.fixture

@@ -4,8 +4,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tokenwire import errors
-from tokenwire.errors import UnfinishedError
+from tokenwire.errors import (
+    BlocklistError,
+    MalformedFunctionCallError,
+    ModelArmorError,
+    OtherFinishError,
+    PersonalDataError,
+    ProhibitedContentError,
+    PromptBlockedError,
+    RecitationError,
+    SafetyError,
+    TokenLimitError,
+    UnfinishedError,
+)
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -19,31 +30,23 @@ class Ending(NamedTuple):
 # Every reason but STOP, which needs no words.
 ENDINGS: Mapping[pb.FinishReason.ValueType, Ending] = MappingProxyType(
     {
-        pb.FINISH_REASON_UNSPECIFIED: Ending(errors.OtherFinishError, "The service did not say why the answer ended."),
-        pb.FINISH_REASON_MAX_TOKENS: Ending(errors.TokenLimitError, "The answer was cut: it reached the token limit."),
-        pb.FINISH_REASON_SAFETY: Ending(errors.SafetyError, "The answer was stopped by a safety filter."),
+        pb.FINISH_REASON_UNSPECIFIED: Ending(OtherFinishError, "The service did not say why the answer ended."),
+        pb.FINISH_REASON_MAX_TOKENS: Ending(TokenLimitError, "The answer was cut: it reached the token limit."),
+        pb.FINISH_REASON_SAFETY: Ending(SafetyError, "The answer was stopped by a safety filter."),
         pb.FINISH_REASON_RECITATION: Ending(
-            errors.RecitationError, "The answer was stopped: it came too close to its training data."
+            RecitationError, "The answer was stopped: it came too close to its training data."
         ),
-        pb.FINISH_REASON_BLOCKLIST: Ending(
-            errors.BlocklistError, "The answer was stopped: it contained a forbidden term."
-        ),
+        pb.FINISH_REASON_BLOCKLIST: Ending(BlocklistError, "The answer was stopped: it contained a forbidden term."),
         pb.FINISH_REASON_PROHIBITED_CONTENT: Ending(
-            errors.ProhibitedContentError, "The answer was stopped: it may contain prohibited content."
+            ProhibitedContentError, "The answer was stopped: it may contain prohibited content."
         ),
-        pb.FINISH_REASON_SPII: Ending(
-            errors.PersonalDataError, "The answer was stopped: it may contain personal data."
-        ),
+        pb.FINISH_REASON_SPII: Ending(PersonalDataError, "The answer was stopped: it may contain personal data."),
         pb.FINISH_REASON_MALFORMED_FUNCTION_CALL: Ending(
-            errors.MalformedFunctionCallError, "The model asked for a function in a form that can't be read."
+            MalformedFunctionCallError, "The model asked for a function in a form that can't be read."
         ),
-        pb.FINISH_REASON_PROMPT_BLOCKED: Ending(
-            errors.PromptBlockedError, "The question was blocked: there is no answer."
-        ),
-        pb.FINISH_REASON_OTHER: Ending(errors.OtherFinishError, "The answer ended for another reason."),
-        pb.FINISH_REASON_MODEL_ARMOR: Ending(
-            errors.ModelArmorError, "The question or the answer was blocked by Model Armor."
-        ),
+        pb.FINISH_REASON_PROMPT_BLOCKED: Ending(PromptBlockedError, "The question was blocked: there is no answer."),
+        pb.FINISH_REASON_OTHER: Ending(OtherFinishError, "The answer ended for another reason."),
+        pb.FINISH_REASON_MODEL_ARMOR: Ending(ModelArmorError, "The question or the answer was blocked by Model Armor."),
     }
 )
 

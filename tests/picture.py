@@ -17,9 +17,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.browser import CHROMIUM_FLAGS, free_port
+from tokenwire import Client, TokenwireError
 from tokenwire.cli.demo import MODEL, WHAT_IT_TAKES
-from tokenwire.client import Client
-from tokenwire.errors import TokenwireError
 
 GIF = Path(__file__).parents[1] / "docs" / "page.gif"
 FRAME_SECONDS = 0.2

@@ -17,7 +17,7 @@ from playwright.async_api import Page, expect
 from tests.browser import SCREENSHOTS, PageAt
 from tests.conftest import ServerProcess, StartProcess
 from tests.gateway_ui.chat import Chat
-from tokenwire.client import Client, model, user
+from tokenwire import Client, model, user
 from tokenwire.v1.config_pb2 import GenerationConfig
 from vertex_emulator import Emulator
 from vertex_emulator.answerers.smollm2 import SmolLM2

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenwire import default_address
 from tokenwire.cli import arguments
-from tokenwire.client import default_address
 
 _APP = Path(__file__).with_name("app.py")
 

@@ -16,9 +16,8 @@ from gateway_ui.export import as_json, as_markdown
 from gateway_ui.pump import Pump
 from gateway_ui.sidebar import Choices
 from gateway_ui.typewriter import Typewriter
+from tokenwire import Client, InvalidRequestError, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.client import Client, default_address, tool, tool_result, user
-from tokenwire.errors import InvalidRequestError, TokenwireError
 from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 

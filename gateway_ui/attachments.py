@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from PIL import Image
 
-from tokenwire.messages import inline
+from tokenwire import inline
 from tokenwire.v1.content_pb2 import Part
 
 # What providers take in the request itself; bigger ones have to go by reference.

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-from tokenwire.client import Answer
+from tokenwire import Answer
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
 # So many messages wait for a slow reader; beyond it gRPC's flow control holds the service back.

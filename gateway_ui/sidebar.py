@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 from google.protobuf.json_format import ParseDict, ParseError
 
-from tokenwire.messages import struct
+from tokenwire import struct
 from tokenwire.v1.config_pb2 import GenerationConfig, Tool
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 

@@ -3,10 +3,10 @@
     with Client() as client, client.generate("What is baseball?") as answer:
         for piece in answer.text():
             print(piece, end="", flush=True)
-        print(answer.completed.usage.output_tokens)
+    print(answer.completed.usage.output_tokens)
 
-What a request is made of is here too: `user("What is this?", file("photo.png"))`, and `answer.message` is the model's
-turn for the next request, with its thoughts, tool calls and signatures.
+tokenwire.messages makes turns of a conversation: `user("What is this?", file("photo.png"))`. `answer.message` is the
+model's turn for the next request, with its thoughts, tool calls and signatures.
 
 Blocking; safe to share between threads. Its errors are those of tokenwire.errors.
 """
@@ -17,8 +17,7 @@ from typing import Protocol, Self
 
 import grpc
 
-from tokenwire.base import DEFAULT_ADDRESS, AnswerBase, ClientBase, channel_options, default_address
-from tokenwire.messages import file, file_uri, function, inline, model, struct, tool, tool_result, user
+from tokenwire.base import AnswerBase, ClientBase, channel_options
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
@@ -30,21 +29,7 @@ from tokenwire.v1.generation_service_pb2 import (
 )
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
-__all__ = [
-    "DEFAULT_ADDRESS",
-    "Answer",
-    "Client",
-    "default_address",
-    "file",
-    "file_uri",
-    "function",
-    "inline",
-    "model",
-    "struct",
-    "tool",
-    "tool_result",
-    "user",
-]
+__all__ = ["Answer", "Client"]
 
 
 class _Call(Protocol):

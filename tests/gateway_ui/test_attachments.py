@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from gateway_ui.attachments import MAX_MEGABYTES, attach, endings
-from tokenwire.messages import inline
+from tokenwire import inline
 
 
 def picture(form: str) -> bytes:

@@ -4,8 +4,8 @@ from gateway_ui.conversation import STOPPED, Conversation, Exchange, response
 from gateway_ui.pump import Arrival
 from gateway_ui.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
+from tokenwire import inline, model, struct, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.messages import inline, model, struct, tool, tool_result, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
 

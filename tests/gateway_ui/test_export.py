@@ -6,7 +6,7 @@ from gateway_ui.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.export import as_json, as_markdown
 from tests.gateway_ui.test_conversation import exchange
 from tests.tokenwire.fake_service import completed, thought, tool_call
-from tokenwire.messages import file_uri, inline, tool, tool_result, user
+from tokenwire import file_uri, inline, tool, tool_result, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
 

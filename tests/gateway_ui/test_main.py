@@ -19,7 +19,7 @@ import gateway_ui
 from gateway_ui.__main__ import main
 from tests.browser import free_port, wait_for_port
 from tests.tokenwire.fake_service import FakeService, Refusal
-from tokenwire.messages import Turn
+from tokenwire import Turn
 from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 APP = Path(gateway_ui.__file__).with_name("app.py")

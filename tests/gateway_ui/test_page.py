@@ -11,7 +11,7 @@ from playwright.async_api import Page, expect
 from tests.browser import PageAt
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
-from tokenwire.client import model, user
+from tokenwire import model, user
 from tokenwire.v1 import generation_service_pb2 as pb
 
 pytestmark = pytest.mark.browser

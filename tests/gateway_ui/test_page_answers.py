@@ -12,7 +12,7 @@ from playwright.async_api import Page, ViewportSize, expect
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.gateway_ui.test_page_settings import PHOTO, answered, picture
 from tests.tokenwire.fake_service import FakeService, completed, thought, tool_call
-from tokenwire.client import inline, model, tool, tool_result, user
+from tokenwire import inline, model, tool, tool_result, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
 

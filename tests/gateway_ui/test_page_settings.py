@@ -9,7 +9,7 @@ from playwright.async_api import FilePayload, expect
 
 from tests.gateway_ui.chat import Chat, Open
 from tests.tokenwire.fake_service import FakeService, Refusal, completed
-from tokenwire.client import function, inline, model, struct, user
+from tokenwire import function, inline, model, struct, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig, Tool
 

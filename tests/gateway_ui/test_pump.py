@@ -7,8 +7,7 @@ import pytest
 
 from gateway_ui.pump import Arrival, Pump
 from tests.tokenwire.fake_service import FakeService, Refusal, completed
-from tokenwire.client import Client
-from tokenwire.errors import CallCancelledError, IncompleteError
+from tokenwire import CallCancelledError, Client, IncompleteError
 
 Started = Callable[..., Pump]
 

@@ -13,11 +13,13 @@ import grpc.aio
 import pytest
 
 from tests.tokenwire.fake_service import MODELS, UNFINISHED, FakeService, Refusal, completed, thought
-from tokenwire.aio import AsyncAnswer, AsyncClient
-from tokenwire.client import Answer, Client
-from tokenwire.errors import (
+from tokenwire import (
+    Answer,
+    AsyncAnswer,
+    AsyncClient,
     BusyError,
     CallCancelledError,
+    Client,
     DeadlineError,
     IncompleteError,
     InvalidRequestError,
@@ -25,8 +27,9 @@ from tokenwire.errors import (
     TokenwireError,
     UnavailableError,
     UnfinishedError,
+    model,
+    user,
 )
-from tokenwire.messages import model, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 
@@ -324,7 +327,7 @@ async def test_another_event_loop_is_refused_in_words(client: AsyncClient) -> No
 ON_A_LOOP = """
 import asyncio, sys
 import uvloop
-from tokenwire.aio import AsyncClient
+from tokenwire import AsyncClient
 
 client = AsyncClient(sys.argv[1])
 

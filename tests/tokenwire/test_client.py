@@ -21,18 +21,26 @@ from tests.tokenwire.fake_service import (
     thought,
     tool_call,
 )
-from tokenwire import errors
-from tokenwire.client import Answer, Client, default_address, function, model, struct, tool, tool_result, user
-from tokenwire.config import GenerationConfigDict
-from tokenwire.errors import (
+from tokenwire import (
+    Answer,
     BusyError,
     CallCancelledError,
+    Client,
     DeadlineError,
+    GenerationConfigDict,
     IncompleteError,
     InvalidRequestError,
     TokenwireError,
     UnavailableError,
     UnfinishedError,
+    default_address,
+    errors,
+    function,
+    model,
+    struct,
+    tool,
+    tool_result,
+    user,
 )
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import (

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
-from tokenwire.messages import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
+from tokenwire import Turn, file, file_uri, function, inline, model, struct, tool, tool_result, user
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, ROLE_USER, Blob, FileData, Message, Part, ToolCall
 
 

@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
+from tokenwire import Client, TokenwireError, default_address, file, user
 from tokenwire.cli import arguments
 from tokenwire.cli.meter import Meter
-from tokenwire.client import Client, default_address, file, user
 from tokenwire.endings import ending
-from tokenwire.errors import TokenwireError
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 

@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought
+from tokenwire import inline, user
 from tokenwire.cli.ask import main
-from tokenwire.messages import inline, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 

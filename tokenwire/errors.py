@@ -57,9 +57,9 @@ class Violation:
     """A field that was refused."""
 
     field: str
-    # As in the request, for example "config.temperature".
+    """As in the request, for example "config.temperature"."""
     description: str
-    # What was wrong with it and what is wanted.
+    """What was wrong with it and what is wanted."""
 
     def __str__(self) -> str:
         if not self.field or self.field in self.description:
@@ -85,20 +85,20 @@ class TokenwireError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        # gRPC's code; OK where the stream ended well but broke its contract.
+        """gRPC's code; OK where the stream ended well, but broke its contract or brought an answer that isn't whole."""
         self.reason = reason
-        # The stable reason in UPPER_SNAKE_CASE; empty when none was given.
+        """The stable reason in UPPER_SNAKE_CASE; empty when none was given."""
         self.said = said
-        # The status message as it came. For logs: it may be transport jargon.
+        """The status message as it came. For logs: it may be transport jargon."""
         self.pieces = pieces
-        # Pieces of text that came before it: not zero means that the answer was cut.
+        """Pieces of text that came before it: not zero means that the answer was cut."""
         self.text = text
-        # The same pieces as one text.
+        """The same pieces as one text."""
         self.retry_after = retry_after
-        # Seconds; None where the service didn't say.
+        """Seconds; None where the service didn't say."""
         self.violations = violations
         self.metadata = dict(metadata or {})
-        # What the service added to the reason.
+        """What the service added to the reason."""
 
 
 class RefusedError(TokenwireError): ...
@@ -147,7 +147,7 @@ class UnfinishedError(TokenwireError):
             text=text,
         )
         self.completed = completed
-        # The answer's last message: usage, safety ratings and the like.
+        """The answer's last message: usage, safety ratings and the like."""
 
 
 class TokenLimitError(UnfinishedError): ...
@@ -186,8 +186,9 @@ class Words:
 
     error: type[TokenwireError]
     text: str
-    # May name {address}, {again} (when to try again), {fields} (what was refused), {said} (the service's own
-    # sentence, or nothing), {within} (the time that was allowed).
+    """May name {address}, {again} (when to try again), {fields} (what was refused), {said} (the service's own
+    sentence, or nothing), {within} (the time that was allowed).
+    """
 
 
 _Code = grpc.StatusCode

@@ -18,12 +18,12 @@ class Meter:
     asked_at: float
     first_chunk_at: float | None = None
     last_at: float | None = None
-    # When the latest message came.
+    """When the latest message came."""
     chunks: int = 0
-    # Pieces of text.
+    """Pieces of text."""
     characters: int = 0
     thinking: bool = False
-    # Thoughts have come.
+    """Thoughts have come."""
     completed: Completed | None = None
 
     def saw(self, message: GenerateResponse, at: float) -> None:

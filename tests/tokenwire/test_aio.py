@@ -5,6 +5,7 @@ import inspect
 import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from tests.hostile.http2 import ACK, HEADERS, PREFACE, RST_STREAM, SETTINGS, frame, settings
 from tests.tokenwire.fake_service import MODELS, UNFINISHED, FakeService, Refusal, completed, thought
 from tokenwire import (
     Answer,
@@ -32,6 +34,9 @@ from tokenwire import (
 )
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
+
+CANCEL = 8
+"""HTTP/2's code for a stream that isn't needed any more."""
 
 
 @pytest.fixture
@@ -198,6 +203,39 @@ async def test_what_is_no_message_is_the_services_failure() -> None:
         with pytest.raises(ServiceError):
             await client.models()
     await server.stop(0)
+
+
+async def test_a_stream_that_is_reset_as_cancelled_is_a_service_going_away() -> None:
+    """As gRPC's own core leaves it (https://github.com/grpc/grpc/issues/41785): without any status of ours."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(PREFACE))
+        writer.write(settings())
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readexactly(9)
+                await reader.readexactly(int.from_bytes(head[:3], "big"))
+                kind, flags, stream = head[3], head[4], int.from_bytes(head[5:], "big")
+                if kind == SETTINGS and not flags & ACK:
+                    writer.write(frame(SETTINGS, ACK, 0))
+                if kind == HEADERS:
+                    writer.write(frame(RST_STREAM, 0, stream, CANCEL.to_bytes(4, "big")))
+        writer.close()
+
+    def ask(address: str) -> None:
+        with Client(address) as client:
+            list(client.generate("x"))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+        with pytest.raises(UnavailableError, match="dropped the call") as told:
+            await asyncio.to_thread(ask, address)
+        async with AsyncClient(address) as client:
+            with pytest.raises(UnavailableError, match="dropped the call"):
+                await anext(aiter(client.generate("x")))
+            with pytest.raises(UnavailableError, match="dropped the call"):
+                await client.models()
+    assert told.value.code is grpc.StatusCode.CANCELLED
 
 
 # ---- cancelling

@@ -40,10 +40,6 @@ class Refused(Exception):
 class ForkedServer(ServerChild):
     """A server that the fork server has forked, in a process group of its own."""
 
-    def tree(self) -> list[int]:
-        """Its process and all below it."""
-        return _tree(self.pid)
-
     def left(self) -> list[int]:
         """Those of its process group that haven't ended, whoever their parent is now."""
         found = []
@@ -65,10 +61,6 @@ class ForkedServer(ServerChild):
             with contextlib.suppress(ProcessLookupError):  # it was faster
                 os.kill(pid, number)
 
-    def workers(self) -> list[int]:
-        """The processes that serve: it is one of several, or the only one."""
-        return _tree(self.pid)[1:] or [self.pid]
-
     async def listens(self) -> None:
         """Wait until it listens; its workers may be a long way off."""
         _, line = await self.said("listening on")
@@ -84,14 +76,6 @@ class ForkedServer(ServerChild):
         code = await asyncio.wait_for(self.process.wait(), 30)
         await eventually(lambda: not self.left())
         return code
-
-
-def _tree(pid: int) -> list[int]:
-    try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [pid, *(one for child in below for one in _tree(int(child)))]
 
 
 class _Process:

@@ -70,6 +70,14 @@ class Child:
                 self._more.clear()
                 await self._more.wait()
 
+    def tree(self) -> list[int]:
+        """Its process and all below it."""
+        return _tree(self.pid)
+
+    def workers(self) -> list[int]:
+        """The processes that serve: it is one of several, or the only one."""
+        return _tree(self.pid)[1:] or [self.pid]
+
     def sockets(self) -> int:
         count = 0
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
@@ -89,6 +97,14 @@ class Child:
         self.signal(signal.SIGUSR1)
         _, line = await self.said("tasks=", since=since)
         return int(line.removeprefix("tasks="))
+
+
+def _tree(pid: int) -> list[int]:
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [pid, *(one for child in below for one in _tree(int(child)))]
 
 
 class ServerChild(Child):

@@ -20,45 +20,15 @@ from service.providers.gemini.over_grpc import VertexProvider
 from service.providers.gemini.over_http import GenAIProvider
 from service.providers.spec import Offer
 from tests.faults.recorder import record
+from tests.google_identity import OK, TokenServer
 from tests.loop_watch import LoopWatch
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence
 
 NAME = "gemini-2.5-flash"
 PROMPT = Prompt(model=NAME, turns=(Turn(Role.USER, ("hi",)),))
-OK = "200 OK"
 
 Open = Callable[[ApplicationDefault], Provider]
-
-
-class TokenServer:
-    """Exchanges what it is given for tokens "t1", "t2", ..., or is a metadata server that gives them."""
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.status = OK
-        self.body: bytes | None = None
-        """What it says instead of a token."""
-        self.lifetime = 3600
-        self.open = asyncio.Event()
-        """While it isn't set, nobody is answered."""
-        self.open.set()
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        # A metadata server is asked for other things as well, without which it is none.
-        if "computemetadata" not in head or "/token" in head:
-            self.asked += 1
-        token = {"access_token": f"t{self.asked}", "token_type": "Bearer", "expires_in": self.lifetime, "email": "a@b"}
-        issued = {"issued_token_type": "urn:ietf:params:oauth:token-type:access_token"}
-        await self.open.wait()
-        body = self.body if self.body is not None else json.dumps(token | issued).encode()
-        writer.write(
-            f"HTTP/1.1 {self.status}\r\ncontent-type: application/json\r\nmetadata-flavor: Google\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode()
-            + body
-        )
-        writer.close()
 
 
 @pytest.fixture

@@ -47,13 +47,9 @@ def sockets(pid: int) -> set[str]:
     return {str(link) for link in links if str(link).startswith("socket:")}
 
 
-def newest_child(pid: int) -> int:
-    return max(int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-
-
 async def callers_at_both(served: ServerChild, stack: AsyncExitStack) -> tuple[Caller, Caller]:
     """One caller at each of two workers: the kernel chooses, so there are some to choose from."""
-    first = newest_child(served.pid)
+    first = max(served.workers())
     found: dict[bool, Caller] = {}
     while len(found) < 2:
         before = len(sockets(first))

@@ -41,8 +41,7 @@ async def pair(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
 
 def memory(served: ServerChild) -> float:
     """Resident in all processes of the server, in MB."""
-    children = Path(f"/proc/{served.pid}/task/{served.pid}/children").read_text().split()
-    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (served.pid, *children))
+    pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in served.tree())
     return pages * os.sysconf("SC_PAGE_SIZE") / MEGABYTE
 
 

@@ -2,7 +2,7 @@
 
 The import costs 8 s of CPU, and these tests need many servers. They are real: each in a process group of its own, with
 its own children, real signals and a real exit code. A test may change what is around them: namespaces, limits, user.
-They also answer SIGUSR1 as those of the launcher do, and tell of operations that gRPC refuses.
+They also tell of their event loops as those of the launcher do, and of operations that gRPC refuses.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from tests.faults.processes import ServerChild, eventually
+from tests.faults.processes import BLOCKED, ServerChild, eventually
 
 Loop = Literal["uvloop", "asyncio"]
 
@@ -117,7 +117,10 @@ class ForkServer:
 
     @asynccontextmanager
     async def started(self, *flags: str, **around: Any) -> AsyncIterator[ForkedServer]:
-        """A server with these flags, killed in the end. `around` is what `_start` knows. Raises Refused."""
+        """A server with these flags, killed in the end. `around` is what `_start` knows. Raises Refused.
+
+        If it was ready, for how long its event loops were blocked is kept, in whatever way it has ended.
+        """
         ends = [os.pipe(), os.pipe()]
         order = json.dumps({"flags": flags, "around": around}).encode()
         socket.send_fds(self._line, [order], [end for _, end in ends])
@@ -131,6 +134,9 @@ class ForkServer:
         reading = asyncio.ensure_future(child.read())
         try:
             yield child
+            # One that imports everything itself is run as users run it: nobody has put a watch in it.
+            if "ready after" in child.words and not around.get("cold"):
+                BLOCKED.extend(await child.blocked(around.get("loop", "uvloop")))
         finally:
             child.group(signal.SIGKILL)
             await child.process.wait()
@@ -258,10 +264,9 @@ def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop) -> NoRe
         sys.modules["uvloop"] = cast("Any", None)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_tell_misuse)
     from service.__main__ import main  # noqa: PLC0415 - imported long since
-    from tests.faults.launcher import tell_tasks  # noqa: PLC0415 - the same
+    from tests.faults.launcher import prepare  # noqa: PLC0415 - the same
 
-    signal.signal(signal.SIGUSR1, tell_tasks)
-
+    prepare()
     code = 1
     try:
         code = main(flags)

@@ -1,7 +1,8 @@
-"""`python -m tests.faults.launcher [--gc-off] FLAGS`: the server as it is, which also answers SIGUSR1 and SIGUSR2.
+"""`python -m tests.faults.launcher [--gc-off] FLAGS`: the server as it is, which tells of its event loop.
 
-On the first it writes how many asyncio tasks there are, on the second for how long its event loop was blocked since it
-was ready, in milliseconds: nobody outside of a process can tell. The latter it also writes when it ends.
+A process that serves tells once which loop it is. On SIGUSR1 it writes how many asyncio tasks there are, on SIGUSR2
+and when it has drained for how long its loop was blocked since it was ready: nobody outside of it can tell. Servers
+of the fork server do the same.
 """
 
 import asyncio
@@ -9,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from service.__main__ import main  # first: what libraries read when they are imported is set there
@@ -22,19 +24,27 @@ from tests.loop_watch import LoopWatch
 watch = LoopWatch()
 
 
+def tell(name: str, value: object) -> None:
+    """One line, `NAME=VALUE PID`, with the process id that others see, in whatever namespace this process is."""
+    os.write(2, f"{name}={value} {Path('/proc/self').readlink()}\n".encode())
+
+
 def tell_tasks(_number: int, _frame: FrameType | None) -> None:
     os.write(2, f"tasks={len(asyncio.all_tasks())}\n".encode())
 
 
 def tell_blocked(_number: int = 0, _frame: FrameType | None = None) -> None:
-    os.write(2, f"blocked={1000 * watch.longest:.3f}\n".encode())
+    """In milliseconds; "unwatched" if it doesn't serve."""
+    tell("blocked", f"{1000 * watch.longest:.3f}" if watch.started else "unwatched")
 
 
 class WatchedServer(Server):
     """Has its loop watched from the moment that it answers; before that it imports."""
 
     async def announce_serving(self, model: Provider) -> None:
-        watch.start()
+        if not watch.started:
+            tell("loop", type(asyncio.get_running_loop()).__module__.partition(".")[0])
+            watch.start()
         await super().announce_serving(model)
 
     async def stop(self, grace: float) -> None:
@@ -42,12 +52,17 @@ class WatchedServer(Server):
         tell_blocked()
 
 
-if __name__ == "__main__":
+def prepare() -> None:
+    """Have the server that this process, or a child of it, makes be watched, and the signals answered."""
     setattr(process, "Server", WatchedServer)  # noqa: B010 - the one that it makes, and does not export
+    signal.signal(signal.SIGUSR1, tell_tasks)
+    signal.signal(signal.SIGUSR2, tell_blocked)
+
+
+if __name__ == "__main__":
     flags = sys.argv[1:]
     if flags[:1] == ["--gc-off"]:
         gc.disable()
         del flags[0]
-    signal.signal(signal.SIGUSR1, tell_tasks)
-    signal.signal(signal.SIGUSR2, tell_blocked)
+    prepare()
     sys.exit(main(flags))

@@ -107,19 +107,48 @@ def _tree(pid: int) -> list[int]:
     return [pid, *(one for child in below for one in _tree(int(child)))]
 
 
+def lives(pid: int) -> bool:
+    """Whether it is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class ServerChild(Child):
     """A tokenwire server that is ready."""
 
     address: str
 
-    async def blocked(self) -> list[float]:
-        """Milliseconds for which its event loop was blocked at the longest, of each process that has told; needs the
-        launcher."""
-        if self.process.returncode is None:
-            since = len(self.log)
-            self.signal(signal.SIGUSR2)
-            await self.said("blocked=", since=since)
-        return [float(line.removeprefix("blocked=")) for _, line in self.log if line.startswith("blocked=")]
+    async def blocked(self, loop: str = "uvloop") -> list[float]:
+        """Milliseconds for which its event loops were blocked at the longest, of each process that has served.
+
+        Fails if such a process doesn't tell, unless it was killed, and if it didn't run on this `loop`. Needs what the
+        launcher prepares.
+        """
+        since = len(self.log)
+        asked = [pid for pid in self.workers() if lives(pid)]
+        for pid in asked:
+            with contextlib.suppress(ProcessLookupError):  # it has ended in between, and told
+                os.kill(pid, signal.SIGUSR2)
+
+        def answered() -> bool:
+            answers = sum(line.startswith("blocked=") for _, line in self.log[since:])
+            return lives(self.pid) and answers >= sum(map(lives, asked))
+
+        await eventually(lambda: self._silent or answered(), seconds=30)
+        loops, told = self._told("loop"), self._told("blocked")
+        assert loops, f"no process has said that it serves:\n{self.words}"
+        assert set(loops.values()) == {loop}, loops
+        silent = [pid for pid in loops if told.get(pid, "unwatched") == "unwatched"]
+        killed = self.words.count(f"ended with {-signal.SIGKILL}") + (self.process.returncode == -signal.SIGKILL)
+        assert len(silent) <= killed, f"{silent} served, and didn't tell of their loops:\n{self.words}"
+        return [float(told[pid]) for pid in loops if pid not in silent]
+
+    def _told(self, name: str) -> dict[str, str]:
+        """What processes have told last, by process id; see `tests.faults.launcher.tell`."""
+        lines = [line.removeprefix(f"{name}=").split() for _, line in self.log if line.startswith(f"{name}=")]
+        return {pid: value for value, pid in lines}
 
     @asynccontextmanager
     async def caller(self, *options: tuple[str, int]) -> AsyncIterator["Caller"]:
@@ -197,6 +226,7 @@ async def server(
         _, line = await child.said("listening on")
         child.address = line.partition("listening on ")[2].partition(";")[0]
         await child.said("ready after")
+        await eventually(lambda: len(child.workers()) == workers)  # and the one that greeted has gone
         yield child
         if module[:1] == LAUNCHER:
             BLOCKED.extend(await child.blocked())

@@ -64,8 +64,9 @@ async def server(vertex: Emulator) -> AsyncIterator[ServerProcess]:
         yield running
         running.signal(signal.SIGUSR2)
         await running.said("blocked=")
-    (blocked,) = [float(line.removeprefix("blocked=")) for line in running.log if line.startswith("blocked=")]
-    record("event loop blocked: bad bytes", blocked)
+    told = dict(line.split()[0].split("=") for line in running.log if line.startswith(("loop=", "blocked=")))
+    assert told["loop"] == "uvloop"
+    record("event loop blocked: bad bytes", float(told["blocked"]))
 
 
 @pytest.fixture(scope="module")

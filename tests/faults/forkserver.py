@@ -25,6 +25,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
+import grpc.aio
+
 from tests.faults.processes import BLOCKED, ServerChild, eventually
 
 Loop = Literal["uvloop", "asyncio"]
@@ -189,11 +191,13 @@ def _surround(
     user: int = 0,
     limits: Mapping[str, int] | None = None,
     handlers: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> None:
     """Change what is around this process. Raises OSError.
 
     `read_only` are mount points, `hidden` are directories that become empty and read-only, `limits` are RLIMIT names.
     """
+    os.environ.update(environ or {})
     if read_only or hidden:
         _call("unshare", _CLONE["mount"])
         _call("mount", None, b"/", None, _MS_REC | _MS_PRIVATE, None)
@@ -226,13 +230,15 @@ def _start(
     *,
     cold: bool = False,
     loop: Loop = "uvloop",
+    google: str = "",
     orphans: int = 0,
     **around: Any,
 ) -> int:
     """In a process of its own: fork the server, and tell of it.
 
-    `cold` is one that imports everything itself. From one on the `loop` "asyncio", uvloop is hidden. `orphans` are
-    processes beside it that end once they have lost their parent, and that process 1 has to bury.
+    `cold` is one that imports everything itself. From one on the `loop` "asyncio", uvloop is hidden. `google` is where
+    it finds a local Vertex under Google's address. `orphans` are processes beside it that end once they have lost their
+    parent, and that process 1 has to bury.
     """
     try:
         _surround(**around)
@@ -241,7 +247,7 @@ def _start(
         return 1
     pid = os.fork()
     if not pid:
-        _serve(flags, stderr, cold=cold, loop=loop)
+        _serve(flags, stderr, cold=cold, loop=loop, google=google)
     os.close(stderr)
     for _ in range(orphans):
         if not (middle := os.fork()):
@@ -254,7 +260,7 @@ def _start(
     return 0
 
 
-def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop) -> NoReturn:
+def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop, google: str) -> NoReturn:
     os.setsid()
     os.dup2(stderr, 2)
     if cold:
@@ -267,6 +273,8 @@ def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop) -> NoRe
     from tests.faults.launcher import prepare  # noqa: PLC0415 - the same
 
     prepare()
+    if google:
+        _play_google(google)
     code = 1
     try:
         code = main(flags)
@@ -275,6 +283,16 @@ def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop) -> NoRe
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+def _play_google(address: str) -> None:
+    """Have connections to Google go to a local Vertex. All else is as with Google: a server that is told of a local
+    Vertex by its settings wants no credentials."""
+
+    def channel(_host: str, _tls: object, *, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+        return grpc.aio.insecure_channel(address, options=[*options, ("grpc.enable_http_proxy", 0)])
+
+    setattr(grpc.aio, "secure_channel", channel)  # noqa: B010 - mypy knows that it is another function
 
 
 def _tell_misuse(record: logging.LogRecord) -> bool:

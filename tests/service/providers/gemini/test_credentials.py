@@ -1,7 +1,6 @@
 """Real google.auth credentials, from a file or a metadata server, with token servers and a `gcloud` that are slow."""
 
 import asyncio
-import json
 import os
 import threading
 import time
@@ -18,9 +17,10 @@ from service.generation.provider import Provider
 from service.providers.gemini.credentials import ApplicationDefault
 from service.providers.gemini.over_grpc import VertexProvider
 from service.providers.gemini.over_http import GenAIProvider
-from service.providers.spec import Offer
-from tests.faults.recorder import record
-from tests.google_identity import OK, TokenServer
+from service.providers.offers import Offer
+from tests.faults.recorder import STRICT, hold
+from tests.faults.rows import ROWS
+from tests.google_identity import OK, TokenServer, gcloud, identity, token_server
 from tests.loop_watch import LoopWatch
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence
@@ -34,35 +34,14 @@ Open = Callable[[ApplicationDefault], Provider]
 @pytest.fixture
 async def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TokenServer]:
     """A token server, and application default credentials that use it."""
-    tokens = TokenServer()
-    server = await asyncio.start_server(tokens.answer, "127.0.0.1", 0)
-    address = "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
-    (tmp_path / "subject").write_text("somebody")
-    info = {
-        "type": "external_account",
-        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/p",
-        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
-        "token_url": f"http://{address}/token",
-        "credential_source": {"file": str(tmp_path / "subject")},
-    }
-    (tmp_path / "application_default_credentials.json").write_text(json.dumps(info))
-    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "project")
-    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
-    monkeypatch.setenv("GCE_METADATA_IP", address)
-    monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", address)
-    gcloud(tmp_path, monkeypatch, "echo project")
-    yield tokens
-    tokens.open.set()
-    server.close()
-
-
-def gcloud(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Have `gcloud`, which google.auth runs to find the project, do this."""
-    path = folder / "gcloud"
-    path.write_text(f"#!/bin/sh\necho run >> {folder}/runs\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    async with token_server() as tokens:
+        monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        for name, value in identity(tmp_path, tokens).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("GCE_METADATA_IP", tokens.address)
+        monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", tokens.address)
+        gcloud(tmp_path, "echo project")
+        yield tokens
 
 
 @pytest.fixture
@@ -141,12 +120,10 @@ async def test_counting_tokens_says_who_asks(connect: Open, emulator: Emulator, 
     assert bearers(emulator) == ["Bearer t1"]
 
 
-async def test_the_loop_goes_on_while_gcloud_takes_its_time(
-    connect: Open, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_loop_goes_on_while_gcloud_takes_its_time(connect: Open, tokens: TokenServer, tmp_path: Path) -> None:
     del tokens
     os.mkfifo(tmp_path / "gate")
-    gcloud(tmp_path, monkeypatch, f"read _ < {tmp_path}/gate; echo project")
+    gcloud(tmp_path, f"read _ < {tmp_path}/gate; echo project")
     calls = [asyncio.ensure_future(ask(connect(ApplicationDefault())))]
     await eventually((tmp_path / "runs").exists)
     # That we are here, and can let gcloud go on, is the proof: a loop that waits for it would wait for ever.
@@ -155,10 +132,8 @@ async def test_the_loop_goes_on_while_gcloud_takes_its_time(
     await asyncio.gather(*calls)
 
 
-async def test_slow_credentials_do_not_block_the_loop(
-    connect: Open, tokens: TokenServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gcloud(tmp_path, monkeypatch, "sleep 1; echo project")
+async def test_slow_credentials_do_not_block_the_loop(connect: Open, tokens: TokenServer, tmp_path: Path) -> None:
+    gcloud(tmp_path, "sleep 1; echo project")
     tokens.open.clear()
     model = connect(ApplicationDefault())
     watch = LoopWatch()
@@ -167,7 +142,7 @@ async def test_slow_credentials_do_not_block_the_loop(
     await eventually(lambda: tokens.asked == 1)
     asyncio.get_running_loop().call_later(1, tokens.open.set)
     await asyncio.gather(*calls)
-    record("event loop blocked: credentials", 1000 * watch.longest)
+    hold(ROWS["event loop blocked: credentials"], [1000 * watch.longest], strict=STRICT)
 
 
 async def test_a_renewal_that_hangs_is_one_thread_and_ends_each_call_in_its_time(

@@ -13,12 +13,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 HEAD = """\
 # Faults, and what becomes of them
 
-Each row is a test in [`tests/faults`](../tests/faults): the real server process, the real ChatVertexAI, and a
-[local Vertex](emulator.md) that plays the fault, over real sockets. What a word means here is told in
+Each row is a test in [`tests/faults`](../tests/faults), that of bad bytes in [`tests/hostile`](../tests/hostile): the
+real server process on uvloop, the real ChatVertexAI, and a [local Vertex](emulator.md) that plays the fault, over real
+sockets. Three are less than that: for the bugs the server runs within the test, which plants them; for the order over
+workers it is admission alone, in two processes without gRPC or a model; for the credentials the server, which wants
+them for Google only, is led to the local Vertex under Google's address. What a word means here is told in
 [the life of a request](life-of-a-request.md).
 
-The server runs as one worker, which can be watched from outside, except where the table says two. For the bugs it runs
-within the test, which plants them.
+The server runs as one worker, which can be watched from outside, except where the table says two.
 
 Measured on {machine}, on {dates}; figures are the median and the largest of so many tries.
 `make soak` measures them anew and fails if one is beyond its bound. `make test` asserts the same with looser bounds

@@ -388,15 +388,15 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ),
         Row(
             "event loop blocked",
-            "all of the above: what runs on the event loop of a server process",
+            "all of the above, and stops and surroundings: what runs on the event loop of a server process",
             "its chunks meanwhile",
             "the longest for which nobody else's turn came",
             50,
         ),
         Row(
             "event loop blocked: credentials",
-            "Google's credentials: `gcloud`, then the token server take a second each",
-            "its chunks meanwhile, if it is running; else its first chunk behind that",
+            "Google's credentials: `gcloud`, which is run before anybody is served, and each renewal take a second",
+            "its chunks and health meanwhile, if it is running; else its first chunk behind that",
             "the longest for which nobody else's turn came",
             50,
         ),

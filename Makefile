@@ -91,11 +91,13 @@ test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the
 
 .PHONY: soak
 soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md
+	@$(BIN)/python -m tests.faults.recorder
+	@rm -f build/hostile.json
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
-	@$(BIN)/python -m tests.faults.report
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/hostile $(ARGS)
-	@$(BIN)/python -m tests.hostile.report
 	@$(BIN)/python -m pytest -m soak tests/simulation $(ARGS)
+	@$(BIN)/python -m tests.faults.report
+	@$(BIN)/python -m tests.hostile.report
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--quick for a look

@@ -1,12 +1,17 @@
 """The page of the fault matrix."""
 
+import json
+import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from tests.faults import report
+from tests.faults import recorder, report
 from tests.faults.recorder import hold
 from tests.faults.rows import ROWS
+
+ROOT = Path(__file__).parents[2]
 
 # The rows that were asked for, in the order and words of their list, and what is to hold at most; None: yes or no.
 ASKED: dict[str, dict[str, float | None]] = {
@@ -56,6 +61,28 @@ def test_figures_of_an_ordinary_run_are_not_published() -> None:
     figures = {"soak": {"count": 1, "p50": 1.5, "max": 2.0, "date": "2026-11-22", "strict": False}}
     with pytest.raises(report.NotStrict, match="strictly: soak;"):
         report.page(figures)
+
+
+def test_figures_of_an_ordinary_run_are_forgotten_before_a_strict_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict, loose = ({"count": 1, "p50": 1.5, "max": 2.0, "date": "2026-11-22", "strict": one} for one in (True, False))
+    file = tmp_path / "faults.json"
+    monkeypatch.setattr(recorder, "FILE", file)
+    recorder.forget_loose()
+    file.write_text(json.dumps({"soak": loose, "caller killed": strict}))
+    recorder.forget_loose()
+    assert json.loads(file.read_text()) == {"caller killed": strict}
+
+
+def test_soak_runs_whatever_measures_a_row_before_it_writes_the_page() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nsoak:")[2].partition("\n.PHONY")[0]
+    steps = recipe.partition("tests.faults.report")[0].splitlines()
+    ran = [ROOT / word for step in steps if "STRICT=1" in step for word in step.split() if word.startswith("tests/")]
+    files = (
+        file for file in (ROOT / "tests").rglob("*.py") if re.search(r"^ +record\(", file.read_text(), re.MULTILINE)
+    )
+    assert [file for file in files if not any(folder in file.parents for folder in ran)] == []
 
 
 @pytest.mark.parametrize(

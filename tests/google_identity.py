@@ -46,9 +46,11 @@ async def token_server() -> AsyncIterator[TokenServer]:
     tokens = TokenServer()
     server = await asyncio.start_server(tokens.answer, "127.0.0.1", 0)
     tokens.address = "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
-    yield tokens
-    tokens.open.set()
-    server.close()
+    try:
+        yield tokens
+    finally:
+        tokens.open.set()
+        server.close()
 
 
 def identity(folder: Path, tokens: TokenServer) -> dict[str, str]:

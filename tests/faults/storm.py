@@ -2,15 +2,20 @@
 
 Each call has a target: its first chunk, one in the middle, the last, or the end behind it. Events are aimed at that
 moment, at most 5 ms before or behind it: the caller's cancel, its deadline, its `first_chunk_timeout` or
-`idle_timeout`, the server's write timeout, a signal; upstream's own ending is another. How long a chunk takes depends
-on the machine, so each kind of event learns where its moment is: it comes later after it won, and sooner after the
-chunk did.
+`idle_timeout`, the server's longest deadline or write timeout, a signal; upstream's own ending is another. How long a
+chunk takes depends on the machine, so each kind of event learns for each kind of target where its moment is: it comes
+later after it won, and sooner after the chunk did. Both orders are counted, since a storm that misses proves nothing.
+
+A caller's own cancel or deadline ends its call in its own gRPC, whether or not the server ever sends a status. So most
+calls have neither: only the server can tell their ending. For the others, its log has to hold one line for each call
+that reached it.
 
 What a call is to do follows from the storm's seed and the call's number. When exactly things meet can't be repeated;
 how often they meet can.
 """
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -31,6 +36,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from service.runtime.stop import ECHO_SECONDS
 from tests.faults.forkserver import ForkedServer
 from tests.faults.processes import Caller
 from tests.faults.windows import OPEN, Connection, Stream, connected
@@ -39,9 +45,18 @@ from vertex_emulator import ControlClient
 from vertex_emulator.script import Answer, Script, Step, answer, cut, delay, end, silence, status, tokens, wait_for
 
 SPREAD_SECONDS = 0.005
-_LEARNT_SECONDS = 0.001
 
-SLOTS, QUEUE, QUEUE_SECONDS = 40, 20, 0.5
+# How far one outcome moves an aim: less and less, but it never stops, as the machine's pace changes.
+_LONGEST_STEP_SECONDS, _SHORTEST_STEP_SECONDS = 0.008, 0.0003
+_LONGEST_STEP_OF_DRAINS_SECONDS = 0.03  # a round is one outcome
+
+# A caller's own clock that never gets its turn.
+_FAR_SECONDS = 30.0
+
+# What the server keeps of a caller's deadline at most (`service/calls/time_limits.py`): time for a typed status.
+_MARGIN_SECONDS = 0.05
+
+SLOTS, QUEUE, QUEUE_SECONDS = 60, 20, 0.5
 WRITE_SECONDS, LONGEST_SECONDS = 0.3, 1.5
 
 FLAGS = (
@@ -56,8 +71,9 @@ DRAIN_FLAGS = ("--write-timeout", "20", "--default-deadline", "20", "--max-deadl
 # The kernel deals connections out to the workers.
 CONNECTIONS = 8
 
-# Calls that one lane sends at once; now and then more than there are slots.
-_BURSTS = (*(1,) * 8, *(2,) * 6, *(8,) * 5, 48)
+# Calls that one lane sends at once; now and then more than there are slots. Nothing can be aimed in a crowd.
+_BURSTS = (*(1,) * 240, *(2,) * 40, *(8,) * 8, 80)
+_CROWD = 8
 
 _HOLD, _COUNT = "hold;", "count;"
 
@@ -98,7 +114,18 @@ _BAD_WORDS = re.compile(
     r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says)|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
 )
 
-_LINE = re.compile(r"code=(\w+) .* request_id=(storm-\d+)(?: .*reason=(\w+))?")
+_LINE = re.compile(r"code=(\w+) .* request_id=(storm-[\w-]+)(?: .*reason=(\w+))?")
+
+_UNNAMED = re.compile(r"Generate code=(\w+) seconds=[\d.]+ reason=(\w+)$")
+
+_NAME_BYTES = re.compile(rb"(storm-[\w-]+);")
+
+# Reasons for which a call doesn't get as far as its target.
+_ELSEWHERE = {"SERVER_BUSY", "UPSTREAM_QUOTA", "UPSTREAM_UNAVAILABLE", "UPSTREAM_REJECTED", "UPSTREAM_CUT"}
+
+# All that is aimed; what signals do is aimed by `drain`.
+AIMS = {"cancel", "reacting cancel", "deadline", "far", "first", "idle", "longest", "write"}
+AIMS_OF_DRAINS = {"drain by grace", "drain by second", "drain by both"}
 
 _UPSTREAM_FAILS = ("UNAVAILABLE", "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
 
@@ -169,6 +196,18 @@ def floods(seed: str, *, count: int = 12) -> list[Play]:
     return made
 
 
+def slow(wait: float, *, count: int = 40) -> list[Play]:
+    """Each waits for its target about so long, in seconds, one a little less than the other."""
+    made = []
+    for number in range(count):
+        texts = tuple(f"{index} " for index in range(3))
+        target = number % 4
+        waits = [0.0] * 4
+        waits[target] = wait - 0.003 * number
+        made.append(Play(f"slow-{round(wait * 1000)}-{number:03};", target, tuple(waits), texts, "complete"))
+    return made
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one call is to do."""
@@ -176,15 +215,25 @@ class Plan:
     number: int
     play: Play
     events: tuple[str, ...]
-    """Of cancel, deadline, first and idle."""
+    """Of cancel, deadline, first and idle; or far, a deadline that leaves the server its margin; or longest, the
+    server's own."""
     offsets: Mapping[str, float]
     """Seconds from the target, for each event."""
     reacts: bool
     """Whether the cancel is timed by the message before its target, and not from the call's begin."""
     coalesce: pb.Coalesce | None
     timeout: float | None
-    """A deadline beyond the server's maximum: by then the server has ended the call."""
+    """Of a call without a deadline of its own: None, or a deadline far beyond the server's longest."""
     method: str
+
+    @property
+    def decisive(self) -> bool:
+        """Whether only the server can tell its ending."""
+        return not OWN.intersection(self.events)
+
+
+OWN = frozenset({"cancel", "deadline", "far"})
+"""Events that end a call in its caller's own gRPC, if nobody else does."""
 
 
 @dataclass
@@ -246,10 +295,25 @@ def _broken(heard: Heard, text: str) -> str:
     return "order" if events[:1] not in ([], ["started"]) or "completed" in events[:-1] else ""
 
 
+class Aim:
+    """By how much an event is to be later than its target is due, so that either of them comes first."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.001
+        self._outcomes = 0
+
+    def learn(self, *, sooner: bool, longest_step: float = _LONGEST_STEP_SECONDS) -> None:
+        self._outcomes += 1
+        step = max(_SHORTEST_STEP_SECONDS, longest_step / math.sqrt(self._outcomes))
+        self.seconds += -step if sooner else step
+
+
 class _Watch:
     """When a call's messages came; and its cancel, timed from its begin or by the message before its target."""
 
-    def __init__(self, plan: Plan, call: Any, begin: float, moments: dict[str, float]) -> None:
+    def __init__(self, plan: Plan, call: Any, begin: float, moments: dict[str, float], *, aim: float) -> None:
+        """`aim`: by how much a cancel that is timed by a message is to be later than its target is due, in seconds."""
+        self._aim = aim
         self._plan = plan
         self._call = call
         self._begin = begin
@@ -266,7 +330,7 @@ class _Watch:
         self.came.append(asyncio.get_running_loop().time() - self._begin)
         if self.reacts and len(self.came) == play.target + 1:
             wait = play.waits[play.target] if play.target else 0
-            self._leave(max(0, wait + self._plan.offsets["cancel"]))
+            self._leave(max(0, wait + self._aim + self._plan.offsets["cancel"]))
 
     def _leave(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -280,7 +344,7 @@ class _Watch:
             self._timer.cancel()
             if self._moments["cancel"] <= seconds:
                 own.add(grpc.StatusCode.CANCELLED)
-        if "deadline" in self._moments and seconds >= self._moments["deadline"] - 0.002:
+        if any(event in self._moments and seconds >= self._moments[event] - 0.002 for event in ("deadline", "far")):
             own.add(grpc.StatusCode.DEADLINE_EXCEEDED)
         return own
 
@@ -288,29 +352,45 @@ class _Watch:
 class Storm:
     """Sends calls to servers on one local Vertex, and keeps what was wrong with them."""
 
-    def __init__(self, seed: str, upstream: str, control: ControlClient, *, patience: float = 1.0) -> None:
-        """`patience`: seconds beyond a call's last moment until it has heard nothing."""
+    def __init__(
+        self, seed: str, upstream: str, control: ControlClient, *, patience: float = 1.0, own: float = 0.5
+    ) -> None:
+        """`patience`: seconds beyond a call's last moment until it has heard nothing. `own`: the part of the calls that
+        are read whose callers have events of their own."""
         self.seed = seed
         self.upstream = upstream
         self.control = control
         self._patience = patience
+        self._own = own
         self._plays = plays(seed)
         self._floods = floods(seed)
-        self._aims: defaultdict[str, float] = defaultdict(lambda: 0.003)
+        self._far = slow(0.55)
+        self._longest = slow(LONGEST_SECONDS)
+        self._aims: defaultdict[str, Aim] = defaultdict(Aim)
         self.calls = 0
+        self.decisive = 0
+        """Those whose ending only the server could tell."""
         self._heard: dict[str, str] = {}
         """What the server said to its caller, by the call's name."""
+        self._counts = Counter[str]()
+        """CountTokens, whose calls have no names: how many were sent, and how many surely reached the server."""
+        self._reached: set[str] = set()
+        """The names of calls that surely reached the server."""
         self.met: Counter[str] = Counter()
-        """How calls ended, which events won, and how many came within 5 ms of a message."""
+        """How calls ended."""
+        self.orders: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By aim: how often the chunk came first and how often the event; near, how often a caller's event came within
+        5 ms of the chunk, of those that it came behind."""
         self.faults: Counter[str] = Counter()
         self.told: list[str] = []
         """Of some faults of each kind, all that is known."""
 
     async def load(self, *more: Play) -> None:
         """Have the local Vertex play what the calls ask for."""
+        slows = (*self._far, *self._longest)
         counted = answer(delay(0.01), tokens(7), uses=0, user_text=_COUNT, method="CountTokens")
         held = answer("held", silence(), uses=0, user_text=_HOLD)
-        answers = [counted, held, *(play.answer for play in (*more, *self._plays, *self._floods))]
+        answers = [counted, held, *(play.answer for play in (*more, *self._plays, *self._floods, *slows))]
         await asyncio.to_thread(self.control.load, Script(answers=answers))
 
     def report(self) -> str:
@@ -319,8 +399,14 @@ class Storm:
         return "\n".join([f"storm of seed {self.seed}: {self.calls} calls; {faults or 'nothing wrong'}", *self.told])
 
     def look_at_log(self, served: ForkedServer) -> None:
-        """It may hold no complaint, and one line for each call, which says what its caller heard."""
+        """It may hold no complaint, and one line for each call, which says what its caller heard.
+
+        The log has to be complete: whatever ran has ended.
+        """
         logged = Counter[str]()
+        counts = sum(" CountTokens code=" in line for _, line in served.log)
+        if not self._counts["reached"] <= counts <= self._counts["sent"]:
+            self.wrong("not logged", f"{counts} calls of CountTokens are logged, of {dict(self._counts)}")
         for _, line in served.log:
             if _BAD_WORDS.search(line):
                 self.wrong("log", line)
@@ -330,6 +416,30 @@ class Storm:
                 heard = self._heard.get(name, "")
                 if logged[name] > 1 or heard not in ("", f"{code}/{reason or ''}"):
                     self.wrong("logged otherwise", heard, line)
+        # What ends before its request is known has a line without a name.
+        unnamed = Counter("/".join(said.groups()) for _, line in served.log if (said := _UNNAMED.search(line)))
+        for name in sorted(self._reached - logged.keys()):
+            heard = self._heard.get(name, "")
+            if unnamed[heard] <= 0:
+                self.wrong("not logged", name, heard or "ended by its caller")
+            unnamed[heard] -= 1
+        self._counts.clear()
+        self._reached.clear()
+        self._heard.clear()
+
+    async def _look_upstream(self) -> None:
+        """Keep which calls have reached upstream, by the name in their prompts; then it may forget them."""
+        for call in await asyncio.to_thread(self.control.calls):
+            self._reached.update(one.decode() for one in _NAME_BYTES.findall(call.request.value))
+        await asyncio.to_thread(self.control.reset)
+        await self.load()
+
+    def hits(self, *, places: bool = False) -> dict[str, Counter[str]]:
+        """The orders by kind of event; with `places` by kind of target as well."""
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for aim, orders in sorted(self.orders.items()):
+            found[aim if places else aim.partition(" at ")[0]].update(orders)
+        return found
 
     def wrong(self, what: str, *how: object) -> None:
         self.faults[what] += 1
@@ -338,7 +448,7 @@ class Storm:
 
     # ---- calls that are read
 
-    async def rage(self, served: ForkedServer, numbers: range, *, lanes: int = 8) -> None:
+    async def rage(self, served: ForkedServer, numbers: range, *, lanes: int = 32) -> None:
         """Send the calls of these numbers: so many lanes, each of bursts."""
         left = iter(numbers)
         async with callers(served) as connected:
@@ -346,36 +456,61 @@ class Storm:
             async def come_again(lane: int) -> None:
                 dice = random.Random(f"{self.seed}/{numbers}/{lane}")
                 while burst := [number for _, number in zip(range(dice.choice(_BURSTS)), left, strict=False)]:
-                    await asyncio.gather(*(self._send(dice.choice(connected), self.plan(number)) for number in burst))
+                    learn = len(burst) < _CROWD
+                    await asyncio.gather(
+                        *(self._send(dice.choice(connected), self.plan(number), learn=learn) for number in burst)
+                    )
 
             await asyncio.gather(*(come_again(lane) for lane in range(lanes)))
+        await self._look_upstream()
 
     def plan(self, number: int) -> Plan:
         """What the call of this number does."""
         dice = random.Random(f"{self.seed}/{number}")
         play = self._plays[-1] if dice.random() < 0.001 else dice.choice(self._plays[:-1])
-        possible = ["cancel", "deadline", "first" if play.target == 0 else "idle"]
-        events = tuple(dice.sample(possible, dice.choice([1, 1, 1, 2, 3]))) if dice.random() < 0.97 else ()
+        limit = "first" if play.target == 0 else "idle"
+        what = dice.random()
+        events: tuple[str, ...]
+        if what < self._own:
+            possible = ["cancel", "deadline", limit]
+            events = tuple(dice.sample(possible, dice.choice([1, 1, 1, 2, 3])))
+        else:
+            events = dice.choices([(), (limit,), ("far",), ("longest",)], [15, 82, 2, 1])[0]
+        offsets = {event: dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS) for event in events}
         merged = dice.choice([None, None, pb.Coalesce(), pb.Coalesce(max_bytes=dice.choice([1, 64]))])
         if merged is not None and dice.random() < 0.5:
             merged.max_delay.FromMicroseconds(dice.randint(1, 8000))
+        if events == ("far",):
+            play = dice.choice(self._far)
+        elif events == ("longest",):
+            play = self._due_at_longest(offsets["longest"], merged=merged is not None)
         return Plan(
             number=number,
             play=play,
             events=events,
-            offsets={event: dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS) for event in events},
+            offsets=offsets,
             reacts=dice.random() < 0.6,
             coalesce=merged,
-            timeout=LONGEST_SECONDS + self._patience if dice.random() < 0.2 else None,
+            timeout=_FAR_SECONDS if dice.random() < 0.5 else None,
             method="CountTokens" if dice.random() < 0.03 else "Generate",
         )
 
-    async def _send(self, caller: Caller, plan: Plan) -> None:
+    def _due_at_longest(self, offset: float, *, merged: bool) -> Play:
+        """The play whose target comes when the server's longest deadline ends the call; only the play can be chosen."""
+
+        def beside(play: Play) -> float:
+            aimed = self._aimed("longest", play, merged=merged)
+            return abs(play.until_target + aimed + offset - LONGEST_SECONDS)
+
+        return min(self._longest, key=beside)
+
+    async def _send(self, caller: Caller, plan: Plan, *, learn: bool) -> None:
         loop = asyncio.get_running_loop()
         moments = {event: self._moment(plan, event) for event in plan.events}
         begin, streams = loop.time(), plan.method == "Generate"
         call = _call(caller, plan, moments)
-        watch = _Watch(plan, call, begin, moments)
+        aim = self._aimed("reacting cancel", plan.play, merged=plan.coalesce is not None)
+        watch = _Watch(plan, call, begin, moments, aim=aim)
         heard = Heard()
         try:
             async with asyncio.timeout(LONGEST_SECONDS + self._patience + 0.5):
@@ -385,46 +520,78 @@ class Storm:
             call.cancel()
         heard.seconds = loop.time() - begin
         wrong = fault(heard, text=plan.play.text if streams else None, own=watch.ended(heard.seconds))
-        if not wrong and heard.seconds > moments.get("deadline", LONGEST_SECONDS) + self._patience:
+        last = min((moments[event] for event in ("deadline", "far") if event in moments), default=LONGEST_SECONDS)
+        if not wrong and heard.seconds > last + self._patience:
             wrong = "late"
-        self._count(heard, wrong, plan, {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()})
-        if streams:
-            if heard.code is not None and (heard.reason or heard.code is grpc.StatusCode.OK):
-                self._heard[_name(plan)] = f"{heard.code.name}/{heard.reason}"
-            self._measure(moments, (*watch.came, heard.seconds))
-            if len(plan.events) == 1 and plan.coalesce is None and not watch.reacts:
-                self._learn(plan, heard)
-
-    def _measure(self, moments: Mapping[str, float], came: Sequence[float]) -> None:
-        """How many callers' events were near a message; of limits only the server could tell."""
-        moved = [moments[event] for event in ("cancel", "deadline") if event in moments]
-        self.met["events of callers"] += bool(moved)
-        self.met["events of callers near a message"] += any(
-            abs(one - moment) <= SPREAD_SECONDS for one in came for moment in moved
+        self._count(
+            heard,
+            wrong,
+            plan,
+            {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()},
+            decisive=plan.decisive,
         )
+        if "far" in moments and streams and heard.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self.met[f"far deadline, {'typed' if heard.reason else 'untyped'}"] += 1
+        if streams:
+            self._note(_name(plan), heard)
+            if len(plan.events) == 1 and learn:
+                self._learn(plan, heard, watch, moments)
+        else:
+            self._note_count(heard)
+
+    def _note_count(self, heard: Heard) -> None:
+        self._counts["sent"] += 1
+        self._counts["reached"] += bool(heard.messages or heard.reason)
+
+    def _note(self, name: str, heard: Heard) -> None:
+        """Keep what the log has to say of this call."""
+        if heard.messages or heard.reason:
+            self._reached.add(name)
+        if heard.code is not None and (heard.reason or heard.code is grpc.StatusCode.OK):
+            self._heard[name] = f"{heard.code.name}/{heard.reason}"
 
     def _moment(self, plan: Plan, event: str) -> float:
         """Seconds from the call's begin, or from where the limit begins, at which the event comes."""
         play = plan.play
+        if event == "longest":
+            return LONGEST_SECONDS
         elapsed = play.waits[play.target] if event == "idle" else play.until_target
-        return max(0.001, elapsed + self._aims[_aim(event, play)] + plan.offsets[event])
+        margin = _MARGIN_SECONDS if event == "far" else 0
+        return max(
+            0.001, elapsed + margin + self._aimed(event, play, merged=plan.coalesce is not None) + plan.offsets[event]
+        )
 
-    def _learn(self, plan: Plan, heard: Heard) -> None:
+    def _aimed(self, event: str, play: Play, *, merged: bool) -> float:
+        """What is known of this kind of event, and of its kind of target beyond that."""
+        return self._aims[event].seconds + self._aims[_aim(event, play, merged=merged)].seconds
+
+    def _learn(self, plan: Plan, heard: Heard, watch: _Watch, moments: Mapping[str, float]) -> None:
         (event,) = plan.events
-        pieces = sum(bool(message.text) for message in heard.messages)
         play = plan.play
-        if play.target < len(play.texts):
-            self._came(_aim(event, play), chunk=pieces > play.target)
-        elif play.ending == "complete":
-            self._came(_aim(event, play), chunk=heard.code is grpc.StatusCode.OK)
+        if watch.reacts:
+            event = "reacting cancel"
+        if heard.reason in _ELSEWHERE or (watch.reacts and len(watch.came) <= play.target):
+            return
+        at_end = play.target == len(play.texts)
+        if at_end and play.ending != "complete":
+            return
+        said = sum(len(message.text) for message in heard.messages)
+        chunk = heard.code is grpc.StatusCode.OK if at_end else said > sum(map(len, play.texts[: play.target]))
+        aim = _aim(event, play, merged=plan.coalesce is not None)
+        self._came(aim, chunk=chunk)
+        for one in (aim, event):
+            self._aims[one].learn(sooner=chunk)
+        if chunk and "cancel" in moments and plan.coalesce is None:
+            came = heard.seconds if at_end else watch.came[play.target + 1]
+            self.orders[aim]["behind"] += 1
+            self.orders[aim]["near"] += moments["cancel"] - came <= SPREAD_SECONDS
 
     def _came(self, aim: str, *, chunk: bool) -> None:
-        """Aim sooner if the chunk came before the event, else later."""
-        self._aims[aim] += -_LEARNT_SECONDS if chunk else _LEARNT_SECONDS
-        self.met[f"{aim}: {'chunk' if chunk else 'event'} first"] += 1
+        self.orders[aim]["chunk" if chunk else "event"] += 1
 
-    def _count(self, heard: Heard, wrong: str, *how: object) -> None:
+    def _count(self, heard: Heard, wrong: str, *how: object, decisive: bool = True) -> None:
         self.calls += 1
+        self.decisive += decisive
         self.met[f"{heard.code.name if heard.code else 'no status'}/{heard.reason or 'untyped'}"] += 1
         if wrong:
             self.wrong(wrong, *how, heard)
@@ -447,6 +614,7 @@ class Storm:
                     )
 
         await asyncio.gather(*(come_again() for _ in range(lanes)))
+        await self._look_upstream()
 
     async def _sizes(self, served: ForkedServer) -> dict[str, list[int]]:
         """Of each flood's messages, in bytes on the wire."""
@@ -459,13 +627,14 @@ class Storm:
     async def _stall(self, connection: Connection, play: Play, number: int, window: int) -> None:
         dice = random.Random(f"{self.seed}/stall/{number}")
         begin = time.monotonic()
-        stream = connection.call(_prompt(play, dice.choice([None, pb.Coalesce()])))
+        name = f"storm-stall-{number}"
+        stream = connection.call(_prompt(play, dice.choice([None, pb.Coalesce()]), name))
         late = dice.random() < 0.2
         heard = Heard()
         with suppress(TimeoutError):
             async with asyncio.timeout(LONGEST_SECONDS + self._patience):
                 await stream.begun.wait()
-        aim = self._aims["write"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS)
+        aim = self._aims["write"].seconds + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS)
         seconds = WRITE_SECONDS + (0.2 if late else aim)
         while (left := stream.moved + seconds - time.monotonic()) > 0 and not stream.over.is_set():  # noqa: ASYNC110 - a moment, not an event
             await asyncio.sleep(left)  # again if more has come meanwhile
@@ -477,8 +646,11 @@ class Storm:
         connection.open(stream)
         await self._end(stream, heard, begin)
         if full and not late:
-            # What comes is the reader; too late means that it has to be sooner.
-            self._came("write", chunk=heard.reason == "READER_STALLED" or heard.code is None)
+            # Here the limit is what comes, and the reader is aimed at it.
+            stalled = heard.reason == "READER_STALLED" or heard.code is None
+            self._came("write", chunk=not stalled)
+            self._aims["write"].learn(sooner=stalled)
+        self._note(name, heard)
         wrong = fault(heard, text=play.text)
         how = f"a window of {window} bytes, opened {1000 * seconds:.1f} ms after it was full"
         self._count(heard, wrong and f"{wrong}, window", f"stall {number}:", play, how)
@@ -516,21 +688,30 @@ class Storm:
             await self._end(stream, heard, begin, kind=_ANSWERS[path])
             wrong = fault(heard, text="held" if path == _GENERATE else None)
             self._count(heard, wrong and f"{wrong}, never read", path)
+            if path == _COUNT_TOKENS:
+                self._note_count(heard)
 
     # ---- signals
 
     async def drain(self, served: ForkedServer, number: int, *, grace: float, streams: int = 80) -> None:
-        """SIGTERM, and what follows it, in the moment of chunks. The server has DRAIN_FLAGS and this grace."""
+        """SIGTERM, and what follows it, in the moment of chunks. The server has DRAIN_FLAGS and this grace.
+
+        Its log is complete once `served` is over.
+        """
         dice = random.Random(f"{self.seed}/drain/{number}")
-        kind = "grace" if grace < LONGEST_SECONDS else dice.choice(["second", "second", "both", "first"])
+        kind = "grace" if grace < LONGEST_SECONDS else ("", "second", "both", "", "second", "first")[number % 6]
         play = self._gated(dice, f"gate-{number}-{served.pid}")
         await self.load(play)
         window, begin = dice.choice([0, 30, 90]), time.monotonic()
         async with callers(served) as readers, connected(served.address, window=window) as by_hand:
-            calls = [readers[index % CONNECTIONS].start(play.name) for index in range(streams)]
+            names = [f"storm-drain-{number}-{index}" for index in range(streams + streams // 4)]
+            calls = [
+                readers[index % CONNECTIONS].start(f"{play.name} {name};", request_id=name)
+                for index, name in enumerate(names[:streams])
+            ]
             heard = [Heard() for _ in calls]
             reading = [asyncio.ensure_future(hear(call, one)) for call, one in zip(calls, heard, strict=True)]
-            unread = [by_hand.call(_prompt(play)) for _ in range(streams // 4)]
+            unread = [by_hand.call(_prompt(play, name=name)) for name in names[streams:]]
             await self._open_upstream(len(calls) + len(unread))
             await self._signal(served, kind, play.gate, dice, grace)
             await asyncio.sleep(dice.uniform(0, 0.03))
@@ -549,29 +730,45 @@ class Storm:
             wrong = fault(one, text=play.text)
             if not wrong and kind == "first" and one.code is not grpc.StatusCode.OK:
                 wrong = "cut by one signal"
+            self._note(names[index], one)
+            if index < len(calls) and kind != "first":
+                self._came(f"drain by {kind}", chunk=one.code is grpc.StatusCode.OK)
             by = f", window {window}" if index >= len(calls) else ""
             self._count(one, wrong and f"{wrong}, {kind}{by}", f"drain {number}:", play)
+        whole = 2 * sum(one.code is grpc.StatusCode.OK for one in heard) > len(heard)
+        if kind != "first":
+            # At the end of the grace it is the gate that is aimed.
+            sooner = whole != (kind == "grace")
+            self._aims[f"drain by {kind}"].learn(sooner=sooner, longest_step=_LONGEST_STEP_OF_DRAINS_SECONDS)
         code = await asyncio.wait_for(served.process.wait(), 30)
         if code:
             self.wrong(f"exit code {code}", f"drain {number}", kind)
-        self.look_at_log(served)
+        await self._look_upstream()
 
     async def _signal(self, served: ForkedServer, kind: str, gate: str, dice: random.Random, grace: float) -> None:
         """Let the chunks come, and signals with them."""
         if kind in ("grace", "second"):
             served.signal(signal.SIGTERM)
             await served.said("draining")
+        aim = self._aims[f"drain by {kind}"].seconds + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS)
         if kind == "grace":
-            await asyncio.sleep(grace + self._aims["grace"] + dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS))
-        opening = asyncio.get_running_loop().run_in_executor(None, self.control.open_gate, gate)
-        await asyncio.sleep(dice.uniform(0, 0.04 if kind == "second" else 2 * SPREAD_SECONDS))
+            await asyncio.sleep(max(0, grace + aim))
+            await self._open(gate, 0)
+            return
+        # Closer to each other they would be one stop.
+        between = dice.uniform(1.2, 2) * ECHO_SECONDS if kind == "both" else 0
+        opening = asyncio.create_task(self._open(gate, max(0, between - aim)))
+        await asyncio.sleep(max(0, aim - between))
         if kind in ("both", "first"):
             served.signal(signal.SIGTERM)
-        if kind == "both":
-            await asyncio.sleep(dice.uniform(0, SPREAD_SECONDS))
+        await asyncio.sleep(between)
         if kind in ("both", "second"):
             served.signal(signal.SIGINT)
         await opening
+
+    async def _open(self, gate: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(self.control.open_gate, gate)
 
     def _gated(self, dice: random.Random, gate: str) -> Play:
         texts = tuple(f"{index} " for index in range(dice.choice([1, 3])))
@@ -616,7 +813,7 @@ async def hear(call: Any, heard: Heard, came: Callable[[], None] = lambda: None,
 
 
 def _call(caller: Caller, plan: Plan, moments: Mapping[str, float]) -> Any:
-    timeout = moments.get("deadline", plan.timeout)
+    timeout = moments.get("far", moments.get("deadline", plan.timeout))
     if plan.method == "CountTokens":
         return caller.stub.CountTokens(pb.CountTokensRequest(prompt=_COUNT), timeout=timeout)
     limits: dict[str, Any] = {
@@ -624,15 +821,21 @@ def _call(caller: Caller, plan: Plan, moments: Mapping[str, float]) -> Any:
         for event, name in (("first", "first_chunk_timeout"), ("idle", "idle_timeout"))
         if event in moments
     }
-    return caller.start(plan.play.name, timeout=timeout, request_id=_name(plan), coalesce=plan.coalesce, **limits)
+    prompt = f"{plan.play.name} {_name(plan)};"
+    return caller.start(prompt, timeout=timeout, request_id=_name(plan), coalesce=plan.coalesce, **limits)
 
 
 def _name(plan: Plan) -> str:
     return f"storm-{plan.number}"
 
 
-def _aim(event: str, play: Play) -> str:
-    return f"{event} at {'the first chunk' if play.target == 0 else 'a later moment'}"
+def _aim(event: str, play: Play, *, merged: bool) -> str:
+    target, last = play.target, len(play.texts) - 1
+    if target > last:
+        place = "the end"
+    else:
+        place = "the first chunk" if target == 0 else "the last chunk" if target == last else "a middle chunk"
+    return f"{event} at {place}{', merged' if merged else ''}"
 
 
 def _window(dice: random.Random, sizes: Sequence[int]) -> int:
@@ -641,8 +844,9 @@ def _window(dice: random.Random, sizes: Sequence[int]) -> int:
     return dice.choice([0, sum(sizes[:index]) + dice.randrange(sizes[index])])
 
 
-def _prompt(play: Play, coalesce: pb.Coalesce | None = None) -> bytes:
-    return pb.GenerateRequest(prompt=play.name, coalesce=coalesce).SerializeToString()
+def _prompt(play: Play, coalesce: pb.Coalesce | None = None, name: str = "") -> bytes:
+    request = pb.GenerateRequest(prompt=f"{play.name} {name};", request_id=name, coalesce=coalesce)
+    return request.SerializeToString()
 
 
 def _duration(seconds: float) -> Duration:

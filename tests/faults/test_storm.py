@@ -15,7 +15,7 @@ import pytest
 from tests.faults.forkserver import ForkedServer, ForkServer, Loop
 from tests.faults.processes import engine, eventually
 from tests.faults.recorder import STRICT, record
-from tests.faults.storm import DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
+from tests.faults.storm import AIMS, AIMS_OF_DRAINS, DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
 
@@ -64,6 +64,14 @@ def hold(storm: Storm, left: dict[str, int] | None = None) -> None:
         record("storm: slots, queue places, upstream calls left over", sum(left.values()))
 
 
+def aimed(storm: Storm, *, least: float, few: int, places: bool = False) -> None:
+    """Each aim with as many outcomes had each order of chunk and event in at least this part of them."""
+    for aim, orders in storm.hits(places=places).items():
+        judged = orders["chunk"] + orders["event"]
+        if judged >= few:
+            assert min(orders["chunk"], orders["event"]) >= least * judged, f"{aim}: {orders}; {storm.report()}"
+
+
 async def strikes(
     storm: Storm, forkserver: ForkServer, loop: Loop, workers: int, *, read: range, stalled: range
 ) -> None:
@@ -83,6 +91,7 @@ async def drains(storm: Storm, forkserver: ForkServer, loop: Loop, workers: int,
         flags = (*DRAIN_FLAGS, "--grace", str(grace))
         async with serving(forkserver, storm.upstream, *flags, loop=loop, workers=workers) as served:
             await storm.drain(served, number, grace=grace)
+        storm.look_at_log(served)
     hold(storm)
 
 
@@ -91,7 +100,10 @@ async def drains(storm: Storm, forkserver: ForkServer, loop: Loop, workers: int,
 async def test_whatever_meets_a_chunk_a_call_ends_once_and_typed(
     storm: Storm, forkserver: ForkServer, loop: Loop, workers: int
 ) -> None:
-    await strikes(storm, forkserver, loop, workers, read=range(400), stalled=range(80))
+    await strikes(storm, forkserver, loop, workers, read=range(800), stalled=range(80))
+    # Its first calls find out where the moments are.
+    aimed(storm, least=0.05, few=40)
+    assert storm.met["far deadline, typed"] or storm.met["far deadline, untyped"] < 5, storm.met
 
 
 @pytest.mark.parametrize(("loop", "workers"), [("uvloop", 1), ("asyncio", 2)])
@@ -112,13 +124,37 @@ async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_pass
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-async def test_of_100000_calls_each_ends_once_and_typed(storm: Storm, forkserver: ForkServer) -> None:
+async def test_of_100000_calls_that_only_the_server_ends_each_ends_once_and_typed(
+    vertex: tuple[str, ControlClient], forkserver: ForkServer
+) -> None:
+    storm = Storm(SEED, *vertex, patience=PATIENCE_SECONDS, own=0.2)
+    await storm.load()
     for place, (loop, workers) in enumerate((loop, workers) for loop in LOOPS for workers in (1, 2)):
-        read, stalled, rounds = (range(place * size, (place + 1) * size) for size in (22_800, 1_600, 12))
-        await strikes(storm, forkserver, loop, workers, read=read, stalled=stalled)
-        await drains(storm, forkserver, loop, workers, rounds)
-    assert storm.calls >= 100_000
+        # No more at once than the local Vertex keeps records of.
+        for part in range(4):
+            read, stalled = (range((4 * place + part) * size, (4 * place + part + 1) * size) for size in (7_200, 400))
+            await strikes(storm, forkserver, loop, workers, read=read, stalled=stalled)
+        await drains(storm, forkserver, loop, workers, range(place * 12, (place + 1) * 12))
+    assert storm.decisive >= 100_000
     record("storm: calls", storm.calls)
+    record("storm: calls whose ending only the server could tell", storm.decisive)
+    hit(storm)
+
+
+def hit(storm: Storm) -> None:
+    """Fail unless a long storm hits what it aims at."""
+    kinds, aims = storm.hits(), storm.hits(places=True)
+    assert kinds.keys() == AIMS | AIMS_OF_DRAINS
+    aimed(storm, least=0.2 if STRICT else 0.05, few=50, places=True)
+    record(
+        "storm: chunk first or event first",
+        *(100 * max(one["chunk"], one["event"]) / (one["chunk"] + one["event"]) for one in aims.values()),
+    )
+    for kind in ("cancel", "reacting cancel"):
+        near = kinds[kind]["near"] / kinds[kind]["behind"]
+        assert near >= (0.2 if STRICT else 0.05), f"{kind}: {kinds[kind]}"
+    typed, untyped = (storm.met[f"far deadline, {how}"] for how in ("typed", "untyped"))
+    record("storm: deadlines without a reason", 100 * untyped / (typed + untyped))
 
 
 # ---- that the storm would notice -------------------------------------------------------------------------------------

@@ -475,7 +475,7 @@ class Storm:
             possible = ["cancel", "deadline", limit]
             events = tuple(dice.sample(possible, dice.choice([1, 1, 1, 2, 3])))
         else:
-            events = dice.choices([(), (limit,), ("far",), ("longest",)], [15, 82, 2, 1])[0]
+            events = dice.choices([(), (limit,), ("far",), ("longest",)], [15, 80, 4, 1])[0]
         offsets = {event: dice.uniform(-SPREAD_SECONDS, SPREAD_SECONDS) for event in events}
         merged = dice.choice([None, None, pb.Coalesce(), pb.Coalesce(max_bytes=dice.choice([1, 64]))])
         if merged is not None and dice.random() < 0.5:

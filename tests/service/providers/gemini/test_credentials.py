@@ -17,7 +17,7 @@ from service.generation.provider import Provider
 from service.providers.gemini.credentials import ApplicationDefault
 from service.providers.gemini.over_grpc import VertexProvider
 from service.providers.gemini.over_http import GenAIProvider
-from service.providers.offers import Offer
+from service.providers.spec import Offer
 from tests.faults.recorder import STRICT, hold
 from tests.faults.rows import ROWS
 from tests.google_identity import OK, TokenServer, gcloud, identity, token_server

@@ -32,7 +32,8 @@ def run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> NoReturn:
     with suppress(ModuleNotFoundError):
         new_loop = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(main)
+        with call_log.never_waiting():
+            runner.run(main)
         stop.end(0)  # before the loop closes: it would give the signals their default action
 
 

@@ -3,9 +3,13 @@
 import logging
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from service.telemetry.call_record import CallRecord
 
@@ -32,6 +36,75 @@ def _handler(formatter: logging.Formatter) -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     return handler
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Within, writing a line never waits for whatever reads standard error; a thread does.
+
+    A pipe that nobody empties would stop the event loop, and every stream with it. To be entered behind the fork.
+    """
+    handlers = [
+        handler
+        for logger in (_logger, logging.getLogger())
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    ]
+    lines = _Lines(sys.stderr)
+    for handler in handlers:
+        handler.setStream(lines)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.setStream(sys.stderr)
+        lines.close()
+
+
+_MOST_LINES = 10_000
+_LAST_LINES_SECONDS = 1.0
+
+
+class _Lines:
+    """A stream that takes what is written at once; a thread hands it on, as fast as it is taken."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._lost = 0
+        # Not to be waited for at the end: nobody may ever take what it holds.
+        self._thread = threading.Thread(target=self._hand_on, daemon=True, name="log")
+        self._thread.start()
+
+    def write(self, text: str) -> None:
+        """Never waits. While 10,000 lines have not been taken, further ones are lost, and counted."""
+        if self._lines.qsize() < _MOST_LINES:
+            self._lines.put(text)
+        else:
+            self._lost += 1
+
+    def flush(self) -> None:
+        """Nothing to do: lines are handed on as fast as they are taken."""
+
+    def close(self) -> None:
+        """Wait a second at most until all has been handed on."""
+        self._lines.put(None)
+        self._thread.join(_LAST_LINES_SECONDS)
+
+    def _hand_on(self) -> None:
+        end = False
+        while not end:
+            found = [self._lines.get()]
+            with suppress(Empty):
+                while True:
+                    found.append(self._lines.get_nowait())
+            end = None in found
+            if lost := self._lost:
+                self._lost -= lost
+                found.append(f"{lost} lines of the log are lost: nobody has read them for too long\n")
+            with suppress(OSError, ValueError):  # it is closed: nobody reads the log
+                self._stream.write("".join(filter(None, found)))
+                self._stream.flush()
 
 
 class _Formatter(logging.Formatter):

@@ -152,7 +152,7 @@ def hit(storm: Storm) -> None:
     )
     for kind in ("cancel", "reacting cancel"):
         near = kinds[kind]["near"] / kinds[kind]["behind"]
-        assert near >= (0.2 if STRICT else 0.05), f"{kind}: {kinds[kind]}"
+        assert near >= (0.1 if STRICT else 0.05), f"{kind}: {kinds[kind]}"
     typed, untyped = (storm.met[f"far deadline, {how}"] for how in ("typed", "untyped"))
     record("storm: deadlines without a reason", 100 * untyped / (typed + untyped))
 

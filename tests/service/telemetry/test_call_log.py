@@ -1,9 +1,14 @@
 """One line a call, and nobody's words in it that look like facts."""
 
+import fcntl
 import logging
+import os
 import re
+import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TextIO
 
 import grpc.aio
 import pytest
@@ -90,3 +95,54 @@ async def test_an_id_that_is_refused_is_not_logged(serve: Serve, lines: list[str
     (line,) = lines
     assert " request_id=- " in line
     assert line.endswith("reason=INVALID_FIELD")
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[TextIO, int]]:
+    """A pipe that holds 4 KB, to be written to and to be read."""
+    out, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(into, "w") as stream:
+        yield stream, out
+    os.close(out)
+
+
+def everything(out: int) -> list[str]:
+    """What is in the pipe, to its end."""
+    with os.fdopen(os.dup(out)) as reader:
+        return reader.read().splitlines()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the size of a pipe can be set on Linux only")
+
+
+@linux
+def test_no_line_waits_for_a_reader_and_none_is_lost(pipe: tuple[TextIO, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, out = pipe
+    lines = call_log._Lines(stream)
+    for number in range(5000):
+        lines.write(f"line {number}\n")
+    reading = ThreadPoolExecutor(1).submit(everything, out)
+    monkeypatch.setattr(call_log, "_LAST_LINES_SECONDS", 30)
+    lines.close()
+    stream.close()
+    assert reading.result(30) == [f"line {number}" for number in range(5000)]
+
+
+@linux
+def test_what_nobody_reads_for_too_long_is_lost_and_counted(
+    pipe: tuple[TextIO, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream, out = pipe
+    monkeypatch.setattr(call_log, "_MOST_LINES", 100)
+    monkeypatch.setattr(call_log, "_LAST_LINES_SECONDS", 0.05)
+    lines = call_log._Lines(stream)
+    for number in range(5000):
+        lines.write(f"line {number}\n")
+    lines.close()  # though nobody reads
+    reading = ThreadPoolExecutor(1).submit(everything, out)
+    lines._thread.join(30)
+    stream.close()
+    *found, last = reading.result(30)
+    assert found == [f"line {number}" for number in range(len(found))]
+    assert last == f"{5000 - len(found)} lines of the log are lost: nobody has read them for too long"

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from service import errors
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
@@ -130,12 +131,44 @@ async def answering(serve: Serve) -> str:
     return (await serve(FakeProvider(events))).address
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
+PYTHON = [block for block in blocks("python") if "streamlit" not in block]
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
 async def test_the_python_examples_stream_an_answer(number: int, answering: str, tmp_path: Path) -> None:
     example = tmp_path / "example.py"
-    example.write_text(at(answering, blocks("python")[number]))
+    example.write_text(at(answering, PYTHON[number]))
     told = await run(sys.executable, str(example), cwd=tmp_path)
     assert told.startswith("Baseball is a game.\n")
+
+
+async def test_the_streamlit_example_shows_an_answer(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = (block for block in blocks("python") if "streamlit" in block)
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", answering)
+    page = AppTest.from_string(example)
+
+    def ask() -> None:
+        page.run(timeout=20)
+        page.chat_input[0].set_value("What is baseball?").run(timeout=20)
+
+    await asyncio.to_thread(ask)
+    assert not page.exception
+    assert [text.value for text in page.markdown] == ["Baseball is a game."]
+
+
+def test_what_a_chunk_costs_is_what_the_benchmark_has_measured() -> None:
+    page = PAGES["benchmark.md"].read_text()
+    (peers,) = re.findall(r"^\| figure \| (raw .*?) \|$", page, re.MULTILINE)
+
+    def measured(row: str) -> dict[str, str]:
+        (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", page, re.MULTILINE)
+        figures = [cell.partition(" ")[0] for cell in cells.split(" | ")]
+        return dict(zip(peers.split(" | "), figures, strict=True))
+
+    chunk = measured("CPU per chunk, us: 100 streams x 20/s")
+    request = measured("CPU per request of one chunk, us")
+    told = re.findall(r"^\| .* \| ([\d,]+) us \| ([\d,]+) us \|$", README, re.MULTILINE)
+    assert told == [(chunk[peer], request[peer]) for peer in ("raw", "tokenwire", "plain", "article")]
 
 
 async def test_the_node_example_streams_an_answer(answering: str, tmp_path: Path) -> None:

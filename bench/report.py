@@ -1,6 +1,7 @@
 """What came out, for people: the table in the terminal, docs/benchmark.md and its plot."""
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from bench.processes import cores
 
 PAGE = Path("docs/benchmark.md")
 PLOT = Path("docs/benchmark.svg")
+READMES = Path("README.md"), Path("README.ja.md")
 PROSE = Path(__file__).with_name("benchmark.md.in")
 
 _PACKAGES = ("grpcio", "protobuf", "langchain-core", "langchain-google-vertexai", "fastapi", "uvicorn")
@@ -214,6 +216,26 @@ def write(results: Results, peers: Mapping[str, str], told: Mapping[str, Any]) -
         )
     )
     PLOT.write_text(plot(results, peers, told))
+    for page in READMES:
+        page.write_text(in_short(page.read_text(), PAGE.read_text()))
+
+
+def in_short(readme: str, page: str) -> str:
+    """The README with the few figures that it has of the page: those of a chunk and of a request, by peer."""
+    (peers,) = re.findall(r"^\| figure \| (raw .*?) \|$", page, re.MULTILINE)
+
+    def medians(row: str) -> dict[str, str]:
+        (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", page, re.MULTILINE)
+        return dict(zip(peers.split(" | "), (cell.partition(" ")[0] for cell in cells.split(" | ")), strict=True))
+
+    chunk, request = medians("CPU per chunk, us: 100 streams x 20/s"), medians("CPU per request of one chunk, us")
+    wanted = iter(("raw", "tokenwire", "plain", "article"))
+
+    def told(_: re.Match[str]) -> str:
+        peer = next(wanted)
+        return f" | {chunk[peer]} us | {request[peer]} us |"
+
+    return re.sub(r" \| [\d,]+ us \| [\d,]+ us \|$", told, readme, flags=re.MULTILINE)
 
 
 def plot(results: Results, peers: Mapping[str, str], told: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from bench.report import in_short
 from service import errors
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.settings import Settings, shown, source
@@ -20,7 +21,7 @@ from tokenwire.cli.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = {path.name: path for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {path.name: path for path in [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]}
 SETTINGS, ERRORS, ARCHITECTURE = (PAGES[name].read_text() for name in ("settings.md", "errors.md", "architecture.md"))
 
 
@@ -158,17 +159,28 @@ async def test_the_streamlit_example_shows_an_answer(answering: str, monkeypatch
 
 def test_what_a_chunk_costs_is_what_the_benchmark_has_measured() -> None:
     page = PAGES["benchmark.md"].read_text()
-    (peers,) = re.findall(r"^\| figure \| (raw .*?) \|$", page, re.MULTILINE)
+    assert README.count(" us |") == 8
+    assert in_short(README, page) == README
+    older = re.sub(r"\d(?=,?\d* us)", "1", README)
+    assert older != README
+    assert in_short(older, page) == README
 
-    def measured(row: str) -> dict[str, str]:
-        (cells,) = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", page, re.MULTILINE)
-        figures = [cell.partition(" ")[0] for cell in cells.split(" | ")]
-        return dict(zip(peers.split(" | "), figures, strict=True))
 
-    chunk = measured("CPU per chunk, us: 100 streams x 20/s")
-    request = measured("CPU per request of one chunk, us")
-    told = re.findall(r"^\| .* \| ([\d,]+) us \| ([\d,]+) us \|$", README, re.MULTILINE)
-    assert told == [(chunk[peer], request[peer]) for peer in ("raw", "tokenwire", "plain", "article")]
+def test_both_languages_show_the_same() -> None:
+    """What programs read: examples, links, figures; and as many sections, promises and rows."""
+    japanese = (ROOT / "README.ja.md").read_text()
+
+    def shown(page: str) -> list[list[str]]:
+        fences = re.findall(r"^```.*?^```$", page, re.DOTALL | re.MULTILINE)
+        links = sorted(re.findall(r"\]\(([^)]+)\)", page))
+        figures = re.findall(r"[\d,]+ us", page)
+        shape = [
+            "#" if line.startswith("#") else line[0] for line in page.splitlines() if re.match(r"#+ |- |\| ", line)
+        ]
+        return [fences, links, figures, shape]
+
+    for english, translated in zip(shown(README), shown(japanese), strict=True):
+        assert translated == [link.replace("README.ja.md", "README.md") for link in english]
 
 
 async def test_the_node_example_streams_an_answer(answering: str, tmp_path: Path) -> None:

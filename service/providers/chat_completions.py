@@ -85,11 +85,11 @@ class OpenAIProvider:
         chat = self._chats[prompt.model]
         call = _Call(chat.async_client, self._who[prompt.model])
         events = self._events(chat.model_copy(update={"async_client": call}), call, prompt, deadline)
-        try:
-            yield events
-        finally:
-            await finished(call.cancel())
-            await events.aclose()
+        async with aclosing(events):  # even where leaving the response fails
+            try:
+                yield events
+            finally:
+                await finished(call.cancel())
 
     async def _events(
         self, chat: BaseChatOpenAI, call: "_Call", prompt: Prompt, deadline: float

@@ -112,11 +112,11 @@ class GenAIProvider:
         """See `service.generation.provider.Provider`."""
         call = _Call(self._clients[prompt.model], prompt)
         events = self._events(call, prompt, deadline)
-        try:
-            yield events
-        finally:
-            await finished(call.cancel())
-            await events.aclose()
+        async with aclosing(events):  # even where leaving the response fails
+            try:
+                yield events
+            finally:
+                await finished(call.cancel())
 
     async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         chat = self._chats[prompt.model].model_copy(update={"client": call})

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenwire import default_address
 from tokenwire.cli import arguments
 
-_APP = Path(__file__).with_name("app.py")
+_SCRIPT = Path(__file__).with_name("script.py")
 
 DEFAULT_PORT = 8501
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
     """Serve the page until SIGINT or SIGTERM, and return the exit code."""
     options = _parser(prog).parse_args(argv)
     if importlib.util.find_spec("streamlit") is None:
-        return _fail("The page needs streamlit, which isn't installed: pip install 'tokenwire[ui]'")
+        return _fail("The page needs streamlit, which isn't installed: it comes with tokenwire's extra 'ui'")
     try:
         # Streamlit would try; but it says so only after it has started, in its own words.
         with socket.create_server((options.host, options.port)):
@@ -72,7 +72,7 @@ def _serve(host: str, port: int) -> int:
         "runner.magicEnabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    cli.main(["run", str(_APP), *flags], standalone_mode=False)
+    cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
     return 0
 
 

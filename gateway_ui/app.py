@@ -10,16 +10,17 @@ from typing import Any
 import streamlit as st
 from streamlit.runtime.scriptrunner import RerunException
 
-from gateway_ui import attachments, exchange_view, sidebar
-from gateway_ui.conversation import Conversation, Exchange, response
-from gateway_ui.export import as_json, as_markdown
-from gateway_ui.pump import Pump
-from gateway_ui.sidebar import Choices
-from gateway_ui.typewriter import Typewriter
 from tokenwire import Client, InvalidRequestError, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
+
+from . import attachments, exchange_view, sidebar
+from .conversation import Conversation, Exchange, response
+from .export import as_json, as_markdown
+from .pump import Pump
+from .sidebar import Choices
+from .typewriter import Typewriter
 
 # Streamlit sees a Stop only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25
@@ -314,6 +315,3 @@ def _advance(live: Live, wait: float) -> None:
         return
     for arrival in arrivals:
         live.exchange.saw(arrival)
-
-
-page()

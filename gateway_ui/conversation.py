@@ -8,12 +8,13 @@ from typing import Any, Literal
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
-from gateway_ui.pump import Arrival
 from tokenwire import Turn
 from tokenwire.cli.meter import Meter
 from tokenwire.endings import ending
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
+
+from .pump import Arrival
 
 STOPPED = "Stopped: this answer is incomplete."
 

@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 import streamlit as st
 
-from gateway_ui.conversation import STOPPED, Exchange, Piece, pretty
 from tokenwire.cli.meter import duration
 from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
+
+from .conversation import STOPPED, Exchange, Piece, pretty
 
 _ASSETS = Path(__file__).with_name("assets")
 

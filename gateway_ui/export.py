@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
-from gateway_ui.conversation import Conversation, Exchange, pretty
 from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import ROLE_TOOL, Part
+
+from .conversation import Conversation, Exchange, pretty
 
 
 def as_json(conversation: Conversation) -> str:

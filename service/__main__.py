@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service.runtime import stop
+from .runtime import stop
 
 # Its core reads this when it is imported. It would write what peers send to standard error as it came, line breaks
 # included.
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") 
     0.
     """
     stop.at_once()
-    from service import app  # noqa: PLC0415 - takes a third of a second, in which a stop must not get lost
+    from . import app  # noqa: PLC0415 - takes a third of a second, in which a stop must not get lost
 
     return app.main(sys.argv[1:] if argv is None else argv, prog=prog)
 

@@ -11,15 +11,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from service.admission.slots import Slots
-from service.calls import memory
-from service.generation.provider import Provider
-from service.providers import registry
-from service.providers.retry import Budget, Policy, Retrying, budgets
-from service.runtime import address, stop, workers
-from service.runtime.handover import Handover
-from service.settings import SettingError, Settings
-from service.telemetry import call_log
+from .admission.slots import Slots
+from .calls import memory
+from .generation.provider import Provider
+from .providers import registry
+from .providers.retry import Budget, Policy, Retrying, budgets
+from .runtime import address, stop, workers
+from .runtime.handover import Handover
+from .settings import SettingError, Settings
+from .telemetry import call_log
 
 _FILES = 64
 
@@ -45,14 +45,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     except registry.MissingExtra as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - as above
     except ModuleNotFoundError as error:
-        text = f"{prog}: {error.name} is not installed; the server needs: pip install 'tokenwire[server]'"
+        text = f"{prog}: {error.name} is not installed; the server needs tokenwire's extra 'server'"
         print(text, file=sys.stderr)  # noqa: T201 - as above
     return EXIT_SETTING
 
 
 def _alone(settings: Settings) -> NoReturn:
     """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
-    from service.runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
+    from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Provider]:
@@ -67,7 +67,7 @@ def _alone(settings: Settings) -> NoReturn:
 
 def _together(settings: Settings, count: int) -> int:
     """Several processes on one port, forked from this one, which has imported the model for all of them."""
-    from service.runtime import process  # noqa: PLC0415 - as above
+    from .runtime import process  # noqa: PLC0415 - as above
 
     try:
         reserved = workers.reserve(settings.host, settings.port)
@@ -107,7 +107,7 @@ def _together(settings: Settings, count: int) -> int:
 
 def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     """Run it in this child, which ends with it; gives the exit code if it can't begin."""
-    from service.runtime import process  # noqa: PLC0415 - as above
+    from .runtime import process  # noqa: PLC0415 - as above
 
     try:
         process.run(main, processes=processes)
@@ -158,7 +158,7 @@ def _need_upstream(settings: Settings) -> None:
         )
     from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - of an extra, and only needed here
 
-    from service.providers.gemini.credentials import application_default  # noqa: PLC0415 - as above
+    from .providers.gemini.credentials import application_default  # noqa: PLC0415 - as above
 
     try:
         application_default().load()  # kept, so that no worker has to find them again

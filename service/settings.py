@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
-from service.providers.offers import completed, offers
-from service.providers.registry import PROVIDERS
-from service.providers.spec import GoogleCloud, Offer
+from .providers.offers import completed, offers
+from .providers.registry import PROVIDERS
+from .providers.spec import GoogleCloud, Offer
 
 LEVELS = ("debug", "info", "warning", "error")
 

@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event
-from service.generation.prompt import Prompt
+from .generation.capabilities import ModelCard
+from .generation.events import Event
+from .generation.prompt import Prompt
 
 
 class FakeProvider:

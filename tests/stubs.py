@@ -46,6 +46,9 @@ def generate(target: Path) -> list[Path]:
                 arguments[-1:-1] = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
             if protoc.main(arguments) != 0:
                 sys.exit(f"protoc failed on {proto.relative_to(ROOT)}")
+    for path in committed(target):
+        # In the wheel the emulator stands below another package.
+        path.write_text(path.read_text().replace("from vertex_emulator.protos import", "from . import"))
     return committed(target)
 
 

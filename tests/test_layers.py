@@ -1,6 +1,7 @@
 """Who may import whom, by room (docs: where things live)."""
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -85,14 +86,15 @@ MAY_USE_OS = {
 }
 
 
-def imports(source: str, where: str) -> Iterator[str]:
-    """Everything that a file imports, wherever in it, by its full name."""
+def imports(source: str, module: str) -> Iterator[str]:
+    """Everything that a module imports, wherever in it, by its full name."""
+    package = module if module in PACKAGES else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{where}: relative imports hide who imports whom"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            name = "." * node.level + (node.module or "")
+            yield from (f"{importlib.util.resolve_name(name, package)}.{alias.name}" for alias in node.names)
 
 
 def within(name: str, rooms: set[str]) -> bool:
@@ -128,6 +130,7 @@ PATHS = {
     for path in sorted((ROOT / package).rglob("*.py"))
     if "_pb2" not in path.name and path.read_text().strip()
 }
+PACKAGES = {name for name, path in PATHS.items() if path.name == "__init__.py"}
 SOURCES = {module: path.read_text() for module, path in PATHS.items() if module != "service"}
 
 

@@ -4,11 +4,11 @@ For tests in Python: `Emulator` and the builders in `vertex_emulator.script`. Fr
 vertex_emulator`.
 """
 
-from vertex_emulator.answerers.base import Mind, VertexError
-from vertex_emulator.answerers.script import ScriptError, answer
-from vertex_emulator.answerers.scripted import Scripted
-from vertex_emulator.call_records import Call
-from vertex_emulator.control.client import ControlClient
-from vertex_emulator.emulator import Emulator
+from .answerers.base import Mind, VertexError
+from .answerers.script import ScriptError, answer
+from .answerers.scripted import Scripted
+from .call_records import Call
+from .control.client import ControlClient
+from .emulator import Emulator
 
 __all__ = ["Call", "ControlClient", "Emulator", "Mind", "ScriptError", "Scripted", "VertexError", "answer"]

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vertex_emulator.answerers import script, weights
-from vertex_emulator.answerers.base import Mind, MindError
-from vertex_emulator.answerers.scripted import Scripted
-from vertex_emulator.answerers.smollm2 import SmolLM2, runtime
-from vertex_emulator.emulator import Emulator
-from vertex_emulator.protos.script_pb2 import Script
+from .answerers import script, weights
+from .answerers.base import Mind, MindError
+from .answerers.scripted import Scripted
+from .answerers.smollm2 import SmolLM2, runtime
+from .emulator import Emulator
+from .protos.script_pb2 import Script
 
 DEFAULT_PORT = 8087
 DEFAULT_REST_PORT = 8088

@@ -9,7 +9,7 @@ from typing import Literal
 
 import grpc
 
-from vertex_emulator.protos import prediction_pb2 as pb
+from .protos import prediction_pb2 as pb
 
 Request = pb.GenerateContentRequest | pb.CountTokensRequest
 # Vertex takes inline data up to this size in all.

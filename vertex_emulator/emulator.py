@@ -16,17 +16,17 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from vertex_emulator.answerers.base import Mind, MindError, VertexError
-from vertex_emulator.answerers.scripted import Scripted, script_of
-from vertex_emulator.call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
-from vertex_emulator.control.servicer import ControlServicer
-from vertex_emulator.protos import control_pb2_grpc
-from vertex_emulator.protos import prediction_pb2 as pb
-from vertex_emulator.responses import merge
-from vertex_emulator.tcp_relay import Relay
+from .answerers.base import Mind, MindError, VertexError
+from .answerers.scripted import Scripted, script_of
+from .call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
+from .control.servicer import ControlServicer
+from .protos import control_pb2_grpc
+from .protos import prediction_pb2 as pb
+from .responses import merge
+from .tcp_relay import Relay
 
 if TYPE_CHECKING:
-    from vertex_emulator.http.server import Door
+    from .http.server import Door
 
 log = logging.getLogger("vertex_emulator")
 
@@ -126,10 +126,10 @@ class Emulator:
     async def _open_door(self, wanted: int) -> None:
         # Here, because who wants gRPC alone needn't have uvicorn.
         try:
-            from vertex_emulator.http import chat_completions, google_rest  # noqa: PLC0415
-            from vertex_emulator.http.server import Door  # noqa: PLC0415
+            from .http import chat_completions, google_rest  # noqa: PLC0415
+            from .http.server import Door  # noqa: PLC0415
         except ModuleNotFoundError as error:
-            raise MindError(f"HTTP needs {error.name}: pip install 'tokenwire[local]', or serve gRPC alone") from error
+            raise MindError(f"HTTP needs {error.name}, of tokenwire's extra 'local'; or serve gRPC alone") from error
 
         google, others = google_rest.Rest(self.mind, self._log), chat_completions.OpenAI(self.mind, self._log)
         door = self._door = Door([(google_rest.PATH, google), (chat_completions.PATH, others)], google_rest.lost)

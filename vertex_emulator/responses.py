@@ -9,7 +9,7 @@ from google.protobuf import empty_pb2
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from vertex_emulator.protos import prediction_pb2 as pb
+from .protos import prediction_pb2 as pb
 
 # The fields on the way to the first text of a response: candidates, content, parts, text.
 TEXT_PATH = (2, 2, 2, 1)

@@ -1,6 +1,6 @@
 """The builders of scripts under their public name; they live in `vertex_emulator.answerers.script`."""
 
-from vertex_emulator.answerers.script import (
+from .answerers.script import (
     Answer,
     Finish,
     Script,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from google.rpc import error_details_pb2
 
-from service.admission.slots import Slots
-from service.errors import QuotaExceeded, ServerBusy
+from ..errors import QuotaExceeded, ServerBusy
+from .slots import Slots
 
 # How often a worker in which callers wait says that it lives, and looks at what other workers could not tell it: one of
 # them has died, and its places have come free.

@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc.aio
 
-from service.calls.time_limits import TimeLimits
-from service.telemetry.call_record import CallRecord
+from ..telemetry.call_record import CallRecord
+from .time_limits import TimeLimits
 
 _MOMENT_SECONDS = 0.05
 

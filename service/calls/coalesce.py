@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
-from service.cleanup import finished
-from service.contract.delivery import Coalesce
-from service.generation.events import Event, Text
-from service.generation.prompt import Reasoning
+from ..cleanup import finished
+from ..contract.delivery import Coalesce
+from ..generation.events import Event, Text
+from ..generation.prompt import Reasoning
 
 
 def coalesced(events: AsyncIterator[Event], how: Coalesce | None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:

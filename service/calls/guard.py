@@ -17,15 +17,15 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from service.calls import memory
-from service.calls.call import Call
-from service.calls.health import NAME as HEALTH
-from service.calls.receive import Receiver, parsed
-from service.calls.time_limits import Deadline, TimeLimits
-from service.errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
-from service.settings import Settings
-from service.telemetry import call_log
-from service.telemetry.call_record import CallRecord
+from ..errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
+from ..settings import Settings
+from ..telemetry import call_log
+from ..telemetry.call_record import CallRecord
+from . import memory
+from .call import Call
+from .health import NAME as HEALTH
+from .receive import Receiver, parsed
+from .time_limits import Deadline, TimeLimits
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1

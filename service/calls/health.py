@@ -10,8 +10,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
 
-from service.calls.call import Call
-from service.errors import ServiceUnknown
+from ..errors import ServiceUnknown
+from .call import Call
 
 NAME = pb.DESCRIPTOR.services_by_name["Health"].full_name
 

@@ -14,8 +14,8 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from service.calls import memory
-from service.errors import CallError, DeadlineExceeded, InvalidRequest, ServerBusy, Violation
+from ..errors import CallError, DeadlineExceeded, InvalidRequest, ServerBusy, Violation
+from . import memory
 
 # Enough for the largest request on a slow line, as long as no other request has to wait for it.
 RECEIVE_SECONDS = 10.0

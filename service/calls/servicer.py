@@ -2,18 +2,19 @@
 
 import uuid
 
-from service.admission.slot_queue import Admission
-from service.admission.slots import Slots
-from service.calls.call import Call
-from service.calls.coalesce import coalesced
-from service.contract import decode, delivery, encode
-from service.contract.rules import Limits, good_request_id
-from service.errors import NotReady
-from service.generation.events import Finished
-from service.generation.provider import Provider
-from service.settings import Settings
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
+
+from ..admission.slot_queue import Admission
+from ..admission.slots import Slots
+from ..contract import decode, delivery, encode
+from ..contract.rules import Limits, good_request_id
+from ..errors import NotReady
+from ..generation.events import Finished
+from ..generation.provider import Provider
+from ..settings import Settings
+from .call import Call
+from .coalesce import coalesced
 
 
 class Servicer(GenerationServiceServicer):

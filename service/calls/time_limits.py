@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from service.errors import CallError, DeadlineExceeded, UpstreamDeadline
+from ..errors import CallError, DeadlineExceeded, UpstreamDeadline
 
 T = TypeVar("T")
 

@@ -6,12 +6,13 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
-from service.contract import rules
-from service.contract.values import plain
-from service.errors import InvalidRequest, ModelNotFound, Violation
-from service.generation import json_schema
-from service.generation.capabilities import ModelCard
-from service.generation.prompt import (
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from ..errors import InvalidRequest, ModelNotFound, Violation
+from ..generation import json_schema
+from ..generation.capabilities import ModelCard
+from ..generation.prompt import (
     Blob,
     File,
     Function,
@@ -27,8 +28,8 @@ from service.generation.prompt import (
     Tools,
     Turn,
 )
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
+from . import rules
+from .values import plain
 
 # Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
 MAX_VIOLATIONS = 10

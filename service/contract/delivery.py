@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from service.contract.values import seconds
 from tokenwire.v1 import generation_service_pb2 as pb
+
+from .values import seconds
 
 MAX_DELAY_SECONDS = 1.0
 MAX_BYTES = 65536

@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from google.protobuf import duration_pb2, struct_pb2
 
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
-from service.generation.prompt import (
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from ..generation.capabilities import ModelCard
+from ..generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
+from ..generation.prompt import (
     Reasoning,
     ToolCall,
 )
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
 
 
 class Answer:

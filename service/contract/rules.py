@@ -11,11 +11,11 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from service.contract import schema_rules
-from service.contract.delivery import MAX_BYTES, MAX_DELAY_SECONDS
-from service.contract.values import plain, seconds
-from service.errors import Violation
-from service.generation.capabilities import (
+from tokenwire.v1 import config_pb2, content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+from ..errors import Violation
+from ..generation.capabilities import (
     FIELDS,
     IMAGES,
     PLAIN_TEXT,
@@ -31,9 +31,10 @@ from service.generation.capabilities import (
     kind_of,
     reads,
 )
-from service.generation.json_values import finite
-from tokenwire.v1 import config_pb2, content_pb2
-from tokenwire.v1 import generation_service_pb2 as pb
+from ..generation.json_values import finite
+from . import schema_rules
+from .delivery import MAX_BYTES, MAX_DELAY_SECONDS
+from .values import plain, seconds
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_FUNCTIONS = 128

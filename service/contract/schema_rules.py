@@ -7,8 +7,8 @@ Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1b
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from service.errors import Violation
-from service.generation.json_values import finite
+from ..errors import Violation
+from ..generation.json_values import finite
 
 MAX_DEPTH = 20
 

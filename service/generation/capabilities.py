@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
-from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Sampling, ToolCall, ToolResult
+from .prompt import Blob, File, Part, Prompt, Reasoning, Sampling, ToolCall, ToolResult
 
 PLAIN_TEXT = "text/plain"
 

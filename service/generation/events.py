@@ -3,7 +3,7 @@
 import enum
 from dataclasses import dataclass
 
-from service.generation.prompt import Reasoning, ToolCall
+from .prompt import Reasoning, ToolCall
 
 
 class FinishReason(enum.Enum):

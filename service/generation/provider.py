@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event
-from service.generation.prompt import Prompt
+from .capabilities import ModelCard
+from .events import Event
+from .prompt import Prompt
 
 
 class Provider(Protocol):

@@ -19,16 +19,16 @@ from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from service import errors
-from service.cleanup import finished
-from service.generation import json_values
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
-from service.generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
-from service.providers import failures, http_failures, langchain_messages
-from service.providers.chat_completions_specs import AZURE, OPENAI
-from service.providers.gemini import answers
-from service.providers.spec import GoogleCloud, Offer
+from .. import errors
+from ..cleanup import finished
+from ..generation import json_values
+from ..generation.capabilities import ModelCard
+from ..generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
+from ..generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
+from . import failures, http_failures, langchain_messages
+from .chat_completions_specs import AZURE, OPENAI
+from .gemini import answers
+from .spec import GoogleCloud, Offer
 
 # The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
 warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)

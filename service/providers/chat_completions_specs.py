@@ -1,12 +1,12 @@
 """OpenAI and Azure, which speak one protocol."""
 
-from service.providers.spec import ProviderSpec
+from .spec import ProviderSpec
 
 OPENAI = ProviderSpec(
     name="openai",
     title="OpenAI",
     telemetry_name="openai",
-    module="service.providers.chat_completions",
+    module=".chat_completions",
     extra="openai",
     options=("base_url", "api_key_env", "organization"),
     key_variable="OPENAI_API_KEY",
@@ -16,7 +16,7 @@ AZURE = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
     telemetry_name="azure.ai.openai",
-    module="service.providers.chat_completions",
+    module=".chat_completions",
     extra="openai",
     options=("endpoint", "api_version", "api_key_env"),
     key_variable="AZURE_OPENAI_API_KEY",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import grpc
 
-from service import errors
+from .. import errors
 
 _PLAIN_REASON = re.compile(r"[A-Z][A-Z0-9_]{0,62}")
 """What may be relayed of a provider's reasons: a constant's name, never a sentence."""

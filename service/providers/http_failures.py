@@ -4,8 +4,8 @@ import grpc
 import httpx
 import httpx2
 
-from service import errors
-from service.providers import failures
+from .. import errors
+from . import failures
 
 ERRORS = (httpx.RequestError, httpx2.RequestError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""

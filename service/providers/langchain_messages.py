@@ -6,10 +6,10 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from service.generation.capabilities import ModelCard
-from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, ToolCall, ToolResult, Turn
-from service.providers.offers import amended
-from service.providers.spec import Offer, ProviderSpec
+from ..generation.capabilities import ModelCard
+from ..generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, ToolCall, ToolResult, Turn
+from .offers import amended
+from .spec import Offer, ProviderSpec
 
 Media = Callable[[Blob | File], dict[str, Any]]
 """How a provider's library wants what isn't text."""

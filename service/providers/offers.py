@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from service.generation.capabilities import FIELDS, ModelCard
-from service.providers.registry import PROVIDERS
-from service.providers.spec import Offer
+from ..generation.capabilities import FIELDS, ModelCard
+from .registry import PROVIDERS
+from .spec import Offer
 
 KINDS = frozenset({"text", "image", "audio", "video", "pdf"})
 

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import groupby
 
-from service.generation.provider import Provider
-from service.providers.chat_completions_specs import AZURE, OPENAI
-from service.providers.gemini.specs import GENAI, VERTEX
-from service.providers.router import Router
-from service.providers.spec import GoogleCloud, Offer, ProviderSpec
+from ..generation.provider import Provider
+from .chat_completions_specs import AZURE, OPENAI
+from .gemini.specs import GENAI, VERTEX
+from .router import Router
+from .spec import GoogleCloud, Offer, ProviderSpec
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in (VERTEX, GENAI, OPENAI, AZURE)}
 
@@ -23,10 +23,10 @@ def imported(offers: Sequence[Offer]) -> None:
     for name in dict.fromkeys(offer.provider for offer in offers):
         spec = PROVIDERS[name]
         try:
-            importlib.import_module(spec.module)
+            importlib.import_module(spec.module, __package__)
         except ModuleNotFoundError as error:
             raise MissingExtra(
-                f"{error.name} is not installed; models of {name} need: pip install 'tokenwire[{spec.extra}]'"
+                f"{error.name} is not installed; models of {name} need tokenwire's extra {spec.extra!r}"
             ) from error
 
 
@@ -36,7 +36,7 @@ async def opened(offers: Sequence[Offer], google: GoogleCloud) -> AsyncIterator[
     async with AsyncExitStack() as stack:
         models = []
         for name, group in _groups(offers):
-            model = importlib.import_module(PROVIDERS[name].module).open_models(group, google.of(group[0]))
+            model = importlib.import_module(PROVIDERS[name].module, __package__).open_models(group, google.of(group[0]))
             stack.push_async_callback(model.close)
             models.append(model)
         yield models[0] if len(models) == 1 else Router(models, order=[offer.name for offer in offers])

@@ -11,11 +11,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 
-from service.errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event, Finished
-from service.generation.prompt import Prompt
-from service.generation.provider import Provider
+from ..errors import UpstreamError, UpstreamQuota, UpstreamUnavailable
+from ..generation.capabilities import ModelCard
+from ..generation.events import Event, Finished
+from ..generation.prompt import Prompt
+from ..generation.provider import Provider
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event
-from service.generation.prompt import Prompt
-from service.generation.provider import Provider
+from ..generation.capabilities import ModelCard
+from ..generation.events import Event
+from ..generation.prompt import Prompt
+from ..generation.provider import Provider
 
 
 class Router:

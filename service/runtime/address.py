@@ -4,7 +4,7 @@ import errno
 import socket
 from typing import Any
 
-from service.settings import SettingError, Settings
+from ..settings import SettingError, Settings
 
 Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 

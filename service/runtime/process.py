@@ -8,13 +8,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, NoReturn
 
-from service.admission.slots import Slots
-from service.generation.provider import Provider
-from service.runtime import stop
-from service.runtime.handover import Handover
-from service.runtime.server import Server
-from service.settings import SettingError, Settings
-from service.telemetry import call_log
+from ..admission.slots import Slots
+from ..generation.provider import Provider
+from ..settings import SettingError, Settings
+from ..telemetry import call_log
+from . import stop
+from .handover import Handover
+from .server import Server
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
 

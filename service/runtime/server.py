@@ -8,18 +8,19 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service.admission.slots import Slots
-from service.calls.guard import Guard
-from service.calls.health import NAME as HEALTH
-from service.calls.health import Health
-from service.calls.receive import Receiver
-from service.calls.servicer import Servicer
-from service.generation.provider import Provider
-from service.runtime.address import refusal
-from service.settings import Settings
-from service.telemetry import call_log
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
+
+from ..admission.slots import Slots
+from ..calls.guard import Guard
+from ..calls.health import NAME as HEALTH
+from ..calls.health import Health
+from ..calls.receive import Receiver
+from ..calls.servicer import Servicer
+from ..generation.provider import Provider
+from ..settings import Settings
+from ..telemetry import call_log
+from .address import refusal
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 

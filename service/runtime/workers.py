@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from service.runtime import address, stop
-from service.runtime.stop import Orders
-from service.telemetry import call_log
+from ..telemetry import call_log
+from . import address, stop
+from .stop import Orders
 
 # A worker that lived for less than this is not replaced at once: one that can't live would be forked without end.
 _SHORT_LIFE_SECONDS = 1.0

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, TextIO
 
-from service.telemetry.call_record import CallRecord
+from .call_record import CallRecord
 
 _logger = logging.getLogger("tokenwire")
 

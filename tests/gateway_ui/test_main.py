@@ -22,7 +22,7 @@ from tests.tokenwire.fake_service import FakeService, Refusal
 from tokenwire import Turn
 from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
-APP = Path(gateway_ui.__file__).with_name("app.py")
+APP = Path(gateway_ui.__file__).with_name("script.py")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_without_streamlit_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert main([]) == 1
-    assert "pip install 'tokenwire[ui]'" in capsys.readouterr().err
+    assert "it comes with tokenwire's extra 'ui'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])

@@ -94,7 +94,7 @@ def test_without_uvicorn_it_serves_grpc_alone(start: Start, tmp_path: Path, monk
     assert address
     ended = run("--mind", "script", "--port", "0", "--rest-port", "0")
     assert ended.stderr.splitlines()[-1] == (
-        "python -m vertex_emulator: HTTP needs uvicorn: pip install 'tokenwire[local]', or serve gRPC alone"
+        "python -m vertex_emulator: HTTP needs uvicorn, of tokenwire's extra 'local'; or serve gRPC alone"
     )
 
 
@@ -159,7 +159,7 @@ def test_a_bad_script_is_told_in_one_line(script_file: Write) -> None:
     [
         (
             "ModuleNotFoundError('xllamacpp')",
-            "SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script",
+            "SmolLM2 needs xllamacpp, of tokenwire's extra 'local'; or use --mind script",
         ),
         (
             "ImportError('libgomp.so.1: cannot open shared object file')",

@@ -1,18 +1,19 @@
 """`tokenwire SUBCOMMAND ...`: finds the subcommand and hands over. Imports nothing before it knows what is needed."""
 
 import difflib
-import importlib
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-# name -> (module whose `main(argv, prog=...)` runs it, the line that help shows)
+from tokenwire.cli.programs import program
+
+# name -> (module, as `program` finds it, whose `main(argv, prog=...)` runs it, the line that help shows)
 COMMANDS = {
     "serve": ("service.__main__", "run the gRPC server"),
-    "ask": ("tokenwire.cli.ask", "stream an answer to the terminal"),
+    "ask": ("cli.ask", "stream an answer to the terminal"),
     "ui": ("gateway_ui.__main__", "serve the chat page"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
-    "demo": ("tokenwire.cli.demo", "run all of these together, without an account"),
+    "demo": ("cli.demo", "run all of these together, without an account"),
 }
 
 HELP = """usage: tokenwire COMMAND [OPTIONS]
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)} is wanted"
         print(f"tokenwire: there is no command {name!r}: {hint}", file=sys.stderr)
         return 2
-    run: Callable[..., int] = importlib.import_module(COMMANDS[name][0]).main
+    run: Callable[..., int] = program(COMMANDS[name][0]).main
     return run(rest, prog=f"tokenwire {name}")
 
 

@@ -1,7 +1,6 @@
 """Everything at once, without an account: a local model, the service, an answer in the terminal, the chat page."""
 
 import argparse
-import importlib
 import itertools
 import signal
 import socket
@@ -14,13 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from tokenwire.cli.programs import program
+
 QUESTION = "What is baseball?"
 STOP_SECONDS = 10  # for a child to end by itself before it is killed
 START_SECONDS = 180  # for one to begin to answer, on a slow machine under load
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Whoever lists the models of the demo shall be told what this one really takes.
+# What ListModels tells of it: what this one really takes.
 MODEL = "smollm2-135m"
 WHAT_IT_TAKES = (
     "input_kinds=text&tools=false&thinking=false&max_input_tokens=2048&max_output_tokens=2048"
@@ -69,7 +70,7 @@ def _stop_listening() -> None:
 def _demo(question: str, *, once: bool) -> int:
     from tokenwire.cli import ask  # noqa: PLC0415 - --help answers without it
 
-    weights = importlib.import_module("vertex_emulator.answerers.weights")  # a program's, which callers needn't have
+    weights = program("vertex_emulator.answerers.weights")
 
     weights.fetch(say=print)
     begin = time.monotonic()

@@ -6,8 +6,8 @@ from typing import Protocol
 import grpc
 from google.protobuf.any_pb2 import Any
 
-from vertex_emulator.call_records import Call
-from vertex_emulator.protos import prediction_pb2 as pb
+from ..call_records import Call
+from ..protos import prediction_pb2 as pb
 
 
 class VertexError(Exception):

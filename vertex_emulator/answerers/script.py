@@ -11,8 +11,8 @@ from google.protobuf import any_pb2, duration_pb2, json_format, wrappers_pb2  # 
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2  # noqa: F401
 
-from vertex_emulator.protos import prediction_pb2 as pb
-from vertex_emulator.protos.script_pb2 import (
+from ..protos import prediction_pb2 as pb
+from ..protos.script_pb2 import (
     Answer,
     Blackhole,
     Blocked,

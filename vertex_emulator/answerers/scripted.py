@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from vertex_emulator.answerers.base import Mind, Reply, VertexError
-from vertex_emulator.answerers.script import ScriptError, answer, check, needs_relay
-from vertex_emulator.call_records import Call, Request
-from vertex_emulator.protos import prediction_pb2 as pb
-from vertex_emulator.protos.script_pb2 import Answer, Script, Step
+from ..call_records import Call, Request
+from ..protos import prediction_pb2 as pb
+from ..protos.script_pb2 import Answer, Script, Step
+from .base import Mind, Reply, VertexError
+from .script import ScriptError, answer, check, needs_relay
 
 # Google's rule of thumb for Gemini: https://ai.google.dev/gemini-api/docs/tokens
 CHARACTERS_PER_TOKEN = 4

@@ -18,10 +18,10 @@ from typing import Any
 
 import grpc
 
-from vertex_emulator.answerers.base import MindError, Reply, VertexError
-from vertex_emulator.answerers.weights import fetch
-from vertex_emulator.call_records import Call, Request
-from vertex_emulator.protos import prediction_pb2 as pb
+from ..call_records import Call, Request
+from ..protos import prediction_pb2 as pb
+from .base import MindError, Reply, VertexError
+from .weights import fetch
 
 log = logging.getLogger("vertex_emulator")
 
@@ -345,7 +345,7 @@ def runtime() -> Any:
     try:
         import xllamacpp  # noqa: PLC0415  # an extra; only who wants the model needs it
     except ModuleNotFoundError as error:
-        raise MindError("SmolLM2 needs xllamacpp: pip install 'tokenwire[local]', or use --mind script") from error
+        raise MindError("SmolLM2 needs xllamacpp, of tokenwire's extra 'local'; or use --mind script") from error
     except ImportError as error:
         raise MindError(
             f"xllamacpp can't be loaded: {error}. It needs the system's OpenMP library: "

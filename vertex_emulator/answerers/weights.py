@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vertex_emulator.answerers.base import MindError
+from .base import MindError
 
 
 @dataclass(frozen=True, slots=True)

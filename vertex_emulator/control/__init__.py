@@ -1,5 +1,5 @@
 """Steering an emulator from another process: the servicer, and a client for it."""
 
-from vertex_emulator.control.client import ControlClient, request_of
+from .client import ControlClient, request_of
 
 __all__ = ["ControlClient", "request_of"]

@@ -8,10 +8,10 @@ import grpc
 import grpc.aio
 from google.protobuf import any_pb2
 
-from vertex_emulator.protos import control_pb2 as control
-from vertex_emulator.protos import control_pb2_grpc
-from vertex_emulator.protos import prediction_pb2 as pb
-from vertex_emulator.protos.script_pb2 import Answer, Script
+from ..protos import control_pb2 as control
+from ..protos import control_pb2_grpc
+from ..protos import prediction_pb2 as pb
+from ..protos.script_pb2 import Answer, Script
 
 
 class ControlClient:

@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from vertex_emulator.answerers.base import Mind
-from vertex_emulator.answerers.script import ScriptError
-from vertex_emulator.answerers.scripted import Scripted, script_of
-from vertex_emulator.call_records import Call, CallLog
-from vertex_emulator.protos import control_pb2 as control
-from vertex_emulator.protos import control_pb2_grpc
+from ..answerers.base import Mind
+from ..answerers.script import ScriptError
+from ..answerers.scripted import Scripted, script_of
+from ..call_records import Call, CallLog
+from ..protos import control_pb2 as control
+from ..protos import control_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import grpc
 import httpx
 
-from vertex_emulator.answerers.base import Mind, VertexError
-from vertex_emulator.answerers.smollm2 import SmolLM2
-from vertex_emulator.call_records import Call, CallLog
-from vertex_emulator.http import translation as words
-from vertex_emulator.http.server import HTTP_STATUS, Exchange, HttpReply, recorded
-from vertex_emulator.responses import Opened, merge
+from ..answerers.base import Mind, VertexError
+from ..answerers.smollm2 import SmolLM2
+from ..call_records import Call, CallLog
+from ..responses import Opened, merge
+from . import translation as words
+from .server import HTTP_STATUS, Exchange, HttpReply, recorded
 
 PATH = re.compile(
     r"/(?:openai/)?(?P<version>v1)/chat/completions|/openai/deployments/(?P<deployment>[^/]+)/chat/completions"

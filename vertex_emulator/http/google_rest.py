@@ -15,11 +15,11 @@ from google.protobuf import any_pb2, json_format
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 
-from vertex_emulator.answerers.base import Mind, VertexError
-from vertex_emulator.call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
-from vertex_emulator.http.server import HTTP_STATUS, Exchange, HttpReply, recorded
-from vertex_emulator.protos import prediction_pb2 as pb
-from vertex_emulator.responses import Opened, merge
+from ..answerers.base import Mind, VertexError
+from ..call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
+from ..protos import prediction_pb2 as pb
+from ..responses import Opened, merge
+from .server import HTTP_STATUS, Exchange, HttpReply, recorded
 
 PATH = re.compile(
     r"/(?P<version>v1|v1beta1)/"

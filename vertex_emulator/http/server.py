@@ -17,9 +17,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from vertex_emulator.answerers.base import VertexError
-from vertex_emulator.call_records import MAX_REQUEST_BYTES, Call, CallLog
-from vertex_emulator.tcp_relay import Relay
+from ..answerers.base import VertexError
+from ..call_records import MAX_REQUEST_BYTES, Call, CallLog
+from ..tcp_relay import Relay
 
 log = logging.getLogger("vertex_emulator")
 

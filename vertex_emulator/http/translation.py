@@ -15,9 +15,9 @@ import grpc
 from google.protobuf import any_pb2, json_format
 from google.rpc import error_details_pb2
 
-from vertex_emulator.answerers.base import VertexError
-from vertex_emulator.http.server import HTTP_STATUS
-from vertex_emulator.protos import prediction_pb2 as pb
+from ..answerers.base import VertexError
+from ..protos import prediction_pb2 as pb
+from .server import HTTP_STATUS
 
 # Of a request; others are refused. `data_sources` is Azure's.
 _FIELDS = """

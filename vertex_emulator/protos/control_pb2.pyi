@@ -9,7 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from vertex_emulator.protos import script_pb2 as _script_pb2
+from . import script_pb2 as _script_pb2
 import builtins as _builtins
 import sys
 import typing as _typing

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from vertex_emulator.protos import control_pb2 as vertex__emulator_dot_protos_dot_control__pb2
+from . import control_pb2 as vertex__emulator_dot_protos_dot_control__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__

@@ -5,7 +5,7 @@ Steers and observes an emulator from another process. Served on the emulator's o
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from vertex_emulator.protos import control_pb2 as _control_pb2
+from . import control_pb2 as _control_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys

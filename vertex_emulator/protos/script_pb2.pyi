@@ -12,7 +12,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.rpc import code_pb2 as _code_pb2
-from vertex_emulator.protos import prediction_pb2 as _prediction_pb2
+from . import prediction_pb2 as _prediction_pb2
 import builtins as _builtins
 import sys
 import typing as _typing

@@ -9,9 +9,9 @@ import base64
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
-from service import errors
-from service.generation import json_values
-from service.generation.events import (
+from ... import errors
+from ...generation import json_values
+from ...generation.events import (
     Event,
     Finished,
     FinishReason,
@@ -24,8 +24,8 @@ from service.generation.events import (
     TokenLogprob,
     Usage,
 )
-from service.generation.prompt import Reasoning, ToolCall
-from service.providers.gemini.prompts import OWN_ID, Json
+from ...generation.prompt import Reasoning, ToolCall
+from .prompts import OWN_ID, Json
 
 LONGEST_PIECE_CHARACTERS = 512 * 1024
 """Callers take messages of up to 4 MB."""

@@ -12,10 +12,10 @@ from google.cloud.aiplatform_v1beta1.types import (
 )
 from google.protobuf import json_format
 
-from service.generation.prompt import Prompt, ToolChoice, Tools
-from service.providers import langchain_messages
-from service.providers.gemini import prompts, shortcuts
-from service.providers.gemini.shortcuts import Chat, Slow
+from ...generation.prompt import Prompt, ToolChoice, Tools
+from .. import langchain_messages
+from . import prompts, shortcuts
+from .shortcuts import Chat, Slow
 
 # By the key of a JSON schema: the same in Google's library.
 _SPELLED = {field.json_name: field.name for field in Schema.pb().DESCRIPTOR.fields}

@@ -19,7 +19,7 @@ from google.auth.credentials import TokenState
 from google.auth.transport.grpc import AuthMetadataPlugin
 from google.auth.transport.requests import Request
 
-from service import errors
+from ... import errors
 
 _HOST = "aiplatform.googleapis.com"
 _SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)

@@ -32,23 +32,23 @@ from grpc_status import rpc_status
 from langchain_core.messages import BaseMessageChunk
 from langchain_google_vertexai import ChatVertexAI
 
-from service import errors
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event, Finished, Started, Text, Usage
-from service.generation.prompt import Prompt
-from service.providers import langchain_messages
-from service.providers.gemini import answers, prompts, vertex_failures
-from service.providers.gemini.chat_vertex import (
+from ... import errors
+from ...generation.capabilities import ModelCard
+from ...generation.events import Event, Finished, Started, Text, Usage
+from ...generation.prompt import Prompt
+from .. import langchain_messages
+from ..spec import GoogleCloud, Offer
+from . import answers, prompts, vertex_failures
+from .chat_vertex import (
     count_request,
     exact_contents,
     new_chat,
     replace_contents,
     request_options,
 )
-from service.providers.gemini.credentials import ApplicationDefault, Headers, application_default
-from service.providers.gemini.shortcuts import Response, plain
-from service.providers.gemini.specs import VERTEX
-from service.providers.spec import GoogleCloud, Offer
+from .credentials import ApplicationDefault, Headers, application_default
+from .shortcuts import Response, plain
+from .specs import VERTEX
 
 _LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
 _LARGEST_METADATA_BYTES = 1024 * 1024

@@ -19,17 +19,17 @@ from google.genai.errors import APIError
 from google.oauth2.credentials import Credentials
 from langchain_google_genai import ChatGoogleGenerativeAI
 
-from service import errors
-from service.cleanup import finished
-from service.errors import Violation
-from service.generation.capabilities import ModelCard
-from service.generation.events import Event, Started
-from service.generation.prompt import Prompt
-from service.providers import http_failures, langchain_messages
-from service.providers.gemini import answers, prompts, vertex_failures
-from service.providers.gemini.credentials import ApplicationDefault, application_default
-from service.providers.gemini.specs import GENAI
-from service.providers.spec import GoogleCloud, Offer
+from ... import errors
+from ...cleanup import finished
+from ...errors import Violation
+from ...generation.capabilities import ModelCard
+from ...generation.events import Event, Started
+from ...generation.prompt import Prompt
+from .. import http_failures, langchain_messages
+from ..spec import GoogleCloud, Offer
+from . import answers, prompts, vertex_failures
+from .credentials import ApplicationDefault, application_default
+from .specs import GENAI
 
 _WHO = GENAI.title
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from service.generation import json_schema
-from service.generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, Sampling, ToolCall, ToolResult, Tools
+from ...generation import json_schema
+from ...generation.prompt import Blob, File, Part, Prompt, Reasoning, Role, Sampling, ToolCall, ToolResult, Tools
 
 Json = Mapping[str, Any]
 

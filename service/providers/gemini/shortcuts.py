@@ -34,7 +34,7 @@ from langchain_google_vertexai import ChatVertexAI
 from langsmith import tracing_context
 from langsmith.utils import tracing_is_enabled
 
-from service.telemetry import call_log
+from ...telemetry import call_log
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 

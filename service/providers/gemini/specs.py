@@ -2,13 +2,13 @@
 
 from operator import attrgetter
 
-from service.providers.spec import ProviderSpec
+from ..spec import ProviderSpec
 
 VERTEX = ProviderSpec(
     name="vertex",
     title="Vertex AI",
     telemetry_name="gcp.vertex_ai",
-    module="service.providers.gemini.over_grpc",
+    module=".gemini.over_grpc",
     extra="server",
     options=("project", "location"),
     local=attrgetter("emulator"),
@@ -18,7 +18,7 @@ GENAI = ProviderSpec(
     name="genai",
     title="Vertex AI",
     telemetry_name="gcp.vertex_ai",
-    module="service.providers.gemini.over_http",
+    module=".gemini.over_http",
     extra="genai",
     options=("project", "location", "base_url"),
     local=attrgetter("emulator_rest"),

@@ -4,8 +4,8 @@ from functools import partial
 
 import grpc
 
-from service.providers import failures
-from service.providers.gemini.specs import VERTEX
+from .. import failures
+from .specs import VERTEX
 
 _WORDS: failures.Words = {
     grpc.StatusCode.NOT_FOUND: (

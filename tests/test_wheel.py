@@ -1,0 +1,131 @@
+"""The wheel: one name at the top level, and programs that run from it, whatever else stands on the path."""
+
+import ast
+import asyncio
+import os
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+import zipfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.browser import free_port
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer
+
+ROOT = Path(__file__).parents[1]
+
+BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def run(*command: str | Path) -> None:
+    ended = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of an environment that has the wheel, and of this one only what it depends on."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
+    run(Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-deps", "-p", folder, wheel)
+    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+    # A plain path: the .pth files in it, which lead into the source tree, are not followed.
+    (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin"
+
+
+@asynccontextmanager
+async def running(*command: str | Path, told: str, cwd: Path, **environ: str) -> AsyncIterator[str]:
+    """A program; gives its first line of output with these words. Interrupted in the end, by which it ends with 0."""
+    process = await asyncio.create_subprocess_exec(
+        *map(str, command),
+        cwd=cwd,
+        env={**BARE, **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        async with asyncio.timeout(60):
+            while told not in (line := (await process.stdout.readline()).decode()):
+                assert line, "".join(lines)
+                lines.append(line)
+        yield line
+        process.terminate()
+        rest, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode in {0, -15}, rest.decode()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def test_it_holds_one_name_and_what_it_needs_to_run(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"tokenwire"}
+    for name in ("service/app.py", "gateway_ui/script.py", "gateway_ui/assets/icon.svg", "vertex_emulator/emulator.py"):
+        assert f"tokenwire/{name}" in names
+    assert "tokenwire/py.typed" in names
+
+
+def test_a_caller_imports_nothing_but_the_front_door(installed: Path, tmp_path: Path) -> None:
+    code = "import sys, tokenwire; tokenwire.Client; print(sorted(n for n in sys.modules if n.count('.') < 2))"
+    command: list[str | Path] = [installed / "python", "-c", code]
+    told = subprocess.run(command, cwd=tmp_path, env=BARE, capture_output=True, text=True, check=True)
+    assert "tokenwire.client" in told.stdout
+    assert not {"langchain_core", "streamlit", "tokenwire.service"} & set(ast.literal_eval(told.stdout))
+
+
+async def test_programs_run_beside_folders_of_the_same_names(
+    installed: Path, emulator: Emulator, tmp_path: Path
+) -> None:
+    emulator.script.play(default=answer("Base", "ball."))
+    for name in ("service", "gateway_ui", "vertex_emulator"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    tokenwire = installed / "tokenwire"
+    flags = ("--port", "0", "--workers", "2", "--emulator", emulator.address)
+    async with running(tokenwire, "serve", *flags, told="ready after", cwd=tmp_path, PYTHONPATH=str(tmp_path)) as ready:
+        del ready
+
+
+async def test_ask_gets_an_answer_and_the_page_is_served(installed: Path, emulator: Emulator, tmp_path: Path) -> None:
+    emulator.script.play(default=answer("Base", "ball."))
+    port, page = free_port(), free_port()
+    tokenwire = installed / "tokenwire"
+    flags = ("--port", str(port), "--workers", "2", "--emulator", emulator.address)
+    async with running(tokenwire, "serve", *flags, told="ready after", cwd=tmp_path):
+        address = f"localhost:{port}"
+        asked = await asyncio.create_subprocess_exec(
+            *(tokenwire, "ask", "What is baseball?", "--address", address),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=tmp_path,
+            env=BARE,
+        )
+        told, _ = await asyncio.wait_for(asked.communicate(), 60)
+        assert (asked.returncode, told.decode().strip()) == (0, "Baseball.")
+        shown = ("--port", str(page), "--address", address)
+        async with running(tokenwire, "ui", *shown, told="URL", cwd=tmp_path):
+            health = await asyncio.to_thread(_read, f"http://localhost:{page}/_stcore/health")
+            assert health == b"ok"
+
+
+def _read(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return bytes(response.read())

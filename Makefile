@@ -89,6 +89,10 @@ tools:
 test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the page land in build/screenshots
 	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
+.PHONY: quick
+quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, in a minute
+	@$(BIN)/python -m pytest -m "not soak and not process and not browser and not smollm2" $(ARGS)
+
 .PHONY: soak
 soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md
 	@$(BIN)/python -m tests.faults.recorder

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -56,6 +57,34 @@ hypothesis.settings.load_profile("tokenwire")
 # start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# Tests that start processes, by what their paths begin with; `make quick` leaves them out.
+_WITH_PROCESSES = (
+    "bench/",
+    "faults/",
+    "gateway_ui/test_main.py",
+    "hostile/",
+    "service/admission/test_slots.py",
+    "service/runtime/test_stop.py",
+    "service/runtime/test_workers.py",
+    "service/test_main.py",
+    "test_end_to_end.py",
+    "test_readme.py",
+    "test_recipes.py",
+    "test_snippets.py",
+    "test_stubs.py",
+    "test_wheel.py",
+    "tokenwire/cli/test_ask.py",
+    "vertex_emulator/test_help_page.py",
+    "vertex_emulator/test_main.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if str(item.path.relative_to(Path(__file__).parent)).startswith(_WITH_PROCESSES):
+            item.add_marker("process")
+
 
 Detail = TypeVar("Detail", bound=Message)
 Serve = Callable[..., Awaitable[Served]]

@@ -113,19 +113,24 @@ def test_a_server_that_ends_at_once_is_told_with_its_words() -> None:
 def test_the_page_is_written_from_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PAGE", tmp_path / "benchmark.md")
     monkeypatch.setattr(report, "PLOT", tmp_path / "benchmark.svg")
+    monkeypatch.setattr(report, "READMES", (readme := tmp_path / "README.md",))
+    readme.write_text("".join(f"| {name} | 1 us | 2 us |\n" for name in ("floor", "ours", "plain", "article")))
     runs: list[Result] = [
-        {"scenario": "hundred", "peer": peer, "repeat": repeat, "us_per_chunk": cost + repeat, "errors": {}}
-        for peer, cost in (("raw", 100), ("tokenwire", 125), ("plain", 375))
+        {"scenario": scenario, "peer": peer, "repeat": repeat, figure: cost * times + repeat, "errors": {}}
+        for scenario, figure, times in (("hundred", "us_per_chunk", 1), ("requests", "us_per_request", 10))
+        for peer, cost in (("raw", 100), ("tokenwire", 125), ("plain", 375), ("article", 500))
         for repeat in (0, 1, 2)
     ]
     about = {"date": "2026-01-02", "commit": "abc", "minutes": 1, "repeats": 3, "cores": 2}
     machine = {"cpu": "CPU", "system": "Linux", "python": "3.11", "packages": {"grpcio": "1"}}
-    report.write(Results(runs, cores=2), {"raw": "the floor", "plain": "p", "tokenwire": "ours"}, about | machine)
+    peers = {"raw": "the floor", "plain": "p", "article": "a", "tokenwire": "ours"}
+    report.write(Results(runs, cores=2), peers, about | machine)
     page, plot = (tmp_path / "benchmark.md").read_text(), (tmp_path / "benchmark.svg").read_text()
     assert "1.25 (1.25-1.25) x | reached |" in page
     assert "0.34 (0.33-0.34) x | reached |" in page
     assert "126 (125-127)" in page
     assert ">126<" in plot
+    assert readme.read_text().splitlines()[:2] == ["| floor | 101 us | 1,001 us |", "| ours | 126 us | 1,251 us |"]
 
 
 def test_what_the_page_says_in_words_is_what_a_new_run_will_say() -> None:

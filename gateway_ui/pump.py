@@ -1,4 +1,4 @@
-"""Reads an answer in a thread, so that whoever shows it can look up between two pieces."""
+"""Reads an answer in a thread, so that the page can look up between two pieces."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ class Arrival:
 
 
 class Pump:
-    """Owns an answer: whoever drops the pump must close it."""
+    """Owns an answer: to be closed by the code that drops it."""
 
     def __init__(self, answer: Answer, *, capacity: int = _CAPACITY) -> None:
         self._answer = answer
@@ -66,7 +66,7 @@ class Pump:
         self._release.start()
 
     def keep(self) -> None:
-        """Take it over from whoever was about to leave it."""
+        """Take it over from the run of the script that was about to leave it."""
         if self._release is not None:
             self._release.cancel()
             self._release = None

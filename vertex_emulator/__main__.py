@@ -154,7 +154,7 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
         max_concurrent_streams=arguments.max_concurrent_streams,
     )
     async with emulator:
-        # Whoever started this process waits for the line.
+        # The process that started this one waits for the line.
         lines = [f"Vertex emulator listening on {emulator.address}"]
         if arguments.rest_port is not None:
             lines.append(f"Google's REST form and OpenAI's protocol on http://{emulator.rest_address}")

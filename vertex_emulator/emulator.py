@@ -165,7 +165,7 @@ class Emulator:
         return options
 
     def _handlers(self, version: str) -> grpc.GenericRpcHandler:
-        # Requests and responses stay bytes here: broken ones shall be recorded, prepared ones cost nothing.
+        # Requests and responses stay bytes here: broken ones are recorded too, prepared ones cost nothing.
         return grpc.method_handlers_generic_handler(
             f"google.cloud.aiplatform.{version}.PredictionService",
             {

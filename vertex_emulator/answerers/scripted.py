@@ -21,7 +21,7 @@ CHARACTERS_PER_TOKEN = 4
 # Steps whose chunk can tell the finish reason.
 CHUNKS = frozenset({"text", "text_bytes", "thought", "part", "grounding", "citations", "logprobs"})
 
-# What was said before a cut shall have left this machine; gRPC doesn't tell when it has.
+# What was said before a cut must have left this machine; gRPC doesn't tell when it has.
 SETTLE_SECONDS = 0.02
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}

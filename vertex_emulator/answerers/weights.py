@@ -73,7 +73,7 @@ def fetch(weights: Weights = SMOLLM2, *, say: Callable[[str], object]) -> Path:
     say(f"Fetching SmolLM2's weights once ({weights.megabytes} MB) into {path.parent}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside its destination, so that the last step is a rename: whoever looks sees all of it or nothing.
+        # Beside its destination, so that the last step is a rename: all of it is seen, or nothing.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as directory:
             unpacked = _unpack(_download(weights, Path(directory)), weights)
             unpacked.replace(path)

@@ -328,7 +328,7 @@ def _name(raw: message.Message, field: str) -> str:
 # are larger than it takes, because frames aren't what they should be. Upstream's own status comes under its own text.
 _OWN = "Stream removed ("
 
-# Codes of its own that mean the same whoever says so; any other tells that upstream broke a rule.
+# Codes of its own that mean the same, from upstream or from gRPC here; any other tells that upstream broke a rule.
 _SAME = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
 
 

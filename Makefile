@@ -90,7 +90,7 @@ test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the
 	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 .PHONY: quick
-quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, in a minute
+quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, in two minutes
 	@$(BIN)/python -m pytest -m "not soak and not process and not browser and not smollm2" $(ARGS)
 
 .PHONY: soak

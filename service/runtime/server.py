@@ -27,6 +27,10 @@ SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"
 # A caller that is slow to read, or doesn't for a moment, still hears how its call ended when the server goes.
 _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
+
+# Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not meet
+# the others as they close.
+_TOGETHER_SECONDS = 0.4
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 # Of the memory for requests that are still arriving: some of any size can be read at once.
@@ -47,6 +51,7 @@ class Server:
         self._settings = settings
         self._hurried = asyncio.Event()
         alone = slots is None
+        self._pause = 0 if alone else _TOGETHER_SECONDS
         slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
         self._health = Health("", SERVICE)
         self._servicer = Servicer(settings, slots)
@@ -96,7 +101,7 @@ class Server:
         if grace:
             await self._unless_hurried(asyncio.sleep(self._settings.drain_delay))
         # It would wait for those who watch health, too, and cut those who still read, so how long is not left to it.
-        closing = await self._close(grace + 2 * _FAREWELL_SECONDS)
+        closing = await self._close(grace + 2 * _FAREWELL_SECONDS, pause=self._pause)
         await self._unless_hurried(self._guard.finish(grace))
         if unread := await self._guard.end(_FAREWELL_SECONDS):
             call_log.say("%d callers do not read how their calls ended; their connections are closed", unread)
@@ -121,14 +126,18 @@ class Server:
         await self._server.stop(0)
         await closing
 
-    async def _close(self, seconds: float) -> "asyncio.Future[None]":
-        """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut."""
+    async def _close(self, seconds: float, *, pause: float = 0) -> "asyncio.Future[None]":
+        """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut.
+
+        Calls that have come meanwhile are answered after a `pause`, in seconds.
+        """
         await self._unless_hurried(self._guard.hold())
         if self._hurried.is_set():
             self._guard.interrupt()
             await self._guard.hold()  # for what is on its way, and for those who ask again when they hear that
         closing = asyncio.ensure_future(self._server.stop(seconds))
         await asyncio.sleep(0)  # so that the task begins, and gRPC is told
+        await asyncio.sleep(pause)
         self._guard.release()
         return closing
 

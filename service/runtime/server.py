@@ -28,8 +28,8 @@ SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"
 _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
 
-# Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not meet
-# the others as they close.
+# Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not
+# meet the others as they close.
 _TOGETHER_SECONDS = 0.4
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 

@@ -43,10 +43,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     except SettingError as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
     except registry.MissingExtra as error:
-        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - as above
+        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
     except ModuleNotFoundError as error:
         text = f"{prog}: {error.name} is not installed; the server needs tokenwire's extra 'server'"
-        print(text, file=sys.stderr)  # noqa: T201 - as above
+        print(text, file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
     return EXIT_SETTING
 
 
@@ -67,7 +67,7 @@ def _alone(settings: Settings) -> NoReturn:
 
 def _together(settings: Settings, count: int) -> int:
     """Several processes on one port, forked from this one, which has imported the model for all of them."""
-    from .runtime import process  # noqa: PLC0415 - as above
+    from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
     try:
         reserved = workers.reserve(settings.host, settings.port)
@@ -107,7 +107,7 @@ def _together(settings: Settings, count: int) -> int:
 
 def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     """Run it in this child, which ends with it; gives the exit code if it can't begin."""
-    from .runtime import process  # noqa: PLC0415 - as above
+    from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
     try:
         process.run(main, processes=processes)
@@ -158,7 +158,7 @@ def _need_upstream(settings: Settings) -> None:
         )
     from google.auth.exceptions import DefaultCredentialsError  # noqa: PLC0415 - of an extra, and only needed here
 
-    from .providers.gemini.credentials import application_default  # noqa: PLC0415 - as above
+    from .providers.gemini.credentials import application_default  # noqa: PLC0415 - of an extra, only needed here
 
     try:
         application_default().load()  # kept, so that no worker has to find them again

@@ -155,7 +155,7 @@ class AsyncClient(ClientBase[AsyncAnswer]):
         with self._errors(timeout):
             return self._readable(await self._connected().CountTokens(request, timeout=timeout)).total_tokens
 
-    async def models(self, *, timeout: float = 5) -> list[Model]:  # noqa: ASYNC109 - as above
+    async def models(self, *, timeout: float = 5) -> list[Model]:  # noqa: ASYNC109 - the call's deadline
         """The models that the service offers, its default first. Raises TokenwireError."""
         with self._errors(timeout):
             return list(self._readable(await self._connected().ListModels(ListModelsRequest(), timeout=timeout)).models)

@@ -31,7 +31,7 @@ class Delivery:
 
 
 def delivery(request: pb.GenerateRequest) -> Delivery:
-    """The same of a request that `parse` has taken."""
+    """How the answer to this request is to be delivered; `parse` has found its fields valid."""
     merge = None
     if request.HasField("coalesce"):
         merge = Coalesce(

@@ -212,7 +212,7 @@ def _listens(port: int) -> bool:
 def _serving(port: int) -> bool:
     """Ask the service itself whether it is ready."""
     import grpc  # noqa: PLC0415 - --help answers without it
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - as above
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - --help answers without it
 
     # A proxy of the environment is for the world outside.
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:

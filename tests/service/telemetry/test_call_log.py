@@ -1,4 +1,4 @@
-"""One line a call, and nobody's words in it that look like facts."""
+"""One line for each call; words of a caller in it can't be taken for facts."""
 
 import fcntl
 import logging

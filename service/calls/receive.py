@@ -31,6 +31,14 @@ _UNREAD_BYTES = 128 * 1024
 _READ_PART = 0.5
 _UNREAD_PART = 0.25
 
+# Of the requests that are read at once: kept for connections of which none is being read, so that a small call has not
+# to wait until another caller's uploads have had their share.
+_NEWCOMERS_PART = 0.25
+
+# Hundreds of calls may be opened at once. Those that are refused can wait until all have been taken in: else a small
+# call among the last would stand behind all that it takes to refuse the others.
+_REFUSAL_SECONDS = 0.2
+
 # Of a request that is worth giving memory back for.
 _LARGE_BYTES = 256 * 1024
 
@@ -49,6 +57,7 @@ class Receiver:
     def __init__(self, *, budget: int, largest: int) -> None:
         """`budget`: bytes that requests may take up before they have arrived; `largest`: bytes of a single one."""
         self._most_reads = max(1, int(budget * _READ_PART) // largest)
+        self._for_newcomers = int(self._most_reads * _NEWCOMERS_PART)
         self._most_waiting = max(1, int(budget * _UNREAD_PART) // _UNREAD_BYTES)
         self._reads: dict[_Read, None] = {}
         """Those under way, the oldest first; one that has failed counts until its status has been sent."""
@@ -83,7 +92,7 @@ class Receiver:
         timer = read.loop.call_later(seconds, self._too_late, read) if seconds < math.inf else None
         data: Any = None
         try:
-            if self._waiting or len(self._reads) >= self._most_reads:
+            if self._waiting or len(self._reads) >= self._most_reads - self._for_newcomers:
                 await self._turn(read)
             else:
                 self._reads[read] = None
@@ -108,26 +117,29 @@ class Receiver:
 
     async def _turn(self, read: "_Read") -> None:
         """Wait until `read` may begin. Raises ServerBusy if too many wait already."""
-        if self._waiting >= self._most_waiting:
-            self._crowd_out(read)
+        if self._waiting >= self._most_waiting and not self._crowd_out(read):
+            await asyncio.sleep(_REFUSAL_SECONDS)
+            raise _busy()
         read.turn = read.loop.create_future()
         self._lines.setdefault(read.connection, deque()).append(read)
         self._waiting += 1
-        self._look()
+        if self._timer is None or self._next() is not None:
+            self._look()
         try:
             await read.turn
         finally:
             if read not in self._reads:
                 self._remove(read)
 
-    def _crowd_out(self, read: "_Read") -> None:
-        """Make room for one more that waits: of the connection that has most, the last one has to go."""
+    def _crowd_out(self, read: "_Read") -> bool:
+        """Make room for `read` to wait, unless its own connection has most: there, the last one has to go."""
         longest = max(self._lines.values(), key=len)
         if len(self._lines.get(read.connection, ())) + 1 >= len(longest):
-            raise _busy()
+            return False
         last = longest[-1]
         self._remove(last)
         last.end(_busy())
+        return True
 
     def _remove(self, read: "_Read") -> None:
         line = self._lines.get(read.connection)
@@ -147,17 +159,26 @@ class Receiver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._waiting and len(self._reads) < self._most_reads:
-            self._begin_next()
+        while (connection := self._next()) is not None:
+            self._begin(connection)
         if self._waiting:
             self._crowd = max(self._crowd, len(self._lines))
             self._hurry()
         else:
             self._crowd = 0
 
-    def _begin_next(self) -> None:
-        connection, line = next(iter(self._lines.items()))
-        del self._lines[connection]
+    def _next(self) -> str | None:
+        """The connection of which a request may be read now; None if there is none, or no room."""
+        room = self._most_reads - len(self._reads)
+        if room > self._for_newcomers:
+            return next(iter(self._lines), None)
+        if room <= 0 or not self._waiting:
+            return None
+        being_read = {read.connection for read in self._reads}
+        return next((connection for connection in self._lines if connection not in being_read), None)
+
+    def _begin(self, connection: str) -> None:
+        line = self._lines.pop(connection)
         read = line.popleft()
         self._waiting -= 1
         if line:

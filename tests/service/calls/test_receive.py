@@ -196,10 +196,31 @@ def test_where_too_many_wait_the_connection_with_most_has_to_go() -> None:
             await come("many")
             many = [await come("many") for _ in range(3)]
             refused = await come("many")
-            assert isinstance(refused.failure, ServerBusy)
             other = await come("other")
             assert isinstance(many[-1].failure, ServerBusy)
             assert other.failure is None
+            assert refused.failure is None, "new calls come first"
+            await asyncio.sleep(0.25)
+            assert isinstance(refused.failure, ServerBusy)
+
+    run(main())
+
+
+def test_a_connection_of_which_none_is_read_finds_a_place_beside_one_that_has_many() -> None:
+    async def main() -> None:
+        async with uploads(8, 10) as come:
+            many = [await come("many") for _ in range(10)]
+            assert [one.reading for one in many] == [True] * 6 + [False] * 4
+            assert (await come("new")).reading
+            assert (await come("newer")).reading
+            last = await come("last")
+            assert not last.reading, "all places are taken"
+            await asyncio.sleep(0.15)
+            assert many[0].failure is not None
+            await many[0].goes()
+            await turns()
+            assert last.reading
+            assert not any(one.reading for one in many[6:])
 
     run(main())
 

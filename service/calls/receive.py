@@ -36,8 +36,10 @@ _UNREAD_PART = 0.25
 _NEWCOMERS_PART = 0.25
 
 # Hundreds of calls may be opened at once. Those that are refused can wait until all have been taken in: else a small
-# call among the last would stand behind all that it takes to refuse the others.
+# call among the last would stand behind all that it takes to refuse the others. And then they go one by one, so that
+# the loop has time for others between them.
 _REFUSAL_SECONDS = 0.2
+_BETWEEN_REFUSALS_SECONDS = 0.0005
 
 # Of a request that is worth giving memory back for.
 _LARGE_BYTES = 256 * 1024
@@ -66,6 +68,8 @@ class Receiver:
         self._waiting = 0
         self._crowd = 0
         """How many connections have waited at once, since last nobody did."""
+        self._refusal = -math.inf
+        """When the last one is refused, on the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def receive(self, context: Context) -> bytes:
@@ -118,7 +122,9 @@ class Receiver:
     async def _turn(self, read: "_Read") -> None:
         """Wait until `read` may begin. Raises ServerBusy if too many wait already."""
         if self._waiting >= self._most_waiting and not self._crowd_out(read):
-            await asyncio.sleep(_REFUSAL_SECONDS)
+            now = read.loop.time()
+            self._refusal = max(self._refusal + _BETWEEN_REFUSALS_SECONDS, now + _REFUSAL_SECONDS)
+            await asyncio.sleep(self._refusal - now)
             raise _busy()
         read.turn = read.loop.create_future()
         self._lines.setdefault(read.connection, deque()).append(read)

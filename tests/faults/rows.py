@@ -338,7 +338,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "storm: deadlines without a reason",
             "the caller's deadline, 0.6 s after its call, in the moment of a chunk",
             "its answer, or DEADLINE_EXCEEDED / CALLER_DEADLINE",
-            "calls whose own clock came before the typed status, of those that ended by the deadline",
+            "calls whose own clock came before the typed status, of those that ended by the deadline, bursts of 8 and "
+            "80 calls left out",
             1,
             "%",
             loose=60,

@@ -530,7 +530,7 @@ class Storm:
             {event: f"{1000 * moment:.1f} ms" for event, moment in moments.items()},
             decisive=plan.decisive,
         )
-        if "far" in moments and streams and heard.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if learn and "far" in moments and streams and heard.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self.met[f"far deadline, {'typed' if heard.reason else 'untyped'}"] += 1
         if streams:
             self._note(_name(plan), heard)

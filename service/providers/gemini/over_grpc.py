@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -29,7 +29,6 @@ from google.cloud.aiplatform_v1beta1.types import (
 from google.protobuf import json_format, message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from langchain_core.messages import BaseMessageChunk
 from langchain_google_vertexai import ChatVertexAI
 
 from ... import errors
@@ -189,16 +188,15 @@ class VertexProvider:
         seconds = deadline - asyncio.get_running_loop().time()
         messages, options = langchain_messages.messages(prompt, prompts.media), request_options(prompt)
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
-        chunks = cast("AsyncGenerator[BaseMessageChunk, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
-            async with aclosing(chunks):
-                async for chunk in chunks:
+            async with aclosing(answer):
+                async for chunk, beyond in answer:
                     if not started:
                         started = True
                         yield Started(prompt.model)
-                    if call.beyond is not None:
-                        for event in call.beyond:
+                    if beyond is not None:
+                        for event in beyond:
                             yield event
                         continue
                     text: Any = chunk.content
@@ -223,8 +221,6 @@ class _Call:
         """What tells Google who asks."""
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._ending = answers.Ending()
-        self.beyond: Sequence[Event] | None = ()
-        """What the latest message says, where that is more than a piece of text; None: it is one."""
         self._usage: Any = None
         """The latest figures, which are those of all so far."""
 
@@ -235,13 +231,12 @@ class _Call:
         metadata = (_routing(request.model), _CLIENT_METADATA, *self.identity)
         self._call = self._stub(request, timeout=seconds, metadata=metadata)
 
-    async def read(self) -> "Response | None":
-        """The next response; None behind the last."""
+    async def read(self) -> Response | None:
+        """The next response with what it says, where that is more than a piece of text; None behind the last."""
         assert self._call is not None
         data: Any = await self._call.read()
         if data is grpc.aio.EOF:
             self._ending.ended()
-            self.beyond = ()
             return None
         self._ending.messages += 1
         try:
@@ -251,21 +246,20 @@ class _Call:
         if raw.HasField("usage_metadata"):
             self._usage = raw.usage_metadata
         found = plain(raw)
-        self.beyond = None
         if found is None:
-            self._look_at(raw)
-        elif found[1]:
+            return raw, found, self._beyond(raw)
+        if found[1]:
             self._ending.reason = _name(raw.candidates[0], "finish_reason")
             self._ending.model_version = raw.model_version
-        return raw, found
+        return raw, found, None
 
     def cancel(self) -> None:
         """End the call upstream; nothing happens if it has ended."""
         if self._call is not None:
             self._call.cancel()
 
-    def _look_at(self, raw: Any) -> None:
-        """Remember what ChatVertexAI drops of a message that is more than a piece of text."""
+    def _beyond(self, raw: Any) -> Sequence[Event]:
+        """All that a message says, with what ChatVertexAI drops of it; the ending is remembered."""
         for candidate in raw.candidates:
             for part in candidate.content.parts:
                 if part.HasField("function_call"):
@@ -275,7 +269,7 @@ class _Call:
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
             raise errors.UpstreamFault("The model answered with a value that can't be relayed") from error
         self._ending.look_at(told)
-        self.beyond = tuple(answers.events(told))
+        return tuple(answers.events(told))
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""

@@ -9,10 +9,12 @@ where an installed library differs from what was written here, `Slow` takes the 
 
 import asyncio
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import cache, cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from google.cloud.aiplatform_v1beta1.types import (
     Candidate,
@@ -34,6 +36,7 @@ from langchain_google_vertexai import ChatVertexAI
 from langsmith import tracing_context
 from langsmith.utils import tracing_is_enabled
 
+from ...generation.events import Event
 from ...telemetry import call_log
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
@@ -51,8 +54,14 @@ _TEXT = Part.pb().DESCRIPTOR.fields_by_name["text"]
 # Past pydantic's own way of setting, which takes longer than all the rest where this is used.
 _set = object.__setattr__
 
-Response = tuple[Any, tuple[str, int] | None]
+Beyond = Sequence[Event] | None
+"""What a response says, where that is more than a piece of text; None: it is one, and the message holds it."""
+
+Response = tuple[Any, tuple[str, int] | None, Beyond]
 """The protobuf message beneath Google's GenerateContentResponse, and what `plain` says of it."""
+
+Answer = AsyncGenerator[tuple[BaseMessageChunk, Beyond], None]
+"""What the library makes of each response, and what the response brings along."""
 
 
 class Call(Protocol):
@@ -74,21 +83,22 @@ with warnings.catch_warnings():
     class Chat(ChatVertexAI):
         """ChatVertexAI, with a shortcut for what most chunks are: a piece of text and perhaps a finish reason."""
 
-        def answer(self, messages: list[BaseMessage], **options: Any) -> AsyncIterator[BaseMessageChunk]:
+        def answer(self, messages: list[BaseMessage], *, call: Call, **options: Any) -> Answer:
             """What `astream` gives. Where nobody traces, without what it does for tracers only.
 
             That is to set up callbacks and run ids for each request, and to keep every chunk until the end.
             """
-            return self.astream(messages, **options) if self._traced else self._messages(messages, **options)
+            if not self._traced:
+                return self._messages(messages, call=call, **options)
+            order = _Order(call)
+            return order.paired(self.astream(messages, call=order, **options))
 
-        async def _messages(
-            self, messages: list[BaseMessage], stop: list[str] | None = None, **kwargs: Any
-        ) -> AsyncIterator[BaseMessageChunk]:
+        async def _messages(self, messages: list[BaseMessage], stop: list[str] | None = None, **kwargs: Any) -> Answer:
             call = self._begun(messages, stop, **kwargs)
             usage = None
             while (response := await call.read()) is not None:
                 message, _, usage = self._converted(response, usage)
-                yield message
+                yield message, response[2]
 
         async def _astream(
             self,
@@ -137,7 +147,7 @@ with warnings.catch_warnings():
 
             That is a message, what else is known of it, and the usage so far.
             """
-            raw, found = response
+            raw, found, _ = response
             if found is None:
                 whole = GenerateContentResponse.wrap(raw)
                 chunk, total = self._gemini_chunk_to_generation_chunk(whole, before)
@@ -176,9 +186,10 @@ with warnings.catch_warnings():
     class Slow(ChatVertexAI):
         """ChatVertexAI as it is, for where the shortcuts don't fit."""
 
-        def answer(self, messages: list[BaseMessage], *, call: Call, **options: Any) -> AsyncIterator[BaseMessageChunk]:
+        def answer(self, messages: list[BaseMessage], *, call: Call, **options: Any) -> Answer:
             """As `Chat` has it."""
-            return self.model_copy(update={"async_client": _Client(call)}).astream(messages, **options)
+            order = _Order(call)
+            return order.paired(self.model_copy(update={"async_client": _Client(order)}).astream(messages, **options))
 
 
 Kind = TypeVar("Kind", bound=ChatVertexAI)
@@ -195,6 +206,29 @@ def new(kind: type[Kind], name: str, project: str, location: str) -> Kind:
         cache=False,
         output_version="v0",  # content as text; else LC_OUTPUT_VERSION could make lists of it
     )
+
+
+class _Order:
+    """A `Call` that the library reads by itself: keeps what responses bring along until their messages come."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._kept: deque[Beyond] = deque()
+        self.begin = call.begin
+
+    async def read(self) -> Response | None:
+        """As `Call` has it."""
+        response = await self._call.read()
+        if response is not None:
+            self._kept.append(response[2])
+        return response
+
+    async def paired(self, chunks: AsyncIterator[BaseMessageChunk]) -> Answer:
+        """The library makes one chunk of each response, in their order, and ends by an empty one of its own."""
+        made = cast("AsyncGenerator[BaseMessageChunk, None]", chunks)  # LangChain declares less than it returns
+        async with aclosing(made):
+            async for chunk in made:
+                yield chunk, self._kept.popleft() if self._kept else ()
 
 
 class _Client:
@@ -271,7 +305,7 @@ def _differences() -> Iterator[str]:
     before = None
     for raw in raws:
         chunk, total = slow._gemini_chunk_to_generation_chunk(GenerateContentResponse.wrap(raw), before)
-        message, info, ours = fast._converted((raw, plain(raw)), before)
+        message, info, ours = fast._converted((raw, plain(raw), None), before)
         if (message, info, ours) != (chunk.message, chunk.generation_info, total) or not _alike(message, chunk.message):
             yield "a chunk"
         before = total
@@ -305,14 +339,14 @@ class _Sampled:
 
     async def read(self) -> Response | None:
         raw = next(self._raws, None)
-        return None if raw is None else (raw, plain(raw))
+        return None if raw is None else (raw, plain(raw), None)
 
 
 async def _read(way: Callable[..., AsyncIterator[Any]], raws: Sequence[Any]) -> list[tuple[Any, Any]]:
     """What this way of reading an answer gives, as far as it is used."""
     with tracing_context(enabled=False):
         answer = way([HumanMessage("x")], call=_Sampled(raws), timeout=1.5)
-        return [(chunk.content, chunk.usage_metadata) async for chunk in answer]
+        return [(chunk.content, chunk.usage_metadata) async for chunk, _ in answer]
 
 
 def _copy(message: BaseMessageChunk, **changed: Any) -> BaseMessageChunk:

@@ -1,5 +1,6 @@
 """The shortcut for plain chunks gives what the library gives, for every kind of chunk."""
 
+from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage
 from langchain_google_vertexai import ChatVertexAI
 
+from service.generation.events import Text
 from service.providers.gemini.chat_vertex import new_chat
-from service.providers.gemini.shortcuts import Chat, new, plain
+from service.providers.gemini.shortcuts import Chat, Slow, new, plain
 
 CHAT = new(Chat, "gemini-2.5-flash", "project", "us-central1")
 
@@ -76,7 +78,7 @@ chunks = st.builds(
 def came(chunk: Any) -> Any:
     """As it comes from upstream."""
     raw = GenerateContentResponse.pb(chunk)
-    return raw, plain(raw)
+    return raw, plain(raw), None
 
 
 @given(chunk=chunks, before=chunks)
@@ -128,6 +130,9 @@ def test_no_chunk_shares_what_another_could_change() -> None:
     assert first[0].response_metadata is not second[0].response_metadata
 
 
+ASTREAM = ChatVertexAI._astream
+
+
 class Upstream:
     """A call that says this."""
 
@@ -141,7 +146,12 @@ class Upstream:
         assert seconds == 1.5
 
     async def read(self) -> Any:
-        return came(self._chunks.pop(0)) if self._chunks else None
+        """Each brings along the event that its text names; "-": none."""
+        if not self._chunks:
+            return None
+        chunk = self._chunks.pop(0)
+        text = chunk.candidates[0].content.parts[0].text
+        return *came(chunk)[:2], None if text == "-" else (Text(f"beyond {text}"),)
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -150,11 +160,28 @@ async def test_an_answer_is_what_astream_gives_whether_or_not_somebody_traces(
 ) -> None:
     monkeypatch.setattr("service.providers.gemini.shortcuts.tracing_is_enabled", lambda: traced)
     chat = new_chat("gemini-2.5-flash", "project", "us-central1")
-    told: list[Any] = [
-        [chunk async for chunk in way([HumanMessage("x")], call=Upstream("a", "", "b"), timeout=1.5)]
-        for way in (chat.answer, chat.astream)
-    ]
-    contents = [[chunk.content for chunk in chunks] for chunks in told]
-    assert contents[1] == ["a", "", "b", ""]  # the last is of `astream`'s own making
-    assert contents[0] == contents[1] if traced else contents[1][:-1]
-    assert [chunk.usage_metadata for chunk in told[0][:3]] == [chunk.usage_metadata for chunk in told[1][:3]]
+    texts = ("a", "", "-", "b")
+    theirs = [chunk async for chunk in chat.astream([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
+    ours = [pair async for pair in chat.answer([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
+    assert [chunk.content for chunk in theirs] == [*texts, ""]  # the last is of `astream`'s own making
+    assert [chunk.content for chunk, _ in ours] == [*texts, ""][: 5 if traced else 4]
+    assert [chunk.usage_metadata for chunk, _ in ours[:4]] == [chunk.usage_metadata for chunk in theirs[:4]]
+    assert [beyond for _, beyond in ours] == [*BEYOND, ()][: 5 if traced else 4]
+
+
+BEYOND = [(Text("beyond a"),), (Text("beyond "),), None, (Text("beyond b"),)]
+
+
+async def reads_ahead(self: Any, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+    for chunk in [chunk async for chunk in ASTREAM(self, *args, **kwargs)]:
+        yield chunk
+
+
+async def test_what_a_response_brings_along_comes_with_its_own_message_however_the_library_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ChatVertexAI, "_astream", reads_ahead)
+    chat = new(Slow, "gemini-2.5-flash", "project", "us-central1")
+    pairs = [pair async for pair in chat.answer([HumanMessage("x")], call=Upstream("a", "", "-", "b"), timeout=1.5)]
+    assert [beyond for _, beyond in pairs] == [*BEYOND, ()]
+    assert [chunk.content for chunk, _ in pairs] == ["a", "", "-", "b", ""]

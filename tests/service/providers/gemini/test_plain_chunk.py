@@ -161,8 +161,8 @@ async def test_an_answer_is_what_astream_gives_whether_or_not_somebody_traces(
     monkeypatch.setattr("service.providers.gemini.shortcuts.tracing_is_enabled", lambda: traced)
     chat = new_chat("gemini-2.5-flash", "project", "us-central1")
     texts = ("a", "", "-", "b")
-    theirs = [chunk async for chunk in chat.astream([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
-    ours = [pair async for pair in chat.answer([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
+    theirs: list[Any] = [chunk async for chunk in chat.astream([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
+    ours: list[Any] = [pair async for pair in chat.answer([HumanMessage("x")], call=Upstream(*texts), timeout=1.5)]
     assert [chunk.content for chunk in theirs] == [*texts, ""]  # the last is of `astream`'s own making
     assert [chunk.content for chunk, _ in ours] == [*texts, ""][: 5 if traced else 4]
     assert [chunk.usage_metadata for chunk, _ in ours[:4]] == [chunk.usage_metadata for chunk in theirs[:4]]

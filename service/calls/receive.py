@@ -23,6 +23,8 @@ RECEIVE_SECONDS = 10.0
 # What a request may take while others wait. A small one has arrived as a whole by the time it is read.
 _SHARE_SECONDS = 0.1
 
+_LATE_SECONDS = 0.005
+
 # A call whose request nobody reads yet: a window (64 KB for callers who ignore our settings), and the call itself.
 _UNREAD_BYTES = 128 * 1024
 
@@ -205,11 +207,19 @@ class Receiver:
             oldest = next(read for read in self._reads if not read.ended and counts[read.connection] == most)
             left = oldest.begin + share - oldest.loop.time()
             if left > 0:
-                self._timer = oldest.loop.call_later(left, self._look)
+                self._timer = oldest.loop.call_later(left, self._share_is_over, oldest.begin + share)
                 return
             oldest.end(_busy())
             counts -= Counter((oldest.connection,))
             going += 1
+
+    def _share_is_over(self, due: float) -> None:
+        """`due` on the loop's clock. While the loop was late, requests may have arrived that nobody has looked at."""
+        late = asyncio.get_running_loop().time() - due
+        if late > _LATE_SECONDS:
+            for read in self._reads:
+                read.begin += late + _LATE_SECONDS
+        self._look()
 
     def _too_late(self, read: "_Read") -> None:
         # Who had to wait for others most of the time has not stalled.

@@ -1,6 +1,7 @@
 """Requests that arrive slowly, many at once: who is read, who waits, who has to go."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -158,6 +159,19 @@ def test_each_has_its_share_of_time() -> None:
             assert second.reading
 
     run(main())
+
+
+def test_a_request_that_arrives_while_the_loop_is_blocked_is_not_late() -> None:
+    async def main() -> None:
+        async with uploads(1, 1) as come:
+            first, second = await come("a"), await come("b")
+            time.sleep(0.3)  # noqa: ASYNC251 - that is the point
+            asyncio.get_running_loop().call_soon(first.arrival.set_result, b"data")
+            await turns()
+            assert (first.data, first.failure) == (b"data", None)
+            assert second.reading
+
+    asyncio.run(main())
 
 
 def test_the_connection_with_most_uploads_has_to_go_first() -> None:

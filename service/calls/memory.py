@@ -7,11 +7,12 @@ or after some hundred streams.
 import asyncio
 import ctypes
 from contextlib import suppress
+from weakref import WeakKeyDictionary
 
 _PAUSE_SECONDS = 0.5
 _LOOKS = 120
 
-_waiting: dict[asyncio.AbstractEventLoop, bool] = {}
+_waiting: WeakKeyDictionary[asyncio.AbstractEventLoop, bool] = WeakKeyDictionary()
 """Event loops (outside of tests there is one) that wait for a pause; True if a call has ended meanwhile."""
 
 _M_ARENA_MAX = -8  # malloc.h

@@ -5,6 +5,7 @@ and two seconds more for each. With TOKENWIRE_STRICT=1 (`make soak`) a figure be
 measured it, and only such figures get on the page. `python -m tests.faults.recorder` forgets the others.
 """
 
+import fcntl
 import json
 import os
 import statistics
@@ -37,9 +38,13 @@ def record(key: str, *new: float) -> None:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "strict": STRICT,
     }
-    known = json.loads(FILE.read_text()) if FILE.exists() else {}
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps({**known, key: figures}, indent=1, sort_keys=True) + "\n")
+    with FILE.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # `make test` runs tests in two processes
+        file.seek(0)
+        known = json.loads(file.read() or "{}")
+        file.truncate(0)
+        file.write(json.dumps({**known, key: figures}, indent=1, sort_keys=True) + "\n")
     hold(row, new, strict=STRICT)
 
 

@@ -5,11 +5,11 @@ tests/hostile, but for many calls at once.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import grpc
 from google.rpc.status_pb2 import Status
@@ -80,19 +80,38 @@ class Stream:
         return None if packed is None else Status.FromString(packed.removeprefix(b"\0"))
 
 
-class Connection(asyncio.Protocol):
-    """A connection on which every stream begins with the same window."""
+class Connection:
+    """A connection on which every stream begins with the same window.
 
-    def __init__(self, window: int) -> None:
-        self._window = window
+    On a socket by hand: asyncio's transport forgets what has come and was not read yet as soon as it can't write any
+    more, and a server may close the connection behind its last status.
+    """
+
+    def __init__(self, connected: socket.socket, window: int) -> None:
+        self._socket = connected
         self._unread = b""
-        self._transport: Any = None
         self.streams: dict[int, Stream] = {}
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(connected, self._read)
+        first = settings((HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, window), (_TRUE_BINARY, 1))
+        self._write(PREFACE + first + _more(0, OPEN))
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        first = settings((HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, self._window), (_TRUE_BINARY, 1))
-        self._transport.write(PREFACE + first + _more(0, OPEN))
+    def _write(self, data: bytes) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # what has come can still be read
+            sent = self._socket.send(data)
+            assert sent == len(data), "all that is written here is small"
+
+    def _read(self) -> None:
+        try:
+            data = self._socket.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._received(data)
+        else:
+            self.close()
 
     def call(self, message: bytes, *, path: str = GENERATE, seconds: float | None = None) -> Stream:
         """Begin a call, with a deadline if it has one."""
@@ -109,27 +128,28 @@ class Connection(asyncio.Protocol):
             *deadline,
         )
         head = frame(HEADERS, END_HEADERS, stream.number, fields)
-        self._transport.write(head + frame(DATA, END_STREAM, stream.number, grpc_message(message)))
+        self._write(head + frame(DATA, END_STREAM, stream.number, grpc_message(message)))
         return stream
 
     def open(self, stream: Stream) -> None:
         """From now on, read all that comes."""
         if not stream.over.is_set():
-            self._transport.write(_more(stream.number, OPEN))
+            self._write(_more(stream.number, OPEN))
 
     def cancel(self, stream: Stream) -> None:
         if not stream.over.is_set():
-            self._transport.write(frame(RST_STREAM, 0, stream.number, (8).to_bytes(4, "big")))
+            self._write(frame(RST_STREAM, 0, stream.number, (8).to_bytes(4, "big")))
             self._end(stream)
 
     def close(self) -> None:
-        self._transport.close()
-
-    def connection_lost(self, _: Exception | None) -> None:
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
         for stream in self.streams.values():
             self._end(stream)
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         self._unread += data
         while len(self._unread) >= 9:
             size = int.from_bytes(self._unread[:3], "big")
@@ -141,7 +161,7 @@ class Connection(asyncio.Protocol):
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind in (SETTINGS, PING) and not flags & ACK:
-            self._transport.write(frame(kind, ACK, 0, payload if kind == PING else b""))
+            self._write(frame(kind, ACK, 0, payload if kind == PING else b""))
         stream = self.streams.get(number)
         if stream is None or kind not in (DATA, HEADERS, RST_STREAM):
             return
@@ -166,7 +186,10 @@ class Connection(asyncio.Protocol):
 async def connected(address: str, *, window: int) -> AsyncIterator[Connection]:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
-    _, connection = await loop.create_connection(lambda: Connection(window), host, int(port))
+    connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    connecting.setblocking(False)
+    await loop.sock_connect(connecting, (host.strip("[]"), int(port)))
+    connection = Connection(connecting, window)
     try:
         yield connection
     finally:

@@ -63,6 +63,7 @@ def asked(emulator: Emulator, number: int = -1) -> google.GenerateContentRequest
 
 def test_every_recipe_is_tested() -> None:
     assert set(RECIPES) == {
+        "A conversation",
         "Ask about an image",
         "JSON by a schema",
         "A round of tool use",
@@ -70,6 +71,19 @@ def test_every_recipe_is_tested() -> None:
         "An answer that isn't whole",
         "FastAPI",
     }
+
+
+async def test_a_conversation(emulator: Emulator, serve_vertex: Serve, tmp_path: Path) -> None:
+    emulator.script.play(answer("You are", " Ada.", usage=usage(20, 4)))
+    assert await cooked("A conversation", serve_vertex, tmp_path) == "You are Ada.\n4 tokens\n"
+    request = asked(emulator)
+    assert [(turn.role, turn.parts[0].text) for turn in request.contents] == [
+        ("user", "My name is Ada."),
+        ("model", "Hello Ada!"),
+        ("user", "What is my name?"),
+    ]
+    assert request.system_instruction.parts[0].text == "Answer in one short sentence."
+    assert request.generation_config.max_output_tokens == 40
 
 
 async def test_ask_about_an_image(emulator: Emulator, serve_vertex: Serve, tmp_path: Path) -> None:

@@ -80,9 +80,19 @@ _WITH_PROCESSES = (
 )
 
 
+def _has_processes(path: Path) -> bool:
+    return str(path.relative_to(Path(__file__).parent)).startswith(_WITH_PROCESSES)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Don't even import what `make quick` leaves out."""
+    left_out = "not process" in config.option.markexpr and collection_path.is_file() and _has_processes(collection_path)
+    return True if left_out else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if str(item.path.relative_to(Path(__file__).parent)).startswith(_WITH_PROCESSES):
+        if _has_processes(item.path):
             item.add_marker("process")
 
 

@@ -42,6 +42,7 @@ _NEWCOMERS_PART = 0.25
 # the loop has time for others between them.
 _REFUSAL_SECONDS = 0.2
 _BETWEEN_REFUSALS_SECONDS = 0.0005
+_LATEST_REFUSAL_SECONDS = 3.0
 
 # Of a request that is worth giving memory back for.
 _LARGE_BYTES = 256 * 1024
@@ -125,7 +126,8 @@ class Receiver:
         """Wait until `read` may begin. Raises ServerBusy if too many wait already."""
         if self._waiting >= self._most_waiting and not self._crowd_out(read):
             now = read.loop.time()
-            self._refusal = max(self._refusal + _BETWEEN_REFUSALS_SECONDS, now + _REFUSAL_SECONDS)
+            one_by_one = max(self._refusal + _BETWEEN_REFUSALS_SECONDS, now + _REFUSAL_SECONDS)
+            self._refusal = min(one_by_one, now + _LATEST_REFUSAL_SECONDS)
             await asyncio.sleep(self._refusal - now)
             raise _busy()
         read.turn = read.loop.create_future()
@@ -214,11 +216,16 @@ class Receiver:
             going += 1
 
     def _share_is_over(self, due: float) -> None:
-        """`due` on the loop's clock. While the loop was late, requests may have arrived that nobody has looked at."""
+        """`due` on the loop's clock. While the loop was late, requests may have arrived that nobody has looked at.
+
+        Each read has that excuse once: on a loop that is always late, stalled ones have to end, too.
+        """
         late = asyncio.get_running_loop().time() - due
         if late > _LATE_SECONDS:
             for read in self._reads:
-                read.begin += late + _LATE_SECONDS
+                if not read.excused:
+                    read.excused = True
+                    read.begin += late + _LATE_SECONDS
         self._look()
 
     def _too_late(self, read: "_Read") -> None:
@@ -233,7 +240,7 @@ class Receiver:
 class _Read:
     """One request on its way."""
 
-    __slots__ = ("_connection", "_context", "begin", "ended", "failure", "loop", "task", "turn")
+    __slots__ = ("_connection", "_context", "begin", "ended", "excused", "failure", "loop", "task", "turn")
 
     def __init__(self, context: Context) -> None:
         task = asyncio.current_task()
@@ -244,6 +251,7 @@ class _Read:
         self.turn: asyncio.Future[None]
         self.failure: CallError | None = None
         self.ended = False
+        self.excused = False
         self._context = context
         self._connection: str | None = None
 

@@ -174,6 +174,33 @@ def test_a_request_that_arrives_while_the_loop_is_blocked_is_not_late() -> None:
     asyncio.run(main())
 
 
+def test_a_stalled_upload_ends_also_on_a_loop_that_is_always_late() -> None:
+    async def main() -> None:
+        async with uploads(1, 1) as come:
+            first, _ = await come("a"), await come("b")
+            for _ in range(3):
+                time.sleep(0.12)  # noqa: ASYNC251 - that is the point
+                await asyncio.sleep(0.001)
+            assert isinstance(first.failure, ServerBusy)
+
+    asyncio.run(main())
+
+
+def test_refusals_come_one_by_one_and_none_waits_for_longer_than_three_seconds() -> None:
+    async def main() -> None:
+        async with uploads(1, 1) as come:
+            await come()
+            await come()
+            refused = [await come() for _ in range(8000)]
+            await asyncio.sleep(0.21)
+            gone = sum(one.failure is not None for one in refused)
+            assert 0 < gone < 100
+            await asyncio.sleep(2.9)
+            assert all(isinstance(one.failure, ServerBusy) for one in refused)
+
+    run(main())
+
+
 def test_the_connection_with_most_uploads_has_to_go_first() -> None:
     async def main() -> None:
         async with uploads(3, 3) as come:

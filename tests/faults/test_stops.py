@@ -17,9 +17,10 @@ import pytest
 
 from service.runtime import workers
 from service.runtime.stop import SIGNALS
-from tests.faults.forkserver import ForkedServer, ForkServer, Refused
+from tests.faults.forkserver import ForkedServer, ForkServer
 from tests.faults.processes import ending, eventually, outcome, pieces
 from tests.faults.recorder import record
+from tests.faults.skipping import skipped_where_refused
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence, wait_for
 
@@ -79,12 +80,9 @@ WAYS: dict[str, tuple[Stop, dict[str, Any]]] = {
 async def born(forkserver: ForkServer, upstream: Emulator, *flags: str, **around: Any) -> AsyncIterator[ForkedServer]:
     """A server on the local Vertex, with two workers unless `flags` say another number."""
     flags = ("--port", "0", "--emulator", upstream.address, "--workers", "2", *flags)
-    try:
+    with skipped_where_refused("namespaces and other users"):
         async with forkserver.started(*flags, **around) as server:
             yield server
-    except Refused as refused:
-        # A sandbox may forbid namespaces and other users: then this way to run a server cannot be had at all.
-        pytest.skip(f"the kernel refuses it: {refused}")
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ import pytest
 from service.runtime import workers
 from tests.faults.forkserver import ForkedServer, ForkServer, Refused
 from tests.faults.processes import ending, eventually, fate, outcome, pieces
+from tests.faults.skipping import skipped_where_refused
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, silence, wait_for
 
@@ -27,12 +28,9 @@ USERS = itertools.count(100_000 + os.getpid() * 100)  # nobody else's, so that l
 
 @asynccontextmanager
 async def born(forkserver: ForkServer, upstream: str, *flags: str, **around: Any) -> AsyncIterator[ForkedServer]:
-    try:
+    with skipped_where_refused("namespaces, limits and other users"):
         async with forkserver.started("--port", "0", "--emulator", upstream, *flags, **around) as server:
             yield server
-    except Refused as refused:
-        # A sandbox may forbid namespaces and other users: then this way to run a server cannot be had at all.
-        pytest.skip(f"the kernel refuses it: {refused}")
 
 
 async def serves(server: ForkedServer) -> None:
@@ -111,11 +109,8 @@ async def test_the_wall_clock_jumps(
         for call in (whole, limited, idle):
             await pieces(call, 1)
         begin = time.monotonic()
-        try:
+        with skipped_where_refused("a library that shifts the clock, which is compiled here"):
             clock(days * DAY_SECONDS)
-        except Refused as refused:
-            # The clock is shifted by a library that is compiled here: no compiler, no shifted clock.
-            pytest.skip(str(refused))
         # Calls from before and from after; the callers' own clock hasn't jumped, so the status is the server's.
         late = other.start("silent", timeout=2)
         endings = await asyncio.gather(*(fate(call) for call in (limited, idle, late)))

@@ -58,6 +58,12 @@ hypothesis.settings.load_profile("tokenwire")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Tests fork this process while gRPC's threads run in it. In gRPC's fork handlers one child of fifteen then dies of a
+# segmentation fault. gRPC asks this once; the servers that tests start must find the environment that users have.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+    grpc.insecure_channel("localhost:1").close()
+
 # Tests that start processes, by what their paths begin with; `make quick` leaves them out.
 _WITH_PROCESSES = (
     "bench/",

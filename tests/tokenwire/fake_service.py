@@ -78,8 +78,9 @@ Step = Said | threading.Event | Refusal | pb.GenerateResponse
 
 
 def messages(*steps: Step) -> Iterator[pb.GenerateResponse | threading.Event | Refusal]:
-    """What the steps are on the wire: `started` first, numbered."""
-    yield pb.GenerateResponse(sequence=0, started=pb.Started(generation_id="g-1", model="fake-1"))
+    """What the steps are on the wire, numbered: `started` first, unless the call is refused."""
+    if not (steps and isinstance(steps[0], Refusal)):
+        yield pb.GenerateResponse(sequence=0, started=pb.Started(generation_id="g-1", model="fake-1"))
     sequence = 1
     for step in steps:
         match step:
@@ -179,13 +180,11 @@ class FakeService(GenerationServiceServicer):
         with self._lock:
             self.running += 1
             script = self.scripts.pop(0) if self.scripts else ("Hello", " there.", completed())
-        context.add_callback(ended)
+        if not context.add_callback(ended):
+            ended()  # its caller had gone before a thread was free
         self.requests.append(request)
         self.deadlines.append(context.time_remaining())
         self.arrived.set()
-        if script and isinstance(script[0], Refusal):
-            finished.set()
-            context.abort_with_status(script[0].status())
         for message in messages(*script):
             match message:
                 case threading.Event():

@@ -44,6 +44,9 @@ _REFUSAL_SECONDS = 0.2
 _BETWEEN_REFUSALS_SECONDS = 0.0005
 _LATEST_REFUSAL_SECONDS = 3.0
 
+# What becomes of a request of this size takes the loop a millisecond or more, and of the largest tens of them.
+_TURN_BYTES = 64 * 1024
+
 # Of a request that is worth giving memory back for.
 _LARGE_BYTES = 256 * 1024
 
@@ -74,6 +77,8 @@ class Receiver:
         self._refusal = -math.inf
         """When the last one is refused, on the loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
+        self._large = asyncio.Lock()
+        """Held by the large request that has arrived and goes on next."""
 
     async def receive(self, context: Context) -> bytes:
         """The one message of the request.
@@ -104,6 +109,8 @@ class Receiver:
             else:
                 self._reads[read] = None
             data = await context.read()
+            if data is not grpc.aio.EOF and len(data) > _TURN_BYTES:
+                await self._one_by_one(read)
         except asyncio.CancelledError:
             failure, read.failure = read.failure, None  # kept in no cycle with its own traceback
             if failure is None or read.task.uncancel():
@@ -121,6 +128,12 @@ class Receiver:
             if data is None or data is grpc.aio.EOF or len(data) > _LARGE_BYTES:
                 read.task.add_done_callback(memory.give_back)
         return None if data is grpc.aio.EOF else bytes(data)
+
+    async def _one_by_one(self, read: "_Read") -> None:
+        """Have others run between two large requests that have arrived in one moment; meanwhile it counts as a read."""
+        read.ended = True  # nothing is too late for it any more
+        async with self._large:
+            await asyncio.sleep(0)
 
     async def _turn(self, read: "_Read") -> None:
         """Wait until `read` may begin. Raises ServerBusy if too many wait already."""

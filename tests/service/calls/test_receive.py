@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import grpc
@@ -19,12 +20,14 @@ from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run
 
 MB = 1024 * 1024
+LARGE = bytes(receive._TURN_BYTES + 1)
 
 
 class Upload:
     """A call whose request arrives when the test says so; it stands for gRPC's context."""
 
     def __init__(self, receiver: Receiver, connection: str = "a") -> None:
+        self.receiver = receiver
         self.connection = connection
         self.reading = False
         self.arrival: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -302,6 +305,41 @@ def test_one_that_never_had_its_turn_is_told_to_come_again() -> None:
     run(main())
 
 
+def test_large_requests_that_arrive_in_one_moment_go_on_one_by_one_and_small_ones_at_once() -> None:
+    async def main() -> None:
+        async with uploads(16, 9) as come:
+            large = [await come("abc"[number % 3]) for number in range(8)]
+            small = await come("a")
+            for one in (*large, small):
+                one.arrival.set_result(b"data" if one is small else LARGE)
+            seen = [0]
+            while seen[-1] < len(large):
+                await asyncio.sleep(0)
+                seen.append(sum(one.data is not None for one in large))
+                assert small.data is not None or len(seen) < 4
+            assert max(after - before for before, after in pairwise(seen)) == 1
+
+    run(main())
+
+
+def test_a_request_that_has_arrived_and_waits_for_others_is_too_late_for_nothing_and_keeps_its_place() -> None:
+    async def main() -> None:
+        async with uploads(1, 2) as come:
+            first, second = await come("a"), await come("b")
+            (read,) = first.receiver._reads
+            async with first.receiver._large:
+                first.arrival.set_result(LARGE)
+                await asyncio.sleep(receive.RECEIVE_SECONDS - 0.01)
+                assert first.failure is None
+                assert list(first.receiver._reads) == [read]
+                assert not second.reading
+            await turns()
+            assert first.data == LARGE
+            assert second.reading
+
+    run(main())
+
+
 def test_a_call_without_a_request_frees_its_place() -> None:
     async def main() -> None:
         async with uploads(1, 1) as come:
@@ -333,7 +371,7 @@ async def step(one: Receiver, calls: list[Upload], what: str, number: int) -> No
         elif what == "end":
             call.sent.set()
         elif call.reading and not call.arrival.done():
-            call.arrival.set_result(b"data")
+            call.arrival.set_result(b"data" if number % 2 else LARGE)
 
 
 @given(st.integers(1, 3), st.integers(1, 4), STEPS)

@@ -14,7 +14,6 @@ from typing import Any, Self, cast
 
 import grpc
 import openai
-from langchain_core.messages import AIMessageChunk
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 from openai.types.chat import ChatCompletionChunk
@@ -96,18 +95,18 @@ class OpenAIProvider:
     ) -> AsyncGenerator[Event, None]:
         seconds = deadline - asyncio.get_running_loop().time()
         answer = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
-        chunks = cast("AsyncGenerator[AIMessageChunk, None]", answer)  # LangChain declares less than it returns
+        chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
         started = False
         try:
             async with aclosing(chunks):
-                async for chunk in chunks:
+                async for _ in chunks:
                     if not started:
                         started = True
                         yield Started(prompt.model)
-                    for event in call.events(chunk):
+                    for event in call.events():
                         yield event
-            for tool_call in call.tool_calls():
-                yield tool_call
+            for event in (*call.events(), *call.tool_calls()):
+                yield event
             yield call.finished()
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             if call.makes_sense():
@@ -132,8 +131,8 @@ class _Call:
         self._refused = False
         self._usage: Any = None
         self._model_version = ""
-        self._raw: Any = None
-        """The chunk that LangChain is being given."""
+        self._said: list[Any] = []
+        """The chunks that nobody has asked about yet."""
         self._latest: Any = None
         self._calls: dict[int, dict[str, str]] = {}
         """Those of tools, by their place: id, name and what has come of their arguments."""
@@ -178,7 +177,8 @@ class _Call:
 
     def _look_at(self, raw: Any) -> None:
         self._chunks += 1
-        self._raw = self._latest = raw
+        self._said.append(raw)
+        self._latest = raw
         self._usage = raw.usage or self._usage
         self._model_version = raw.model or self._model_version
         for choice in raw.choices or ():
@@ -201,11 +201,11 @@ class _Call:
             return False
         return True
 
-    def events(self, chunk: AIMessageChunk) -> Iterator[Event]:
-        """What this chunk says; calls of tools come in pieces, and whole from `tool_calls`."""
-        yield from answers.pieces(str(chunk.content))
-        raw, self._raw = self._raw, None
-        for choice in (raw.choices or ()) if raw is not None else ():
+    def events(self) -> Iterator[Event]:
+        """What upstream has said since the last time; calls of tools come in pieces, and whole from `tool_calls`."""
+        said, self._said = self._said, []
+        for choice in (choice for raw in said for choice in raw.choices or ()):
+            yield from answers.pieces(choice.delta.content or "")
             if refusal := choice.delta.refusal:  # the answer's text where the model won't answer; LangChain drops it
                 self._refused = True
                 yield from answers.pieces(refusal)

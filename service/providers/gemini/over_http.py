@@ -131,6 +131,8 @@ class GenAIProvider:
                     yield Started(prompt.model)
                 for event in call.events():
                     yield event
+        for event in call.events():
+            yield event
         yield call.ending.finished()
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:

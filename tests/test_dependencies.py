@@ -27,6 +27,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "vertex_emulator": [set()],
     "vertex_emulator.http": [{"local"}],
     "vertex_emulator.answerers.smollm2": [{"local"}],
+    "vertex_emulator.answerers.weights": [{"local"}],
     "bench": [{"server", "dev"}],
     "tests": [{"server", "genai", "openai", "ui", "local", "dev"}],
 }
@@ -67,6 +68,12 @@ def imported(source: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:  # else it is our own
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.List | ast.Tuple):  # a command: [sys.executable, "-m", "MODULE", ...]
+            match node.elts:
+                case [ast.Attribute(attr="executable"), ast.Constant("-m"), ast.Constant(str(name)), *_]:
+                    yield name
+                case _:
+                    pass
 
 
 def outside(source: str) -> set[str]:
@@ -121,6 +128,7 @@ def test_what_is_imported_is_declared(package: str) -> None:
         ("service.x", "from google.genai import types\n", {"google-genai"}),
         ("service.x", "def f():\n    import pydantic\n", {"pydantic"}),
         ("service.providers.http_failures", "import openai\n", {"openai"}),
+        ("vertex_emulator.x", "run([sys.executable, '-m', 'pip', 'download'])\n", {"pip"}),
         ("gateway_ui.x", "from PIL import Image\n", set()),
     ],
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 import signal
 import socket
 import subprocess
@@ -72,7 +73,10 @@ def _demo(question: str, *, once: bool) -> int:
 
     weights = program("vertex_emulator.answerers.weights")
 
-    weights.fetch(say=print)
+    try:
+        weights.fetch(say=print)
+    except weights.WeightsError as error:
+        raise DemoError(str(error)) from error
     begin = time.monotonic()
     vertex_port, port, page_port = _port(8087), _port(50051), _port(8501)
     with TemporaryDirectory(prefix="tokenwire-demo-") as logs, _Children(Path(logs)) as children:
@@ -102,7 +106,7 @@ def _demo(question: str, *, once: bool) -> int:
 
 Try, in another terminal:
   grpcurl -plaintext -d '{body}' localhost:{port} tokenwire.v1.GenerationService/Generate
-  .venv/bin/tokenwire ask "Why is the sky blue?" --address localhost:{port}
+  {_command()} ask "Why is the sky blue?" --address localhost:{port}
 
 Ctrl-C stops everything.""",
             flush=True,
@@ -204,6 +208,11 @@ def _port(preferred: int) -> int:
     raise DemoError("there is no free port on 127.0.0.1")
 
 
+def _command() -> str:
+    """What to type for `tokenwire` where this was started: it may not be on the PATH."""
+    return f"{sys.executable} -m tokenwire.cli" if Path(sys.argv[0]).name == "__main__.py" else shlex.quote(sys.argv[0])
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -212,7 +221,11 @@ def _listens(port: int) -> bool:
 def _serving(port: int) -> bool:
     """Ask the service itself whether it is ready."""
     import grpc  # noqa: PLC0415 - --help answers without it
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - --help answers without it
+
+    try:
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - --help answers without it
+    except ModuleNotFoundError:
+        return False  # nor will the service start; its last words say which extra it needs
 
     # A proxy of the environment is for the world outside.
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:

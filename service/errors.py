@@ -251,7 +251,7 @@ class UpstreamDeadline(UpstreamError):
 
 
 class UpstreamFault(UpstreamError):
-    """It failed in a way that is nobody's fault but its own, or said something we can't relay."""
+    """An internal error of upstream, or an answer that we can't relay."""
 
     code = grpc.StatusCode.INTERNAL
     reason = "UPSTREAM_FAULT"

@@ -1,4 +1,4 @@
-"""Settings: one frozen object, read once from flags and the environment. Nothing else reads either.
+"""Settings: one frozen object, made once of flags and the environment, which `app.py` hands in.
 
 Each field of `Settings` is at once a flag (`--port`), a variable (`TOKENWIRE_PORT`), a line of `--help` and a row of
 the table in docs/settings.md. A flag wins over its variable; an empty variable counts as unset.

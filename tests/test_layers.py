@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import re
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -74,16 +76,7 @@ ONLY = {
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 
-# These need `os` to fork, for pipes and for signals, or are where the environment is read.
-MAY_USE_OS = {
-    "service.__main__",
-    "service.admission.slots",
-    "service.app",
-    "service.runtime.handover",
-    "service.runtime.stop",
-    "service.runtime.workers",
-    "service.settings",
-}
+READ_THE_ENVIRONMENT = {"service.__main__", "service.app"}
 
 
 def imports(source: str, module: str) -> Iterator[str]:
@@ -157,10 +150,19 @@ def test_only_one_place_knows_each_outside_library() -> None:
 
 
 def test_only_the_composition_roots_read_the_environment() -> None:
-    users = {
-        module for module, source in SOURCES.items() if within(module, {"service"}) and "os" in imports(source, module)
+    readers = {
+        module
+        for module, source in SOURCES.items()
+        if within(module, {"service"}) and re.search(r"\bos\.(environ|getenv)\b|from os import", source)
     }
-    assert users <= MAY_USE_OS
+    assert readers == READ_THE_ENVIRONMENT
+
+
+def test_the_vocabulary_knows_no_library() -> None:
+    for module, source in SOURCES.items():
+        if within(module, {"service.generation"}):
+            outside = {name for name in imports(source, module) if name.split(".")[0] not in sys.stdlib_module_names}
+            assert {name for name in outside if not within(name, {"service.generation"})} == set(), module
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tokenwire.cli.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = {path.name: path for path in [ROOT / "README.md", ROOT / "README.ja.md", *sorted((ROOT / "docs").glob("*.md"))]}
+PAGES = {path.name: path for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]}
 SETTINGS, ERRORS, ARCHITECTURE = (PAGES[name].read_text() for name in ("settings.md", "errors.md", "architecture.md"))
 
 
@@ -104,9 +104,18 @@ def test_every_make_target_and_command_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_into_the_tree_leads_somewhere(name: str) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name].read_text()):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[name].read_text()):
         if "://" not in link:
-            assert (PAGES[name].parent / link).exists(), link
+            path, _, heading = link.partition("#")
+            page = (PAGES[name].parent / path) if path else PAGES[name]
+            assert page.exists(), link
+            assert not heading or heading in headings(page), link
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in found}
 
 
 def at(address: str, example: str) -> str:

@@ -102,7 +102,8 @@ def _together(settings: Settings, count: int) -> int:
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
     gc.freeze()
-    return workers.Workers(work, orders, fatal=EXIT_SETTING).run(count, greeter)
+    with call_log.never_waiting(forks=True):
+        return workers.Workers(work, orders, fatal=EXIT_SETTING).run(count, greeter)
 
 
 def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:

@@ -1,15 +1,17 @@
 """The log: one line for each call, and never a prompt, an answer or a credential."""
 
 import logging
+import os
 import re
+import select
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from .call_record import CallRecord
 
@@ -32,32 +34,34 @@ def configure(level: str) -> None:
     sys.unraisablehook = _ignored
 
 
+_handlers: "list[logging.StreamHandler[Any]]" = []
+"""Those that `configure` has made."""
+
+
 def _handler(formatter: logging.Formatter) -> logging.Handler:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
+    _handlers.append(handler)
     return handler
 
 
 @contextmanager
-def never_waiting() -> Iterator[None]:
+def never_waiting(*, forks: bool = False) -> Iterator[None]:
     """Within, writing a line never waits for whatever reads standard error; a thread does.
 
     A pipe that nobody empties would stop the event loop, and every stream with it. To be entered behind the fork.
+    A process that `forks` has no thread: there, a line for which there is no room is lost, and counted.
     """
-    handlers = [
-        handler
-        for logger in (_logger, logging.getLogger())
-        for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
-    ]
-    lines = _Lines(sys.stderr)
-    for handler in handlers:
-        handler.setStream(lines)
+    if sys.stderr is None:  # closed by whoever started us
+        yield
+        return
+    lines = _IfThereIsRoom(sys.stderr.fileno()) if forks else _Lines(sys.stderr.fileno())
+    before = [(handler, handler.setStream(lines)) for handler in _handlers]
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.setStream(sys.stderr)
+        for handler, stream in before:
+            handler.setStream(stream)
         lines.close()
 
 
@@ -67,12 +71,15 @@ _LAST_LINES_SECONDS = 1.0
 # Waking the thread for each line would cost 8 % of a short request. It lets lines gather instead.
 _GATHERING_SECONDS = 0.05
 
+# Several processes write to one pipe. What is no longer than this gets there in one piece (POSIX).
+_PIECE_BYTES = getattr(select, "PIPE_BUF", 512)
+
 
 class _Lines:
     """A stream that takes what is written at once; a thread hands it on, twenty times a second at most."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         self._lost = 0
         # Not to be waited for at the end: nobody may ever take what it holds.
@@ -104,12 +111,62 @@ class _Lines:
             end = None in found
             if lost := self._lost:
                 self._lost -= lost
-                found.append(f"{lost} lines of the log are lost: nobody has read them for too long\n")
-            with suppress(OSError, ValueError):  # it is closed: nobody reads the log
-                self._stream.write("".join(filter(None, found)))
-                self._stream.flush()
+                found.append(_lost(lost))
+            with suppress(OSError):  # it is closed: nobody reads the log
+                for piece in _pieces(filter(None, found)):
+                    _write(self._fd, piece)
             if not end:
                 time.sleep(_GATHERING_SECONDS)
+
+
+class _IfThereIsRoom:
+    """A stream that hands on at once what finds room, and else counts it as lost."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._count = 0
+
+    def write(self, text: str) -> None:
+        """Never waits for a reader that has stopped reading."""
+        if select.select([], [self._fd], [], 0)[1]:
+            count, self._count = self._count, 0
+            with suppress(OSError):  # it is closed: nobody reads the log
+                for piece in _pieces([_lost(count), text] if count else [text]):
+                    _write(self._fd, piece)
+        else:
+            self._count += 1
+
+    def flush(self) -> None:
+        """Nothing to do."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def _lost(count: int) -> str:
+    return f"{count} lines of the log are lost: nobody has read them for too long\n"
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
+    """As many whole lines at a time as get into a pipe in one piece."""
+    piece = b""
+    for line in lines:
+        data = line.encode(errors="backslashreplace")
+        if piece and len(piece) + len(data) > _PIECE_BYTES:
+            yield piece
+            piece = b""
+        piece += data
+    if piece:
+        yield piece
+
+
+def _write(fd: int, data: bytes) -> None:
+    """All of it, past Python's buffer, whose lock would outlast the thread. Raises OSError."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:  # whoever shares it with us wants that
+            select.select([], [fd], [])
 
 
 class _Formatter(logging.Formatter):

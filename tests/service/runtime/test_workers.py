@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import select
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -40,7 +42,10 @@ async def channels() -> AsyncIterator[Any]:
 
 
 def children(server: ServerProcess) -> set[int]:
-    pid = server.process.pid
+    return below(server.process.pid)
+
+
+def below(pid: int) -> set[int]:
     return {int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
@@ -234,3 +239,34 @@ def test_a_port_that_is_taken_is_not_shared() -> None:
 def test_a_free_port_is_held() -> None:
     with workers.reserve("127.0.0.1", 0) as held, pytest.raises(OSError, match="in use"), socket.socket() as stranger:
         stranger.bind(held.getsockname())
+
+
+async def test_a_log_that_nobody_reads_stops_neither_a_replacement_nor_the_end(emulator: Emulator) -> None:
+    out, into = os.pipe()
+    # As users run it: here, Python might be told not to buffer.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "service", "--port", "0", "--workers", "2", "--emulator", emulator.address),
+        stderr=into,
+        env=environ,
+    )
+    try:
+        async with asyncio.timeout(60):
+            told = b""
+            while b"ready after" not in told:
+                told += await asyncio.to_thread(os.read, out, 4096)
+            while len(before := below(process.pid)) != 2:  # noqa: ASYNC110 - the greeter says nothing when it goes
+                await asyncio.sleep(0.01)
+            while select.select([], [into], [], 0)[1]:
+                os.write(into, bytes(select.PIPE_BUF))
+            os.kill(min(before), signal.SIGKILL)
+            while len(below(process.pid) - before) != 1:  # noqa: ASYNC110 - it can say nothing
+                await asyncio.sleep(0.01)
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        for pid in (*below(process.pid), process.pid) if process.returncode is None else ():
+            os.kill(pid, signal.SIGKILL)
+        await process.wait()
+        os.close(out)
+        os.close(into)

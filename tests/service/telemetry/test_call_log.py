@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any, TextIO
 
 import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.telemetry import call_log
 from service.telemetry.call_record import CallRecord
@@ -119,7 +122,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the size of a pipe c
 @linux
 def test_no_line_waits_for_a_reader_and_none_is_lost(pipe: tuple[TextIO, int], monkeypatch: pytest.MonkeyPatch) -> None:
     stream, out = pipe
-    lines = call_log._Lines(stream)
+    lines = call_log._Lines(stream.fileno())
     for number in range(5000):
         lines.write(f"line {number}\n")
     reading = ThreadPoolExecutor(1).submit(everything, out)
@@ -136,7 +139,7 @@ def test_what_nobody_reads_for_too_long_is_lost_and_counted(
     stream, out = pipe
     monkeypatch.setattr(call_log, "_MOST_LINES", 100)
     monkeypatch.setattr(call_log, "_LAST_LINES_SECONDS", 0.05)
-    lines = call_log._Lines(stream)
+    lines = call_log._Lines(stream.fileno())
     for number in range(5000):
         lines.write(f"line {number}\n")
     lines.close()  # though nobody reads
@@ -146,3 +149,70 @@ def test_what_nobody_reads_for_too_long_is_lost_and_counted(
     *found, last = reading.result(30)
     assert found == [f"line {number}" for number in range(len(found))]
     assert last == f"{5000 - len(found)} lines of the log are lost: nobody has read them for too long"
+
+
+@linux
+def test_a_process_that_forks_loses_lines_for_which_there_is_no_room_and_says_how_many(
+    pipe: tuple[TextIO, int],
+) -> None:
+    stream, out = pipe
+    lines = call_log._IfThereIsRoom(stream.fileno())
+    for number in range(1000):
+        lines.write(f"line {number}\n")
+    found = os.read(out, 1 << 20).decode().splitlines()
+    lines.write("the last\n")
+    assert found == [f"line {number}" for number in range(len(found))]
+    assert os.read(out, 1 << 20).decode().splitlines() == [
+        f"{1000 - len(found)} lines of the log are lost: nobody has read them for too long",
+        "the last",
+    ]
+
+
+@given(st.lists(st.text(max_size=3000).map(lambda text: text + "\n")))
+def test_lines_are_handed_on_whole_where_they_fit_into_a_pipe_in_one_piece(lines: list[str]) -> None:
+    pieces = list(call_log._pieces(lines))
+    assert b"".join(pieces) == "".join(lines).encode(errors="backslashreplace")
+    ends, moment = set(), 0
+    for line in lines:
+        moment += len(line.encode(errors="backslashreplace"))
+        ends.add(moment)
+    moment = 0
+    for piece in pieces:
+        moment += len(piece)
+        assert moment in ends
+        assert len(piece) <= call_log._PIECE_BYTES or piece.decode() in lines
+
+
+@linux
+def test_where_others_have_made_the_pipe_non_blocking_nothing_is_lost(pipe: tuple[TextIO, int]) -> None:
+    stream, out = pipe
+    os.set_blocking(stream.fileno(), False)
+    reading = ThreadPoolExecutor(1).submit(everything, out)
+    lines = call_log._Lines(stream.fileno())
+    for number in range(5000):
+        lines.write(f"line {number}\n")
+    lines._lines.put(None)
+    lines._thread.join(30)
+    stream.close()
+    assert reading.result(30) == [f"line {number}" for number in range(5000)]
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_process_ends_though_nobody_reads_what_it_says(forks: bool) -> None:
+    code = f"""
+from service.runtime import stop
+from service.telemetry import call_log
+call_log.configure("info")
+with call_log.never_waiting(forks={forks}):
+    for _ in range(2000):
+        call_log.say("x" * 100)
+    stop.end(7)
+"""
+    # As users run it: here, Python might be told not to buffer.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=environ)
+    try:
+        assert process.wait(30) == 7
+    finally:
+        process.kill()
+        process.communicate()

@@ -112,11 +112,15 @@ class Receiver:
             if data is not grpc.aio.EOF and len(data) > _TURN_BYTES:
                 await self._one_by_one(read)
         except asyncio.CancelledError:
-            failure, read.failure = read.failure, None  # kept in no cycle with its own traceback
+            failure, read.failure = read.failure, None
             if failure is None or read.task.uncancel():
                 raise
-            raise failure from None
+            try:
+                raise failure from None
+            finally:
+                del failure  # its traceback holds this frame
         finally:
+            read.ended = True  # what becomes of it now is others' matter
             if timer is not None:
                 timer.cancel()
             if data is None:

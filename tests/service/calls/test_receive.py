@@ -1,6 +1,8 @@
 """Requests that arrive slowly, many at once: who is read, who waits, who has to go."""
 
 import asyncio
+import gc
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +38,8 @@ class Upload:
         """Set when its status has been sent."""
         self.failure: CallError | None = None
         self.data: bytes | None = None
+        self.lingers = False
+        """Whether it has a status to be sent when it is cancelled."""
         self.task = asyncio.ensure_future(self._run(receiver))
 
     def peer(self) -> str:
@@ -52,6 +57,11 @@ class Upload:
             self.data = await receiver.receive(self)  # type: ignore[arg-type] # it has the two methods that are used
         except CallError as error:
             self.failure = error
+            await self.sent.wait()
+        except asyncio.CancelledError:
+            if not self.lingers:
+                raise
+            self.task.uncancel()
             await self.sent.wait()
 
     async def goes(self) -> None:
@@ -338,6 +348,45 @@ def test_a_request_that_has_arrived_and_waits_for_others_is_too_late_for_nothing
             assert second.reading
 
     run(main())
+
+
+def test_a_call_that_has_ended_otherwise_is_left_to_send_its_status() -> None:
+    async def main() -> None:
+        async with uploads(1, 2) as come:
+            first = await come("a")
+            first.lingers = True
+            first.task.cancel()  # its deadline, say
+            second = await come("b")
+            await asyncio.sleep(5 * receive._SHARE_SECONDS)
+            assert not first.task.done()
+            assert first.task.cancelling() == 0
+            assert not second.reading  # its memory isn't free yet
+            await first.goes()
+            await turns()
+            assert second.reading
+
+    run(main())
+
+
+@pytest.mark.parametrize("why", ["share", "too late"])
+def test_a_read_that_is_ended_is_kept_in_no_cycle(why: str) -> None:
+    async def main() -> None:
+        async with uploads(1, 2) as come:
+            upload = await come("a")
+            (read,) = upload.receiver._reads
+            if why == "share":
+                await come("b")
+            await asyncio.sleep(receive.RECEIVE_SECONDS + 1)
+            upload.sent.set()
+            upload.failure = None
+            await turns()
+            assert sys.getrefcount(read) == len(("here", "the argument"))
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
 
 
 def test_a_call_without_a_request_frees_its_place() -> None:

@@ -13,42 +13,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = ("tokenwire", "service", "gateway_ui", "vertex_emulator", "tests", "bench")
 
-# room -> what it may import of ours, beside itself. A file belongs to the longest name that fits.
-ROOMS = {
-    "tokenwire": set(),
-    "tokenwire.cli": {"tokenwire"},
-    "gateway_ui": {"tokenwire"},
-    "vertex_emulator": set(),
-    "service.errors": set(),
-    "service.cleanup": set(),
-    "service.generation": set(),
-    "service.telemetry": set(),
-    "service.testing": {"service.generation"},
-    "service.settings": {"service.providers.offers", "service.providers.registry", "service.providers.spec"},
-    "service.contract": {"service.generation", "service.errors", "tokenwire.v1"},
-    "service.admission": {"service.errors"},
-    "service.providers": {"service.cleanup", "service.errors", "service.generation", "service.telemetry"},
-    "service.calls": {
-        "service.admission",
-        "service.cleanup",
-        "service.contract",
-        "service.errors",
-        "service.generation",
-        "service.settings",
-        "service.telemetry",
-        "tokenwire.v1",
-    },
-    "service.runtime": {
-        "service.admission.slots",
-        "service.calls",
-        "service.generation.provider",
-        "service.settings",
-        "service.telemetry",
-        "tokenwire.v1",
-    },
-    "service.app": {"service"},
-    "service.__main__": {"service.app", "service.runtime.stop"},
-}
+
+def rooms(page: str) -> dict[str, set[str]]:
+    """By room: what it may import of ours, beside itself. A file belongs to the longest name that fits."""
+    table = re.findall(r"^\| `([\w/.]+)` \| .* \| (-|`.+`) \|$", page.partition("## Where does it go")[0], re.MULTILINE)
+
+    def module(path: str) -> str:
+        return path.removesuffix(".py").replace("/", ".")
+
+    return {module(room): {module(name) for name in re.findall("`(.+?)`", known)} for room, known in table}
+
+
+ROOMS = rooms((ROOT / "docs/architecture.md").read_text())
 
 # outside library -> the only modules that may know it
 ONLY = {

@@ -23,46 +23,46 @@ class Call:
     """One call that reached the emulator."""
 
     number: int
-    # 1, 2, 3, ... in order of arrival
+    """Calls are counted 1, 2, 3, ... in order of arrival."""
 
     method: str
-    # StreamGenerateContent, GenerateContent or CountTokens; over OpenAI's protocol what it amounts to
+    """StreamGenerateContent, GenerateContent or CountTokens; over OpenAI's protocol what it amounts to."""
 
     api_version: str
-    # v1 or v1beta1; over OpenAI's protocol v1, or what the query says in api-version
+    """Such as v1 or v1beta1; over OpenAI's protocol v1, or what the query says in api-version."""
 
     request: Request | None
-    # None: the bytes were no valid message
+    """None: the bytes were no valid message."""
 
     metadata: tuple[tuple[str, str | bytes], ...]
-    # of the request; keys ending in -bin have bytes; over HTTP its headers, with lower-case names
+    """The metadata of the request; keys ending in -bin have bytes; over HTTP its headers, with lower-case names."""
 
     deadline: float | None
-    # seconds left of the caller's deadline on arrival; over HTTP what X-Server-Timeout says; None: it gave none
+    """Seconds left of the caller's deadline on arrival; over HTTP what X-Server-Timeout says; None: it gave none."""
 
     transport: Transport = "grpc"
-    # rest: Google's REST form; openai: OpenAI's protocol
+    """`rest` is Google's REST form, `openai` OpenAI's protocol."""
 
     body: bytes | None = None
-    # as it came over HTTP; None over gRPC
+    """As it came over HTTP; None over gRPC."""
 
     started: float = field(default_factory=time.monotonic)
-    # time.monotonic() in seconds, on arrival
+    """`time.monotonic()` on arrival, in seconds."""
 
     ended: float | None = None
-    # the same clock; None while the call is open
+    """When it ended, by the same clock; None while the call is open."""
 
     code: grpc.StatusCode | None = None
-    # None while the call is open; CANCELLED or DEADLINE_EXCEEDED when the caller ended it
+    """Its status; None while the call is open; CANCELLED or DEADLINE_EXCEEDED when the caller ended it."""
 
     by_caller: bool = False
-    # the caller cancelled, disconnected or ran out of its deadline before the answer had ended
+    """Whether the caller cancelled, disconnected or ran out of its deadline before the answer had ended."""
 
     pieces_sent: int = 0
-    # messages handed to the transport
+    """Messages handed to the transport."""
 
     waiting_for: str = ""
-    # the gate of the script at which it waits now
+    """The gate of the script at which it waits now."""
 
     @property
     def open(self) -> bool:

@@ -31,7 +31,7 @@ class Usage:
     """Without the thoughts."""
     reasoning_tokens: int = 0
     cached_tokens: int = 0
-    """Those of the input that came from a cache."""
+    """Tokens of the input that came from a cache."""
     total_tokens: int
 
 

@@ -42,7 +42,7 @@ def failure(
     retry_after: float | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> errors.UpstreamError:
-    """Ours for a failure of `who`, a provider's name for people.
+    """Make the error of ours for a failure of `who`, a provider's name for people.
 
     `code` is what upstream's status means; `reason` upstream's own word for it, relayed if it is a plain token.
     `retry_after` in seconds; `metadata` is further metadata.

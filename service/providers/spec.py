@@ -34,10 +34,10 @@ class GoogleCloud:
     emulator: str = ""
     """host:port of a local Vertex that speaks gRPC; empty: Vertex AI itself."""
     emulator_rest: str = ""
-    """The same for one that speaks HTTP."""
+    """host:port of a local Vertex that speaks HTTP."""
 
     def of(self, offer: Offer) -> "GoogleCloud":
-        """The same with the project and location that the offer names."""
+        """Give a copy with the project and location that the offer names."""
         options = offer.options
         return replace(
             self,
@@ -48,7 +48,7 @@ class GoogleCloud:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSpec:
-    """All that is said of a provider outside of its own module; it stands beside that module, in `specs.py`."""
+    """All that is said of a provider outside of its own module, beside which it stands: `specs.py`, `*_specs.py`."""
 
     name: str
     """In TOKENWIRE_MODELS."""

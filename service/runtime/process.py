@@ -117,7 +117,7 @@ async def serve(
 
 
 async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover, orders: stop.Orders) -> None:
-    """The same in one of several processes that share the port and `slots`, and take it over from the greeter."""
+    """Serve as one of several processes that share `slots` and the port, which they take over from the greeter."""
     ending = _Stop(orders)
     server = Server(settings, slots)
     async with open_model() as model:

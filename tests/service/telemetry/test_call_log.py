@@ -1,9 +1,11 @@
 """One line for each call; words of a caller in it can't be taken for facts."""
 
+import errno
 import fcntl
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -148,7 +150,7 @@ def test_what_nobody_reads_for_too_long_is_lost_and_counted(
     stream.close()
     *found, last = reading.result(30)
     assert found == [f"line {number}" for number in range(len(found))]
-    assert last == f"{5000 - len(found)} lines of the log are lost: nobody has read them for too long"
+    assert last == f"{5000 - len(found)} lines of the log are lost: nobody has taken them for too long"
 
 
 @linux
@@ -163,7 +165,7 @@ def test_a_process_that_forks_loses_lines_for_which_there_is_no_room_and_says_ho
     lines.write("the last\n")
     assert found == [f"line {number}" for number in range(len(found))]
     assert os.read(out, 1 << 20).decode().splitlines() == [
-        f"{1000 - len(found)} lines of the log are lost: nobody has read them for too long",
+        f"{1000 - len(found)} lines of the log are lost: nobody has taken them for too long",
         "the last",
     ]
 
@@ -195,6 +197,33 @@ def test_where_others_have_made_the_pipe_non_blocking_nothing_is_lost(pipe: tupl
     lines._thread.join(30)
     stream.close()
     assert reading.result(30) == [f"line {number}" for number in range(5000)]
+
+
+@pytest.mark.parametrize("forks", [False, True])
+def test_what_a_full_disk_has_no_room_for_is_counted(monkeypatch: pytest.MonkeyPatch, forks: bool) -> None:
+    full, disk, tried = True, b"", [b""]
+
+    def write(_: int, data: bytes) -> int:
+        nonlocal disk
+        if full:
+            tried.append(data)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        disk += data
+        return len(data)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(select, "select", lambda *_: ([], [1], []))
+    monkeypatch.setattr(call_log, "_GATHERING_SECONDS", 0)
+    lines = call_log._IfThereIsRoom(1) if forks else call_log._Lines(1)
+    for number in range(3):
+        lines.write(f"line {number}\n")
+    while not forks and not tried[-1].startswith(b"3 lines"):
+        time.sleep(0.01)
+    full = False
+    lines.write("the last\n")
+    lines.close()
+    told = b"3 lines of the log are lost: nobody has taken them for too long\n"
+    assert sorted(disk.splitlines()) == sorted((told + b"the last\n").splitlines())
 
 
 @pytest.mark.parametrize("forks", [False, True])

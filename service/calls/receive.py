@@ -120,7 +120,7 @@ class Receiver:
             finally:
                 del failure  # its traceback holds this frame
         finally:
-            read.ended = True  # what becomes of it now is others' matter
+            read.ended = True  # from here on its call may be sending a status, and must not be cancelled here
             if timer is not None:
                 timer.cancel()
             if data is None:
@@ -135,7 +135,7 @@ class Receiver:
 
     async def _one_by_one(self, read: "_Read") -> None:
         """Have others run between two large requests that have arrived in one moment; meanwhile it counts as a read."""
-        read.ended = True  # nothing is too late for it any more
+        read.ended = True  # it has arrived, and must not be ended as too slow
         async with self._large:
             await asyncio.sleep(0)
 

@@ -35,7 +35,7 @@ def configure(level: str) -> None:
 
 
 _handlers: "list[logging.StreamHandler[Any]]" = []
-"""Those that `configure` has made."""
+"""The handlers that `configure` has made."""
 
 
 def _handler(formatter: logging.Formatter) -> logging.Handler:
@@ -52,7 +52,7 @@ def never_waiting(*, forks: bool = False) -> Iterator[None]:
     A pipe that nobody empties would stop the event loop, and every stream with it. To be entered behind the fork.
     A process that `forks` has no thread: there, a line for which there is no room is lost, and counted.
     """
-    if sys.stderr is None:  # closed by whoever started us
+    if sys.stderr is None:  # it was closed before this process started
         yield
         return
     lines = _IfThereIsRoom(sys.stderr.fileno()) if forks else _Lines(sys.stderr.fileno())
@@ -141,7 +141,7 @@ class _IfThereIsRoom:
         """Nothing to do."""
 
 
-_ERRORS = "backslashreplace"  # a name that a system call has given may be no text
+_ERRORS = "backslashreplace"  # file names may hold bytes that are no text
 
 
 def _lost(count: int) -> bytes:
@@ -162,12 +162,15 @@ def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
 
 
 def _failed(fd: int, lines: bytes) -> int:
-    """Write them past Python's buffer, whose lock a thread that waits would keep; gives how many are lost."""
+    """Write lines; gives how many of them are lost.
+
+    Not through `sys.stderr`: a thread that waits in there holds its lock, and the process could not flush it and end.
+    """
     left = lines
     while left:
         try:
             left = left[os.write(fd, left) :]
-        except BlockingIOError:  # whoever shares it with us wants that
+        except BlockingIOError:  # another process has made the pipe non-blocking, for all that share it
             select.select([], [fd], [])
         except OSError:  # a disk that is full, or nobody reads any more
             return left.count(b"\n")

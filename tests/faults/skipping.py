@@ -14,4 +14,4 @@ def skipped_where_refused(what: str) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        pytest.skip(f"not possible on this machine, which would have to allow {what}: {refused}")
+        pytest.skip(f"needs {what}, which this machine does not allow: {refused}")

@@ -181,7 +181,7 @@ class _Call:
         self._latest = raw
         self._usage = raw.usage or self._usage
         self._model_version = raw.model or self._model_version
-        for choice in raw.choices or ():
+        for choice in _answer(raw):
             self._finish = choice.finish_reason or self._finish
             for call in choice.delta.tool_calls or ():
                 self._add(call)
@@ -204,7 +204,7 @@ class _Call:
     def events(self) -> Iterator[Event]:
         """What upstream has said since the last time; calls of tools come in pieces, and whole from `tool_calls`."""
         said, self._said = self._said, []
-        for choice in (choice for raw in said for choice in raw.choices or ()):
+        for choice in (choice for raw in said for choice in _answer(raw)):
             yield from answers.pieces(choice.delta.content or "")
             if refusal := choice.delta.refusal:  # the answer's text where the model won't answer; LangChain drops it
                 self._refused = True
@@ -366,6 +366,18 @@ def _tools(tools: Tools) -> dict[str, Any]:
     named: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in tools.choice.names]
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
     return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
+
+
+def _answer(raw: Any) -> Sequence[Any]:
+    """The choice of a chunk that is the answer, if there is one: the first, as for LangChain. Only one was asked for.
+
+    Raises TypeError where its words are no text: the SDK relays whatever stands in the JSON.
+    """
+    first: Sequence[Any] = (raw.choices or ())[:1]
+    for choice in first:
+        if not isinstance(choice.delta.content or "", str) or not isinstance(choice.delta.refusal or "", str):
+            raise TypeError("a chunk with words that are no text")
+    return first
 
 
 def _token(told: Any) -> TokenLogprob:

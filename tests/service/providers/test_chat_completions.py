@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
@@ -10,12 +11,15 @@ from openai.types.chat import ChatCompletionChunk
 from service.generation.events import Event, Logprobs, Text, TokenLogprob
 from service.providers.chat_completions import _Call
 
+# A second answer, that nobody asked for.
+OTHER = {"index": 1, "delta": {"content": "other", "refusal": "other"}, "finish_reason": "length"}
+
 
 def chunk(content: str | None, refusal: str | None, logprob: float | None) -> ChatCompletionChunk:
     choice: dict[str, Any] = {"index": 0, "delta": {"content": content, "refusal": refusal}, "finish_reason": None}
     if logprob is not None:
         choice["logprobs"] = {"content": [{"token": "x", "logprob": logprob, "top_logprobs": []}], "refusal": None}
-    told = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    told = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice, OTHER]}
     return ChatCompletionChunk.model_validate(told)
 
 
@@ -39,4 +43,21 @@ def test_each_chunk_is_told_once_and_in_order_however_often_langchain_passes_one
         if number in passed_on:
             told += call.events()
     told += call.events()
+    assert call._finish == ""
     assert told == [event for one in chunks for event in said(*one)]
+
+
+@given(
+    st.sampled_from(["content", "refusal"]),
+    st.integers(1)
+    | st.just(True)
+    | st.lists(st.text(), min_size=1)
+    | st.dictionaries(st.text(), st.text(), min_size=1),
+)
+def test_words_that_are_no_text_are_no_answer(field: str, value: Any) -> None:
+    raw = chunk("a", None, None)
+    setattr(raw.choices[0].delta, field, value)
+    call = _Call(None, "somebody")
+    with pytest.raises(TypeError):
+        call._look_at(raw)
+    assert not call.makes_sense()

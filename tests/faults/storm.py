@@ -26,6 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -55,6 +56,9 @@ _FAR_SECONDS = 30.0
 
 # What the server keeps of a caller's deadline at most (`service/calls/time_limits.py`): time for a typed status.
 _MARGIN_SECONDS = 0.05
+
+# What a caller needs at most to hear what a server has said. A busy one needs more, but that is no server's doing.
+_HEARING_SECONDS = 0.01
 
 SLOTS, QUEUE, QUEUE_SECONDS = 60, 20, 0.5
 WRITE_SECONDS, LONGEST_SECONDS = 0.3, 1.5
@@ -114,7 +118,7 @@ _BAD_WORDS = re.compile(
     r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says)|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
 )
 
-_LINE = re.compile(r"code=(\w+) .* request_id=(storm-[\w-]+)(?: .*reason=(\w+))?")
+_LINE = re.compile(r"(\S+) .*code=(\w+) .* request_id=(storm-[\w-]+)(?: .*reason=(\w+))?")
 
 _UNNAMED = re.compile(r"Generate code=(\w+) seconds=[\d.]+ reason=(\w+)$")
 
@@ -372,6 +376,8 @@ class Storm:
         """Those whose ending only the server could tell."""
         self._heard: dict[str, str] = {}
         """What the server said to its caller, by the call's name."""
+        self._untyped: dict[str, float] = {}
+        """When the deadlines were, in seconds since 1970, that callers' own clocks had to tell, by the call's name."""
         self._counts = Counter[str]()
         """CountTokens, whose calls have no names: how many were sent, and how many surely reached the server."""
         self._reached: set[str] = set()
@@ -411,8 +417,11 @@ class Storm:
             if _BAD_WORDS.search(line):
                 self.wrong("log", line)
             if said := _LINE.search(line):
-                code, name, reason = said.groups()
+                moment, code, name, reason = said.groups()
                 logged[name] += 1
+                if name in self._untyped:
+                    left = self._untyped.pop(name) - datetime.fromisoformat(moment).timestamp()
+                    self.met["far deadline, untyped, server late"] += left < _HEARING_SECONDS
                 heard = self._heard.get(name, "")
                 if logged[name] > 1 or heard not in ("", f"{code}/{reason or ''}"):
                     self.wrong("logged otherwise", heard, line)
@@ -423,6 +432,8 @@ class Storm:
             if unnamed[heard] <= 0:
                 self.wrong("not logged", name, heard or "ended by its caller")
             unnamed[heard] -= 1
+        self.met["far deadline, untyped, server late"] += len(self._untyped)  # it never said anything
+        self._untyped.clear()
         self._counts.clear()
         self._reached.clear()
         self._heard.clear()
@@ -532,6 +543,8 @@ class Storm:
         )
         if learn and "far" in moments and streams and heard.code is grpc.StatusCode.DEADLINE_EXCEEDED:
             self.met[f"far deadline, {'typed' if heard.reason else 'untyped'}"] += 1
+            if not heard.reason:
+                self._untyped[_name(plan)] = time.time() - loop.time() + begin + moments["far"]
         if streams:
             self._note(_name(plan), heard)
             if len(plan.events) == 1 and learn:

@@ -146,8 +146,9 @@ async def test_of_100000_calls_that_only_the_server_ends_each_ends_once_and_type
 
 def hit(storm: Storm) -> None:
     """Fail unless a long storm hits what it aims at."""
-    typed, untyped = (storm.met[f"far deadline, {how}"] for how in ("typed", "untyped"))
+    typed, untyped, late = (storm.met[f"far deadline, {how}"] for how in ("typed", "untyped", "untyped, server late"))
     record("storm: deadlines without a reason", 100 * untyped / (typed + untyped))
+    record("storm: deadlines that the server told too late", 100 * late / (typed + untyped))
     kinds, aims = storm.hits(), storm.hits(places=True)
     assert kinds.keys() == AIMS | AIMS_OF_DRAINS
     # A drain has one moment for all of its calls, so that its orders are told by a dozen of moments.

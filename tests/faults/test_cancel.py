@@ -162,6 +162,8 @@ async def test_a_cancel_that_meets_a_write_is_a_quiet_cancellation(upstream: Emu
         for number in range(300):
             _, line = await served.said(f"request_id=race-{number} ", since=since)
             assert "code=CANCELLED" in line
+        await leave(300)
+        await served.said("request_id=race-300 ", since=since)  # lines gather: each complaint has come before
     assert not [line for _, line in served.log[since:] if " ERROR " in line or "Traceback" in line]
 
 

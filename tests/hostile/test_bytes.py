@@ -93,9 +93,10 @@ async def attack(
     probe_channel = grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
     stub = GenerationServiceStub(probe_channel)
 
-    async def probe() -> float:
+    async def probe(name: str = "probe") -> float:
         begin = time.perf_counter()
-        kinds = [message.WhichOneof("event") async for message in stub.Generate(_request(), timeout=20)]
+        call = stub.Generate(_request(request_id=name), timeout=20)
+        kinds = [message.WhichOneof("event") async for message in call]
         assert kinds[0] == "started"
         assert kinds[-1] == "completed"
         return (time.perf_counter() - begin) * 1000
@@ -129,6 +130,9 @@ async def attack(
             "memory_grown_mb": round(grown, 1),
         }
         assert server.process.returncode is None
+        last = f"behind-{len(figures)}"
+        await probe(last)
+        await server.said(f"request_id={last} ")  # lines gather: what was to be said about the attack came before
         _assert_discreet(server.log[lines:])
         if STRICT:
             assert max(times) < PROBE_BOUND_MS

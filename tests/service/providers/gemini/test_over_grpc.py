@@ -129,12 +129,12 @@ async def test_what_is_unset_is_not_sent(emulator: Emulator, model: VertexProvid
 
 
 async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: VertexProvider) -> None:
-    async with model.stream(prompt(), deadline=soon(7)) as events:
+    async with model.stream(prompt(), deadline=soon(300)) as events:
         async for _ in events:
             pass
     deadline = emulator.calls[0].deadline
     assert deadline is not None
-    assert 5 < deadline <= 7
+    assert 240 < deadline <= 300  # the first connection takes its time on a busy machine
 
 
 async def test_a_chunk_is_here_before_the_next_has_been_made(emulator: Emulator, model: VertexProvider) -> None:

@@ -26,6 +26,7 @@ from .call import Call
 from .health import NAME as HEALTH
 from .receive import Receiver, parsed
 from .time_limits import Deadline, TimeLimits
+from .unsent import Unsent
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
@@ -65,6 +66,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._held = 0
         """How many are."""
         self._draining = False
+        self._unsent = Unsent() if settings.max_connection_age else None
+        """Where gRPC may close connections: from `hold` on, and at all times if they have an age."""
 
     def drain(self) -> None:
         """From now on, refuse new calls of our own services, before their requests are read."""
@@ -78,6 +81,7 @@ class Guard(grpc.aio.ServerInterceptor):
         just ended may.
         """
         self._open.clear()
+        self._unsent = self._unsent or Unsent()
         loop = asyncio.get_running_loop()
         seen, late = None, False
         with suppress(TimeoutError):
@@ -149,6 +153,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
+                    await self._delivered(context)
                     record.reason = failure.reason
                 code = "OK" if failure is None else failure.code.name
             finally:
@@ -177,8 +182,16 @@ class Guard(grpc.aio.ServerInterceptor):
             if _cancelled():
                 raise
             return await _failure(error, call)
-        self._left(call)
+        try:
+            await self._delivered(context)
+        finally:
+            self._left(call)
         return None
+
+    async def _delivered(self, context: Context) -> None:
+        """Wait until the caller has what it was sent, if its connection may be closed behind its status."""
+        if self._unsent is not None:
+            await self._unsent.delivered(context.peer(), seconds=self._settings.write_timeout)
 
     async def _held_back(self, method: str) -> None:
         """Wait until calls are held no more. Raises Draining."""

@@ -7,11 +7,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.conftest import failure
 from tests.faults.processes import ending, fate, outcome, pieces, server
 from tests.faults.recorder import record
+from tests.faults.windows import OPEN, connected
+from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, repeat
 
@@ -60,3 +63,28 @@ async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Em
         assert failure(error) == DRAINING
         assert await asyncio.wait_for(leaving.process.wait(), 30) == 0
     await upstream.wait_until(lambda upstream: not upstream.open_calls)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("chunks", "grace"), [(10, 20), (0, 0.5)])
+async def test_a_caller_on_a_slow_line_hears_the_end_of_each_call(
+    upstream: Emulator, chunks: int, grace: float, workers: int
+) -> None:
+    # gRPC closes a connection with its last call; whatever the caller says next makes the kernel forget the rest.
+    upstream.script.play(answer(repeat(chunks, "x" * 3000, interval=0.05), uses=0))
+    flags = ("--drain-delay", "0", "--grace", str(grace))
+    async with server(upstream.address, *flags, workers=workers) as leaving:
+        async with connected(leaving.address, window=OPEN, slow=True) as caller:
+            streams = [caller.call(pb.GenerateRequest(prompt="slowly").SerializeToString()) for _ in range(12)]
+            await asyncio.gather(*(stream.begun.wait() for stream in streams))
+            leaving.signal(signal.SIGTERM)
+            async with asyncio.timeout(60):
+                await asyncio.gather(*(stream.over.wait() for stream in streams))
+        assert await asyncio.wait_for(leaving.process.wait(), 30) == 0
+    expected = grpc.StatusCode.OK if chunks else grpc.StatusCode.UNAVAILABLE
+    record("SIGTERM: a slow line", *(float(stream.code is not expected) for stream in streams))
+    assert [stream.code for stream in streams] == [expected] * len(streams)
+    for stream in streams:
+        messages = [pb.GenerateResponse.FromString(message) for message in stream.messages]
+        assert [message.sequence for message in messages] == list(range(len(messages)))
+        assert not chunks or len(messages) == chunks + 2

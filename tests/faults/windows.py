@@ -36,6 +36,9 @@ from tests.hostile.http2 import (
 
 OPEN = 1 << 30
 
+# A slow line: its kernel has room for little, and of that so much is read at once, 400 KB/s.
+_SLOW_BYTES, _SLOW_SECONDS = 8192, 0.02
+
 # gRPC's own setting: bytes in metadata come as they are, not in base64 and Huffman's code.
 _TRUE_BINARY = 0xFE03
 
@@ -87,8 +90,10 @@ class Connection:
     more, and a server may close the connection behind its last status.
     """
 
-    def __init__(self, connected: socket.socket, window: int) -> None:
+    def __init__(self, connected: socket.socket, window: int, *, slow: bool = False) -> None:
+        """`slow`: it reads 400 KB/s, and pings each time."""
         self._socket = connected
+        self._slow = slow
         self._unread = b""
         self.streams: dict[int, Stream] = {}
         self._loop = asyncio.get_running_loop()
@@ -103,15 +108,23 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(1 << 20)
+            data = self._socket.recv(_SLOW_BYTES if self._slow else 1 << 20)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if data:
-            self._received(data)
-        else:
+        if not data:
             self.close()
+            return
+        self._received(data)
+        if self._slow:
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(_SLOW_SECONDS, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._write(frame(PING, 0, 0, bytes(8)))
+            self._loop.add_reader(self._socket, self._read)
 
     def call(self, message: bytes, *, path: str = GENERATE, seconds: float | None = None) -> Stream:
         """Begin a call, with a deadline if it has one."""
@@ -183,13 +196,15 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(address: str, *, window: int) -> AsyncIterator[Connection]:
+async def connected(address: str, *, window: int, slow: bool = False) -> AsyncIterator[Connection]:
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     connecting = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     connecting.setblocking(False)
+    if slow:
+        connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BYTES)
     await loop.sock_connect(connecting, (host.strip("[]"), int(port)))
-    connection = Connection(connecting, window)
+    connection = Connection(connecting, window, slow=slow)
     try:
         yield connection
     finally:

@@ -84,15 +84,20 @@ class CallError(Exception):
             self.metadata["last_sequence"] = str(messages - 1)
         return self
 
+    @property
+    def delay(self) -> float | None:
+        """After how many seconds a caller may ask again; None: that is not said."""
+        told = self.usual_delay if self.retry_after is None else self.retry_after
+        return None if told is None else min(told, _LONGEST_DELAY_SECONDS)
+
     def status(self) -> status_pb2.Status:
         """This error as callers get it: code, text, and an ErrorInfo before whatever else is known."""
         details: list[message.Message] = [
             error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata)
         ]
-        delay = self.usual_delay if self.retry_after is None else self.retry_after
-        if delay is not None:
+        if self.delay is not None:
             info = error_details_pb2.RetryInfo()
-            info.retry_delay.FromNanoseconds(round(min(delay, _LONGEST_DELAY_SECONDS) * 1e9))
+            info.retry_delay.FromNanoseconds(round(self.delay * 1e9))
             details.append(info)
         status = status_pb2.Status(code=self.code.value[0], message=self.text)
         for detail in (*details, *self._details):

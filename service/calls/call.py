@@ -34,9 +34,14 @@ class Call:
         """The first write."""
 
     @property
+    def connection(self) -> str:
+        """The peer's address with its port, in gRPC's words."""
+        return str(self._context.peer())
+
+    @property
     def caller(self) -> str:
         """The peer's address without its port: "ipv4:127.0.0.1" of "ipv4:127.0.0.1:40000"."""
-        return str(self._context.peer()).rpartition(":")[0]
+        return self.connection.rpartition(":")[0]
 
     async def write(self, message: Any, *, last: bool = False) -> None:
         """Send a message; behind the `last` one no error can come any more."""

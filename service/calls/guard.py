@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from ..errors import CallError, Draining, InternalError, QuotaExceeded, ServerBusy
+from ..errors import CallError, Draining, InternalError
 from ..settings import Settings
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
@@ -25,13 +25,19 @@ from . import memory
 from .call import Call
 from .health import NAME as HEALTH
 from .receive import Receiver, parsed
-from .time_limits import Deadline, TimeLimits
+from .time_limits import TimeLimits
 from .unsent import Unsent
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
 _LATE_SECONDS = 0.1
 _LONGEST_HOLD_SECONDS = 2.0
+
+# Of the time in which calls end at last: for callers that may still read what was sent before their statuses.
+_HOPEFUL_PART = 0.8
+
+# What is kept of a caller's own deadline for a status to get there in time.
+_IN_TIME_SECONDS = 0.05
 
 _HEALTH = f"/{HEALTH}/"
 
@@ -66,8 +72,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._held = 0
         """How many are."""
         self._draining = False
-        self._unsent = Unsent() if settings.max_connection_age else None
-        """Where gRPC may close connections: from `hold` on, and at all times if they have an age."""
+        self._unsent: Unsent | None = None
+        """From `hold` on, when gRPC is told to close connections."""
 
     def drain(self) -> None:
         """From now on, refuse new calls of our own services, before their requests are read."""
@@ -81,7 +87,10 @@ class Guard(grpc.aio.ServerInterceptor):
         just ended may.
         """
         self._open.clear()
-        self._unsent = self._unsent or Unsent()
+        if self._unsent is None:
+            self._unsent = Unsent()
+            for task, call in self._calls.items():
+                self._unsent.opened(call.connection, task)
         loop = asyncio.get_running_loop()
         seen, late = None, False
         with suppress(TimeoutError):
@@ -118,8 +127,11 @@ class Guard(grpc.aio.ServerInterceptor):
             return 0
         self.interrupt()
         await asyncio.sleep(_COMING_IN_SECONDS)  # who is just coming in is refused in words as well
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=seconds)
+        for part, hopeful in ((_HOPEFUL_PART, True), (1 - _HOPEFUL_PART, False)):
+            if self._unsent is not None and not hopeful:
+                self._unsent.give_up()  # a status that may be lost is better than none
+            if self._calls:
+                await asyncio.wait(self._calls, timeout=part * seconds)
         return len(self._calls)
 
     async def intercept_service(
@@ -153,10 +165,12 @@ class Guard(grpc.aio.ServerInterceptor):
                 failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
-                    await self._delivered(context)
                     record.reason = failure.reason
                 code = "OK" if failure is None else failure.code.name
+                failure = None  # and all that its traceback holds
+                await self._delivered(context)
             finally:
+                self._left()
                 if ours:
                     call_log.end_call(record, code)
 
@@ -172,7 +186,7 @@ class Guard(grpc.aio.ServerInterceptor):
                     await self._held_back(method)
                 await answer(call, context)
         except (Exception, asyncio.CancelledError) as error:  # a bug in any layer ends as INTERNAL
-            self._left(call)
+            self._left()
             if isinstance(error, grpc.aio.InternalError):
                 # A write that meets a cancellation fails a moment before the cancellation itself gets here.
                 await asyncio.sleep(_MOMENT_SECONDS)
@@ -182,16 +196,19 @@ class Guard(grpc.aio.ServerInterceptor):
             if _cancelled():
                 raise
             return await _failure(error, call)
-        try:
-            await self._delivered(context)
-        finally:
-            self._left(call)
         return None
 
     async def _delivered(self, context: Context) -> None:
         """Wait until the caller has what it was sent, if its connection may be closed behind its status."""
-        if self._unsent is not None:
-            await self._unsent.delivered(context.peer(), seconds=self._settings.write_timeout)
+        if self._unsent is None:
+            return
+        seconds = self._settings.write_timeout
+        if (remaining := context.time_remaining()) is not None:
+            seconds = min(seconds, remaining - _IN_TIME_SECONDS)
+        try:
+            await self._unsent.delivered(context.peer(), seconds=seconds)
+        except Exception as error:  # noqa: BLE001 - a bug in here must not change the status
+            _bug(error)
 
     async def _held_back(self, method: str) -> None:
         """Wait until calls are held no more. Raises Draining."""
@@ -205,23 +222,27 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _opened(self, context: Context, method: str, record: CallRecord) -> Call:
         settings = self._settings
-        remaining = context.time_remaining()
+        default, longest = settings.default_deadline, settings.max_deadline
         if method == _ENDLESS:
-            deadline = Deadline.of(remaining, default=math.inf, longest=math.inf)
-        else:
-            deadline = Deadline.of(remaining, default=settings.default_deadline, longest=settings.max_deadline)
-        call = Call(context, TimeLimits(deadline, write=settings.write_timeout), record)
+            default = longest = math.inf
+        limits = TimeLimits.of(context.time_remaining(), default=default, longest=longest, write=settings.write_timeout)
+        call = Call(context, limits, record)
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = call
         task.add_done_callback(self._calls.pop)
+        if self._unsent is not None:
+            self._unsent.opened(call.connection, task)
         if _is_ours(method):
             self._running.add(call)
             self._quiet.clear()
         return call
 
-    def _left(self, call: Call | None) -> None:
-        """Its handler has been left."""
+    def _left(self) -> None:
+        """The handler of this task's call has been left."""
+        task = asyncio.current_task()
+        assert task is not None
+        call = self._calls.get(task)
         self._running.discard(call)
         if not self._running:
             self._quiet.set()
@@ -296,9 +317,9 @@ def _told(context: Context, error: CallError) -> CallError:
     except Exception as wrong:  # noqa: BLE001 - a bug in making a status is a bug like any other
         return _told(context, _bug(wrong))
     trailing = list(status.trailing_metadata or ())
-    if isinstance(error, ServerBusy | QuotaExceeded) and error.retry_after is not None:
+    if error.delay is not None:
         # The same as RetryInfo, for gRPC's own retries (proposal A6).
-        trailing.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))))
+        trailing.append(("grpc-retry-pushback-ms", str(round(error.delay * 1000))))
     context.set_trailing_metadata(tuple(trailing))
     context.set_code(status.code)
     context.set_details(status.details)

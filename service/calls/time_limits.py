@@ -73,6 +73,11 @@ class TimeLimits:
         self._failure: CallError | None = None
         self._over = False
 
+    @classmethod
+    def of(cls, remaining: float | None, *, default: float, longest: float, write: float) -> Self:
+        """Those of a call, as `Deadline.of` has its deadline."""
+        return cls(Deadline.of(remaining, default=default, longest=longest), write=write)
+
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         return self

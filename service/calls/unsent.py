@@ -2,7 +2,7 @@
 
 When a connection is to close, gRPC closes it with the last of its calls. What then still waits in the kernel is lost
 if the caller says anything meanwhile, such as a ping or that it has room again: Linux answers that by a reset
-(RFC 1122, 4.2.2.13). So the status that ends the last call has to wait for all that is before it.
+(RFC 1122, 4.2.2.13). So the status that ends a connection's last call has to wait for all that is before it.
 """
 
 import asyncio
@@ -13,76 +13,91 @@ import socket
 import stat
 import termios
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
-_LOOK_SECONDS = 0.005
+# How often to look whether the kernel is done; less and less often.
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.05
 
-# Asked for a connection that it doesn't know, at most so often it looks for new ones.
-_LOOK_AROUND_SECONDS = 0.1
+# Where a connection isn't known, how long after one search for it the next may begin.
+_BETWEEN_SEARCHES_SECONDS = 0.1
 
 Peer = tuple[str, int]
 """Address and port."""
 
 
 class Unsent:
-    """Knows the connections of this process; empty where there is no /proc, as outside of Linux."""
+    """Knows the open calls of each connection, and its socket where there is a /proc, as on Linux."""
 
     def __init__(self) -> None:
-        self._lines: dict[Peer, _Line] = {}
-        self._looked = -_LOOK_AROUND_SECONDS
+        self._open: dict[str, set[asyncio.Task[Any]]] = {}
+        """By connection, the tasks of calls whose statuses are still to come."""
+        self._sockets: dict[Peer, int] = {}
+        """The numbers of gRPC's files, which it may close at any moment."""
+        self._search = asyncio.Lock()
+        self._searched = 0.0
+        self._hopeless = False
+
+    def opened(self, peer: str, task: "asyncio.Task[Any]") -> None:
+        """A call of `peer`, in gRPC's words, is being answered by this task."""
+        self._open.setdefault(peer, set()).add(task)
+        task.add_done_callback(partial(self._ended, peer))
 
     async def delivered(self, peer: str, *, seconds: float) -> None:
-        """Wait until a status may follow: the kernel of `peer`, in gRPC's words, has taken what was sent before.
+        """Wait until the status of this task's call may follow, so long at most.
 
-        So long at most. For a call that isn't its connection's last one it is enough that this was so once since.
+        If others of its connection are open, that is now: the last of them waits for all that is before it.
         """
-        line = self._line(peer)
-        if line is None:
-            return
-        begin = line.empty
-        line.waiting += 1
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    while line.holds() and not (line.empty > begin and line.waiting > 1):  # noqa: ASYNC110 - the kernel rings no bell
-                        await asyncio.sleep(_LOOK_SECONDS)
-        finally:
-            line.waiting -= 1
-
-    def _line(self, peer: str) -> "_Line | None":
+        task = asyncio.current_task()
+        assert task is not None
+        self._ended(peer, task)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
         key = _key(peer)
-        if key is None:
-            return None
-        now = asyncio.get_running_loop().time()
-        if key not in self._lines and now - self._looked >= _LOOK_AROUND_SECONDS:
-            self._looked = now
-            found = _connections()
-            self._lines = {one: self._lines.get(one) or _Line(one, number) for one, number in found.items()}
-        return self._lines.get(key)
+        if key is None or self._is_free(peer):
+            return
+        number = await self._socket(key)
+        pause = _SHORTEST_PAUSE_SECONDS
+        while number is not None and not self._is_free(peer) and _holds(number, key):
+            left = until - loop.time()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def give_up(self) -> None:
+        """From now on, nobody waits any more."""
+        self._hopeless = True
+
+    def _is_free(self, peer: str) -> bool:
+        return self._hopeless or peer in self._open
+
+    def _ended(self, peer: str, task: "asyncio.Task[Any]") -> None:
+        tasks = self._open.get(peer)
+        if tasks is not None:
+            tasks.discard(task)
+            if not tasks:
+                del self._open[peer]
+
+    async def _socket(self, key: Peer) -> int | None:
+        async with self._search:
+            loop = asyncio.get_running_loop()
+            if key not in self._sockets and loop.time() >= self._searched + _BETWEEN_SEARCHES_SECONDS:
+                # In a thread: thousands of files take a quarter of a second.
+                self._sockets = await asyncio.to_thread(_connections)
+                self._searched = loop.time()
+            return self._sockets.get(key)
 
 
-class _Line:
-    """One connection."""
-
-    __slots__ = ("_number", "_peer", "empty", "waiting")
-
-    def __init__(self, peer: Peer, number: int) -> None:
-        """`number` is that of a file that belongs to gRPC, which may close it at any moment."""
-        self._peer = peer
-        self._number = number
-        self.waiting = 0
-        self.empty = 0
-        """How often the kernel was seen to hold nothing."""
-
-    def holds(self) -> bool:
-        """Whether the kernel has something that the caller's kernel has not taken."""
-        if _peer_of(self._number) == self._peer:  # else the connection is gone
-            with suppress(OSError):
-                if int.from_bytes(fcntl.ioctl(self._number, termios.TIOCOUTQ, bytes(4)), "little"):
-                    return True
-        self.empty += 1
+def _holds(number: int, peer: Peer) -> bool:
+    """Whether the kernel has something that the caller's kernel has not taken."""
+    if _peer_of(number) != peer:  # the connection is gone
         return False
+    with suppress(OSError):
+        return any(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))
+    return False
 
 
 def _key(peer: str) -> Peer | None:
@@ -96,7 +111,7 @@ def _key(peer: str) -> Peer | None:
 
 
 def _normal(host: str, port: int) -> Peer:
-    address = ipaddress.ip_address(host)
+    address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return str(mapped or address), port
 

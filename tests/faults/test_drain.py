@@ -88,3 +88,20 @@ async def test_a_caller_on_a_slow_line_hears_the_end_of_each_call(
         messages = [pb.GenerateResponse.FromString(message) for message in stream.messages]
         assert [message.sequence for message in messages] == list(range(len(messages)))
         assert not chunks or len(messages) == chunks + 2
+
+
+async def test_a_call_that_ends_is_told_at_once_where_others_of_its_connection_go_on(upstream: Emulator) -> None:
+    upstream.script.play(answer(repeat(0, "x" * 3000, interval=0.05), uses=0))
+    async with server(upstream.address, "--drain-delay", "0", "--grace", "20") as leaving:
+        async with connected(leaving.address, window=OPEN, slow=True) as caller:
+            endless = caller.call(pb.GenerateRequest(prompt="endless").SerializeToString())
+            await endless.begun.wait()
+            leaving.signal(signal.SIGTERM)
+            await leaving.said("draining")
+            refused = caller.call(pb.GenerateRequest(prompt="late").SerializeToString())
+            async with asyncio.timeout(15):
+                await refused.over.wait()
+            assert refused.code is grpc.StatusCode.UNAVAILABLE
+            assert not endless.over.is_set()
+            caller.cancel(endless)
+        assert await asyncio.wait_for(leaving.process.wait(), 30) == 0

@@ -16,10 +16,12 @@ MORE_THAN_FITS = bytes(16 << 20)
 class Pair:
     """A connection of this process with itself."""
 
-    def __init__(self, host: str, family: socket.AddressFamily) -> None:
-        with socket.create_server((host, 0), family=family, dualstack_ipv6=family is socket.AF_INET6) as server:
-            self.caller = socket.socket(socket.AF_INET if host == "::ffff:127.0.0.1" else family)
-            self.caller.connect(("127.0.0.1" if "." in host else host, server.getsockname()[1]))
+    def __init__(self, host: str) -> None:
+        """An IPv4 address in IPv6 is that of a server which listens on both; gRPC calls its peer by the IPv4 one."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host.startswith("::ffff:")
+        with socket.create_server(("::" if both else host, 0), family=family, dualstack_ipv6=both) as server:
+            self.caller = socket.create_connection((host.removeprefix("::ffff:"), server.getsockname()[1]))
             self.served, _ = server.accept()
         self.served.setblocking(False)
 
@@ -45,17 +47,18 @@ class Pair:
         self.served.close()
 
 
-@pytest.fixture(params=[("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)], ids=["ipv4", "ipv6"])
+@pytest.fixture(params=["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    made = Pair(*request.param)
+    made = Pair(request.param)
     yield made
     made.close()
 
 
 async def begun(unsent: Unsent, pair: Pair, *, seconds: float = 60) -> "asyncio.Task[None]":
+    """A call that is about to end: it waits."""
     task = asyncio.ensure_future(unsent.delivered(pair.peer, seconds=seconds))
-    for _ in range(3):
-        await asyncio.sleep(0.01)
+    unsent.opened(pair.peer, task)
+    await asyncio.sleep(0.05)
     return task
 
 
@@ -78,33 +81,49 @@ async def test_a_status_waits_until_the_caller_has_taken_what_came_before(pair: 
 async def test_a_status_waits_no_longer_than_it_may(pair: Pair) -> None:
     pair.fill()
     await asyncio.wait_for(Unsent().delivered(pair.peer, seconds=0.05), 10)
+    await asyncio.wait_for(Unsent().delivered(pair.peer, seconds=-1), 10)
 
 
 async def test_a_connection_that_is_gone_keeps_nobody_waiting(pair: Pair) -> None:
-    unsent = Unsent()
     pair.fill()
-    task = await begun(unsent, pair)
+    task = await begun(Unsent(), pair)
+    assert not task.done()
     pair.close()
     await asyncio.wait_for(task, 10)
 
 
-async def test_of_several_calls_only_the_last_waits_again(pair: Pair) -> None:
+async def test_only_the_last_open_call_of_a_connection_waits(pair: Pair) -> None:
     unsent = Unsent()
-
-    async def call() -> None:
-        await unsent.delivered(pair.peer, seconds=60)
-        pair.fill()  # as its status does
-
+    other = asyncio.ensure_future(asyncio.sleep(60))
+    unsent.opened(pair.peer, other)
     pair.fill()
-    calls = {asyncio.ensure_future(call()) for _ in range(5)}
-    await asyncio.sleep(0.03)
-    async with asyncio.timeout(10):
-        while not any(task.done() for task in calls):
-            pair.read()
-            await asyncio.sleep(0.001)
-    await asyncio.sleep(0.05)
-    (last,) = (task for task in calls if not task.done())
+    first = await begun(unsent, pair)
+    assert first.done()  # the other one holds the connection open
+    other.cancel()
+    await asyncio.wait([other])
+    last = await begun(unsent, pair)
+    assert not last.done()
     await read_until(pair, last)
+
+
+async def test_a_call_that_is_opened_meanwhile_is_the_last_one_then(pair: Pair) -> None:
+    unsent = Unsent()
+    pair.fill()
+    first = await begun(unsent, pair)
+    assert not first.done()
+    other = asyncio.ensure_future(asyncio.sleep(60))
+    unsent.opened(pair.peer, other)
+    await asyncio.wait_for(first, 10)
+    other.cancel()
+
+
+async def test_who_gives_up_has_nobody_wait(pair: Pair) -> None:
+    unsent = Unsent()
+    pair.fill()
+    task = await begun(unsent, pair)
+    assert not task.done()
+    unsent.give_up()
+    await asyncio.wait_for(task, 10)
 
 
 @pytest.mark.parametrize("peer", ["unix:/run/any", "unix:", "", "ipv4:", "vsock:3:40000", "ipv4:192.0.2.1:1"])

@@ -85,8 +85,6 @@ class Exchange:
         self.ended = True
         if self.meter.completed is not None:
             self.problem = ending(self.meter.completed)
-        if not self.problem and not self.text and not self.tool_calls:
-            self.problem = "The answer is empty."
 
     def fail(self, problem: str) -> None:
         """It ended before its time."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from tokenwire.errors import (
     BlocklistError,
+    EmptyAnswerError,
     MalformedFunctionCallError,
     ModelArmorError,
     OtherFinishError,
@@ -47,6 +48,7 @@ ENDINGS: Mapping[pb.FinishReason.ValueType, Ending] = MappingProxyType(
         pb.FINISH_REASON_PROMPT_BLOCKED: Ending(PromptBlockedError, "The question was blocked: there is no answer."),
         pb.FINISH_REASON_OTHER: Ending(OtherFinishError, "The answer ended for another reason."),
         pb.FINISH_REASON_MODEL_ARMOR: Ending(ModelArmorError, "The question or the answer was blocked by Model Armor."),
+        pb.FINISH_REASON_EMPTY: Ending(EmptyAnswerError, "The answer is empty: the model was done and said nothing."),
     }
 )
 

@@ -19,6 +19,7 @@
     │   ├── ProhibitedContentError     stopped: may be prohibited content
     │   ├── PersonalDataError          stopped: may be personal data (SPII)
     │   ├── ModelArmorError            blocked by Model Armor
+    │   ├── EmptyAnswerError           the model was done and has said nothing
     │   ├── MalformedFunctionCallError the model asked for a function in a form that can't be read
     │   └── OtherFinishError           a reason that this version doesn't know, or none was told
     └── ServiceError             the service failed, or isn't set up: for its owner to mend
@@ -172,6 +173,9 @@ class PersonalDataError(UnfinishedError): ...
 
 
 class ModelArmorError(UnfinishedError): ...
+
+
+class EmptyAnswerError(UnfinishedError): ...
 
 
 class MalformedFunctionCallError(UnfinishedError): ...

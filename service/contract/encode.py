@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from google.protobuf import duration_pb2, struct_pb2
 
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
+from ..errors import UpstreamFault
+from ..generation import json_values
 from ..generation.capabilities import ModelCard
-from ..generation.events import Event, Finished, Grounding, Logprobs, Started, Text, TokenLogprob
-from ..generation.prompt import (
-    Reasoning,
-    ToolCall,
-)
+from ..generation.events import Event, Finished, FinishReason, Grounding, Logprobs, Started, Text, TokenLogprob
+from ..generation.prompt import Reasoning, ToolCall
 
 
 class Answer:
@@ -36,7 +36,13 @@ class Answer:
         self._first_chunk = self._arrival
 
     def encode(self, event: Event) -> pb.GenerateResponse:
-        """The next message."""
+        """The next message. Raises UpstreamFault for what the contract has no place for, or would change."""
+        try:
+            return self._encode(event)
+        except UnicodeEncodeError:  # a surrogate without its other half
+            raise UpstreamFault("The model said half of a character, which can't be relayed") from None
+
+    def _encode(self, event: Event) -> pb.GenerateResponse:
         sequence = self.sequence
         self.sequence += 1
         if isinstance(event, Text):  # as nearly all are
@@ -59,6 +65,8 @@ class Answer:
                 message.started.model = event.model
                 message.started.request_id = self._request_id
             case Finished():
+                if event.reason is FinishReason.STOP and sequence <= 1:  # behind nothing but `started`
+                    event = replace(event, reason=FinishReason.EMPTY)
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
         return message
@@ -100,6 +108,8 @@ def _struct(values: Mapping[str, str]) -> struct_pb2.Struct:
 
 
 def _tool_call(event: ToolCall) -> pb.ToolCallEvent:
+    if unfit := json_values.unfit(event.arguments):
+        raise UpstreamFault(f"The model asked for a function with arguments that hold {unfit}")
     made = pb.ToolCallEvent(
         tool_call=content_pb2.ToolCall(id=event.id, name=event.name), reasoning_signature=event.signature
     )

@@ -20,6 +20,8 @@ class FinishReason(enum.Enum):
     PROMPT_BLOCKED = enum.auto()
     OTHER = enum.auto()
     MODEL_ARMOR = enum.auto()
+    EMPTY = enum.auto()
+    """Made by us of a STOP behind nothing at all, which could not be told from an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,7 +129,7 @@ def test_an_answer_that_was_cut_by_its_limit_says_so() -> None:
 
 
 def test_an_empty_answer_says_so() -> None:
-    assert exchange(end=completed()).problem == "The answer is empty."
+    assert "is empty" in exchange(end=completed(pb.FINISH_REASON_EMPTY)).problem
 
 
 def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:

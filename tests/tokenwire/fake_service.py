@@ -36,6 +36,7 @@ UNFINISHED: dict[pb.FinishReason.ValueType, type[errors.UnfinishedError]] = {
     pb.FINISH_REASON_PROMPT_BLOCKED: errors.PromptBlockedError,
     pb.FINISH_REASON_OTHER: errors.OtherFinishError,
     pb.FINISH_REASON_MODEL_ARMOR: errors.ModelArmorError,
+    pb.FINISH_REASON_EMPTY: errors.EmptyAnswerError,
 }
 
 

@@ -79,6 +79,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """A reason that this version doesn't know; `upstream_finish_reason` has it."""
     FINISH_REASON_MODEL_ARMOR: _FinishReason.ValueType  # 11
     """The answer was blocked by Model Armor. A prompt that was blocked by it is PROMPT_BLOCKED."""
+    FINISH_REASON_EMPTY: _FinishReason.ValueType  # 12
+    """The model was done and has said nothing: no text, no thought, no call of a tool, no source."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why an answer ended."""
@@ -107,6 +109,8 @@ FINISH_REASON_OTHER: FinishReason.ValueType  # 10
 """A reason that this version doesn't know; `upstream_finish_reason` has it."""
 FINISH_REASON_MODEL_ARMOR: FinishReason.ValueType  # 11
 """The answer was blocked by Model Armor. A prompt that was blocked by it is PROMPT_BLOCKED."""
+FINISH_REASON_EMPTY: FinishReason.ValueType  # 12
+"""The model was done and has said nothing: no text, no thought, no call of a tool, no source."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final

@@ -7,10 +7,10 @@ import pytest
 from service.contract import decode, delivery, encode
 from service.contract.delivery import Coalesce
 from service.contract.rules import Limits
-from service.errors import InvalidRequest, ModelNotFound
+from service.errors import InvalidRequest, ModelNotFound, UpstreamFault
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, SafetyRating, Started, Text, Usage
-from service.generation.prompt import Prompt, Reasoning, Role, Sampling, Turn
+from service.generation.prompt import Prompt, Reasoning, Role, Sampling, ToolCall, Turn
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -145,17 +145,17 @@ def test_bytes_without_a_mime_type_are_refused() -> None:
 
 
 def test_how_the_answer_is_to_be_delivered_arrives() -> None:
-    unset = delivery.delivery(pb.GenerateRequest(prompt="hi"))
+    unset = decode.delivery(pb.GenerateRequest(prompt="hi"))
     assert unset == delivery.Delivery(first_chunk_timeout=None, idle_timeout=None, coalesce=None)
     request = pb.GenerateRequest(coalesce=pb.Coalesce())
     request.first_chunk_timeout.FromMilliseconds(2500)
     request.idle_timeout.FromMilliseconds(1)
-    assert delivery.delivery(request) == delivery.Delivery(
+    assert decode.delivery(request) == delivery.Delivery(
         first_chunk_timeout=2.5, idle_timeout=0.001, coalesce=Coalesce(max_delay=0, max_bytes=65536)
     )
     request.coalesce.max_delay.FromMilliseconds(50)
     request.coalesce.max_bytes = 7
-    assert delivery.delivery(request).coalesce == Coalesce(max_delay=0.05, max_bytes=7)
+    assert decode.delivery(request).coalesce == Coalesce(max_delay=0.05, max_bytes=7)
 
 
 @pytest.mark.parametrize(
@@ -234,5 +234,22 @@ def test_usage_that_upstream_did_not_tell_is_marked_unknown() -> None:
 @pytest.mark.parametrize("reason", FinishReason)
 def test_every_finish_reason_has_its_name_in_the_contract(reason: FinishReason) -> None:
     finished = Finished(reason=reason, upstream_reason="", usage=None)
-    number = encode.Answer(generation_id="g", request_id="").encode(finished).completed.finish_reason
-    assert pb.FinishReason.Name(number) == f"FINISH_REASON_{reason.name}"
+    answer = encode.Answer(generation_id="g", request_id="")
+    last = [answer.encode(event) for event in (Started("m"), Text("a"), finished)][-1]
+    assert pb.FinishReason.Name(last.completed.finish_reason) == f"FINISH_REASON_{reason.name}"
+
+
+@pytest.mark.parametrize("said", [Text("a"), Reasoning("a"), ToolCall(id="a", name="f", arguments={}), None])
+def test_a_stop_behind_nothing_is_an_empty_answer(said: Event | None) -> None:
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=None)
+    answer = encode.Answer(generation_id="g", request_id="")
+    last = [answer.encode(event) for event in (Started("m"), said, finished) if event is not None][-1]
+    expected = pb.FINISH_REASON_EMPTY if said is None else pb.FINISH_REASON_STOP
+    assert (last.completed.finish_reason, answer.finish) == (expected, pb.FinishReason.Name(expected)[14:])
+    assert last.completed.upstream_finish_reason == "STOP"
+
+
+@pytest.mark.parametrize("event", [Text("\ud83d"), Reasoning("\ude00"), Started("\ud83d")])
+def test_half_a_character_is_upstreams_fault(event: Event) -> None:
+    with pytest.raises(UpstreamFault):
+        encode.Answer(generation_id="g", request_id="").encode(event)

@@ -154,8 +154,8 @@ def test_an_answer_that_hit_the_token_limit_says_so(ask: Ask, service: FakeServi
 
 
 def test_an_empty_answer_says_so(ask: Ask, service: FakeService) -> None:
-    service.will_answer(completed())
-    assert outcome(ask("x")) == (0, "", "The answer is empty.\n")
+    service.will_answer(completed(pb.FINISH_REASON_EMPTY))
+    assert outcome(ask("x")) == (3, "", "The answer is empty: the model was done and said nothing.\n")
 
 
 def test_chunks_are_ruled_off_from_each_other(ask: Ask, service: FakeService) -> None:

@@ -7,7 +7,7 @@ from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
 from ..admission.slot_queue import Admission
 from ..admission.slots import Slots
-from ..contract import decode, delivery, encode
+from ..contract import decode, encode
 from ..contract.rules import Limits, good_request_id
 from ..errors import NotReady
 from ..generation.events import Finished
@@ -38,7 +38,7 @@ class Servicer(GenerationServiceServicer):
         record.request_id = (request.request_id if good_request_id(request.request_id) else "") or "-"
         model = self._ready()
         prompt = decode.parse(request, cards=model.cards, limits=self._limits)
-        wishes = delivery.delivery(request)
+        wishes = decode.delivery(request)
         time_limits = call.time_limits
         try:
             async with (

@@ -29,7 +29,8 @@ from ..generation.prompt import (
     Turn,
 )
 from . import rules
-from .values import plain
+from .delivery import MAX_BYTES, Coalesce, Delivery
+from .values import decimal, plain, seconds
 
 # Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
 MAX_VIOLATIONS = 10
@@ -76,6 +77,21 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[ModelCard], limits: ru
     )
 
 
+def delivery(request: pb.GenerateRequest) -> Delivery:
+    """How the answer to this request is to be delivered; `parse` has found its fields valid."""
+    merge = None
+    if request.HasField("coalesce"):
+        merge = Coalesce(
+            max_delay=seconds(request.coalesce.max_delay) if request.coalesce.HasField("max_delay") else 0.0,
+            max_bytes=request.coalesce.max_bytes if request.coalesce.HasField("max_bytes") else MAX_BYTES,
+        )
+    return Delivery(
+        first_chunk_timeout=seconds(request.first_chunk_timeout) if request.HasField("first_chunk_timeout") else None,
+        idle_timeout=seconds(request.idle_timeout) if request.HasField("idle_timeout") else None,
+        coalesce=merge,
+    )
+
+
 def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[ModelCard], limits: rules.Limits) -> Prompt:
     """What the caller wants counted; as `parse`, which would take the same fields."""
     same = pb.GenerateRequest(
@@ -104,14 +120,14 @@ def _card(name: str, cards: Sequence[ModelCard]) -> ModelCard:
 
 def _sampling(config: config_pb2.GenerationConfig) -> Sampling:
     return Sampling(
-        temperature=config.temperature if config.HasField("temperature") else None,
-        top_p=config.top_p if config.HasField("top_p") else None,
+        temperature=decimal(config.temperature) if config.HasField("temperature") else None,
+        top_p=decimal(config.top_p) if config.HasField("top_p") else None,
         top_k=config.top_k if config.HasField("top_k") else None,
         max_output_tokens=config.max_output_tokens if config.HasField("max_output_tokens") else None,
         stop_sequences=tuple(config.stop_sequences),
         seed=config.seed if config.HasField("seed") else None,
-        presence_penalty=config.presence_penalty if config.HasField("presence_penalty") else None,
-        frequency_penalty=config.frequency_penalty if config.HasField("frequency_penalty") else None,
+        presence_penalty=decimal(config.presence_penalty) if config.HasField("presence_penalty") else None,
+        frequency_penalty=decimal(config.frequency_penalty) if config.HasField("frequency_penalty") else None,
         thinking_budget=config.thinking_budget if config.HasField("thinking_budget") else None,
         include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else None,
         response_mime_type=config.response_mime_type if config.HasField("response_mime_type") else None,

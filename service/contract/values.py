@@ -1,5 +1,6 @@
 """JSON values, as a protobuf Struct holds them."""
 
+import struct
 from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2
@@ -8,10 +9,10 @@ from google.protobuf import duration_pb2, struct_pb2
 _WHOLE = float(1 << 53)
 
 
-def plain(struct: struct_pb2.Struct) -> dict[str, Any]:
+def plain(held: struct_pb2.Struct) -> dict[str, Any]:
     """The JSON object that it holds. A Struct knows doubles only, so a whole number becomes one again."""
     # Not json_format: that raises for the NaN that a caller may send.
-    return {name: _value(value) for name, value in struct.fields.items()}
+    return {name: _value(value) for name, value in held.fields.items()}
 
 
 def _value(value: struct_pb2.Value) -> Any:
@@ -29,6 +30,15 @@ def _value(value: struct_pb2.Value) -> Any:
             return value.bool_value
         case _:
             return None
+
+
+def decimal(number: float) -> float:
+    """What the caller wrote: of a protobuf float, 0.699999988079071 to Python, the shortest decimal, 0.7."""
+    for digits in range(6, 9):
+        near = float(f"{number:.{digits}g}")
+        if struct.unpack("f", struct.pack("f", near))[0] == number:
+            return near
+    return number
 
 
 def seconds(duration: duration_pb2.Duration) -> float:

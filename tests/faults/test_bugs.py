@@ -16,7 +16,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from service.admission import slot_queue, slots
 from service.calls import call, coalesce, servicer, time_limits
-from service.contract import decode, delivery, encode
+from service.contract import decode, encode
 from service.generation.events import Started, Text
 from service.providers import retry
 from service.telemetry import call_log
@@ -34,7 +34,7 @@ SECRET = "the-prompt-quoted-in-a-bug"
 # Where a bug may be: what is replaced, by its owner and name. Of coroutines and generators the first step raises.
 SEAMS: dict[str, tuple[Any, str]] = {
     "parsing": (decode, "parse"),
-    "delivery wishes": (delivery, "delivery"),
+    "delivery wishes": (decode, "delivery"),
     "deadline": (time_limits.Deadline, "of"),
     "waiting for upstream": (time_limits.TimeLimits, "upstream"),
     "waiting for the reader": (time_limits.TimeLimits, "writing"),

@@ -26,6 +26,7 @@ from ..generation.capabilities import (
     Need,
     Reads,
     StopsAt,
+    TakesType,
     UsesField,
     follows,
     kind_of,
@@ -155,7 +156,8 @@ def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Pl
         yield f"{path}.reasoning_signature", "", _USES["messages.parts.reasoning"]
     if kind in ("inline_data", "file_data"):
         mime_type = getattr(part, kind).mime_type
-        yield from ((f"{path}.{kind}.mime_type", mime_type, need) for need in reads(mime_type))
+        needs = reads(mime_type, linked=kind == "file_data")
+        yield from ((f"{path}.{kind}.mime_type", mime_type, need) for need in needs)
     if uri := part.file_data.file_uri:
         yield f"{path}.file_data.file_uri", uri, follows(uri)
 
@@ -173,6 +175,9 @@ def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa:
             return f"is nothing that {name} takes: leave it {how}"
         case Reads(kind):
             return f"is {quote(held)}: {name} reads {', '.join(sorted(card.input_kinds or ()))}, but no {kind}"
+        case TakesType(_, linked):
+            types, how = (card.linked_types, "by address") if linked else (card.inline_types, "inline")
+            return f"is {quote(held)}: {name} takes {', '.join(sorted(types or ())) or 'nothing'} {how}"
         case Follows():
             schemes = " or ".join(f"{one}://..." for one in sorted(card.file_schemes or ())) or "inline_data"
             return f"is {quote(held)}: {schemes} is wanted by {name}"

@@ -51,6 +51,15 @@ class Reads:
 
 
 @dataclass(frozen=True, slots=True)
+class TakesType:
+    """The request holds media of exactly this type."""
+
+    mime_type: str
+    linked: bool
+    """Whether as the address of a file, and not as its bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Follows:
     """The request refers to a file by a URI of this scheme, "" for none, which the provider has to follow."""
 
@@ -76,7 +85,7 @@ class StopsAt:
     count: int
 
 
-Need = UsesField | Reads | Follows | AnswersIn | AnswersInFormWithTools | StopsAt
+Need = UsesField | Reads | TakesType | Follows | AnswersIn | AnswersInFormWithTools | StopsAt
 """Something of a request that not every model can do."""
 
 
@@ -96,6 +105,10 @@ class ModelCard:
     max_output_tokens: int | None = None
     input_kinds: frozenset[str] | None = None
     """Of "text", "image", "audio", "video" and "pdf"."""
+    inline_types: frozenset[str] | None = None
+    """Of media whose bytes are in the request, the types that its provider has a word for; "text/*" is all of text."""
+    linked_types: frozenset[str] | None = None
+    """The same of files by their addresses."""
     file_schemes: frozenset[str] | None = None
     """Of the URIs that its provider follows, such as "gs"."""
     answer_types: tuple[str, ...] = ("text/plain", "application/json", "text/x.enum")
@@ -106,7 +119,7 @@ class ModelCard:
     json_with_tools: bool | None = None
     """Whether it answers in JSON where it may also call tools."""
 
-    def lacks(self, need: Need) -> bool:
+    def lacks(self, need: Need) -> bool:  # noqa: PLR0911 - one for each need
         """Whether a request with this need must not be sent to the model."""
         match need:
             case UsesField():
@@ -117,6 +130,12 @@ class ModelCard:
                 )
             case Reads():
                 return self.input_kinds is not None and need.kind not in self.input_kinds
+            case TakesType():
+                taken = self.linked_types if need.linked else self.inline_types
+                kind = kind_of(need.mime_type)
+                if taken is None or (self.input_kinds is not None and kind not in self.input_kinds):
+                    return False  # that it doesn't read this kind at all is said by `Reads`
+                return need.mime_type not in taken and f"{kind}/*" not in taken
             case Follows():
                 return self.file_schemes is not None and need.scheme not in self.file_schemes
             case AnswersIn():
@@ -163,10 +182,10 @@ def _of_part(part: Part) -> Iterator[Need]:
             pass
         case Blob():
             yield UsesField("messages.parts.inline_data")
-            yield from reads(part.mime_type)
+            yield from reads(part.mime_type, linked=False)
         case File():
             yield UsesField("messages.parts.file_data")
-            yield from reads(part.mime_type)
+            yield from reads(part.mime_type, linked=True)
             yield follows(part.uri)
         case Reasoning():
             yield UsesField("messages.parts.reasoning")
@@ -178,10 +197,11 @@ def _of_part(part: Part) -> Iterator[Need]:
             yield UsesField("messages.parts.tool_result")
 
 
-def reads(mime_type: str) -> Iterator[Reads]:
-    """What media of this type need; nothing where the type is none that any model reads."""
+def reads(mime_type: str, *, linked: bool) -> Iterator[Reads | TakesType]:
+    """What media of this type need, `linked` by address; nothing where the type is none that any model reads."""
     if kind := kind_of(mime_type):
         yield Reads(kind)
+        yield TakesType(mime_type, linked)
 
 
 def follows(uri: str) -> Follows:

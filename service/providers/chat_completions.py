@@ -1,36 +1,31 @@
 """OpenAI's chat models, and those that speak its protocol, through LangChain's ChatOpenAI and AzureChatOpenAI.
 
 The only file that knows either. As in `service.providers.gemini.over_grpc`, LangChain is given a client of ours for
-each request (`_Call`), which keeps hold of the HTTP response and sees each chunk before LangChain drops a part of it.
+each request (`_Call`), which keeps hold of the HTTP response and reads each chunk before LangChain drops a part of it,
+or can't bear it. LangChain is handed on only what it understands.
 """
 
 import asyncio
 import base64
-import json
-import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Self, cast
 
 import grpc
 import openai
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
-from openai.types.chat import ChatCompletionChunk
 
 from .. import errors
 from ..cleanup import finished
-from ..generation import json_values
+from ..errors import Violation
 from ..generation.capabilities import ModelCard
-from ..generation.events import Event, Finished, FinishReason, Logprobs, Started, TokenLogprob, Usage
-from ..generation.prompt import Blob, File, Prompt, Sampling, ToolCall, ToolMode, Tools
+from ..generation.events import Event, Started, Text
+from ..generation.prompt import Blob, File, Prompt, Sampling, ToolMode, Tools
 from . import failures, http_failures, langchain_messages
 from .chat_completions_specs import AZURE, OPENAI
-from .gemini import answers
+from .completion_chunks import Answer
 from .spec import GoogleCloud, Offer
-
-# The SDK warns of a chunk that isn't what the protocol says; what becomes of it is told by its call.
-warnings.filterwarnings("ignore", message="Pydantic serializer warnings", category=UserWarning)
 
 _MAX_STOP_SEQUENCES = 4
 
@@ -49,13 +44,19 @@ _UNSUPPORTED = frozenset(
 
 _SPECS = {spec.name: spec for spec in (OPENAI, AZURE)}
 
-_FINISH = {
-    "stop": FinishReason.STOP,
-    "tool_calls": FinishReason.STOP,
-    "function_call": FinishReason.STOP,
-    "length": FinishReason.MAX_TOKENS,
-    "content_filter": FinishReason.SAFETY,
+_IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+
+_AUDIO = {
+    "audio/mp3": "mp3",
+    "audio/mpeg": "mp3",
+    "audio/vnd.wave": "wav",
+    "audio/wav": "wav",
+    "audio/wave": "wav",
+    "audio/x-wav": "wav",
 }
+"""By media type, OpenAI's own names of the two that it takes."""
+
+_INLINE = _IMAGES | _AUDIO.keys() | {"application/pdf", "text/*"}
 
 _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "none"}
 
@@ -78,40 +79,32 @@ class OpenAIProvider:
     async def close(self) -> None:
         await self._http.aclose()
 
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.generation.provider.Provider`."""
-        chat = self._chats[prompt.model]
-        call = _Call(chat.async_client, self._who[prompt.model])
-        events = self._events(chat.model_copy(update={"async_client": call}), call, prompt, deadline)
-        async with aclosing(events):  # even where leaving the response fails
-            try:
-                yield events
-            finally:
-                await finished(call.cancel())
+        return aclosing(self._events(prompt, deadline))
 
-    async def _events(
-        self, chat: BaseChatOpenAI, call: "_Call", prompt: Prompt, deadline: float
-    ) -> AsyncGenerator[Event, None]:
+    async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
+        answer = Answer({function.name for function in prompt.tools.functions})
+        call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer)
+        chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        answer = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
-        chunks = cast("AsyncGenerator[Any, None]", answer)  # LangChain declares less than it returns
+        stream = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
+        chunks = cast("AsyncGenerator[Any, None]", stream)  # LangChain declares less than it returns
         started = False
-        try:
-            async with aclosing(chunks):
+        async with aclosing(chunks):
+            try:
                 async for _ in chunks:
                     if not started:
                         started = True
                         yield Started(prompt.model)
                     for event in call.events():
                         yield event
-            for event in (*call.events(), *call.tool_calls()):
-                yield event
-            yield call.finished()
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            if call.makes_sense():
-                raise  # a bug
-            raise http_failures.unreadable(self._who[prompt.model]) from error
+            finally:
+                await finished(call.cancel())
+        for event in call.events():  # with chunks that LangChain kept for itself
+            yield event
+        for event in answer.end():
+            yield event
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """Nobody counts: the protocol has no call for it, and an estimate would look like a count."""
@@ -122,29 +115,28 @@ class OpenAIProvider:
 class _Call:
     """One streaming completion: what ChatOpenAI gets for its client while it answers one prompt."""
 
-    def __init__(self, completions: Any, who: str) -> None:
+    def __init__(self, completions: Any, who: str, answer: Answer) -> None:
         self._completions = completions
         self._who = who
         self._stream: Any = None
-        self._chunks = 0
-        self._finish = ""
-        self._refused = False
-        self._usage: Any = None
-        self._model_version = ""
-        self._said: list[Any] = []
-        """The chunks that nobody has asked about yet."""
-        self._latest: Any = None
-        self._calls: dict[int, dict[str, str]] = {}
-        """Those of tools, by their place: id, name and what has come of their arguments."""
+        """The response; None before it is there, and where there is none since the prompt was blocked."""
+        self._chunks: AsyncIterator[Any]
+        self._said: list[Event] = []
+        self.answer = answer
 
     async def create(self, **payload: Any) -> Self:
         """As AsyncCompletions has it; the answer is read, and closed, through this object."""
         try:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
-            raise self._failure(error) from error
+            self._failed(error)
         except http_failures.ERRORS as error:  # while it reads what upstream says of an error
             raise http_failures.broken(self._who, error) from error
+        except (AssertionError, LookupError, UnicodeError) as error:  # the same, in an encoding that is none
+            raise http_failures.unreadable(self._who) from error
+        else:
+            _skip_hollow_events(self._stream)
+            self._chunks = aiter(self._stream)
         return self
 
     async def __aenter__(self) -> Self:
@@ -158,107 +150,116 @@ class _Call:
 
     async def _watch(self) -> AsyncIterator[Any]:
         try:
-            async for chunk in self._stream:
-                self._look_at(chunk)
-                yield chunk
-            if not self._chunks:  # LangChain can't bear it
-                raise errors.UpstreamCut("The model ended the call without an answer; ask again")
+            while self._stream is not None and (chunk := await self._next()) is not _END:
+                self.answer.look_at(chunk)
+                said = self.answer.events()
+                self._said += said
+                yield _for_langchain(said)
+        except (openai.APIConnectionError, *http_failures.ERRORS) as error:
+            # Behind the finish reason all that may be missing is the count.
+            if not self.answer.finish:
+                raise self._broken(error) from error
         except openai.APIError as error:
-            raise self._failure(error) from error
-        except http_failures.ERRORS as error:
-            raise http_failures.broken(self._who, error) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            self._failed(error)
+        if self.answer.blocked:
+            yield _for_langchain(())
+        elif not self.answer.chunks:  # LangChain can't bear it
+            raise errors.UpstreamCut("The model ended the call without an answer; ask again")
+
+    async def _next(self) -> Any:
+        """The next chunk, as JSON. The SDK doesn't look at what it is given, and what it stumbles on is no chunk."""
+        try:
+            return _json(await anext(self._chunks, _END))
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise http_failures.unreadable(self._who) from error
+
+    def events(self) -> list[Event]:
+        """What upstream has said since the last time."""
+        said, self._said = self._said, []
+        return said
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
         if self._stream is not None:
             await self._stream.close()
 
-    def _look_at(self, raw: Any) -> None:
-        self._chunks += 1
-        self._said.append(raw)
-        self._latest = raw
-        self._usage = raw.usage or self._usage
-        self._model_version = raw.model or self._model_version
-        for choice in _answer(raw):
-            self._finish = choice.finish_reason or self._finish
-            for call in choice.delta.tool_calls or ():
-                self._add(call)
+    def _failed(self, error: openai.APIError) -> None:
+        """Raise ours for theirs, unless it is the answer: that the prompt was blocked."""
+        if str(error.code) in _BLOCKED:
+            self.answer.blocked = str(error.code)
+        else:
+            raise self._failure(error) from error
 
-    def _add(self, delta: Any) -> None:
-        call = self._calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
-        call["id"] = delta.id or call["id"]
-        if delta.function is not None:
-            call["name"] += delta.function.name or ""
-            call["arguments"] += delta.function.arguments or ""
-
-    def makes_sense(self) -> bool:
-        """Whether the latest chunk is what the protocol says; its library doesn't look, so anything may stand in it."""
-        try:
-            ChatCompletionChunk.model_validate(self._latest.to_dict(warnings=False))
-        except (AttributeError, ValueError):
-            return False
-        return True
-
-    def events(self) -> Iterator[Event]:
-        """What upstream has said since the last time; calls of tools come in pieces, and whole from `tool_calls`."""
-        said, self._said = self._said, []
-        for choice in (choice for raw in said for choice in _answer(raw)):
-            yield from answers.pieces(choice.delta.content or "")
-            if refusal := choice.delta.refusal:  # the answer's text where the model won't answer; LangChain drops it
-                self._refused = True
-                yield from answers.pieces(refusal)
-            if choice.logprobs is not None and choice.logprobs.content:
-                yield Logprobs(tuple(map(_token, choice.logprobs.content)))
-
-    def tool_calls(self) -> Iterator[ToolCall]:
-        """The whole calls. Raises UpstreamFault for one whose arguments are no JSON object."""
-        if self._finish not in ("tool_calls", "stop", "function_call"):
-            return  # cut in the middle
-        for _, call in sorted(self._calls.items()):
-            try:
-                arguments = json.loads(call["arguments"] or "{}")
-            except json.JSONDecodeError as error:
-                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON") from error
-            if not isinstance(arguments, dict):
-                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
-            yield ToolCall(id=call["id"], name=call["name"], arguments=arguments)
-
-    def finished(self) -> Finished:
-        """How the answer ended. Raises UpstreamCut if upstream didn't say."""
-        if not self._finish:
-            raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
-        return Finished(
-            reason=FinishReason.SAFETY if self._refused else _FINISH.get(self._finish, FinishReason.OTHER),
-            upstream_reason="refusal" if self._refused else self._finish,
-            usage=_usage(self._usage) if self._usage is not None else None,
-            model_version=self._model_version,
-        )
-
-    def _failure(self, error: openai.APIError) -> errors.UpstreamError:
-        """Ours for theirs: status, code and delay are relayed, their text is not."""
+    def _broken(self, error: Exception) -> errors.UpstreamError:
+        """For a connection that can't be had, or breaks."""
         if isinstance(error, openai.APITimeoutError):
             return errors.UpstreamDeadline(f"{self._who} didn't finish in time")
-        if isinstance(error.__cause__, http_failures.ERRORS):
-            return http_failures.broken(self._who, error.__cause__)
+        cause = error if isinstance(error, http_failures.ERRORS) else error.__cause__
+        if isinstance(cause, http_failures.ERRORS):
+            return http_failures.broken(self._who, cause)
+        return failures.failure(self._who, grpc.StatusCode.UNAVAILABLE)
+
+    def _failure(self, error: openai.APIError) -> errors.UpstreamError:
+        """Status, code and delay are relayed, the text is not."""
         if isinstance(error, openai.APIConnectionError):
-            return failures.failure(self._who, grpc.StatusCode.UNAVAILABLE)
-        status = error.status_code if isinstance(error, openai.APIStatusError) else _number(error.code)
+            return self._broken(error)
+        status = _status(error)
         if http_failures.redirects(status):
             return http_failures.redirected(self._who)
-        code = http_failures.code(status)
-        retry_after = None
-        if isinstance(error, openai.APIStatusError):
-            retry_after = http_failures.seconds(error.response.headers.get("retry-after"))
+        headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
         return failures.failure(
             self._who,
-            code,
+            http_failures.code(status),
             words=_WORDS,
             reason=str(error.code or "").upper(),
-            retry_after=retry_after,
+            retry_after=http_failures.delay(headers),
             metadata={"upstream_status": str(status)},
         )
+
+
+_END = object()
+
+_BLOCKED = frozenset({"content_filter", "invalid_prompt", "content_policy_violation"})
+"""The error's code where the prompt itself was refused (Azure, OpenAI)."""
+
+_STATUSES = {
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "too_many_requests": 429,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "not_found": 404,
+    "invalid_request_error": 400,
+    "bad_request": 400,
+    "badrequesterror": 400,
+    "context_length_exceeded": 400,
+    "service_unavailable": 503,
+    "overloaded_error": 503,
+    "engine_overloaded": 503,
+    "overloaded": 503,
+    "timeout": 504,
+    "timeout_error": 504,
+}
+"""The HTTP status of an error that came in mid-stream, where there is none, by its code or type."""
+
+
+def _status(error: openai.APIError) -> int:
+    """The HTTP status, or the one that its words stand for; 0: they stand for none."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code
+    body = error.body if isinstance(error.body, Mapping) else {}
+    for told in (body.get("status"), error.code, body.get("code"), error.type, body.get("type")):
+        word = str(told).lower()
+        if word.isdecimal() and len(word) == len("429"):
+            return int(word)
+        if word in _STATUSES:
+            return _STATUSES[word]
+    return 0
 
 
 _WORDS: failures.Words = {
@@ -300,6 +301,8 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
         profile=chat.profile,
         unsupported=_UNSUPPORTED,
         file_schemes=frozenset({"https", "http"}),
+        inline_types=_INLINE,
+        linked_types=_IMAGES,
         answer_types=("text/plain", "application/json"),
         max_stop_sequences=_MAX_STOP_SEQUENCES,
     )
@@ -308,13 +311,24 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
 def _media(part: Blob | File) -> dict[str, Any]:
     if isinstance(part, File):  # passed on: OpenAI fetches it
         return {"type": "image_url", "image_url": {"url": part.uri}}
+    if part.mime_type.startswith("text/"):
+        return {"type": "text", "text": _decoded(part)}
     data = base64.b64encode(part.data).decode("ascii")
-    kind, _, form = part.mime_type.partition("/")
-    if kind == "image":
-        return {"type": "image_url", "image_url": {"url": f"data:{part.mime_type};base64,{data}"}}
-    if kind == "audio":
-        return {"type": "input_audio", "input_audio": {"data": data, "format": form.removeprefix("x-")}}
-    return {"type": "file", "file": {"filename": "file", "file_data": f"data:{part.mime_type};base64,{data}"}}
+    if part.mime_type in _AUDIO:
+        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO[part.mime_type]}}
+    address = f"data:{part.mime_type};base64,{data}"
+    if part.mime_type in _IMAGES:
+        return {"type": "image_url", "image_url": {"url": address}}
+    return {"type": "file", "file": {"filename": "file.pdf", "file_data": address}}
+
+
+def _decoded(part: Blob) -> str:
+    """Text as text: the protocol takes no such file. Raises InvalidRequest for what is no UTF-8."""
+    try:
+        return part.data.decode()
+    except UnicodeDecodeError:
+        wrong = Violation("messages.parts.inline_data.data", f"is no text in UTF-8, as {part.mime_type} has to be here")
+        raise errors.InvalidRequest([wrong]) from None
 
 
 def _options(prompt: Prompt) -> dict[str, Any]:
@@ -368,40 +382,28 @@ def _tools(tools: Tools) -> dict[str, Any]:
     return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
 
 
-def _answer(raw: Any) -> Sequence[Any]:
-    """The choice of a chunk that is the answer, if there is one: the first, as for LangChain. Only one was asked for.
+def _skip_hollow_events(stream: Any) -> None:
+    """Have the SDK read past events that hold nothing, as some servers send to keep the connection; it can't bear them.
 
-    Raises TypeError where its words are no text: the SDK relays whatever stands in the JSON.
+    As the rules of server-sent events have it. https://github.com/openai/openai-python/issues/2722
     """
-    first: Sequence[Any] = (raw.choices or ())[:1]
-    for choice in first:
-        if not isinstance(choice.delta.content or "", str) or not isinstance(choice.delta.refusal or "", str):
-            raise TypeError("a chunk with words that are no text")
-    return first
+    decoder = getattr(stream, "_decoder", None)
+    decode = getattr(decoder, "decode", None)
+    if decoder is not None and decode is not None:
+        decoder.decode = lambda line: event if (event := decode(line)) is not None and event.data.strip() else None
 
 
-def _token(told: Any) -> TokenLogprob:
-    alternatives = tuple(TokenLogprob(other.token, other.logprob) for other in told.top_logprobs or ())
-    return TokenLogprob(told.token, told.logprob, alternatives)
+def _json(value: Any) -> Any:
+    """The JSON of which the SDK has made its types, whatever stood in it."""
+    if isinstance(value, openai.BaseModel):
+        fields = {**value.__dict__, **(value.__pydantic_extra__ or {})}
+        return {name: _json(inner) for name, inner in fields.items()}
+    if isinstance(value, Mapping):
+        return {name: _json(inner) for name, inner in value.items()}
+    return list(map(_json, value)) if isinstance(value, list) else value
 
 
-def _usage(told: Any) -> Usage | None:
-    """Theirs counts the thoughts as output; ours doesn't. None where a figure can't be."""
-    output, prompt = told.completion_tokens_details, told.prompt_tokens_details
-    reasoning = (output.reasoning_tokens if output is not None else 0) or 0
-    cached = (prompt.cached_tokens if prompt is not None else 0) or 0
-    figures = (told.prompt_tokens, told.completion_tokens, reasoning, cached, told.total_tokens)
-    if None in map(json_values.count, figures) or reasoning > told.completion_tokens:
-        return None
-    return Usage(
-        input_tokens=told.prompt_tokens,
-        output_tokens=told.completion_tokens - reasoning,
-        reasoning_tokens=reasoning,
-        cached_tokens=cached,
-        total_tokens=told.total_tokens,
-    )
-
-
-def _number(code: object) -> int:
-    """An error in mid-stream has no HTTP status but that its code may be one."""
-    return int(str(code)) if str(code).isdigit() else 0
+def _for_langchain(said: Sequence[Event]) -> Mapping[str, Any]:
+    """A chunk with the text of these events."""
+    text = "".join(event.text for event in said if isinstance(event, Text))
+    return {"choices": [{"index": 0, "delta": {"role": "assistant", "content": text}}]}

@@ -1,5 +1,10 @@
 """What providers over HTTP share: how their calls break, and what their statuses mean."""
 
+import email.utils
+import ssl
+import time
+from collections.abc import Mapping
+
 import grpc
 import httpx
 import httpx2
@@ -7,33 +12,46 @@ import httpx2
 from .. import errors
 from . import failures
 
-ERRORS = (httpx.RequestError, httpx2.RequestError)
+ERRORS = (httpx.RequestError, httpx2.RequestError, ssl.SSLError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""
 
-_TRANSPORT_ERRORS = (httpx.TransportError, httpx2.TransportError)
+_DAY_SECONDS = 86_400
+
+_TRANSPORT_ERRORS = (httpx.TransportError, httpx2.TransportError, ssl.SSLError)
 _TIMEOUTS = (httpx.TimeoutException, httpx2.TimeoutException)
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
+    402: grpc.StatusCode.FAILED_PRECONDITION,  # somebody has to pay first
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    405: grpc.StatusCode.FAILED_PRECONDITION,  # the address is of something else
+    407: grpc.StatusCode.FAILED_PRECONDITION,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.ABORTED,
-    413: grpc.StatusCode.INVALID_ARGUMENT,
-    422: grpc.StatusCode.INVALID_ARGUMENT,
+    410: grpc.StatusCode.NOT_FOUND,
+    421: grpc.StatusCode.FAILED_PRECONDITION,
+    425: grpc.StatusCode.UNAVAILABLE,
+    426: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    451: grpc.StatusCode.PERMISSION_DENIED,  # by law
     499: grpc.StatusCode.CANCELLED,
-    502: grpc.StatusCode.UNAVAILABLE,
-    503: grpc.StatusCode.UNAVAILABLE,
+    500: grpc.StatusCode.UNKNOWN,
+    501: grpc.StatusCode.UNKNOWN,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
-    529: grpc.StatusCode.UNAVAILABLE,
+    505: grpc.StatusCode.UNKNOWN,
 }
+
+# Of the rest: what was wrong with the request, and servers, and what stands before them, that are away or overloaded.
+_CLASSES = {4: grpc.StatusCode.INVALID_ARGUMENT, 5: grpc.StatusCode.UNAVAILABLE}
 
 
 def code(status: object) -> grpc.StatusCode:
     """The gRPC code of an HTTP status; UNKNOWN for one that says nothing more, or is none."""
-    return _CODES.get(status, grpc.StatusCode.UNKNOWN) if isinstance(status, int) else grpc.StatusCode.UNKNOWN
+    if not isinstance(status, int):
+        return grpc.StatusCode.UNKNOWN
+    return _CODES.get(status, _CLASSES.get(status // 100, grpc.StatusCode.UNKNOWN))
 
 
 def redirects(status: object) -> bool:
@@ -41,12 +59,27 @@ def redirects(status: object) -> bool:
 
 
 def seconds(value: object) -> float | None:
-    """What a Retry-After header, or "1.5s" of Google's JSON, holds; None for dates and nonsense."""
+    """What "1.5s" of Google's JSON holds, or "1.5"; None for nonsense."""
     try:
         found = float(str(value).removesuffix("s"))
     except ValueError:
         return None
-    return found if 0 <= found < 86_400 else None
+    return found if 0 <= found < _DAY_SECONDS else None
+
+
+def delay(headers: Mapping[str, str]) -> float | None:
+    """After how many seconds to ask again; None where upstream doesn't say, or not so that it makes sense."""
+    told = seconds(headers.get("retry-after-ms"))
+    if told is not None:
+        return told / 1000
+    value = headers.get("retry-after")
+    if (told := seconds(value)) is not None or value is None:
+        return told
+    try:
+        left = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return max(left, 0.0) if left < _DAY_SECONDS else None
 
 
 def broken(who: str, error: Exception) -> errors.UpstreamError:

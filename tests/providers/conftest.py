@@ -1,7 +1,8 @@
 """The server over each provider's real library, over a local upstream that speaks its protocol and plays a script."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,3 +84,40 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
             return Upstream(provider, served, emulator)
 
         yield start
+
+
+# ---- an upstream by hand ---------------------------------------------------------------------------------------------
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+
+
+class ByHand:
+    """Answers each request with bytes, and closes the connection."""
+
+    def __init__(self) -> None:
+        self.says = b""
+        self.heads: list[str] = []
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**21)
+        yield "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
+        server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        writer.write(self.says)
+        await reader.read(2**20)
+        writer.close()
+
+
+@pytest.fixture
+async def by_hand() -> AsyncIterator[tuple[ByHand, str]]:
+    upstream = ByHand()
+    async with upstream.serving() as address:
+        yield upstream, address
+
+
+async def open_on(open_provider: Open, provider: str, address: str) -> Upstream:
+    line, environ = LINES[provider].format(rest=address), {"VERTEX_EMULATOR_REST_HOST": address}
+    return await open_provider(provider, line=line, environ=environ)

@@ -1,12 +1,10 @@
 """HTTP upstreams that redirect, break off, or say what is no HTTP: bytes by hand, the real libraries above."""
 
-import asyncio
 import gzip
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,51 +15,18 @@ from hypothesis import strategies as st
 
 from tests.conftest import failure
 from tests.faults import processes
-from tests.providers.conftest import LINES, Open, Upstream
+from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
 from tokenwire.v1 import generation_service_pb2 as pb
 
 Code = grpc.StatusCode
 
-OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
 CHUNKED = OK + b"transfer-encoding: chunked\r\n\r\n"
-
-
-class ByHand:
-    """Answers each request with bytes, and closes the connection."""
-
-    def __init__(self) -> None:
-        self.says = b""
-        self.heads: list[str] = []
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**21)
-        yield "127.0.0.1:{1}".format(*server.sockets[0].getsockname())
-        server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(self.says)
-        await reader.read(2**20)
-        writer.close()
-
-
-@pytest.fixture
-async def by_hand() -> AsyncIterator[tuple[ByHand, str]]:
-    upstream = ByHand()
-    async with upstream.serving() as address:
-        yield upstream, address
 
 
 @pytest.fixture(params=["genai", "openai", "azure"])
 async def broken(request: pytest.FixtureRequest, open_provider: Open, by_hand: tuple[ByHand, str]) -> Upstream:
     """A server whose upstream sends what `by_hand` is told to."""
     return await open_on(open_provider, request.param, by_hand[1])
-
-
-async def open_on(open_provider: Open, provider: str, address: str) -> Upstream:
-    line, environ = LINES[provider].format(rest=address), {"VERTEX_EMULATOR_REST_HOST": address}
-    return await open_provider(provider, line=line, environ=environ)
 
 
 async def fate(upstream: Upstream, *, seconds: float = 20) -> tuple[grpc.StatusCode, str, str]:

@@ -8,12 +8,11 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.completion_usage import CompletionUsage
 
 from service import errors
 from service.contract import encode
-from service.generation.events import Event, Finished
-from service.providers import chat_completions
+from service.generation.events import Event, Finished, FinishReason
+from service.providers import completion_chunks
 from service.providers.gemini import answers
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -117,15 +116,15 @@ def test_a_count_is_one_that_callers_can_be_told_or_upstreams_fault(tokens: int)
 @given(figures=st.lists(ANY_NUMBER, min_size=5, max_size=5))
 def test_no_usage_of_chat_completions_is_a_bug_of_ours(figures: list[Any]) -> None:
     prompt, completion, total, reasoning, cached = figures
-    told = CompletionUsage.construct(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=total,
-        completion_tokens_details={"reasoning_tokens": reasoning},
-        prompt_tokens_details={"cached_tokens": cached},
-    )
-    usage = chat_completions._usage(told)
-    encoded(Finished(reason=chat_completions._FINISH["stop"], upstream_reason="stop", usage=usage))
+    told = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": total,
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+    usage = completion_chunks.usage(told)
+    encoded(Finished(reason=FinishReason.STOP, upstream_reason="stop", usage=usage))
 
 
 @pytest.fixture(params=["vertex", "genai"])

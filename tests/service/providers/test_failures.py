@@ -8,6 +8,7 @@ from google.genai.errors import APIError
 
 from service.errors import UpstreamError, UpstreamFault
 from service.providers import chat_completions, failures, http_failures
+from service.providers.completion_chunks import Answer
 from service.providers.gemini import over_grpc, over_http
 
 
@@ -23,7 +24,7 @@ def by_genai(status: int) -> UpstreamError:
 def by_chat_completions(status: int) -> UpstreamError:
     response = httpx2.Response(status, request=httpx2.Request("POST", "http://h"))
     error = openai.APIStatusError("secret", response=response, body=None)
-    return chat_completions._Call(None, "OpenAI")._failure(error)
+    return chat_completions._Call(None, "OpenAI", Answer())._failure(error)
 
 
 @pytest.mark.parametrize("status", sorted({*http_failures._CODES, 418, 500}))

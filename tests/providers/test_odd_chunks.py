@@ -1,0 +1,201 @@
+"""Servers that speak Chat Completions in ways of their own, through the wire: bytes by hand, the real libraries above.
+
+What each shape means is in tests/service/providers/test_completion_chunks.py; here, that the library and the SDK let it
+through, and that nothing of it becomes INTERNAL.
+"""
+
+import email.utils
+import json
+import time
+from typing import Any
+
+import grpc
+import hypothesis
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import detail, failure
+from tests.faults import processes
+from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
+from tests.service.providers.test_completion_chunks import GOOD, ODD, PLACES, changed, chunk, piece
+from tokenwire.v1 import generation_service_pb2 as pb
+
+Code = grpc.StatusCode
+
+COUNTED = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}}
+
+
+@pytest.fixture(params=["openai", "azure"])
+async def odd(request: pytest.FixtureRequest, open_provider: Open, by_hand: tuple[ByHand, str]) -> Upstream:
+    return await open_on(open_provider, request.param, by_hand[1])
+
+
+def stream(*chunks: Any) -> bytes:
+    lines = [b"data: %s\n\n" % json.dumps(one).encode() for one in chunks]
+    return OK + b"connection: close\r\n\r\n" + b"".join(lines) + b"data: [DONE]\n\n"
+
+
+def refusal(status: int, error: Any, *headers: str) -> bytes:
+    body = json.dumps({"error": error}).encode()
+    lines = [f"HTTP/1.1 {status} No", "content-type: application/json", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def heard(upstream: Upstream) -> tuple[list[pb.GenerateResponse], grpc.aio.AioRpcError | None]:
+    request = pb.GenerateRequest(prompt="hi")
+    return await processes.outcome(upstream.served.stub.Generate(request, timeout=20))
+
+
+async def test_an_odd_answer_is_told_whole(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(
+        chunk(role="assistant", content=None, reasoning_content="hm"),
+        {"choices": [{"index": 0, "finish_reason": None}]},
+        chunk(content=[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+        chunk(content="\ud83d"),
+        chunk(content="\ude00"),
+        chunk(tool_calls=[piece(0, "one", "get_weather", {"city": "Rome"})]),
+        chunk(tool_calls=[piece(0, "two", "get_weather", '{"city"')]),
+        chunk(tool_calls=[piece(0, "two", "get_weather", ':"Oslo"}')]),
+        chunk("stop"),
+        COUNTED,
+        {"choices": [], "usage": {"completion_tokens": None}},
+    )
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "ab😀"
+    assert [message.reasoning.text for message in messages if message.HasField("reasoning")] == ["hm"]
+    calls = [message.tool_call.tool_call for message in messages if message.HasField("tool_call")]
+    assert [(call.id, call.name, dict(call.arguments)) for call in calls] == [
+        ("one", "get_weather", {"city": "Rome"}),
+        ("two", "get_weather", {"city": "Oslo"}),
+    ]
+    completed = messages[-1].completed
+    assert completed.finish_reason == pb.FINISH_REASON_STOP
+    assert completed.usage == pb.Usage(exact=True, input_tokens=5, output_tokens=3, total_tokens=8)
+    assert completed.model_version == "m-1"
+
+
+@pytest.mark.parametrize("code", ["content_filter", "invalid_prompt"])
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_prompt_that_is_blocked_is_an_answer(
+    odd: Upstream,
+    by_hand: tuple[ByHand, str],
+    code: str,
+    *,
+    streaming: bool,
+) -> None:
+    error = {"message": "SECRET", "type": "invalid_request_error", "code": code}
+    by_hand[0].says = stream({"error": error}) if streaming else refusal(400, error)
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert [message.WhichOneof("event") for message in messages] == ["started", "completed"]
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_PROMPT_BLOCKED
+    assert messages[-1].completed.upstream_finish_reason == code
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ({"message": "SECRET", "code": "rate_limit_exceeded"}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "code": None, "type": "insufficient_quota"}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "code": 503}, "UPSTREAM_UNAVAILABLE"),
+        ({"message": "SECRET", "code": "overloaded_error"}, "UPSTREAM_UNAVAILABLE"),
+        ({"message": "SECRET", "type": "BadRequestError", "code": None}, "UPSTREAM_REJECTED"),
+        ({"message": "SECRET", "code": "model_not_found"}, "UPSTREAM_MODEL_NOT_FOUND"),
+        ({"message": "SECRET"}, "UPSTREAM_FAULT"),
+        ("SECRET", "UPSTREAM_FAULT"),
+        ([], None),
+    ],
+)
+async def test_an_error_in_mid_stream_is_what_its_words_say(
+    odd: Upstream,
+    by_hand: tuple[ByHand, str],
+    error: Any,
+    reason: str | None,
+) -> None:
+    by_hand[0].says = stream(chunk(content="a"), {"error": error}, chunk("stop"))
+    messages, failed = await heard(odd)
+    if reason is None:
+        assert failed is None
+        assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+        return
+    assert failed is not None
+    assert failure(failed)[1] == reason
+    assert "SECRET" not in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (402, (Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION")),
+        (405, (Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION")),
+        (408, (Code.DEADLINE_EXCEEDED, "UPSTREAM_DEADLINE")),
+        (409, (Code.UNAVAILABLE, "UPSTREAM_CUT")),
+        (413, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
+        (418, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
+        (431, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
+        (451, None),
+        (500, None),
+        (507, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (520, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (530, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (599, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+    ],
+)
+async def test_each_http_status_has_its_meaning(
+    odd: Upstream,
+    by_hand: tuple[ByHand, str],
+    status: int,
+    expected: tuple[Code, str] | None,
+) -> None:
+    by_hand[0].says = refusal(status, {"message": "SECRET"})
+    _, failed = await heard(odd)
+    assert failed is not None
+    code, reason = failure(failed)
+    assert (code, reason) == expected if expected else reason in ("UPSTREAM_CREDENTIALS", "UPSTREAM_FAULT")
+    assert "SECRET" not in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("retry-after-ms: 2500", 2.5, 2.5),
+        ("retry-after: 7", 7, 7),
+        ("retry-after: {date}", 50, 60),
+        ("retry-after: soon", 0, 5),
+    ],
+)
+async def test_when_to_ask_again_is_passed_on_however_it_is_told(
+    odd: Upstream,
+    by_hand: tuple[ByHand, str],
+    header: str,
+    least: float,
+    most: float,
+) -> None:
+    date = email.utils.formatdate(time.time() + 60, usegmt=True)
+    by_hand[0].says = refusal(429, {"message": "no"}, header.format(date=date))
+    _, failed = await heard(odd)
+    assert failed is not None
+    assert failure(failed)[1] == "UPSTREAM_QUOTA"
+    told = detail(failed, RetryInfo).retry_delay
+    assert least <= told.seconds + told.nanos / 1e9 <= most
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PLACES), ODD, st.booleans())
+async def test_no_odd_field_is_a_bug_of_ours(
+    odd: Upstream,
+    by_hand: tuple[ByHand, str],
+    path: tuple[Any, ...],
+    value: Any,
+    twice: bool,
+) -> None:
+    by_hand[0].says = stream(*changed(GOOD, path, value, twice=twice))
+    messages, failed = await heard(odd)
+    if failed is None:
+        assert messages[-1].HasField("completed")
+    else:
+        assert failure(failed)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), failed.details()
+    assert not any("{'" in message.text or "[{" in message.text for message in messages)

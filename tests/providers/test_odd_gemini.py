@@ -1,0 +1,124 @@
+"""What Gemini says over HTTP with a field missing, null, retyped or twice: the same answer, or a typed failure."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import failure
+from tests.faults import processes
+from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
+from tests.service.providers.test_completion_chunks import ODD, changed, places
+from tokenwire.v1 import generation_service_pb2 as pb
+
+Json = dict[str, Any]
+
+COUNTS = {"promptTokenCount": 4, "candidatesTokenCount": 9, "thoughtsTokenCount": 2, "totalTokenCount": 15}
+
+
+def response(*parts: Mapping[str, Any], finish: str = "", **fields: Any) -> Json:
+    candidate: Json = {"content": {"role": "model", "parts": list(parts)}, "index": 0}
+    if finish:
+        candidate["finishReason"] = finish
+    return {"candidates": [candidate], "modelVersion": "gemini-1", "responseId": "r", **fields}
+
+
+GOOD = [
+    response({"text": "hm", "thought": True}),
+    response({"text": "one "}),
+    response({"text": "two"}, {"functionCall": {"name": "w", "args": {"city": "Rome", "days": 3}, "id": "a"}}),
+    {
+        "candidates": [
+            {
+                "content": {"role": "model", "parts": [{"text": "."}]},
+                "finishReason": "STOP",
+                "safetyRatings": [{"category": "HARM_CATEGORY_HARASSMENT", "probability": "LOW"}],
+                "groundingMetadata": {
+                    "groundingChunks": [{"web": {"uri": "u", "title": "t"}}],
+                    "groundingSupports": [{"groundingChunkIndices": [0], "segment": {"startIndex": 0, "endIndex": 3}}],
+                    "webSearchQueries": ["q"],
+                },
+            }
+        ],
+        "modelVersion": "gemini-1",
+        "usageMetadata": COUNTS,
+    },
+]
+
+PLACES = list(places(GOOD))
+
+
+@pytest.fixture
+async def odd(open_provider: Open, by_hand: tuple[ByHand, str]) -> Upstream:
+    return await open_on(open_provider, "genai", by_hand[1])
+
+
+def stream(*chunks: Any) -> bytes:
+    lines = [b"data: %s\r\n\r\n" % json.dumps(one).encode() for one in chunks]
+    return OK + b"connection: close\r\n\r\n" + b"".join(lines)
+
+
+async def heard(upstream: Upstream) -> tuple[list[pb.GenerateResponse], Any]:
+    request = pb.GenerateRequest(prompt="hi")
+    return await processes.outcome(upstream.served.stub.Generate(request, timeout=20))
+
+
+async def test_what_is_taken_apart_below_is_an_answer(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(*GOOD)
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "one two."
+    assert messages[-1].completed.usage.total_tokens == 15
+
+
+async def test_a_part_of_a_kind_that_nobody_knows_does_not_vanish(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(response({"text": "a"}), response({"hologram": {"data": "x"}}, finish="STOP"))
+    _, error = await heard(odd)
+    assert failure(error)[1] == "UPSTREAM_FAULT"
+
+
+async def test_what_an_earlier_response_told_is_not_wiped_by_a_later_one(
+    odd: Upstream, by_hand: tuple[ByHand, str]
+) -> None:
+    last = response({"text": "b"}, finish="STOP", usageMetadata={"trafficType": "ON_DEMAND"})
+    del last["modelVersion"]
+    by_hand[0].says = stream(response({"text": "a"}, usageMetadata=COUNTS), last)
+    messages, error = await heard(odd)
+    assert error is None
+    completed = messages[-1].completed
+    assert (completed.model_version, completed.usage.exact, completed.usage.total_tokens) == ("gemini-1", True, 15)
+
+
+@pytest.mark.parametrize("counts", [{}, {"trafficType": "ON_DEMAND"}, {"promptTokenCount": 0}])
+async def test_a_usage_without_any_count_is_none(odd: Upstream, by_hand: tuple[ByHand, str], counts: Json) -> None:
+    by_hand[0].says = stream(response({"text": "a"}, finish="STOP", usageMetadata=counts))
+    messages, error = await heard(odd)
+    assert error is None
+    assert messages[-1].completed.usage == pb.Usage(exact=False)
+
+
+async def test_an_answer_that_says_nothing_is_told_from_one_that_does(
+    odd: Upstream, by_hand: tuple[ByHand, str]
+) -> None:
+    by_hand[0].says = stream(response({"text": ""}, finish="STOP"))
+    messages, error = await heard(odd)
+    assert error is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_EMPTY
+    assert messages[-1].completed.upstream_finish_reason == "STOP"
+
+
+@hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PLACES), ODD, st.booleans())
+async def test_no_odd_field_is_a_bug_of_ours(
+    odd: Upstream, by_hand: tuple[ByHand, str], path: tuple[Any, ...], value: Any, twice: bool
+) -> None:
+    by_hand[0].says = stream(*changed(GOOD, path, value, twice=twice))
+    messages, failed = await heard(odd)
+    if failed is None:
+        assert messages[-1].HasField("completed")
+    else:
+        assert failure(failed)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), failed.details()

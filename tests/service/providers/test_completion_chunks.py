@@ -1,0 +1,511 @@
+"""Chat Completions as its many servers speak it: what is told, and what can't be."""
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import errors
+from service.contract import encode
+from service.generation.events import (
+    Event,
+    Finished,
+    FinishReason,
+    Grounding,
+    Logprobs,
+    Source,
+    Support,
+    Text,
+    TokenLogprob,
+    Usage,
+)
+from service.generation.prompt import Reasoning, ToolCall
+from service.providers.completion_chunks import Answer, usage
+from tokenwire.v1 import content_pb2
+from tokenwire.v1 import generation_service_pb2 as pb
+
+Json = dict[str, Any]
+
+
+def chunk(finish: Any = None, **delta: Any) -> Json:
+    return {
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m-1",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+    }
+
+
+def piece(index: Any = None, identity: Any = None, name: Any = None, arguments: Any = None) -> Json:
+    """Of a call; None: not told."""
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    told = {"index": index, "id": identity, "function": function}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def heard(*chunks: Any, functions: Sequence[str] = ()) -> list[Event]:
+    answer = Answer(functions)
+    events = []
+    for one in chunks:
+        answer.look_at(one)
+        events += answer.events()
+    return [*events, *answer.end()]
+
+
+def calls(*pieces: Json, finish: str = "tool_calls", functions: Sequence[str] = ()) -> list[tuple[str, str, Any]]:
+    """Of calls that come in these pieces: id, "" for one of ours, name and arguments."""
+    events = heard(*(chunk(tool_calls=[one]) for one in pieces), chunk(finish), functions=functions)
+    found = [event for event in events if isinstance(event, ToolCall)]
+    return [(call.id if not call.id.startswith("call_") else "", call.name, call.arguments) for call in found]
+
+
+def told(events: Sequence[Event]) -> list[pb.GenerateResponse]:
+    """As callers get them."""
+    answer = encode.Answer(generation_id="g", request_id="r")
+    return [pb.GenerateResponse.FromString(answer.encode(event).SerializeToString()) for event in events]
+
+
+# ---- calls of tools, put together from pieces ------------------------------------------------------------------------
+
+ROME = '{"city":"Rome"}'
+CITY = {"city": "Rome"}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([piece(0, "a", "w", '{"city"'), piece(0, None, None, ':"Rome"}')], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", '{"city"'), piece(0, "a", "w", ':"Rome"}')], [("a", "w", CITY)]),
+        ([piece(0, None, "w", '{"city"'), piece(0, None, "w", ':"Rome"}')], [("", "w", CITY)]),
+        ([piece(0, "", "w", ROME)], [("", "w", CITY)]),
+        ([piece(0, None, "w", ""), piece(0, "a", None, ROME)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", ROME), piece(0, "b", "w", ROME)], [("a", "w", CITY), ("b", "w", CITY)]),
+        ([piece(None, "a", "w", ROME), piece(None, "b", "v", "{}")], [("a", "w", CITY), ("b", "v", {})]),
+        ([piece(None, None, "w", ROME), piece(None, None, "w", ROME)], [("", "w", CITY), ("", "w", CITY)]),
+        ([piece(None, None, "w"), piece(None, None, "v")], [("", "w", {}), ("", "v", {})]),
+        (
+            [piece(0, "a", "w", ""), piece(1, "b", "v", ""), piece(0, None, None, ROME), piece(1, None, None, "{}")],
+            [("a", "w", CITY), ("b", "v", {})],
+        ),
+        ([piece(0, "a", "w", CITY)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", CITY), piece(0, "a", "w", CITY)], [("a", "w", CITY)]),
+        ([piece(0, "same", "w", ROME), piece(1, "same", "v", "{}")], [("same", "w", CITY), ("same", "v", {})]),
+        ([piece("0", "a", "w", '{"city"'), piece("0", None, None, ':"Rome"}')], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", '{"city":"\ud83d'), piece(0, None, None, '\ude00"}')], [("a", "w", {"city": "😀"})]),
+    ],
+)
+def test_calls_are_put_together_whatever_tells_their_pieces_apart(pieces: list[Json], expected: object) -> None:
+    assert calls(*pieces) == expected
+
+
+def test_a_name_in_pieces_is_one_name_only_if_that_was_declared() -> None:
+    pieces = [piece(0, None, "get_"), piece(0, None, "weather", ROME)]
+    assert calls(*pieces, functions=["get_weather"]) == [("", "get_weather", CITY)]
+    assert [name for _, name, _ in calls(*pieces)] == ["get_", "weather"]
+
+
+@pytest.mark.parametrize("finish", ["stop", "tool_calls", "function_call", "eos", "whatever"])
+def test_whole_calls_are_told_behind_any_reason_but_a_cut(finish: str) -> None:
+    assert calls(piece(0, "a", "w", ROME), finish=finish) == [("a", "w", CITY)]
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+def test_a_call_that_may_lack_its_end_is_not_told(finish: str) -> None:
+    assert calls(piece(0, "a", "w", ROME), finish=finish) == []
+
+
+def test_a_call_in_the_old_form_is_told() -> None:
+    parts = [chunk(function_call={"name": "w", "arguments": '{"city"'}), chunk(function_call={"arguments": ':"Rome"}'})]
+    (call, ending) = heard(*parts, chunk("function_call"))
+    assert isinstance(call, ToolCall)
+    assert (call.name, call.arguments) == ("w", CITY)
+    assert isinstance(ending, Finished)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [piece(0, "a", None, ROME)],
+        [piece(0, "a", "w", '{"city"')],
+        [piece(0, "a", "w", "[]")],
+        [piece(0, "a", "w", 3)],
+        [piece(0, "a", 3, ROME)],
+        [piece(0, 3, "w", ROME)],
+        [piece(0, "a", "w", ROME), piece(0, "a", None, CITY)],
+        [{"index": 0, "id": "a", "type": "custom", "custom": {"name": "w", "input": "x"}}],
+        [{"index": 0, "id": "a", "function": "w"}],
+        [piece(0, "a", "\ud83d", ROME)],
+        [piece(0, "\ud83d", "w", ROME)],
+    ],
+)
+def test_a_call_that_cannot_be_told_is_upstreams_fault(pieces: list[Json]) -> None:
+    with pytest.raises(errors.UpstreamFault):
+        calls(*pieces)
+
+
+def nested(depth: int) -> Json:
+    return {} if depth == 0 else {"a": nested(depth - 1)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"a":NaN}', '{"a":-Infinity}', '{"a":1e999}', '{"a":9007199254740993}', '{"a":"\\ud83d"}', '{"\\ud83d":1}']
+    + [pytest.param(json.dumps(nested(depth)), id=f"{depth} deep") for depth in (40, 400)]
+    + [pytest.param("[" * 100_000, id="too deep to be read")],
+)
+def test_arguments_that_the_contract_would_change_are_upstreams_fault(arguments: str) -> None:
+    with pytest.raises(errors.UpstreamFault):
+        told(heard(chunk(tool_calls=[piece(0, "a", "w", arguments)]), chunk("stop")))
+
+
+@pytest.mark.parametrize("arguments", [{"a": 2**53}, {"a": 2**60}, {"a": [1.5, None, True, "x"]}, nested(31)])
+def test_arguments_for_which_there_is_a_place_are_told_unchanged(arguments: Json) -> None:
+    message, _ = told(heard(chunk(tool_calls=[piece(0, "a", "w", json.dumps(arguments))]), chunk("stop")))
+    part = content_pb2.Part(tool_call=message.tool_call.tool_call)
+    sent_back = pb.GenerateRequest(messages=[content_pb2.Message(parts=[part])])
+    pb.GenerateRequest.FromString(sent_back.SerializeToString())
+    struct: Any = message.tool_call.tool_call.arguments
+    assert _plain(struct) == arguments
+
+
+def _plain(struct: Any) -> Any:
+    from service.contract import values  # noqa: PLC0415 - only here
+
+    return values.plain(struct)
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_half_a_character_waits_for_its_other_half() -> None:
+    events = heard(chunk(content="a\ud83d"), chunk(content="\ude00b"), chunk("stop"))
+    assert events[:-1] == [Text("a"), Text("😀b")]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(content="\ud83d"), chunk("stop")],
+        [chunk(content="\ud83d"), chunk(content="a"), chunk("stop")],
+        [chunk(content="\ude00"), chunk("stop")],  # noqa: PT014
+        [chunk(reasoning_content="\ude00"), chunk("stop")],
+    ],
+)
+def test_half_a_character_alone_is_upstreams_fault(chunks: list[Json]) -> None:
+    with pytest.raises(errors.UpstreamFault):
+        heard(*chunks)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], [Text("a"), Text("b")]),
+        ([{"type": "output_text", "text": {"value": "a"}}, "b", None], [Text("a"), Text("b")]),
+        ({"type": "text", "text": "a"}, [Text("a")]),
+        (
+            [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}],
+            [Reasoning("hm"), Text("a")],
+        ),
+        ([{"type": "reasoning", "reasoning": "hm"}], [Reasoning("hm")]),
+        ([], []),
+        ("", []),
+    ],
+)
+def test_content_in_typed_parts_is_its_words(content: Any, expected: list[Event]) -> None:
+    assert heard(chunk(content=content), chunk("stop"))[:-1] == expected
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": 3},
+        {"content": True},
+        {"content": [3]},
+        {"content": [{"type": "image_url", "image_url": {"url": "u"}}]},
+        {"content": [{"type": "text", "text": 3}]},
+        {"refusal": ["no"]},
+        {"reasoning_content": {"a": 1}},
+        {"images": [{"type": "image_url"}]},
+        {"audio": {"data": "AA=="}},
+        {"tool_calls": {"index": 0}},
+        {"tool_calls": [3]},
+    ],
+)
+def test_words_that_are_no_text_are_upstreams_fault_and_never_told_as_a_structure(delta: Json) -> None:
+    with pytest.raises(errors.UpstreamFault):
+        heard(chunk(**delta), chunk("stop"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        {},
+        {"choices": None},
+        {"choices": []},
+        {"choices": [None]},
+        {"choices": [{}]},
+        {"choices": [{"index": 0}]},
+        {"choices": [{"index": None, "delta": None}]},
+        {"choices": [{"delta": {"content": None, "role": 3, "tool_calls": None, "refusal": None}}]},
+        {"choices": [{"delta": {}, "logprobs": None}]},
+        {"choices": [{"index": 1, "delta": {"content": "another"}, "finish_reason": "length"}]},
+        {"choices": [{"delta": {"tool_calls": [None], "annotations": [None, 3, {}]}}]},
+        {"model": 3, "usage": 3, "id": None, "created": "x", "system_fingerprint": [], "citations": 3},
+        {"usage": {"completion_tokens": None}},
+        {"x_groq": 3},
+    ],
+)
+def test_a_chunk_that_says_nothing_costs_nothing(odd: Any) -> None:
+    good = [chunk(content="a"), chunk("stop")]
+    for place in range(len(good) + 1):
+        assert heard(*good[:place], odd, *good[place:]) == heard(*good)
+
+
+@pytest.mark.parametrize("odd", [3, "x", [], True, {"choices": {}}, {"choices": [3]}, {"choices": [{"delta": "x"}]}])
+def test_a_chunk_that_is_none_is_upstreams_fault(odd: Any) -> None:
+    with pytest.raises(errors.UpstreamFault):
+        heard(chunk(content="a"), odd, chunk("stop"))
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_are_told_apart_whatever_they_are_called(name: str) -> None:
+    events = heard(chunk(**{name: "hm"}), chunk(content="yes"), chunk("stop"))
+    assert events[:-1] == [Reasoning("hm"), Text("yes")]
+
+
+def test_thoughts_that_are_told_twice_are_told_once() -> None:
+    both = {"reasoning": "hm", "reasoning_content": "hm", "reasoning_details": [{"text": "hm"}]}
+    assert heard(chunk(**both), chunk("stop"))[:-1] == [Reasoning("hm")]
+    assert heard(chunk(reasoning_details=[{"text": "hm"}]), chunk("stop"))[:-1] == [Reasoning("hm")]
+
+
+def test_a_whole_message_in_place_of_a_delta_is_taken_and_not_told_twice() -> None:
+    message = {"choices": [{"message": {"role": "assistant", "content": "ab"}, "finish_reason": "stop"}]}
+    assert heard(message)[0] == Text("ab")
+    assert heard(chunk(content="a"), chunk(content="b"), message)[:-1] == [Text("a"), Text("b")]
+    with pytest.raises(errors.UpstreamFault):
+        heard(chunk(content="a"), message)
+
+
+def test_pages_that_the_answer_rests_on_are_told_once() -> None:
+    cited = [{"type": "url_citation", "url_citation": {"url": "u", "title": "t", "start_index": 0, "end_index": 1}}]
+    pages = {**chunk(content="b"), "citations": ["u", {"url": "v"}]}
+    events = heard(chunk(content="a", annotations=cited), pages, {**pages, "choices": []}, chunk("stop"))
+    assert [event for event in events if isinstance(event, Grounding)] == [
+        Grounding(sources=(Source("u", "t"),), supports=(Support(text="", sources=(0,)),)),
+        Grounding(sources=(Source("u"), Source("v"))),
+    ]
+
+
+def test_log_probabilities_are_told_with_what_else_might_have_stood_there() -> None:
+    token = {"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": [{"token": "b\ud83d", "logprob": -2.5}]}
+    said = chunk(content="a")
+    said["choices"][0]["logprobs"] = {"content": [token], "refusal": None}
+    assert Logprobs((TokenLogprob("a", -1.0, (TokenLogprob("b?", -2.5),)),)) in heard(said, chunk("stop"))
+
+
+@pytest.mark.parametrize("token", [{"token": 3, "logprob": -1}, {"token": "a", "logprob": "x"}, {"token": "a"}, 3])
+def test_a_log_probability_that_is_none_is_upstreams_fault(token: Any) -> None:
+    said = chunk(content="a")
+    said["choices"][0]["logprobs"] = {"content": [token]}
+    with pytest.raises(errors.UpstreamFault):
+        heard(said, chunk("stop"))
+
+
+# ---- how it ends -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        ("stop", FinishReason.STOP),
+        ("tool_calls", FinishReason.STOP),
+        ("length", FinishReason.MAX_TOKENS),
+        ("model_length", FinishReason.MAX_TOKENS),
+        ("content_filter", FinishReason.SAFETY),
+        ("something_new", FinishReason.OTHER),
+    ],
+)
+def test_the_finish_reason_and_upstreams_own_word_are_told(finish: str, reason: FinishReason) -> None:
+    (*_, ending) = heard(chunk(content="a"), chunk(finish))
+    assert isinstance(ending, Finished)
+    assert (ending.reason, ending.upstream_reason, ending.model_version) == (reason, finish, "m-1")
+
+
+@pytest.mark.parametrize("finish", [None, "", "error", "abort", "insufficient_system_resource"])
+def test_an_answer_that_was_given_up_is_cut(finish: str | None) -> None:
+    with pytest.raises(errors.UpstreamCut):
+        heard(chunk(content="a"), chunk(finish))
+
+
+def test_what_an_earlier_chunk_told_is_not_wiped_by_a_later_one() -> None:
+    counted = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
+    (*_, ending) = heard(chunk("stop", content="a"), counted, {"choices": [], "model": "", "usage": {}})
+    assert isinstance(ending, Finished)
+    assert ending.usage == Usage(input_tokens=1, output_tokens=2, total_tokens=3)
+    assert ending.model_version == "m-1"
+
+
+def test_a_refusal_is_a_safety_stop() -> None:
+    events = heard(chunk(refusal="I won't"), chunk("stop"))
+    assert events[0] == Text("I won't")
+    assert isinstance(events[-1], Finished)
+    assert (events[-1].reason, events[-1].upstream_reason) == (FinishReason.SAFETY, "refusal")
+
+
+def figures(prompt: Any, output: Any, total: Any, thoughts: Any = None, cached: Any = None) -> Json:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": total,
+        "completion_tokens_details": {"reasoning_tokens": thoughts},
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (figures(5, 13, 18, 10), (5, 3, 10, 0, 18)),  # inside
+        (figures(5, 3, 18, 10), (5, 3, 10, 0, 18)),  # beside
+        (figures(5, 3, 8, None, 4), (5, 3, 0, 4, 8)),
+        ({"prompt_tokens": 5, "completion_tokens": 3}, (5, 3, 0, 0, 8)),
+        ({"prompt_tokens": 5, "completion_tokens": 3, "prompt_cache_hit_tokens": 2}, (5, 3, 0, 2, 8)),
+        (figures(5.0, 3.0, 8.0), (5, 3, 0, 0, 8)),
+        (figures(5, 3, 30), (5, 3, 0, 0, 30)),  # tokens of kinds that have no name here
+    ],
+)
+def test_tokens_are_counted_as_the_sum_tells(said: Json, expected: tuple[int, ...]) -> None:
+    counted = usage(said)
+    assert counted is not None
+    found = (counted.input_tokens, counted.output_tokens, counted.reasoning_tokens, counted.cached_tokens)
+    assert (*found, counted.total_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"completion_tokens": 3},
+        figures(5, None, 8),
+        figures(None, 3, 8),
+        figures(-5, 3, 8),
+        figures(5, 3, 7),
+        figures(5, 3, 9, 4),
+        figures(5, 3, 8, 4),
+        figures(5, 3, 8, "x"),
+        figures(5, 3, 8, 0, 6),
+        figures(5, True, 6),
+        figures(2**40, 3, 2**40 + 3),
+        figures(float("nan"), 3, 8),
+        3,
+        None,
+        [],
+    ],
+)
+def test_a_count_that_is_missing_or_cannot_be_is_none(said: Any) -> None:
+    assert usage(said) is None
+
+
+# ---- whatever stands in a chunk --------------------------------------------------------------------------------------
+
+GOOD: list[Json] = [
+    chunk(role="assistant", content="", reasoning_content="hm"),
+    chunk(content="one "),
+    {
+        **chunk(content="two"),
+        "citations": ["u"],
+        "choices": [
+            {
+                "index": 0,
+                "delta": {"content": "two", "annotations": [{"type": "url_citation", "url_citation": {"url": "u"}}]},
+                "logprobs": {"content": [{"token": "two", "logprob": -0.5, "top_logprobs": []}]},
+                "finish_reason": None,
+            }
+        ],
+    },
+    chunk(tool_calls=[piece(0, "a", "w", '{"city"')]),
+    chunk(tool_calls=[piece(0, None, None, ':"Rome"}')]),
+    chunk(tool_calls=[piece(1, "b", "v", "{}")]),
+    chunk("tool_calls"),
+    {"choices": [], "usage": figures(5, 13, 18, 10, 2)},
+]
+
+NOTHING: Any = object()
+
+ODD = st.sampled_from([NOTHING, None, 0, -1, 1.5, float("nan"), 2**70, True, "", "x", "\ud83d", [], [None], {}, [{}]])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every field at every depth."""
+    inner: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in inner:
+        yield (*path, key)
+        yield from places(one, (*path, key))
+
+
+PLACES = list(places(GOOD))
+
+
+def changed(chunks: list[Json], path: tuple[Any, ...], value: Any, *, twice: bool) -> list[Json]:
+    made = copy.deepcopy(chunks)
+    holder: Any = made
+    for key in path[:-1]:
+        holder = holder[key]
+    if twice and isinstance(holder, list):
+        holder.insert(path[-1], copy.deepcopy(holder[path[-1]]))
+    elif value is NOTHING:
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = value
+    return made
+
+
+def words(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Text))
+
+
+@given(st.sampled_from(PLACES), ODD, st.booleans(), st.randoms(use_true_random=False), st.booleans())
+def test_one_odd_field_anywhere_is_the_same_answer_or_a_typed_failure(
+    path: tuple[Any, ...], value: Any, twice: bool, dice: Any, shuffled: bool
+) -> None:
+    chunks = changed(GOOD, path, value, twice=twice)
+    if shuffled:
+        dice.shuffle(chunks)
+    try:
+        events = heard(*chunks)
+        messages = told(events)
+    except errors.UpstreamError as error:
+        error.status()
+        return
+    assert messages[-1].completed.finish_reason
+    # Only what upstream said is told: pieces of the answer, or the odd value where the words should be.
+    parts = ["one ", "two", "x"]
+    possible = {"".join(some) for size in range(5) for some in itertools.product(parts, repeat=size)}
+    assert words(events) in possible
+    for call in (event for event in events if isinstance(event, ToolCall)):
+        assert call.name
+        assert call.id
+
+
+@given(st.integers(1, 20), st.data())
+def test_an_answer_is_the_same_however_it_is_cut_into_pieces(size: int, data: st.DataObject) -> None:
+    text = data.draw(st.text(max_size=30))
+    arguments = json.dumps({"text": text}, ensure_ascii=False)
+
+    def cut(whole: str) -> list[str]:
+        units = whole.encode("utf-16-le")
+        return [units[at : at + 2 * size].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2 * size)]
+
+    pieces = [piece(0, "a", "w", "")] + [piece(0, None, None, one) for one in cut(arguments)]
+    chunks = [chunk(content=one) for one in cut(text)] + [chunk(tool_calls=[one]) for one in pieces]
+    events = heard(*chunks, chunk("stop"))
+    assert words(events) == text
+    assert [event.arguments for event in events if isinstance(event, ToolCall)] == [{"text": text}]

@@ -77,8 +77,13 @@ def _said(part: Json) -> Iterator[Event]:
                 signature=signature,
             )
         case _:
-            text = f"The model answered with a part of type {said[0]}, which can't be relayed"
-            raise errors.UpstreamFault(text, metadata={"part": said[0]})
+            raise unknown_part(said[0])
+
+
+def unknown_part(kind: str) -> errors.UpstreamFault:
+    """For a piece of the answer that we have no word for; `kind` is Google's name of it, or its field's number."""
+    text = f"The model answered with a part of type {kind}, which can't be relayed"
+    return errors.UpstreamFault(text, metadata={"part": kind})
 
 
 def _grounding(candidate: Json) -> Iterator[Grounding]:
@@ -155,7 +160,8 @@ class Ending:
     def look_at(self, response: Json) -> None:
         """Remember what this message tells of the end; of each figure, the last word counts."""
         self.model_version = response.get("modelVersion") or self.model_version
-        if usage := response.get("usageMetadata"):
+        usage = response.get("usageMetadata", {})
+        if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
             self.usage = _usage(usage)
         feedback = response.get("promptFeedback", {})
         if blocked := _told(feedback, "blockReason"):
@@ -193,7 +199,11 @@ def _told(holder: Json, field: str) -> str:
 def _usage(told: Json) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
     counts = {ours: told.get(theirs) or 0 for ours, theirs in _COUNTS.items()}
-    return None if None in map(json_values.count, counts.values()) else Usage(**counts)
+    if None in map(json_values.count, counts.values()):
+        return None
+    spoken = counts["input_tokens"] + counts["output_tokens"] + counts["reasoning_tokens"]
+    counts["total_tokens"] = counts["total_tokens"] or spoken
+    return None if json_values.count(counts["total_tokens"]) is None else Usage(**counts)
 
 
 def total(tokens: int) -> int:

@@ -57,9 +57,10 @@ def count_request(chat: Chat | Slow, prompt: Prompt) -> CountTokensRequest:
         endpoint=request.model,
         model=request.model,
         contents=request.contents,
-        system_instruction=request.system_instruction,
         tools=request.tools,
     )
+    if prompt.system_instruction:  # an empty one would be one
+        asked.system_instruction = request.system_instruction
     if (exact := exact_contents(prompt)) is not None:
         replace_contents(CountTokensRequest.pb(asked), exact)
     return asked

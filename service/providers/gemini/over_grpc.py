@@ -12,7 +12,7 @@ counts.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import cache
 from typing import Any
 
@@ -27,11 +27,13 @@ from google.cloud.aiplatform_v1beta1.types import (
     GenerateContentResponse,
 )
 from google.protobuf import json_format, message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from langchain_google_vertexai import ChatVertexAI
 
 from ... import errors
+from ...generation import json_values
 from ...generation.capabilities import ModelCard
 from ...generation.events import Event, Finished, Started, Text, Usage
 from ...generation.prompt import Prompt
@@ -143,16 +145,9 @@ class VertexProvider:
     async def close(self) -> None:
         await self._channel.close()
 
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:
+    def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.generation.provider.Provider`."""
-        call = _Call(self._generate, exact_contents(prompt))
-        events = self._events(call, prompt, deadline)
-        try:
-            yield events
-        finally:
-            call.cancel()
-            await events.aclose()
+        return aclosing(self._events(prompt, deadline))
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """As Vertex AI counts it. ChatVertexAI has a count of its own, which blocks and leaves the tools out."""
@@ -181,16 +176,18 @@ class VertexProvider:
         """What tells Google who asks."""
         return () if self._credentials is None else await self._credentials.headers(deadline)
 
-    async def _events(self, call: "_Call", prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
+    async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
+        call = _Call(self._generate)
         if self._credentials is not None:
             call.identity = await self._credentials.headers(deadline)
         self._need_connection()
-        seconds = deadline - asyncio.get_running_loop().time()
         messages, options = langchain_messages.messages(prompt, prompts.media), request_options(prompt)
+        call.contents = exact_contents(prompt)
+        seconds = deadline - asyncio.get_running_loop().time()
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
         started = False
-        try:
-            async with aclosing(answer):
+        async with aclosing(answer):
+            try:
                 async for chunk, beyond in answer:
                     if not started:
                         started = True
@@ -205,18 +202,20 @@ class VertexProvider:
                         continue
                     for event in answers.pieces(text):
                         yield event
-        except grpc.aio.AioRpcError as error:
-            raise upstream_error(error) from error
+            except grpc.aio.AioRpcError as error:
+                raise upstream_error(error) from error
+            finally:
+                call.cancel()
         yield call.finished()
 
 
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI asks and reads while it answers one prompt."""
 
-    def __init__(self, stub: Any, contents: Sequence[Any] | None) -> None:
-        """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
+    def __init__(self, stub: Any) -> None:
         self._stub = stub
-        self._contents = contents
+        self.contents: Sequence[Any] | None = None
+        """Take the place of those that ChatVertexAI makes, where those would lose something."""
         self.identity: Headers = ()
         """What tells Google who asks."""
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
@@ -226,8 +225,8 @@ class _Call:
 
     def begin(self, request: Any, seconds: float) -> None:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
-        if self._contents is not None:
-            replace_contents(request, self._contents)
+        if self.contents is not None:
+            replace_contents(request, self.contents)
         metadata = (_routing(request.model), _CLIENT_METADATA, *self.identity)
         self._call = self._stub(request, timeout=seconds, metadata=metadata)
 
@@ -243,14 +242,14 @@ class _Call:
             raw = _response(data)
         except message.DecodeError:
             raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
-        if raw.HasField("usage_metadata"):
+        if raw.HasField("usage_metadata") and any(getattr(raw.usage_metadata, name) for name in _COUNTS):
             self._usage = raw.usage_metadata
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)
         if found[1]:
             self._ending.reason = _name(raw.candidates[0], "finish_reason")
-            self._ending.model_version = raw.model_version
+            self._ending.model_version = raw.model_version or self._ending.model_version
         return raw, found, None
 
     def cancel(self) -> None:
@@ -260,10 +259,12 @@ class _Call:
 
     def _beyond(self, raw: Any) -> Sequence[Event]:
         """All that a message says, with what ChatVertexAI drops of it; the ending is remembered."""
-        for candidate in raw.candidates:
+        for candidate in raw.candidates[:1]:
             for part in candidate.content.parts:
                 if part.HasField("function_call"):
                     part.function_call.args.SetInParent()  # ChatVertexAI looks for them also where there are none
+                elif not part.ListFields() and (unknown := UnknownFieldSet(part)):
+                    raise answers.unknown_part(str(unknown[0].field_number))
         try:
             told = json_format.MessageToDict(raw)
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
@@ -298,14 +299,15 @@ def _routing(model: str) -> tuple[str, str]:
 
 def _usage(raw: Any) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
-    if min(getattr(raw, name) for name in _COUNTS) < 0:
+    total = raw.total_token_count or raw.prompt_token_count + raw.candidates_token_count + raw.thoughts_token_count
+    if min(getattr(raw, name) for name in _COUNTS) < 0 or json_values.count(total) is None:
         return None
     return Usage(
         input_tokens=raw.prompt_token_count,
         output_tokens=raw.candidates_token_count,
         reasoning_tokens=raw.thoughts_token_count,
         cached_tokens=raw.cached_content_token_count,
-        total_tokens=raw.total_token_count,
+        total_tokens=total,
     )
 
 

@@ -201,6 +201,10 @@ class _Call:
                 said = response.model_dump(mode="json", by_alias=True, exclude_none=True)
                 self.ending.messages += 1
                 self.ending.look_at(said)
+                if {} in [
+                    part for one in said.get("candidates", ()) for part in one.get("content", {}).get("parts", ())
+                ]:
+                    raise answers.unknown_part("unknown")  # the SDK drops what it doesn't know
                 self._said.append(said)
                 yield response
             self.ending.ended()

@@ -41,7 +41,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             _alone(settings)
         stop.end(_together(settings, count))
     except SettingError as error:
-        print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
+        for line in str(error).splitlines():
+            print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
     except registry.MissingExtra as error:
         print(f"{prog}: {error}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
     except ModuleNotFoundError as error:

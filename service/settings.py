@@ -5,13 +5,23 @@ the table in docs/settings.md. A flag wins over its variable; an empty variable 
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
 from .providers.offers import completed, offers
 from .providers.registry import PROVIDERS
 from .providers.spec import GoogleCloud, Offer
+
+_PREFIX = "TOKENWIRE_"
+_NEARLY = 0.7
+
+# What Kubernetes sets for a service that is called tokenwire: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and more.
+_LINK = re.compile(r"(tcp|udp|sctp)://")
+
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -41,6 +51,13 @@ def source(of: "Field[Any]") -> Source:
 
 
 def text(value: str) -> str:
+    return value
+
+
+def host_and_port(value: str) -> str:
+    found = _HOST_AND_PORT.fullmatch(value)
+    if found is None or not 0 < int(found[2]) < 1 << 16:
+        raise ValueError("HOST:PORT, such as 127.0.0.1:8080,")
     return value
 
 
@@ -119,10 +136,10 @@ class Settings:
     project: str = setting("", "GOOGLE_CLOUD_PROJECT", text, "the Google Cloud project that Vertex AI is billed to")
     location: str = setting("us-central1", "GOOGLE_CLOUD_LOCATION", text, "the Vertex AI region, or global")
     emulator: str = setting(
-        "", "VERTEX_EMULATOR_HOST", text, "host:port of a local Vertex; no Google credentials are needed then"
+        "", "VERTEX_EMULATOR_HOST", host_and_port, "host:port of a local Vertex; no Google credentials are needed then"
     )
     emulator_rest: str = setting(
-        "", "VERTEX_EMULATOR_REST_HOST", text, "the same for models of the provider genai, which speaks HTTP"
+        "", "VERTEX_EMULATOR_REST_HOST", host_and_port, "the same for models of the provider genai, which speaks HTTP"
     )
     reflection: bool = setting(
         True, "TOKENWIRE_REFLECTION", switch, "whether grpcurl and friends may ask the server for its schema"
@@ -281,26 +298,41 @@ class Settings:
     def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
         """Read the settings.
 
-        Raises SettingError; exits by itself, as argparse does, on --help and on flags that don't exist.
+        Raises SettingError with all that is wrong, a line each; exits by itself, as argparse does, on --help and on
+        flags that don't exist.
         """
         flags = vars(parser(cls, prog).parse_args(argv))
-        values = {}
+        values: dict[str, Any] = {}
+        wrong = []
         for one in fields(cls):
             origin = source(one)
             flag = "--" + one.name.replace("_", "-")
             for name, value in ((flag, flags[one.name]), (origin.variable, environ.get(origin.variable))):
-                if not value:
+                if not value or (name != flag and _LINK.match(value)):
                     continue
                 try:
                     values[one.name] = origin.parse(value)
                 except ValueError as error:
-                    raise SettingError(f"{name} is {value!r}: {error} is wanted") from None
+                    wrong.append(f"{name} is {value!r}: {error} is wanted")
                 break
-        try:
-            values["models"] = tuple(completed(offer, environ) for offer in values.get("models", ()))
-        except ValueError as error:
-            raise SettingError(f"TOKENWIRE_MODELS: {error} is wanted") from None
-        return cls(**values)
+        models = []
+        for offer in values.get("models", ()):
+            try:
+                models.append(completed(offer, environ))
+            except ValueError as error:
+                wrong.append(f"TOKENWIRE_MODELS: {error} is wanted")
+        if wrong := [*wrong, *_misspelt(cls, environ)]:
+            raise SettingError("\n".join(wrong))
+        return cls(**{**values, "models": tuple(models)})
+
+
+def _misspelt(settings: type[Settings], environ: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with variables that are nearly settings; others may be another program's, or Kubernetes's."""
+    known = {source(one).variable.removeprefix(_PREFIX): source(one).variable for one in fields(settings)}
+    for name, value in environ.items():
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in known and not _LINK.match(value):
+            for near in difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1, cutoff=_NEARLY):
+                yield f"{name} is set, and is no setting: {known[near]} is wanted"
 
 
 def parser(settings: type[Settings], prog: str) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ A line is NAME, or NAME=PROVIDER:MODEL, with options behind a question mark as i
 Vertex AI's own.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -49,13 +50,17 @@ def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
     for option, variable in spec.variables.items():
         if not options.get(option) and not environ.get(variable):
             raise ValueError(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
-        options[option] = options.get(option) or environ[variable]
+        if not options.get(option):
+            options[option] = environ[variable]
+            _check_address(offer.name, option, environ[variable], variable)
     if not spec.key_variable:
         return replace(offer, options=MappingProxyType(options))
     variable = options.get("api_key_env", spec.key_variable)
     key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
     if not key:
         raise ValueError(f"{offer.name!r} with an API key in {variable}, which is not set,")
+    if not (key.isascii() and key.isprintable() and " " not in key):  # pasted with a line's end, or a word processor's
+        raise ValueError(f"{offer.name!r} with an API key in {variable} of plain letters and signs, without spaces,")
     return replace(offer, options=MappingProxyType(options), api_key=key)
 
 
@@ -68,6 +73,9 @@ def amended(card: ModelCard, offer: Offer) -> ModelCard:
     }
     return replace(card, unsupported=unsupported, metadata=metadata, **said)
 
+
+_ADDRESSES = ("base_url", "endpoint")
+_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 
 _NO_KEY = "none"  # for servers of one's own, many of which want none
 
@@ -90,7 +98,15 @@ def _offer(line: str) -> Offer:
             raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
         if option in _PARSE:
             _PARSE[option](value)
+        _check_address(name, option, value)
     return Offer(name, provider, model, MappingProxyType(options))
+
+
+def _check_address(name: str, option: str, value: str, variable: str = "") -> None:
+    """Raises ValueError with what is wanted, where the option is an address and the value none."""
+    if option in _ADDRESSES and not _ADDRESS.fullmatch(value):
+        where = f" in {variable}" if variable else ""
+        raise ValueError(f"{name!r} with {option}{where} as https://HOST/PATH, or http://HOST:PORT/PATH,")
 
 
 def _kinds(value: str) -> frozenset[str]:

@@ -35,6 +35,7 @@ def test_an_empty_variable_is_unset() -> None:
 @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
 def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - Field is generic in a way nobody writes
     other = {"reflection": "false", "langsmith": "true", "log_level": "error", "models": "x,y", "max_deadline": "500"}
+    other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")
     flag = "--" + one.name.replace("_", "-")
     by_flag, by_variable = load(flag, value), load(**{source(one).variable: value})
@@ -86,3 +87,49 @@ def test_the_default_model_comes_first_and_once() -> None:
 
 def test_an_ipv6_host_is_bracketed() -> None:
     assert Settings(host="::1", port=1).address == "[::1]:1"
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    environ = {
+        "TOKENWIRE_GRACEE": "5",
+        "TOKENWIRE_LOGLEVEL": "debug",
+        "VERTEX_EMULATOR_HOST": "nonsense",
+        "TOKENWIRE_MODELS": "a=openai:m?base_url=http://x, b=openai:m",
+        "OPENAI_API_KEY": "key\n",
+    }
+    with pytest.raises(SettingError) as caught:
+        Settings.load(["--port", "x"], environ, prog="p")
+    assert str(caught.value).splitlines() == [
+        "--port is 'x': a whole number from 0 to 65535 is wanted",
+        "VERTEX_EMULATOR_HOST is 'nonsense': HOST:PORT, such as 127.0.0.1:8080, is wanted",
+        "TOKENWIRE_MODELS: 'a' with an API key in OPENAI_API_KEY of plain letters and signs, without spaces, is wanted",
+        "TOKENWIRE_MODELS: 'b' with an API key in OPENAI_API_KEY of plain letters and signs, without spaces, is wanted",
+        "TOKENWIRE_GRACEE is set, and is no setting: TOKENWIRE_GRACE is wanted",
+        "TOKENWIRE_LOGLEVEL is set, and is no setting: TOKENWIRE_LOG_LEVEL is wanted",
+    ]
+
+
+@pytest.mark.parametrize("key", ["a b", "a\n", "\u201ckey\u201d", "a\x00", "\ufeffkey"])
+def test_a_key_that_no_header_can_hold_is_refused_without_being_told(key: str) -> None:
+    with pytest.raises(SettingError, match="OPENAI_API_KEY") as caught:
+        Settings.load([], {"TOKENWIRE_MODELS": "a=openai:m", "OPENAI_API_KEY": key}, prog="p")
+    assert "key" not in str(caught.value).replace("API key", "")
+
+
+@pytest.mark.parametrize("address", ["api.openai.com/v1", "https://", "ftp://h/v1", "https://user@h/v1", "https://h v"])
+def test_an_address_without_a_scheme_or_host_is_refused(address: str) -> None:
+    with pytest.raises(SettingError, match="base_url as https"):
+        Settings.load(["--models", f"a=openai:m?base_url={address}"], {"OPENAI_API_KEY": "k"}, prog="p")
+
+
+@pytest.mark.parametrize("value", ["nonsense", "h:", "h:0", "h:70000", ":8080", "http://h:80", "h:80/", "::1:80"])
+def test_an_emulator_that_is_no_address_is_refused(value: str) -> None:
+    with pytest.raises(SettingError, match="HOST:PORT"):
+        Settings.load(["--emulator", value], {}, prog="p")
+
+
+def test_what_kubernetes_and_others_set_is_left_alone() -> None:
+    links = {"TOKENWIRE_PORT": "tcp://10.0.0.1:50051", "TOKENWIRE_WORKERS_PORT": "tcp://10.0.0.2:80"}
+    assert Settings.load([], links, prog="p") == Settings()
+    others = ["TOKENWIRE_SERVICE_HOST", "TOKENWIRE_PORT_50051_TCP_ADDR", "TOKENWIRE_ADDRESS", "TOKENWIRE_CACHE"]
+    assert Settings.load([], dict.fromkeys(others, "x"), prog="p") == Settings()

@@ -61,6 +61,7 @@ pytest_plugins = ["tests.browser", "tests.tokenwire.fixtures"]
 
 # How long an example takes is the machine's matter.
 hypothesis.settings.register_profile("tokenwire", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)  # `make quick`; make test has them all
 hypothesis.settings.load_profile("tokenwire")
 
 # A shell's background job ignores Ctrl-C, one under nohup SIGHUP as well, and so would every process that the tests

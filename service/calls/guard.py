@@ -62,7 +62,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._calls: dict[asyncio.Task[Any], Call] = {}
         """By the task of each call, which ends once its status has been sent."""
         self._running: set[Call | None] = set()
-        """Calls of our own services whose handlers are at work."""
+        """Calls of our own services that are being answered."""
         self._quiet = asyncio.Event()
         """Set while there are none."""
         self._quiet.set()
@@ -106,7 +106,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._open.set()
 
     async def finish(self, seconds: float) -> None:
-        """Wait until no handler of ours is at work any more, so long at most."""
+        """Wait until no call of ours is being answered any more, so long at most."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._quiet.wait()

@@ -161,7 +161,7 @@ class _Call:
                 raise self._broken(error) from error
         except openai.APIError as error:
             self._failed(error)
-        if self.answer.blocked:
+        if self.answer.blocked or (self.answer.finish and not self.answer.chunks):
             yield _for_langchain(())
         elif not self.answer.chunks:  # LangChain can't bear it
             raise errors.UpstreamCut("The model ended the call without an answer; ask again")
@@ -184,9 +184,11 @@ class _Call:
             await self._stream.close()
 
     def _failed(self, error: openai.APIError) -> None:
-        """Raise ours for theirs, unless it is the answer: that the prompt was blocked."""
+        """Raise ours for theirs, unless it is an answer: a prompt that was blocked, a call of a tool that failed."""
         if str(error.code) in _BLOCKED:
             self.answer.blocked = str(error.code)
+        elif str(error.code) == _MALFORMED:
+            self.answer.finish = _MALFORMED
         else:
             raise self._failure(error) from error
 
@@ -221,6 +223,9 @@ _END = object()
 
 _BLOCKED = frozenset({"content_filter", "invalid_prompt", "content_policy_violation"})
 """The error's code where the prompt itself was refused (Azure, OpenAI)."""
+
+_MALFORMED = "tool_use_failed"
+"""The error's code where the model has asked for a function in a form that can't be read (Groq)."""
 
 _STATUSES = {
     "authentication_error": 401,
@@ -389,8 +394,14 @@ def _skip_hollow_events(stream: Any) -> None:
     """
     decoder = getattr(stream, "_decoder", None)
     decode = getattr(decoder, "decode", None)
-    if decoder is not None and decode is not None:
-        decoder.decode = lambda line: event if (event := decode(line)) is not None and event.data.strip() else None
+    if decoder is None or decode is None:
+        return
+
+    def decoded(line: str) -> Any:
+        event = decode(line.removeprefix("\ufeff"))  # before the first line
+        return event if event is not None and event.data.strip() else None
+
+    decoder.decode = decoded
 
 
 def _json(value: Any) -> Any:

@@ -37,6 +37,10 @@ _FINISH = {
     "function_call": FinishReason.STOP,
     "end_turn": FinishReason.STOP,
     "eos": FinishReason.STOP,
+    "eos_token": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP,
+    "tool_use": FinishReason.STOP,
+    "tool_use_failed": FinishReason.MALFORMED_FUNCTION_CALL,
     "length": FinishReason.MAX_TOKENS,
     "model_length": FinishReason.MAX_TOKENS,
     "max_tokens": FinishReason.MAX_TOKENS,
@@ -107,7 +111,7 @@ class Answer:
                 continue  # a second answer, that nobody asked for
             self._choose(choice)
             break
-        self._cite(chunk.get("citations"))
+        self._cite(chunk.get("search_results") or chunk.get("citations"))
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
 
@@ -211,7 +215,7 @@ class Answer:
     def _cite(self, told: Any) -> None:
         """Addresses of pages, as xAI and Perplexity tell them; each chunk may tell all of them again."""
         cited = told if isinstance(told, Sequence) and not isinstance(told, str) else ()
-        sources = tuple(Source(uri=uri) for one in cited if (uri := _plain(_url(one))))
+        sources = tuple(Source(uri=uri, title=_title(one)) for one in cited if (uri := _plain(_url(one))))
         if sources:
             self._ground(Grounding(sources=sources))
 
@@ -478,6 +482,10 @@ def _probable(told: Json) -> tuple[str, float]:
 
 def _url(cited: Any) -> Any:
     return cited.get("url") if isinstance(cited, Mapping) else cited
+
+
+def _title(cited: Any) -> str:
+    return _plain(cited.get("title")) if isinstance(cited, Mapping) else ""
 
 
 def _index(value: Any) -> int:

@@ -77,6 +77,46 @@ async def test_an_odd_answer_is_told_whole(odd: Upstream, by_hand: tuple[ByHand,
     assert completed.model_version == "m-1"
 
 
+async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
+    by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "one two"
+
+
+@pytest.mark.parametrize("hollow", [b"retry: 3000\n\n", b"event: ping\n\n", b"data:\n\n", b"id: 1\n: ping\n\n"])
+async def test_an_event_that_holds_nothing_costs_nothing(
+    odd: Upstream, by_hand: tuple[ByHand, str], hollow: bytes
+) -> None:
+    by_hand[0].says = stream(chunk(content="a"), chunk("stop")).replace(b"data:", hollow + b"data:")
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "a"
+
+
+async def test_a_connection_that_breaks_behind_the_finish_reason_costs_nothing(
+    odd: Upstream, by_hand: tuple[ByHand, str]
+) -> None:
+    said = b"data: %s\n\n" % json.dumps(chunk("stop", content="a")).encode()
+    by_hand[0].says = OK + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(said), said)
+    messages, error = await heard(odd)
+    assert error is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+    assert not messages[-1].completed.usage.exact
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_call_that_came_to_nothing_is_an_ending(
+    odd: Upstream, by_hand: tuple[ByHand, str], *, streaming: bool
+) -> None:
+    error = {"message": "SECRET", "type": "invalid_request_error", "code": "tool_use_failed"}
+    by_hand[0].says = stream(chunk(content="a"), {"error": error}) if streaming else refusal(400, error)
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_MALFORMED_FUNCTION_CALL
+
+
 @pytest.mark.parametrize("code", ["content_filter", "invalid_prompt"])
 @pytest.mark.parametrize("streaming", [True, False])
 async def test_a_prompt_that_is_blocked_is_an_answer(

@@ -111,6 +111,39 @@ async def test_an_answer_that_says_nothing_is_told_from_one_that_does(
     assert messages[-1].completed.upstream_finish_reason == "STOP"
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('data: {"candidates":[{"content":{"parts":[{"text":"a\u2028b"}]},"finishReason":"STOP"}]}', "a\u2028b"),
+        ('\ufeffdata: {"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}', "a"),
+        ('data:{"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}', "a"),
+        (': ping\nid: 1\ndata: {"candidates":[{"content":{"parts":[{"text":"a"}]},"finishReason":"STOP"}]}', "a"),
+    ],
+)
+async def test_events_are_read_however_they_are_written(
+    odd: Upstream, by_hand: tuple[ByHand, str], line: str, said: str
+) -> None:
+    by_hand[0].says = OK + b"connection: close\r\n\r\n" + line.encode() + b"\n\n"
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == said
+
+
+async def test_bytes_that_are_no_text_are_not_replaced(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(response({"text": "a?"}, finish="STOP")).replace(b"?", b"\xe4\xbd")
+    _, error = await heard(odd)
+    assert failure(error)[1] == "UPSTREAM_FAULT"
+
+
+@pytest.mark.parametrize("call", [{"args": {"a": 1}}, {"name": "", "args": {}}, {"name": "w", "willContinue": True}])
+async def test_a_call_that_cannot_be_told_is_upstreams_fault(
+    odd: Upstream, by_hand: tuple[ByHand, str], call: Json
+) -> None:
+    by_hand[0].says = stream(response({"functionCall": call}, finish="STOP"))
+    _, error = await heard(odd)
+    assert failure(error)[1] == "UPSTREAM_FAULT"
+
+
 @hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLACES), ODD, st.booleans())
 async def test_no_odd_field_is_a_bug_of_ours(

@@ -70,9 +70,11 @@ def _said(part: Json) -> Iterator[Event]:
                 yield Reasoning("", signature)
         case ["functionCall"]:
             call = part["functionCall"]
+            if not call.get("name") or call.get("willContinue"):
+                raise errors.UpstreamFault("The model asked for a function in pieces, or without saying which")
             yield ToolCall(
                 id=call.get("id") or OWN_ID + uuid.uuid4().hex,
-                name=call.get("name", ""),
+                name=call["name"],
                 arguments=call.get("args", {}),
                 signature=signature,
             )

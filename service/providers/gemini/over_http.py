@@ -229,6 +229,30 @@ class _Call:
 async def _keep(response: httpx.Response) -> None:
     if call := _answering.get(None):
         call.response = response
+        response.aiter_lines = lambda: _lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """The lines of server-sent events that hold something, in the one form that the SDK takes.
+
+    httpx ends lines also where Unicode does, at U+2028 in the middle of a JSON text, and replaces what is no UTF-8.
+    """
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if (told := _line(line)) is not None:
+                yield told
+    if (told := _line(rest)) is not None:
+        yield told
+
+
+def _line(line: bytes) -> str | None:
+    """None for comments, and fields of events that say nothing of the answer. Raises ValueError for no UTF-8."""
+    text = line.removesuffix(b"\r").decode().removeprefix("\ufeff")
+    if text.startswith("data:"):
+        return "data: " + text.removeprefix("data:").removeprefix(" ")
+    return None if text.startswith((":", "event:", "id:", "retry:")) else text
 
 
 class _Identity(httpx.Auth):

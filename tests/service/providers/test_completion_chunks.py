@@ -94,6 +94,12 @@ CITY = {"city": "Rome"}
             [("a", "w", CITY), ("b", "v", {})],
         ),
         ([piece(0, "a", "w", CITY)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", ""), piece(0, "a", "v", "")], [("a", "w", {}), ("a", "v", {})]),
+        ([piece(0, "a", "w", ""), piece(0, "b", None, ROME)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", {}), piece(0, None, None, ROME)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", "{}"), piece(0, None, None, ROME)], [("a", "w", CITY)]),
+        ([piece(0, "a", "w", "null")], [("a", "w", {})]),
+        ([piece(0, "", "", "")], []),
         ([piece(0, "a", "w", CITY), piece(0, "a", "w", CITY)], [("a", "w", CITY)]),
         ([piece(0, "same", "w", ROME), piece(1, "same", "v", "{}")], [("same", "w", CITY), ("same", "v", {})]),
         ([piece("0", "a", "w", '{"city"'), piece("0", None, None, ':"Rome"}')], [("a", "w", CITY)]),
@@ -304,6 +310,27 @@ def test_pages_that_the_answer_rests_on_are_told_once() -> None:
     ]
 
 
+def test_pages_with_titles_take_the_place_of_bare_ones() -> None:
+    found = {**chunk(content="a"), "citations": ["u"], "search_results": [{"title": "t", "url": "u"}]}
+    assert Grounding(sources=(Source("u", "t"),)) in heard(found, chunk("stop"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": "ab", "refusal": None, "tool_calls": [piece(None, None, "w", ROME)]},
+        {"content": "", "reasoning_content": "hm"},
+        {"content": [{"type": "text", "text": "ab"}]},
+    ],
+)
+def test_what_a_whole_message_says_again_is_not_told_again(message: Json) -> None:
+    parts = [chunk(reasoning_content="hm"), chunk(content="ab"), chunk(tool_calls=[piece(None, None, "w", ROME)])]
+    end = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    texts = [event.text for event in heard(*parts, end) if isinstance(event, Text | Reasoning)]
+    assert texts == ["hm", "ab"]
+    assert len([event for event in heard(*parts, end) if isinstance(event, ToolCall)]) == 1
+
+
 def test_log_probabilities_are_told_with_what_else_might_have_stood_there() -> None:
     token = {"token": "a", "logprob": -1, "bytes": [97], "top_logprobs": [{"token": "b\ud83d", "logprob": -2.5}]}
     said = chunk(content="a")
@@ -331,6 +358,11 @@ def test_a_log_probability_that_is_none_is_upstreams_fault(token: Any) -> None:
         ("model_length", FinishReason.MAX_TOKENS),
         ("content_filter", FinishReason.SAFETY),
         ("something_new", FinishReason.OTHER),
+        ("eos_token", FinishReason.STOP),
+        ("SAFETY", FinishReason.SAFETY),
+        ("content_filter: RECITATION", FinishReason.RECITATION),
+        ("content_filter: SOMETHING_NEW", FinishReason.SAFETY),
+        ("function_call_filter: MALFORMED_FUNCTION_CALL", FinishReason.MALFORMED_FUNCTION_CALL),
     ],
 )
 def test_the_finish_reason_and_upstreams_own_word_are_told(finish: str, reason: FinishReason) -> None:

@@ -71,7 +71,7 @@ class OpenAIProvider:
     """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Provider`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
-        self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=http_failures.DIRECTLY)
         self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
         self._who = {offer.name: _SPECS[offer.provider].title for offer in offers}
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]

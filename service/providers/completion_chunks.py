@@ -196,14 +196,15 @@ class Answer:
             self._calls.add(_object(call, "choices.delta.tool_calls"))
 
     def _text(self, text: str, words: "_Words") -> None:
-        whole = words.take(text)
+        if not text:
+            return
         if words is self._refusal:
             self._refused = True
+            self._kinds.add("refusal")
         else:
             self._characters += len(text)
-        if text:
-            self._kinds.add("refusal" if words is self._refusal else "text")
-        self._events += answers.pieces(whole)
+            self._kinds.add("text")
+        self._events += answers.pieces(words.take(text))
 
     def _think(self, text: str) -> None:
         whole = self._thoughts.take(text)

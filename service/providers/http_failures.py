@@ -1,4 +1,4 @@
-"""What providers over HTTP share: how their calls break, and what their statuses mean."""
+"""What providers over HTTP share: whom they reach directly, how their calls break, and what their statuses mean."""
 
 import email.utils
 import ssl
@@ -11,6 +11,9 @@ import httpx2
 
 from .. import errors
 from . import failures
+
+DIRECTLY: Mapping[str, None] = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+"""As httpx's `mounts`: a proxy of the environment can't reach what listens on this machine."""
 
 ERRORS = (httpx.RequestError, httpx2.RequestError, ssl.SSLError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""

@@ -123,6 +123,22 @@ async def test_no_answer_that_is_none_is_taken_for_a_quota_a_refusal_or_bad_cred
     assert reason in {"UPSTREAM_UNAVAILABLE", "UPSTREAM_CUT", "UPSTREAM_FAULT"}, text
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("provider", ["genai", "openai", "azure"])
+async def test_what_listens_on_this_machine_is_not_asked_by_way_of_a_proxy(
+    open_provider: Open, by_hand: tuple[ByHand, str], monkeypatch: pytest.MonkeyPatch, provider: str, host: str
+) -> None:
+    proxy = ByHand()
+    async with proxy.serving() as address:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://{address}")
+        upstream = await open_on(open_provider, provider, by_hand[1].replace("127.0.0.1", host))
+        by_hand[0].says = b"HTTP/1.1 418 No\r\ncontent-length: 0\r\n\r\n"
+        assert (await fate(upstream))[1] == "UPSTREAM_REJECTED"
+        assert not proxy.heads
+        assert by_hand[0].heads
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,7 @@ class GenAIProvider:
             timeout=None,  # noqa: S113 - each request brings its own
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             event_hooks={"response": [_keep]},
+            mounts=http_failures.DIRECTLY,
         )
         self._clients = {
             offer.name: genai.Client(

@@ -165,7 +165,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
-                    record.reason = failure.reason
+                    record.reason, record.upstream = failure.reason, _upstream(failure)
                 code = "OK" if failure is None else failure.code.name
                 failure = None  # and all that its traceback holds
                 await self._delivered(context)
@@ -305,6 +305,12 @@ def _bug(error: BaseException) -> CallError:
     error_id = uuid.uuid4().hex
     call_log.bug(error, error_id)
     return InternalError(f"The server failed; its log knows more under id {error_id}", metadata={"error_id": error_id})
+
+
+def _upstream(failure: CallError) -> str:
+    """What upstream said, for whoever runs the server; callers find the same in the error's metadata."""
+    known = (failure.metadata.get(f"upstream_{name}", "") for name in ("code", "status", "reason"))
+    return "/".join(filter(None, known))
 
 
 def _told(context: Context, error: CallError) -> CallError:

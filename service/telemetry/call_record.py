@@ -24,6 +24,8 @@ class CallRecord:
     """The reason of an error that came when the last message was on its way already; the caller wasn't told."""
     reason: str = ""
     """That of the error that the caller was told."""
+    upstream: str = ""
+    """Where upstream failed: its code, HTTP status and own reason, as far as told: "RESOURCE_EXHAUSTED/429/QUOTA"."""
     begin: float = field(default_factory=time.perf_counter)
     """When it was opened, in seconds from any moment."""
 
@@ -39,6 +41,7 @@ class CallRecord:
                 ("finish", self.finish),
                 ("unread", self.unread),
                 ("reason", self.reason),
+                ("upstream", self.upstream),
             )
             if value not in ("", None)
         ]

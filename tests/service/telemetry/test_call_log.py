@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.providers import failures
 from service.telemetry import call_log
 from service.telemetry.call_record import CallRecord
 from service.testing import FakeProvider
@@ -82,6 +83,20 @@ async def test_a_refused_request_is_found_by_its_callers_id(
     (line,) = lines
     assert " request_id=mine-7 " in line
     assert line.endswith(f"reason={reason}")
+
+
+async def test_whoever_runs_the_server_learns_what_upstream_said(serve: Serve, lines: list[str]) -> None:
+    said = failures.failure(
+        "OpenAI",
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason="RATE_LIMIT",
+        metadata={"upstream_status": "429"},
+    )
+    served = await serve(FakeProvider([said]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask()
+    (line,) = lines
+    assert line.endswith("reason=UPSTREAM_QUOTA upstream=RESOURCE_EXHAUSTED/429/RATE_LIMIT")
 
 
 async def test_so_is_one_that_comes_before_the_model_is_ready(serve: Serve, lines: list[str]) -> None:

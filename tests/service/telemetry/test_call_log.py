@@ -85,6 +85,14 @@ async def test_a_refused_request_is_found_by_its_callers_id(
     assert line.endswith(f"reason={reason}")
 
 
+async def test_so_is_one_that_comes_before_the_model_is_ready(serve: Serve, lines: list[str]) -> None:
+    served = await serve(None)
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask(request_id="mine-7")
+    (line,) = lines
+    assert " request_id=mine-7 reason=STARTING" in line
+
+
 async def test_whoever_runs_the_server_learns_what_upstream_said(serve: Serve, lines: list[str]) -> None:
     said = failures.failure(
         "OpenAI",
@@ -97,14 +105,6 @@ async def test_whoever_runs_the_server_learns_what_upstream_said(serve: Serve, l
         await served.ask()
     (line,) = lines
     assert line.endswith("reason=UPSTREAM_QUOTA upstream=RESOURCE_EXHAUSTED/429/RATE_LIMIT")
-
-
-async def test_so_is_one_that_comes_before_the_model_is_ready(serve: Serve, lines: list[str]) -> None:
-    served = await serve(None)
-    with pytest.raises(grpc.aio.AioRpcError):
-        await served.ask(request_id="mine-7")
-    (line,) = lines
-    assert " request_id=mine-7 reason=STARTING" in line
 
 
 @pytest.mark.parametrize("request_id", ["x" * 129, "a\nb", "\u00e9"], ids=["long", "control", "beyond ascii"])

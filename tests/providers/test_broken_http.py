@@ -132,6 +132,7 @@ async def test_what_listens_on_this_machine_is_not_asked_by_way_of_a_proxy(
     async with proxy.serving() as address:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://{address}")
+        monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")  # the test's own call
         upstream = await open_on(open_provider, provider, by_hand[1].replace("127.0.0.1", host))
         by_hand[0].says = b"HTTP/1.1 418 No\r\ncontent-length: 0\r\n\r\n"
         assert (await fate(upstream))[1] == "UPSTREAM_REJECTED"

@@ -209,13 +209,14 @@ class _Call:
         if http_failures.redirects(status):
             return http_failures.redirected(self._who)
         headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+        told = isinstance(error, openai.APIStatusError) or str(error.code) == str(status)
         return failures.failure(
             self._who,
             http_failures.code(status),
             words=_WORDS,
             reason=str(error.code or "").upper(),
             retry_after=http_failures.delay(headers),
-            metadata={"upstream_status": str(status)},
+            metadata={"upstream_status": str(status)} if told else {},
         )
 
 

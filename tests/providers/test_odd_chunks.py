@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import hypothesis
 import pytest
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,6 +164,9 @@ async def test_an_error_in_mid_stream_is_what_its_words_say(
     assert failed is not None
     assert failure(failed)[1] == reason
     assert "SECRET" not in str(failed)
+    # A status that upstream never gave isn't made up of its words.
+    told = detail(failed, ErrorInfo).metadata.get("upstream_status")
+    assert told == ("503" if error == {"message": "SECRET", "code": 503} else None)
 
 
 @pytest.mark.parametrize(

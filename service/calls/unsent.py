@@ -56,7 +56,7 @@ class Unsent:
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         key = _key(peer)
-        if key is None or self._is_free(peer):
+        if key is None or seconds <= 0 or self._is_free(peer):
             return
         number = await self._socket(key)
         pause = _SHORTEST_PAUSE_SECONDS

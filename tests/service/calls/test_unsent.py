@@ -81,7 +81,14 @@ async def test_a_status_waits_until_the_caller_has_taken_what_came_before(pair: 
 async def test_a_status_waits_no_longer_than_it_may(pair: Pair) -> None:
     pair.fill()
     await asyncio.wait_for(Unsent().delivered(pair.peer, seconds=0.05), 10)
-    await asyncio.wait_for(Unsent().delivered(pair.peer, seconds=-1), 10)
+
+
+async def test_a_status_without_time_does_not_even_look_for_its_socket(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.calls.unsent._connections", lambda: pytest.fail("it looked"))
+    pair.fill()
+    await Unsent().delivered(pair.peer, seconds=0)
 
 
 async def test_a_connection_that_is_gone_keeps_nobody_waiting(pair: Pair) -> None:

@@ -18,7 +18,9 @@ from .providers.spec import GoogleCloud, Offer
 _PREFIX = "TOKENWIRE_"
 _NEARLY = 0.7
 
-# What Kubernetes sets for a service that is called tokenwire: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and more.
+# What Kubernetes sets for a service that is called tokenwire: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and more. Of those
+# names one is a setting.
+_LINKED = "TOKENWIRE_PORT"
 _LINK = re.compile(r"(tcp|udp|sctp)://")
 
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
@@ -308,7 +310,7 @@ class Settings:
             origin = source(one)
             flag = "--" + one.name.replace("_", "-")
             for name, value in ((flag, flags[one.name]), (origin.variable, environ.get(origin.variable))):
-                if not value or (name != flag and _LINK.match(value)):
+                if not value or (name == _LINKED and _LINK.match(value)):
                     continue
                 try:
                     values[one.name] = origin.parse(value)

@@ -131,5 +131,6 @@ def test_an_emulator_that_is_no_address_is_refused(value: str) -> None:
 def test_what_kubernetes_and_others_set_is_left_alone() -> None:
     links = {"TOKENWIRE_PORT": "tcp://10.0.0.1:50051", "TOKENWIRE_WORKERS_PORT": "tcp://10.0.0.2:80"}
     assert Settings.load([], links, prog="p") == Settings()
+    assert load(TOKENWIRE_HOST="tcp://h").host == "tcp://h"  # a value of somebody's own is never passed over
     others = ["TOKENWIRE_SERVICE_HOST", "TOKENWIRE_PORT_50051_TCP_ADDR", "TOKENWIRE_ADDRESS", "TOKENWIRE_CACHE"]
     assert Settings.load([], dict.fromkeys(others, "x"), prog="p") == Settings()

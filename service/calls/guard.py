@@ -308,7 +308,7 @@ def _bug(error: BaseException) -> CallError:
 
 
 def _upstream(failure: CallError) -> str:
-    """What upstream said, for whoever runs the server; callers find the same in the error's metadata."""
+    """Upstream's code, HTTP status and reason, for the log. Callers get the same in the error's metadata."""
     known = (failure.metadata.get(f"upstream_{name}", "") for name in ("code", "status", "reason"))
     return "/".join(filter(None, known))
 

@@ -56,7 +56,7 @@ class TakesType:
 
     mime_type: str
     linked: bool
-    """Whether as the address of a file, and not as its bytes."""
+    """Whether the request has the file's URI, and not its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class ModelCard:
     inline_types: frozenset[str] | None = None
     """Of media whose bytes are in the request, the types that its provider has a word for; "text/*" is all of text."""
     linked_types: frozenset[str] | None = None
-    """The same of files by their addresses."""
+    """The same for files that are named by their URI."""
     file_schemes: frozenset[str] | None = None
     """Of the URIs that its provider follows, such as "gs"."""
     answer_types: tuple[str, ...] = ("text/plain", "application/json", "text/x.enum")

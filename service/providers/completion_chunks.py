@@ -324,7 +324,7 @@ class _Calls:
             arguments = call.object if call.object is not None else _arguments(_joined(call.arguments).strip())
             if not isinstance(arguments, Mapping):
                 raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
-            # Whoever tells no id gets one of ours back.
+            # A call without an id gets one made here: its result is sent back under an id.
             identity = _sound(call.id, "choices.delta.tool_calls.id") or f"call_{uuid.uuid4().hex}"
             name = _sound(call.name, "choices.delta.tool_calls.function.name")
             yield ToolCall(id=identity, name=name, arguments=dict(arguments))

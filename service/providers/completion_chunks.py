@@ -7,8 +7,6 @@ and is UPSTREAM_FAULT, naming its place, where something would be.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
-import json
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +23,10 @@ from ..generation.events import (
     TokenLogprob,
     Usage,
 )
-from ..generation.prompt import Reasoning, ToolCall
+from ..generation.prompt import Reasoning
+from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
 from .gemini import answers
-
-Json = Mapping[str, Any]
+from .tool_call_pieces import Calls
 
 _FINISH = {
     "stop": FinishReason.STOP,
@@ -84,7 +82,7 @@ class Answer:
         """Upstream's word for why it didn't take the prompt; empty: it did."""
         self.usage: Usage | None = None
         self.model_version = ""
-        self._calls = _Calls(functions)
+        self._calls = Calls(functions)
         self._events: list[Event] = []
         self._kinds: set[str] = set()
         """What has been said: "text", "refusal", "thought", "call". A whole message behind it says it again."""
@@ -100,14 +98,14 @@ class Answer:
         self.chunks += 1
         if chunk is None:
             return
-        chunk = _object(chunk, "chunk")
-        self.model_version = _plain(chunk.get("model")) or self.model_version
+        chunk = json_object(chunk, "chunk")
+        self.model_version = plain(chunk.get("model")) or self.model_version
         before, said = self.usage, len(self._events)
         self._count(chunk.get("usage"))
         if isinstance(groq := chunk.get("x_groq"), Mapping):
             self._count(groq.get("usage"))
-        for choice in _list(chunk.get("choices"), "choices"):
-            if choice is None or _index(_object(choice, "choices").get("index")):
+        for choice in json_list(chunk.get("choices"), "choices"):
+            if choice is None or _index(json_object(choice, "choices").get("index")):
                 continue  # a second answer, that nobody asked for
             self._choose(choice)
             break
@@ -155,15 +153,15 @@ class Answer:
         if delta is None:
             delta = self._message(choice)
         if delta is not None:
-            self._say(_object(delta, "choices.delta"))
+            self._say(json_object(delta, "choices.delta"))
         if (logprobs := choice.get("logprobs")) is not None:
-            tokens = _list(_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
+            tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
             if told := tuple(_token(one) for one in tokens if one is not None):
                 self._events.append(Logprobs(told))
         finish = choice.get("finish_reason")
         if finish is not None and not isinstance(finish, str):
-            raise _fault("choices.finish_reason")
-        self.finish = _plain(finish) or self.finish
+            raise fault("choices.finish_reason")
+        self.finish = plain(finish) or self.finish
 
     def _message(self, choice: Json) -> Any:
         """What stands where a delta should: a whole message, without what deltas have said already."""
@@ -172,28 +170,28 @@ class Answer:
             return message
         told = [words for kind, words in _content(message.get("content")) if kind == "text"]
         if told and self._characters and sum(map(len, told)) not in (0, self._characters):
-            raise _fault("choices.message.content")
+            raise fault("choices.message.content")
         return {name: value for name, value in message.items() if _SAYS.get(name) not in self._kinds}
 
     def _say(self, delta: Json) -> None:
         for kind in _OTHER_KINDS:
             if delta.get(kind):
-                raise _fault(f"choices.delta.{kind}")
+                raise fault(f"choices.delta.{kind}")
         self._think(_thoughts(delta))
         for kind, words in _content(delta.get("content")):
             if kind == "thought":
                 self._think(words)
             else:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
-        if refusal := _text(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
+        if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
-        self._annotate(_list(delta.get("annotations"), "choices.delta.annotations"))
-        calls = [call for call in _list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
+        self._annotate(json_list(delta.get("annotations"), "choices.delta.annotations"))
+        calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
         if not calls and delta.get("function_call") is not None:  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
         for call in calls:
             self._kinds.add("call")
-            self._calls.add(_object(call, "choices.delta.tool_calls"))
+            self._calls.add(json_object(call, "choices.delta.tool_calls"))
 
     def _text(self, text: str, words: "_Words") -> None:
         if not text:
@@ -216,7 +214,7 @@ class Answer:
     def _cite(self, told: Any) -> None:
         """Addresses of pages, as xAI and Perplexity tell them; each chunk may tell all of them again."""
         cited = told if isinstance(told, Sequence) and not isinstance(told, str) else ()
-        sources = tuple(Source(uri=uri, title=_title(one)) for one in cited if (uri := _plain(_url(one))))
+        sources = tuple(Source(uri=uri, title=_title(one)) for one in cited if (uri := plain(_url(one))))
         if sources:
             self._ground(Grounding(sources=sources))
 
@@ -229,7 +227,7 @@ class Answer:
         if cited:
             self._ground(
                 Grounding(
-                    sources=tuple(Source(uri=_plain(one.get("url")), title=_plain(one.get("title"))) for one in cited),
+                    sources=tuple(Source(uri=plain(one.get("url")), title=plain(one.get("title"))) for one in cited),
                     # Places are counted in characters there, and in bytes here; the words themselves aren't told.
                     supports=tuple(Support(text="", sources=(place,)) for place, _ in enumerate(cited)),
                 )
@@ -252,120 +250,13 @@ class _Words:
         """What may be told so far."""
         if not text or (text.isascii() and not self._half):
             return text
-        joined = _joined(self._half + text)
-        self._half = joined[-1:] if "\ud800" <= joined[-1:] <= "\udbff" else ""
-        return _sound(joined.removesuffix(self._half) if self._half else joined, self._place)
+        whole = joined(self._half + text)
+        self._half = whole[-1:] if "\ud800" <= whole[-1:] <= "\udbff" else ""
+        return sound(whole.removesuffix(self._half) if self._half else whole, self._place)
 
     def end(self) -> None:
         if self._half:
-            raise _fault(self._place)
-
-
-class _Call:
-    """A call of a tool, as far as it has come."""
-
-    __slots__ = ("arguments", "id", "index", "name", "object")
-
-    def __init__(self, index: int | None) -> None:
-        self.index = index
-        self.id = ""
-        self.name = ""
-        self.arguments = ""
-        self.object: Json | None = None
-        """The arguments, from a server that tells them as JSON and not as its text."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether its arguments can be no longer."""
-        return self.object is not None or isinstance(_parsed(self.arguments), dict)
-
-
-class _Calls:
-    """Calls of tools, put together from pieces."""
-
-    def __init__(self, functions: Collection[str]) -> None:
-        self._functions = functions
-        self._calls: list[_Call] = []
-
-    def add(self, piece: Json) -> None:
-        """Raises UpstreamFault for what is no call of a function."""
-        if piece.get("custom") is not None:
-            raise _fault("choices.delta.tool_calls.custom")
-        place = "choices.delta.tool_calls.function"
-        told = piece.get("function")
-        function = {} if told is None else _object(told, place)
-        name = _text(function.get("name"), f"{place}.name")
-        identity = _text(piece.get("id"), "choices.delta.tool_calls.id")
-        arguments = function.get("arguments")
-        if arguments is not None and not isinstance(arguments, str | Mapping):
-            raise _fault(f"{place}.arguments")
-        index = piece.get("index")
-        index = index if isinstance(index, int) else None
-        call = self._of(index, identity, name, begins=bool(arguments))
-        call.id = call.id or identity
-        if name != call.name:
-            call.name += name
-        if not arguments:
-            return
-        if (call.arguments.strip() and not isinstance(arguments, str)) or call.object not in (None, arguments):
-            raise _fault(f"{place}.arguments")
-        if isinstance(arguments, str):
-            call.arguments += arguments
-        else:
-            call.object = arguments
-
-    def whole(self) -> Iterator[ToolCall]:
-        """Raises UpstreamFault for a call without a name, or whose arguments are no JSON object."""
-        for call in self._calls:
-            if not (call.name or call.id or call.arguments or call.object):
-                continue  # a server's way to say that there is none
-            if not call.name:
-                raise errors.UpstreamFault("The model asked for a function without saying which")
-            arguments = call.object if call.object is not None else _arguments(_joined(call.arguments).strip())
-            if not isinstance(arguments, Mapping):
-                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
-            # A call without an id gets one made here: its result is sent back under an id.
-            identity = _sound(call.id, "choices.delta.tool_calls.id") or f"call_{uuid.uuid4().hex}"
-            name = _sound(call.name, "choices.delta.tool_calls.function.name")
-            yield ToolCall(id=identity, name=name, arguments=dict(arguments))
-
-    def _of(self, index: int | None, identity: str, name: str, *, begins: bool) -> _Call:
-        """The call that a piece belongs to; `begins`: it brings arguments."""
-        call = self._known(identity, name, index) if identity else self._open(index, name, begins=begins)
-        if call is None:
-            call = _Call(index)
-            self._calls.append(call)
-        return call
-
-    def _known(self, identity: str, name: str, index: int | None) -> _Call | None:
-        """A new id is a new call, whatever its index, unless it comes late to one that has none."""
-        for call in reversed(self._calls):
-            if call.id == identity:
-                other = name and call.name and not self._continues(call, name)
-                return None if other else call
-        last = self._last(index)
-        if last is None or (last.id and (name or index is None)):
-            return None
-        # Its id comes late, or each piece has one of its own; a call of its own would have a name.
-        return last if not name or (name == last.name and not last.whole) else None
-
-    def _open(self, index: int | None, name: str, *, begins: bool) -> _Call | None:
-        """Without an id: the last call of this index, unless what comes is a call of its own."""
-        last = self._last(index)
-        if last is None or not name or not last.name:
-            return last
-        if name == last.name:  # some say it with each piece
-            return None if last.whole and begins else last
-        return last if self._continues(last, name) else None
-
-    def _continues(self, call: _Call, name: str) -> bool:
-        """Whether a name is said again, or goes on: only where both pieces together have been declared."""
-        whole = call.name + name
-        return name == call.name or (whole in self._functions and call.name not in self._functions)
-
-    def _last(self, index: int | None) -> _Call | None:
-        known = [call for call in self._calls if index is None or call.index in (index, None)]
-        return known[-1] if known else None
+            raise fault(self._place)
 
 
 def _reason(finish: str) -> FinishReason:
@@ -424,11 +315,11 @@ def _content(content: Any) -> Iterator[tuple[str, str]]:
     if content is None or isinstance(content, str):
         yield "text", content or ""
         return
-    for part in [content] if isinstance(content, Mapping) else _list(content, place):
+    for part in [content] if isinstance(content, Mapping) else json_list(content, place):
         if isinstance(part, str):
             yield "text", part
         elif part is not None:
-            yield _part(_object(part, place), place)
+            yield _part(json_object(part, place), place)
 
 
 def _part(part: Json, place: str) -> tuple[str, str]:
@@ -436,14 +327,16 @@ def _part(part: Json, place: str) -> tuple[str, str]:
         case "text" | "output_text":
             told = part.get("text")
             told = told.get("value") if isinstance(told, Mapping) else told
-            return "text", _text(told, f"{place}.text")
+            return "text", text_of(told, f"{place}.text")
         case "refusal":
-            return "refusal", _text(part.get("refusal"), f"{place}.refusal")
+            return "refusal", text_of(part.get("refusal"), f"{place}.refusal")
         case "thinking" | "reasoning" as kind:
             told = part.get(kind, part.get("text"))
             if isinstance(told, str):
                 return "thought", told
-            return "thought", "".join(_text(_object(one, place).get("text"), place) for one in _list(told, place))
+            return "thought", "".join(
+                text_of(json_object(one, place).get("text"), place) for one in json_list(told, place)
+            )
         case other:
             kind = other if isinstance(other, str) and other.isidentifier() and other.isascii() else "unknown"
             text = f"The model answered with a part of type {kind[:40]}, which can't be relayed"
@@ -453,17 +346,17 @@ def _part(part: Json, place: str) -> tuple[str, str]:
 def _thoughts(delta: Json) -> str:
     """Thoughts, by the names of DeepSeek and xAI, of vLLM and OpenRouter; who says both says the same twice."""
     for name in ("reasoning_content", "reasoning"):
-        if told := _text(delta.get(name), f"choices.delta.{name}"):
+        if told := text_of(delta.get(name), f"choices.delta.{name}"):
             return told
-    details = _list(delta.get("reasoning_details"), "choices.delta.reasoning_details")
+    details = json_list(delta.get("reasoning_details"), "choices.delta.reasoning_details")
     found = [one.get("text") or one.get("summary") for one in details if isinstance(one, Mapping)]
     return "".join(one for one in found if isinstance(one, str))
 
 
 def _token(told: Any) -> TokenLogprob:
     place = "choices.logprobs.content"
-    others = _list(_object(told, place).get("top_logprobs"), f"{place}.top_logprobs")
-    alternatives = tuple(TokenLogprob(*_probable(_object(one, place))) for one in others if one is not None)
+    others = json_list(json_object(told, place).get("top_logprobs"), f"{place}.top_logprobs")
+    alternatives = tuple(TokenLogprob(*_probable(json_object(one, place))) for one in others if one is not None)
     return TokenLogprob(*_probable(told), alternatives)
 
 
@@ -471,14 +364,14 @@ def _probable(told: Json) -> tuple[str, float]:
     place = "choices.logprobs.content"
     token, logprob = told.get("token"), told.get("logprob")
     if not isinstance(token, str):
-        raise _fault(f"{place}.token")
+        raise fault(f"{place}.token")
     if isinstance(logprob, bool) or not isinstance(logprob, int | float) or logprob != logprob:  # noqa: PLR0124 - NaN
-        raise _fault(f"{place}.logprob")
+        raise fault(f"{place}.logprob")
     try:
         # A token may be half a character; the text says the whole one.
         return token.encode(errors="replace").decode(), float(logprob)
     except OverflowError:
-        raise _fault(f"{place}.logprob") from None
+        raise fault(f"{place}.logprob") from None
 
 
 def _url(cited: Any) -> Any:
@@ -486,74 +379,8 @@ def _url(cited: Any) -> Any:
 
 
 def _title(cited: Any) -> str:
-    return _plain(cited.get("title")) if isinstance(cited, Mapping) else ""
+    return plain(cited.get("title")) if isinstance(cited, Mapping) else ""
 
 
 def _index(value: Any) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _object(value: Any, place: str) -> Json:
-    if not isinstance(value, Mapping):
-        raise _fault(place)
-    return value
-
-
-def _list(value: Any, place: str) -> Sequence[Any]:
-    if value is None:
-        return ()
-    if not isinstance(value, list | tuple):
-        raise _fault(place)
-    return value
-
-
-def _text(value: Any, place: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise _fault(place)
-    return value or ""
-
-
-def _plain(value: Any) -> str:
-    """The text; empty for what is none, where nothing is lost by that."""
-    try:
-        return value if isinstance(value, str) and value.encode() else ""
-    except UnicodeEncodeError:
-        return ""
-
-
-def _sound(text: str, place: str) -> str:
-    """The text. Raises UpstreamFault for half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _fault(place) from None
-    return text
-
-
-def _joined(text: str) -> str:
-    """With the halves of surrogate pairs that have met made one character."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-def _arguments(text: str) -> Any:
-    """Some say {} before they say what it is, or nothing or null where there are none."""
-    if text in ("", "null"):
-        return {}
-    whole = _parsed(text)
-    return _parsed(text.removeprefix("{}")) if whole is None else whole
-
-
-def _parsed(text: str) -> Any:
-    """The JSON; None for what is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _fault(place: str) -> errors.UpstreamFault:
-    return errors.UpstreamFault(
-        f"The model's server answered with a chunk whose {place} is nothing that can be read", metadata={"field": place}
-    )

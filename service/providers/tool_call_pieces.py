@@ -1,0 +1,133 @@
+"""Calls of tools that come in pieces, as servers of Chat Completions tell them. No I/O."""
+
+import json
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from .. import errors
+from ..generation.prompt import ToolCall
+from .foreign_json import Json, fault, joined, json_object, sound, text_of
+
+
+class _Call:
+    """A call of a tool, as far as it has come."""
+
+    __slots__ = ("arguments", "id", "index", "name", "object")
+
+    def __init__(self, index: int | None) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
+        self.arguments = ""
+        self.object: Json | None = None
+        """The arguments, from a server that tells them as JSON and not as its text."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether its arguments can be no longer."""
+        return self.object is not None or isinstance(_parsed(self.arguments), dict)
+
+
+class Calls:
+    """Calls of tools, put together from pieces."""
+
+    def __init__(self, functions: Collection[str]) -> None:
+        self._functions = functions
+        self._calls: list[_Call] = []
+
+    def add(self, piece: Json) -> None:
+        """Raises UpstreamFault for what is no call of a function."""
+        if piece.get("custom") is not None:
+            raise fault("choices.delta.tool_calls.custom")
+        place = "choices.delta.tool_calls.function"
+        told = piece.get("function")
+        function = {} if told is None else json_object(told, place)
+        name = text_of(function.get("name"), f"{place}.name")
+        identity = text_of(piece.get("id"), "choices.delta.tool_calls.id")
+        arguments = function.get("arguments")
+        if arguments is not None and not isinstance(arguments, str | Mapping):
+            raise fault(f"{place}.arguments")
+        index = piece.get("index")
+        index = index if isinstance(index, int) else None
+        call = self._of(index, identity, name, begins=bool(arguments))
+        call.id = call.id or identity
+        if name != call.name:
+            call.name += name
+        if not arguments:
+            return
+        if (call.arguments.strip() and not isinstance(arguments, str)) or call.object not in (None, arguments):
+            raise fault(f"{place}.arguments")
+        if isinstance(arguments, str):
+            call.arguments += arguments
+        else:
+            call.object = arguments
+
+    def whole(self) -> Iterator[ToolCall]:
+        """Raises UpstreamFault for a call without a name, or whose arguments are no JSON object."""
+        for call in self._calls:
+            if not (call.name or call.id or call.arguments or call.object):
+                continue  # a server's way to say that there is none
+            if not call.name:
+                raise errors.UpstreamFault("The model asked for a function without saying which")
+            arguments = call.object if call.object is not None else _arguments(joined(call.arguments).strip())
+            if not isinstance(arguments, Mapping):
+                raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
+            # A call without an id gets one made here: its result is sent back under an id.
+            identity = sound(call.id, "choices.delta.tool_calls.id") or f"call_{uuid.uuid4().hex}"
+            name = sound(call.name, "choices.delta.tool_calls.function.name")
+            yield ToolCall(id=identity, name=name, arguments=dict(arguments))
+
+    def _of(self, index: int | None, identity: str, name: str, *, begins: bool) -> _Call:
+        """The call that a piece belongs to; `begins`: it brings arguments."""
+        call = self._known(identity, name, index) if identity else self._open(index, name, begins=begins)
+        if call is None:
+            call = _Call(index)
+            self._calls.append(call)
+        return call
+
+    def _known(self, identity: str, name: str, index: int | None) -> _Call | None:
+        """A new id is a new call, whatever its index, unless it comes late to one that has none."""
+        for call in reversed(self._calls):
+            if call.id == identity:
+                other = name and call.name and not self._continues(call, name)
+                return None if other else call
+        last = self._last(index)
+        if last is None or (last.id and (name or index is None)):
+            return None
+        # Its id comes late, or each piece has one of its own; a call of its own would have a name.
+        return last if not name or (name == last.name and not last.whole) else None
+
+    def _open(self, index: int | None, name: str, *, begins: bool) -> _Call | None:
+        """Without an id: the last call of this index, unless what comes is a call of its own."""
+        last = self._last(index)
+        if last is None or not name or not last.name:
+            return last
+        if name == last.name:  # some say it with each piece
+            return None if last.whole and begins else last
+        return last if self._continues(last, name) else None
+
+    def _continues(self, call: _Call, name: str) -> bool:
+        """Whether a name is said again, or goes on: only where both pieces together have been declared."""
+        whole = call.name + name
+        return name == call.name or (whole in self._functions and call.name not in self._functions)
+
+    def _last(self, index: int | None) -> _Call | None:
+        known = [call for call in self._calls if index is None or call.index in (index, None)]
+        return known[-1] if known else None
+
+
+def _arguments(text: str) -> Any:
+    """Some say {} before they say what it is, or nothing or null where there are none."""
+    if text in ("", "null"):
+        return {}
+    whole = _parsed(text)
+    return _parsed(text.removeprefix("{}")) if whole is None else whole
+
+
+def _parsed(text: str) -> Any:
+    """The JSON; None for what is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

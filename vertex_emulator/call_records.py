@@ -53,7 +53,8 @@ class Call:
     """When it ended, by the same clock; None while the call is open."""
 
     code: grpc.StatusCode | None = None
-    """Its status; None while the call is open; CANCELLED or DEADLINE_EXCEEDED when the caller ended it."""
+    """Its status; None while the call is open. When the caller ended it: CANCELLED, or DEADLINE_EXCEEDED if that came
+    behind its deadline by the emulator's clock, which begins with the request's arrival."""
 
     by_caller: bool = False
     """Whether the caller cancelled, disconnected or ran out of its deadline before the answer had ended."""
@@ -88,8 +89,7 @@ class CallLog:
         self._count = 0
         self._waiting: list[asyncio.Future[None]] = []
         self._watchers: list[Watcher] = []
-        self.closing = False
-        # the emulator itself ends what is still open
+        self.closing = False  # then the emulator itself ends what is still open
 
     @property
     def calls(self) -> tuple[Call, ...]:

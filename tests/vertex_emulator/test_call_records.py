@@ -10,6 +10,7 @@ import pytest
 
 from tests.vertex_emulator.conftest import Client
 from vertex_emulator import script as s
+from vertex_emulator.call_records import CallLog
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.protos import prediction_pb2 as pb
 from vertex_emulator.script import answer
@@ -120,6 +121,23 @@ async def test_many_calls_at_once_are_all_served(emulator: Emulator, client: Cli
     await emulator.wait_until(lambda emulator: sum(one.waiting_for == "go" for one in emulator.open_calls) == 300)
     emulator.open_gate("go")
     assert {told.text for told in await asyncio.gather(*asks)} == {"ab"}
+
+
+@pytest.mark.parametrize(
+    ("deadline", "code"),
+    [
+        (0.0, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (60.0, grpc.StatusCode.CANCELLED),
+        (None, grpc.StatusCode.CANCELLED),
+    ],
+)
+def test_a_call_that_its_caller_ends_is_late_only_behind_its_deadline(
+    deadline: float | None, code: grpc.StatusCode
+) -> None:
+    log = CallLog(keep=1)
+    call = log.begin("GenerateContent", "v1", None, (), deadline)
+    log.end_early(call)
+    assert (call.code, call.by_caller) == (code, True)
 
 
 async def test_waiting_in_vain_tells_the_calls(emulator: Emulator, client: Client) -> None:

@@ -331,7 +331,6 @@ async def test_silence_lasts_until_the_caller_ends_the_call(emulator: Emulator, 
     assert told.error is not None
     assert told.error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await emulator.wait_until(lambda emulator: not emulator.open_calls)
-    assert emulator.calls[0].code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert emulator.calls[0].by_caller
 
 

@@ -47,7 +47,8 @@ from vertex_emulator.script import Answer, Script, Step, answer, cut, delay, end
 
 SPREAD_SECONDS = 0.005
 
-# How far one outcome moves an aim: less and less, but it never stops, as the machine's pace changes.
+# How far one outcome moves an aim: less each time the outcome changes, but it never stops, as the machine's pace
+# changes. While all outcomes are the same the aim is far off, and keeps its step.
 _LONGEST_STEP_SECONDS, _SHORTEST_STEP_SECONDS = 0.008, 0.0003
 _LONGEST_STEP_OF_DRAINS_SECONDS = 0.03  # a round is one outcome
 
@@ -304,11 +305,13 @@ class Aim:
 
     def __init__(self) -> None:
         self.seconds = 0.001
-        self._outcomes = 0
+        self._changes = 1
+        self._was_sooner: bool | None = None
 
     def learn(self, *, sooner: bool, longest_step: float = _LONGEST_STEP_SECONDS) -> None:
-        self._outcomes += 1
-        step = max(_SHORTEST_STEP_SECONDS, longest_step / math.sqrt(self._outcomes))
+        self._changes += self._was_sooner is (not sooner)
+        self._was_sooner = sooner
+        step = max(_SHORTEST_STEP_SECONDS, longest_step / math.sqrt(self._changes))
         self.seconds += -step if sooner else step
 
 

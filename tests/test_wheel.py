@@ -5,7 +5,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import sysconfig
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator
@@ -38,13 +37,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of an environment that has the wheel, and of this one only what it depends on."""
+    """The folder of programs of an environment that has the wheel with all of its extras, and nothing else."""
     folder = tmp_path_factory.mktemp("environment")
+    uv = Path(sys.executable).with_name("uv")
     run(sys.executable, "-m", "venv", "--without-pip", folder)
-    run(Path(sys.executable).with_name("uv"), "pip", "install", "--offline", "--no-deps", "-p", folder, wheel)
-    packages = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    # A plain path: the .pth files in it, which lead into the source tree, are not followed.
-    (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # The locked packages, which uv has in its cache since the developer's environment was made.
+    locked = ("--require-hashes", "-r", ROOT / "requirements" / "run.txt")
+    run(uv, "pip", "install", "--python", folder, *locked)
+    run(uv, "pip", "install", "--python", folder, "--offline", f"{wheel}[all]")
+    run(uv, "pip", "check", "--python", folder)
     return folder / "bin"
 
 

@@ -193,7 +193,7 @@ def test_both_languages_show_the_same() -> None:
 
 
 async def test_the_node_example_streams_an_answer(answering: str, tmp_path: Path) -> None:
-    install = next(block for block in blocks("sh") if "npm install" in block)
+    (install,) = re.findall(r"`(npm install [^`]+)`", README)
     await run("sh", "-ec", install, cwd=tmp_path)
     (tmp_path / "protos").symlink_to(ROOT / "protos")
     (tmp_path / "example.js").write_text(at(answering, blocks("js")[0]))

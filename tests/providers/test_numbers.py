@@ -89,17 +89,16 @@ def encoded(*events: Event) -> list[pb.GenerateResponse]:
 @given(candidate=CANDIDATE, usage=USAGE)
 def test_no_figure_of_geminis_is_a_bug_of_ours(candidate: Json, usage: Json) -> None:
     said = {"candidates": [candidate], "usageMetadata": usage}
-    ending = answers.Ending()
-    ending.look_at(said)
+    answer = answers.Answer()
     with suppress(errors.UpstreamFault):
-        encoded(*answers.events(said))
-    encoded(ending.finished())
+        encoded(*answer.read(said))
+    encoded(answer.finished())
 
 
 def test_an_index_that_makes_sense_is_told_beside_one_that_does_not() -> None:
     support = {"groundingChunkIndices": [-1, 0, 2**40], "segment": {"text": "x", "startIndex": -1, "endIndex": 1}}
     said = {"candidates": [{"groundingMetadata": {"groundingSupports": [support]}}]}
-    ((told,),) = [message.grounding.supports for message in encoded(*answers.events(said))]
+    ((told,),) = [message.grounding.supports for message in encoded(*answers.Answer().read(said))]
     assert list(told.source_indices) == [0]
     assert not told.HasField("start_index")
     assert told.end_index == 1

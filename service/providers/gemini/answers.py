@@ -42,16 +42,6 @@ _COUNTS = {
 _ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
 
 
-def events(response: Json) -> Iterator[Event]:
-    """What one message of the stream says, in the order of its parts. Raises UpstreamFault for what we can't relay."""
-    for candidate in response.get("candidates", ())[:1]:
-        for part in candidate.get("content", {}).get("parts", ()):
-            yield from _said(part)
-        yield from _grounding(candidate)
-        if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):
-            yield Logprobs(tokens)
-
-
 def pieces(text: str) -> Iterator[Text]:
     """Text in pieces that callers can take, of up to 4 MB. Nearly always one."""
     for start in range(0, len(text), LONGEST_PIECE_CHARACTERS):
@@ -145,8 +135,8 @@ def _token(one: Json) -> tuple[str, float]:
         raise errors.UpstreamFault("The model told a log probability that is no number") from None
 
 
-class Ending:
-    """Gathers from each message of the stream how the answer ended, and refuses an end that nobody told."""
+class Answer:
+    """One answer as it comes, message by message; refuses an end that nobody told."""
 
     def __init__(self) -> None:
         self.messages = 0
@@ -159,8 +149,22 @@ class Ending:
         self.model_version = ""
         self._ratings: Sequence[Json] = ()
 
-    def look_at(self, response: Json) -> None:
-        """Remember what this message tells of the end; of each figure, the last word counts."""
+    def read(self, response: Json) -> list[Event]:
+        """What the next message says, in the order of its parts. Raises UpstreamFault for what we can't relay.
+
+        What it tells of the end is remembered; of each figure, the last word counts.
+        """
+        self._look_at_end(response)
+        said: list[Event] = []
+        for candidate in response.get("candidates", ())[:1]:
+            for part in candidate.get("content", {}).get("parts", ()):
+                said += _said(part)
+            said += _grounding(candidate)
+            if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):
+                said.append(Logprobs(tokens))
+        return said
+
+    def _look_at_end(self, response: Json) -> None:
         self.model_version = response.get("modelVersion") or self.model_version
         usage = response.get("usageMetadata", {})
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing

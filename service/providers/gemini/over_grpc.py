@@ -219,7 +219,7 @@ class _Call:
         self.identity: Headers = ()
         """What tells Google who asks."""
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._ending = answers.Ending()
+        self._answer = answers.Answer()
         self._usage: Any = None
         """The latest figures, which are those of all so far."""
 
@@ -235,9 +235,9 @@ class _Call:
         assert self._call is not None
         data: Any = await self._call.read()
         if data is grpc.aio.EOF:
-            self._ending.ended()
+            self._answer.ended()
             return None
-        self._ending.messages += 1
+        self._answer.messages += 1
         try:
             raw = _response(data)
         except message.DecodeError:
@@ -248,8 +248,8 @@ class _Call:
         if found is None:
             return raw, found, self._beyond(raw)
         if found[1]:
-            self._ending.reason = _name(raw.candidates[0], "finish_reason")
-            self._ending.model_version = raw.model_version or self._ending.model_version
+            self._answer.reason = _name(raw.candidates[0], "finish_reason")
+            self._answer.model_version = raw.model_version or self._answer.model_version
         return raw, found, None
 
     def cancel(self) -> None:
@@ -269,14 +269,13 @@ class _Call:
             told = json_format.MessageToDict(raw)
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
             raise errors.UpstreamFault("The model answered with a value that can't be relayed") from error
-        self._ending.look_at(told)
-        return tuple(answers.events(told))
+        return self._answer.read(told)
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
         if self._usage is not None:
-            self._ending.usage = _usage(self._usage)
-        return self._ending.finished()
+            self._answer.usage = _usage(self._usage)
+        return self._answer.finished()
 
 
 def _card(offer: Offer, chat: ChatVertexAI) -> ModelCard:

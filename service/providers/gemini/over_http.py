@@ -134,7 +134,7 @@ class GenAIProvider:
                     yield event
         for event in call.events():
             yield event
-        yield call.ending.finished()
+        yield call.answer.finished()
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """As Vertex AI counts it."""
@@ -159,11 +159,11 @@ class _Call:
     """One streamed answer: what ChatGoogleGenerativeAI gets for its client while it answers one prompt."""
 
     def __init__(self, client: genai.Client, prompt: Prompt) -> None:
-        self.ending = answers.Ending()
+        self.answer = answers.Answer()
         self.response: httpx.Response | None = None
         self._client = client
         self._prompt = prompt
-        self._said: list[prompts.Json] = []
+        self._said: list[Event] = []
         """What the model said and nobody has asked for yet."""
 
     @property
@@ -200,15 +200,14 @@ class _Call:
         try:
             async for response in responses:
                 said = response.model_dump(mode="json", by_alias=True, exclude_none=True)
-                self.ending.messages += 1
-                self.ending.look_at(said)
+                self.answer.messages += 1
                 if {} in [
                     part for one in said.get("candidates", ()) for part in one.get("content", {}).get("parts", ())
                 ]:
                     raise answers.unknown_part("unknown")  # the SDK drops what it doesn't know
-                self._said.append(said)
+                self._said += self.answer.read(said)
                 yield response
-            self.ending.ended()
+            self.answer.ended()
         except APIError as error:
             raise failure(error) from error
         except http_failures.ERRORS as error:
@@ -219,7 +218,7 @@ class _Call:
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
         said, self._said = self._said, []
-        return [event for response in said for event in answers.events(response)]
+        return said
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""

@@ -306,6 +306,17 @@ async def test_grounding_comes_back(gemini: Upstream) -> None:
     )
 
 
+async def test_words_that_come_behind_their_sources_still_point_to_them(gemini: Upstream) -> None:
+    said = "Rome is warm."
+    page = ("https://a.example/1", "One")
+    gemini.emulator.script.play(answer(said, grounding(page), grounding(supports=[("warm", [0])], answer_so_far=said)))
+    _, found = [message.grounding for message in await gemini.ask() if message.HasField("grounding")]
+    assert found == pb.Grounding(
+        sources=[pb.Grounding.Source(uri=page[0], title=page[1])],
+        supports=[pb.Grounding.Support(text="warm", source_indices=[0], start_index=8, end_index=12)],
+    )
+
+
 async def test_citations_come_back_with_their_places(gemini: Upstream) -> None:
     quotation = citation(3, 9, "https://a.example/book", title="A Book", license="CC-BY-4.0")
     gemini.emulator.script.play(answer("To be or not", citations(quotation)))

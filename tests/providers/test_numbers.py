@@ -97,11 +97,42 @@ def test_no_figure_of_geminis_is_a_bug_of_ours(candidate: Json, usage: Json) -> 
 
 def test_an_index_that_makes_sense_is_told_beside_one_that_does_not() -> None:
     support = {"groundingChunkIndices": [-1, 0, 2**40], "segment": {"text": "x", "startIndex": -1, "endIndex": 1}}
-    said = {"candidates": [{"groundingMetadata": {"groundingSupports": [support]}}]}
+    found = {"groundingChunks": [{"web": {"uri": "u"}}], "groundingSupports": [support]}
+    said = {"candidates": [{"groundingMetadata": found}]}
     ((told,),) = [message.grounding.supports for message in encoded(*answers.Answer().read(said))]
     assert list(told.source_indices) == [0]
     assert not told.HasField("start_index")
     assert told.end_index == 1
+
+
+def page(number: int) -> Json:
+    return {"web": {"uri": f"https://{number}.example"}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([([0, 1], [])], [(["0", "1"], [])]),
+        ([([0, 1], []), ([], [1, 0])], [(["0", "1"], []), (["0", "1"], [1, 0])]),  # sources first, then what they bear
+        ([([0], []), ([1], []), ([], [1])], [(["0"], []), (["1"], []), (["0", "1"], [1])]),  # one after the other
+        ([([0], []), ([0, 1], []), ([], [1])], [(["0"], []), (["0", "1"], []), (["0", "1"], [1])]),  # all so far
+        ([([0, 1], []), ([2], [0])], [(["0", "1"], []), (["2"], [0])]),  # its own
+        ([([], [0])], [([], [])]),  # of nothing
+        ([([0], [0, 7])], [(["0"], [0])]),
+    ],
+)
+def test_what_an_answer_rests_on_points_to_the_sources_told_so_far(
+    messages: list[tuple[list[int], list[int]]], told: list[tuple[list[str], list[int]]]
+) -> None:
+    answer = answers.Answer()
+    heard = []
+    for sources, places in messages:
+        supports = [{"groundingChunkIndices": places, "segment": {"text": "x"}}] if places else []
+        found = {"groundingChunks": list(map(page, sources)), "groundingSupports": supports}
+        (message,) = encoded(*answer.read({"candidates": [{"groundingMetadata": found}]}))
+        uris = [one.uri.removeprefix("https://").removesuffix(".example") for one in message.grounding.sources]
+        heard.append((uris, [place for one in message.grounding.supports for place in one.source_indices]))
+    assert heard == told
 
 
 @given(tokens=st.integers())

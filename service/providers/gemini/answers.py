@@ -8,6 +8,7 @@ Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1b
 import base64
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ... import errors
 from ...generation import json_values
@@ -78,15 +79,34 @@ def unknown_part(kind: str) -> errors.UpstreamFault:
     return errors.UpstreamFault(text, metadata={"part": kind})
 
 
-def _grounding(candidate: Json) -> Iterator[Grounding]:
-    found = candidate.get("groundingMetadata", {})
-    grounding = Grounding(
-        sources=tuple(map(_source, found.get("groundingChunks", ()))),
-        supports=tuple(map(_support, found.get("groundingSupports", ()))),
-        queries=(*found.get("webSearchQueries", ()), *found.get("retrievalQueries", ())),
-    )
-    if grounding != Grounding():
-        yield grounding
+class _Sources:
+    """What the answer rests on, as far as it has been told: its sources may come before the words that rest on them."""
+
+    def __init__(self) -> None:
+        self._all: tuple[Source, ...] = ()
+
+    def grounding(self, candidate: Json) -> Grounding | None:
+        """What this message tells of it, with all the sources that its supports point to; None: nothing."""
+        found = candidate.get("groundingMetadata", {})
+        sources = tuple(map(_source, found.get("groundingChunks", ())))
+        queries = (*found.get("webSearchQueries", ()), *found.get("retrievalQueries", ()))
+        supports = tuple(map(_support, found.get("groundingSupports", ())))
+        highest = max((place for one in supports for place in one.sources), default=-1)
+        if sources[: len(self._all)] == self._all or 0 <= highest < len(sources):
+            self._all = sources  # all so far, told again, or all of this message's own
+        else:
+            self._all += sources
+        if highest >= len(sources):
+            sources = self._all
+        # What points beyond all sources points to nothing.
+        supports = tuple(
+            replace(one, sources=tuple(place for place in one.sources if place < len(sources))) for one in supports
+        )
+        grounding = Grounding(sources=sources, supports=supports, queries=queries)
+        return None if grounding == Grounding() else grounding
+
+
+def _citations(candidate: Json) -> Iterator[Grounding]:
     if cited := candidate.get("citationMetadata", {}).get("citations"):
         yield Grounding(
             sources=tuple(
@@ -148,6 +168,7 @@ class Answer:
         self.usage: Usage | None = None
         self.model_version = ""
         self._ratings: Sequence[Json] = ()
+        self._sources = _Sources()
 
     def read(self, response: Json) -> list[Event]:
         """What the next message says, in the order of its parts. Raises UpstreamFault for what we can't relay.
@@ -159,7 +180,9 @@ class Answer:
         for candidate in response.get("candidates", ())[:1]:
             for part in candidate.get("content", {}).get("parts", ()):
                 said += _said(part)
-            said += _grounding(candidate)
+            if (grounding := self._sources.grounding(candidate)) is not None:
+                said.append(grounding)
+            said += _citations(candidate)
             if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):
                 said.append(Logprobs(tokens))
         return said

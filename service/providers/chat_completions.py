@@ -171,7 +171,7 @@ class _Call:
         try:
             return _json(await anext(self._chunks, _END))
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise http_failures.unreadable(self._who) from error
+            raise http_failures.unreadable(self._who, error) from error
 
     def events(self) -> list[Event]:
         """What upstream has said since the last time."""

@@ -1,6 +1,7 @@
 """What providers over HTTP share: whom they reach directly, how their calls break, and what their statuses mean."""
 
 import email.utils
+import json
 import ssl
 import time
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 import grpc
 import httpx
 import httpx2
+import pydantic_core
 
 from .. import errors
 from . import failures
@@ -94,8 +96,25 @@ def broken(who: str, error: Exception) -> errors.UpstreamError:
     return unreadable(who)
 
 
-def unreadable(who: str) -> errors.UpstreamFault:
+def unreadable(who: str, error: BaseException | None = None) -> errors.UpstreamError:
+    """For what can't be read, `error` says why. What only lacks its end was cut on its way."""
+    while error is not None:
+        if _lacks_its_end(error):
+            return errors.UpstreamCut(f"{who} broke off in the middle of a message; what came is incomplete")
+        error = error.__cause__ or error.__context__
     return errors.UpstreamFault(f"{who} answered with something that is no valid message")
+
+
+def _lacks_its_end(error: BaseException) -> bool:
+    if isinstance(error, UnicodeDecodeError):
+        return error.reason == "unexpected end of data"
+    if not isinstance(error, json.JSONDecodeError) or not error.doc.lstrip().startswith("{"):
+        return False
+    try:
+        pydantic_core.from_json(error.doc, allow_partial=True)
+    except ValueError:
+        return False
+    return True
 
 
 def redirected(who: str) -> errors.UpstreamPrecondition:

@@ -85,6 +85,32 @@ async def test_what_is_no_http_is_neither_a_quota_nor_a_refusal(
     assert reason in reasons
 
 
+WHOLE = {
+    "genai": [
+        {"candidates": [{"content": {"role": "model", "parts": [{"text": "o\xf1e "}]}}]},
+        {"candidates": [{"content": {"parts": [{"text": "two"}]}, "finishReason": "STOP"}]},
+    ],
+    "openai": [
+        {"choices": [{"index": 0, "delta": {"content": "o\xf1e "}}]},
+        {"choices": [{"index": 0, "delta": {"content": "two"}, "finish_reason": "stop"}]},
+    ],
+}
+
+
+@hypothesis.settings(max_examples=100, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@given(data=st.data(), end=st.sampled_from([b"", b"\n", b"\n\n"]))
+async def test_a_stream_that_ends_anywhere_before_its_last_word_was_cut(
+    broken: Upstream, by_hand: tuple[ByHand, str], data: st.DataObject, end: bytes
+) -> None:
+    chunks = WHOLE["genai" if broken.provider == "genai" else "openai"]
+    lines = [b"data: %s\n\n" % json.dumps(one, ensure_ascii=False).encode() for one in chunks]
+    body = b"".join(lines)[: -len(b"}\n\n")]
+    places = [place for place in range(len(body)) if not (end and 0x80 <= body[place] < 0xC0)]  # no half of a character
+    rest = body[: data.draw(st.sampled_from(places))]
+    by_hand[0].says = OK + b"connection: close\r\n\r\n" + rest + end
+    assert (await fate(broken))[:2] == (Code.UNAVAILABLE, "UPSTREAM_CUT"), rest
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: (

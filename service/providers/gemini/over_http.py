@@ -5,6 +5,7 @@ client of ours for each request (`_Call`), which keeps hold of the HTTP response
 """
 
 import asyncio
+import codecs
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -213,7 +214,7 @@ class _Call:
         except http_failures.ERRORS as error:
             raise http_failures.broken(_WHO, error) from error
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
-            raise http_failures.unreadable(_WHO) from error
+            raise http_failures.unreadable(_WHO, error) from error
 
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
@@ -243,16 +244,22 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
         for line in lines:
             if (told := _line(line)) is not None:
                 yield told
-    if (told := _line(rest)) is not None:
+    if (told := _line(rest, whole=False)) is not None:
         yield told
 
 
-def _line(line: bytes) -> str | None:
-    """None for comments, and fields of events that say nothing of the answer. Raises ValueError for no UTF-8."""
-    text = line.removesuffix(b"\r").decode().removeprefix("\ufeff")
+def _line(line: bytes, *, whole: bool = True) -> str | None:
+    """None for comments, and fields of events that say nothing of the answer. Raises ValueError for no UTF-8.
+
+    One that isn't `whole` may end anywhere, also within a character.
+    """
+    text, _ = codecs.utf_8_decode(line.removesuffix(b"\r"), "strict", whole)
+    text = text.removeprefix("\ufeff")
     if text.startswith("data:"):
-        return "data: " + text.removeprefix("data:").removeprefix(" ")
-    return None if text.startswith((":", "event:", "id:", "retry:")) else text
+        data = text.removeprefix("data:").lstrip(" ")
+        return f"data: {data}" if data else None
+    hollow = text and "data:".startswith(text)
+    return None if hollow or text.startswith((":", "event:", "id:", "retry:")) else text
 
 
 class _Identity(httpx.Auth):

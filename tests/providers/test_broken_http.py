@@ -85,7 +85,7 @@ async def test_what_is_no_http_is_neither_a_quota_nor_a_refusal(
     assert reason in reasons
 
 
-WHOLE = {
+WHOLE: dict[str, list[Any]] = {
     "genai": [
         {"candidates": [{"content": {"role": "model", "parts": [{"text": "o\xf1e "}]}}]},
         {"candidates": [{"content": {"parts": [{"text": "two"}]}, "finishReason": "STOP"}]},

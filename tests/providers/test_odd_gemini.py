@@ -75,10 +75,25 @@ async def test_what_is_taken_apart_below_is_an_answer(odd: Upstream, by_hand: tu
     assert messages[-1].completed.usage.total_tokens == 15
 
 
-async def test_a_part_of_a_kind_that_nobody_knows_does_not_vanish(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
-    by_hand[0].says = stream(response({"text": "a"}), response({"hologram": {"data": "x"}}, finish="STOP"))
+@pytest.mark.parametrize("beside", [{}, {"thoughtSignature": "c2lnbmVk"}, {"thought": True}])
+async def test_a_part_of_a_kind_that_nobody_knows_does_not_vanish(
+    odd: Upstream, by_hand: tuple[ByHand, str], beside: Json
+) -> None:
+    by_hand[0].says = stream(response({"text": "a"}), response({"hologram": {"data": "x"}, **beside}, finish="STOP"))
     _, error = await heard(odd)
     assert failure(error)[1] == "UPSTREAM_FAULT"
+    assert error is not None
+    assert "part of type hologram" in str(error.details())
+
+
+@pytest.mark.parametrize("part", [{}, {"text": None}, {"thoughtSignature": "c2lnbmVk"}])
+async def test_a_part_that_says_nothing_harms_nothing(odd: Upstream, by_hand: tuple[ByHand, str], part: Json) -> None:
+    by_hand[0].says = stream(response(part), response({"text": "a"}, finish="STOP"))
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "a"
+    signed = [message.reasoning.signature for message in messages if message.HasField("reasoning")]
+    assert signed == [b"signed"] * ("thoughtSignature" in part)
 
 
 async def test_what_an_earlier_response_told_is_not_wiped_by_a_later_one(

@@ -39,8 +39,8 @@ _COUNTS = {
     "total_tokens": "totalTokenCount",
 }
 
-# What a part may hold beside what it says.
-_ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
+ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
+"""What a part may hold beside what it says."""
 
 
 def pieces(text: str) -> Iterator[Text]:
@@ -51,7 +51,7 @@ def pieces(text: str) -> Iterator[Text]:
 
 def _said(part: Json) -> Iterator[Event]:
     signature = base64.urlsafe_b64decode(part.get("thoughtSignature", ""))  # takes both alphabets
-    said = sorted(part.keys() - _ABOUT_PARTS)
+    said = sorted(part.keys() - ABOUT_PARTS)
     match said:
         case ["text"] if part.get("thought"):
             yield Reasoning(part["text"], signature)

@@ -6,6 +6,7 @@ client of ours for each request (`_Call`), which keeps hold of the HTTP response
 
 import asyncio
 import codecs
+import json
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -42,6 +43,9 @@ warnings.filterwarnings("ignore", message=".* is not a valid ", category=UserWar
 for _type in vars(types).values():
     if hasattr(_type, "model_rebuild"):
         _type.model_rebuild(raise_errors=False)
+
+_PARTS = frozenset(name for key, field in types.Part.model_fields.items() for name in (key, field.alias))
+"""All that the SDK knows of a part, by the names that it takes."""
 
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
@@ -162,6 +166,8 @@ class _Call:
     def __init__(self, client: genai.Client, prompt: Prompt) -> None:
         self.answer = answers.Answer()
         self.response: httpx.Response | None = None
+        self.line = ""
+        """The latest of its lines, of which the SDK makes a message."""
         self._client = client
         self._prompt = prompt
         self._said: list[Event] = []
@@ -202,10 +208,7 @@ class _Call:
             async for response in responses:
                 said = response.model_dump(mode="json", by_alias=True, exclude_none=True)
                 self.answer.messages += 1
-                if {} in [
-                    part for one in said.get("candidates", ()) for part in one.get("content", {}).get("parts", ())
-                ]:
-                    raise answers.unknown_part("unknown")  # the SDK drops what it doesn't know
+                self._refuse_unknown_parts(said)
                 self._said += self.answer.read(said)
                 yield response
             self.answer.ended()
@@ -216,10 +219,25 @@ class _Call:
         except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
             raise http_failures.unreadable(_WHO, error) from error
 
+    def _refuse_unknown_parts(self, said: prompts.Json) -> None:
+        """The SDK drops what it doesn't know; where it left nothing of a part, its bytes are looked at."""
+        for candidate in said.get("candidates", ())[:1]:
+            for place, part in enumerate(candidate.get("content", {}).get("parts", ())):
+                if part.keys() <= answers.ABOUT_PARTS:
+                    told = json.loads(self.line.removeprefix(_DATA))["candidates"][0]["content"]["parts"][place]
+                    if unknown := sorted(told.keys() - _PARTS):
+                        raise answers.unknown_part(unknown[0])
+
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
         said, self._said = self._said, []
         return said
+
+    async def lines(self, response: httpx.Response) -> AsyncIterator[str]:
+        """See `_lines`."""
+        async for line in _lines(response):
+            self.line = line or self.line
+            yield line
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -230,7 +248,7 @@ class _Call:
 async def _keep(response: httpx.Response) -> None:
     if call := _answering.get(None):
         call.response = response
-        response.aiter_lines = lambda: _lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
+        response.aiter_lines = lambda: call.lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
@@ -248,6 +266,9 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
         yield told
 
 
+_DATA = "data: "
+
+
 def _line(line: bytes, *, whole: bool = True) -> str | None:
     """None for comments, and fields of events that say nothing of the answer. Raises ValueError for no UTF-8.
 
@@ -257,7 +278,7 @@ def _line(line: bytes, *, whole: bool = True) -> str | None:
     text = text.removeprefix("\ufeff")
     if text.startswith("data:"):
         data = text.removeprefix("data:").lstrip(" ")
-        return f"data: {data}" if data else None
+        return _DATA + data if data else None
     hollow = text and "data:".startswith(text)
     return None if hollow or text.startswith((":", "event:", "id:", "retry:")) else text
 

@@ -19,6 +19,10 @@ from vertex_emulator.script import answer
 
 ROOT = Path(__file__).parents[1]
 
+# The first start compiles all that it imports, which takes a minute on a busy machine.
+START_SECONDS = 200
+pytestmark = pytest.mark.timeout(2 * START_SECONDS)
+
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
@@ -63,7 +67,7 @@ async def running(*command: str | Path, told: str, cwd: Path, **environ: str) ->
     assert process.stdout is not None
     lines: list[str] = []
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(START_SECONDS):
             while told not in (line := (await process.stdout.readline()).decode()):
                 assert line, "".join(lines)
                 lines.append(line)

@@ -29,6 +29,8 @@ class Answer:
         self.admission_wait = 0.0
         """Seconds that the call waited for a slot."""
         self._request_id = request_id
+        self._said = False
+        """Whether it holds more than thoughts."""
         self.model = ""
         """The public name of the model that answers, once it has begun."""
         self._clock = clock
@@ -46,6 +48,7 @@ class Answer:
         sequence = self.sequence
         self.sequence += 1
         if isinstance(event, Text):  # as nearly all are
+            self._said = True
             return pb.GenerateResponse(sequence=sequence, text=event.text)
         message = pb.GenerateResponse(sequence=sequence)
         match event:
@@ -53,6 +56,7 @@ class Answer:
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature
             case ToolCall():
+                self._said = True
                 message.tool_call.CopyFrom(_tool_call(event))
             case Grounding():
                 message.grounding.CopyFrom(_grounding(event))
@@ -67,6 +71,8 @@ class Answer:
             case Finished():
                 if event.reason is FinishReason.STOP and sequence <= 1:  # behind nothing but `started`
                     event = replace(event, reason=FinishReason.EMPTY)
+                if self._said and event.usage is not None and not event.usage.output_tokens:
+                    event = replace(event, usage=None)  # it doesn't count what was said
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
         return message

@@ -636,7 +636,9 @@ class Usage(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
     exact: _builtins.bool
-    """Whether upstream told the figures. False: it didn't, and the figures below are zero and mean nothing."""
+    """Whether upstream told the figures. False: it didn't, or not so that they can be those of the whole answer, such as no
+    token of output behind a text; the figures below are then zero and mean nothing.
+    """
     input_tokens: _builtins.int
     """The prompt, cached tokens included."""
     output_tokens: _builtins.int

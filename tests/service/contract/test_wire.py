@@ -231,6 +231,25 @@ def test_usage_that_upstream_did_not_tell_is_marked_unknown() -> None:
     assert answer.encode(finished).completed.usage == pb.Usage(exact=False)
 
 
+@pytest.mark.parametrize(
+    ("said", "output", "exact"),
+    [
+        (Text("a"), 0, False),
+        (ToolCall(id="a", name="f", arguments={}), 0, False),
+        (Text("a"), 1, True),
+        (Reasoning("a"), 0, True),
+        (None, 0, True),
+    ],
+)
+def test_usage_that_does_not_count_what_was_said_is_not_exact(said: Event | None, output: int, exact: bool) -> None:
+    usage = Usage(input_tokens=7, output_tokens=output, total_tokens=7 + output)
+    finished = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=usage)
+    answer = encode.Answer(generation_id="g", request_id="")
+    last = [answer.encode(event) for event in (Started("m"), said, finished) if event is not None][-1]
+    assert last.completed.usage.exact is exact
+    assert last.completed.usage.input_tokens == 7 * exact
+
+
 @pytest.mark.parametrize("reason", FinishReason)
 def test_every_finish_reason_has_its_name_in_the_contract(reason: FinishReason) -> None:
     finished = Finished(reason=reason, upstream_reason="", usage=None)

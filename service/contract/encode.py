@@ -39,19 +39,22 @@ class Answer:
 
     def encode(self, event: Event) -> pb.GenerateResponse:
         """The next message. Raises UpstreamFault for what the contract has no place for, or would change."""
+        sequence = self.sequence
+        self.sequence = sequence + 1
         try:
-            return self._encode(event)
+            if isinstance(event, Text):  # as nearly all are
+                self._said = True
+                return pb.GenerateResponse(sequence=sequence, text=event.text)
+            message = pb.GenerateResponse(sequence=sequence)
+            self._fill(message, event)
         except UnicodeEncodeError:  # a surrogate without its other half
             raise UpstreamFault("The model said half of a character, which can't be relayed") from None
+        return message
 
-    def _encode(self, event: Event) -> pb.GenerateResponse:
-        sequence = self.sequence
-        self.sequence += 1
-        if isinstance(event, Text):  # as nearly all are
-            self._said = True
-            return pb.GenerateResponse(sequence=sequence, text=event.text)
-        message = pb.GenerateResponse(sequence=sequence)
+    def _fill(self, message: pb.GenerateResponse, event: Event) -> None:
         match event:
+            case Text():
+                message.text = event.text
             case Reasoning():
                 message.reasoning.text = event.text
                 message.reasoning.signature = event.signature
@@ -69,13 +72,12 @@ class Answer:
                 message.started.model = event.model
                 message.started.request_id = self._request_id
             case Finished():
-                if event.reason is FinishReason.STOP and sequence <= 1:  # behind nothing but `started`
+                if event.reason is FinishReason.STOP and message.sequence <= 1:  # behind nothing but `started`
                     event = replace(event, reason=FinishReason.EMPTY)
                 if self._said and event.usage is not None and not event.usage.output_tokens:
                     event = replace(event, usage=None)  # it doesn't count what was said
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
-        return message
 
     def _timing(self, attempts: int) -> pb.Timing:
         return pb.Timing(

@@ -242,8 +242,10 @@ class _Call:
             raw = _response(data)
         except message.DecodeError:
             raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
-        if raw.HasField("usage_metadata") and any(getattr(raw.usage_metadata, name) for name in _COUNTS):
-            self._usage = raw.usage_metadata
+        if raw.HasField("usage_metadata"):
+            usage = raw.usage_metadata
+            if usage.total_token_count or any(getattr(usage, name) for name in _COUNTS):  # else it counts nothing
+                self._usage = usage
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)

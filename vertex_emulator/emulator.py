@@ -127,12 +127,20 @@ class Emulator:
         # Here, because who wants gRPC alone needn't have uvicorn.
         try:
             from .http import chat_completions, google_rest  # noqa: PLC0415
-            from .http.server import Door  # noqa: PLC0415
+            from .http.server import Door, Routes  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise MindError(f"HTTP needs {error.name}, of tokenwire's extra 'local'; or serve gRPC alone") from error
 
         google, others = google_rest.Rest(self.mind, self._log), chat_completions.OpenAI(self.mind, self._log)
-        door = self._door = Door([(google_rest.PATH, google), (chat_completions.PATH, others)], google_rest.lost)
+        names = self.mind.models
+        routes: dict[str, Routes] = {
+            "POST": [(google_rest.PATH, google), (chat_completions.PATH, others)],
+            "GET": [
+                (google_rest.MODELS, google_rest.Models(names)),
+                (chat_completions.MODELS, chat_completions.Models(names)),
+            ],
+        }
+        door = self._door = Door(routes, google_rest.lost)
         with self._taking(wanted, OSError):
             port = await door.start(self._host, 0 if self._with_relay else wanted)
             if self._with_relay:

@@ -53,6 +53,40 @@ def deltas(response: httpx.Response) -> list[Any]:
     return [chunk["choices"][0]["delta"] for chunk in events(response) if chunk["choices"]]
 
 
+async def test_it_lists_what_answers(http: httpx.AsyncClient) -> None:
+    told = (await http.get("/v1/models")).json()
+    assert told == {
+        "object": "list",
+        "data": [{"id": "scripted", "object": "model", "created": 0, "owned_by": "vertex_emulator"}],
+    }
+    async with openai.AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key="k") as client:
+        assert [one.id async for one in await client.models.list()] == ["scripted"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("messages", [], "empty_array"),
+        ("temperature", 9, "decimal_above_max_value"),
+        ("temperature", -0.1, "decimal_below_min_value"),
+        ("top_p", 1.1, "decimal_above_max_value"),
+        ("presence_penalty", -3, "decimal_below_min_value"),
+        ("n", 0, "integer_below_min_value"),
+        ("max_tokens", 0, "integer_below_min_value"),
+        ("top_logprobs", 21, "integer_above_max_value"),
+    ],
+)
+async def test_what_openai_refuses_is_refused(
+    emulator: Emulator, http: httpx.AsyncClient, field: str, value: object, code: str
+) -> None:
+    emulator.script.play(answer("a"))
+    response = await ask(http, {**HELLO, field: value})
+    assert response.status_code == 400
+    assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (field, code)
+    assert emulator.calls[0].code is grpc.StatusCode.INVALID_ARGUMENT
+    assert emulator.script.unplayed == 1
+
+
 # ---- on the wire -------------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,21 @@ async def test_a_conversation_that_is_too_long_is_refused(emulator: Emulator, wa
         assert emulator.calls[0].code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tools", [{"type": "function", "function": {"name": "f"}}]), ("functions", [{"name": "f"}]), ("n", 2)],
+)
+async def test_what_it_would_leave_out_in_silence_is_refused(emulator: Emulator, field: str, value: object) -> None:
+    body = {"messages": [{"role": "user", "content": "Hello"}], field: value}
+    async with httpx.AsyncClient(base_url=f"http://{emulator.rest_address}", timeout=20) as client:
+        response = await client.post("/v1/chat/completions", json=body)
+        listed = (await client.get("/v1/models")).json()["data"]
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert emulator.calls[0].code is grpc.StatusCode.INVALID_ARGUMENT
+    assert [one["id"] for one in listed] == ["smollm2-135m-instruct"]
+
+
 async def rest_of(pieces: AsyncIterator[bytes]) -> list[bytes]:
     return [piece async for piece in pieces]
 

@@ -42,6 +42,14 @@ async def test_it_plays_opens_gates_and_tells_the_calls(client: Client, control:
     assert (stats.calls, stats.open_calls, stats.active_generations, stats.generated_tokens) == (1, 0, 0, 0)
 
 
+async def test_what_it_has_recorded_may_be_large(client: Client, control: ControlClient) -> None:
+    for _ in range(3):
+        await client.ask("x" * 2_000_000)
+    found = await asyncio.to_thread(control.calls)
+    assert [len(call.request.value) > 2_000_000 for call in found] == [True] * 3
+    assert len(await asyncio.to_thread(control.wait_until, lambda calls: len(calls) == 3)) == 3
+
+
 async def test_a_cancelled_call_is_told(client: Client, control: ControlClient) -> None:
     await asyncio.to_thread(control.play, answer("a", s.silence()))
     call = client.stream()

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from google import genai
+from google.genai import types
 from google.rpc import error_details_pb2
 
 from vertex_emulator import script as s
@@ -111,6 +113,18 @@ async def test_a_call_is_recorded_with_its_transport(emulator: Emulator, rest: C
 async def test_the_project_may_be_left_out(emulator: Emulator, rest: Client, model: str) -> None:
     assert (await rest.ask(model=model)).status_code == 200
     assert emulator.calls[0].model == "gemini"
+
+
+async def test_google_genai_asks_as_for_the_gemini_api(emulator: Emulator, rest: Client) -> None:
+    emulator.script.play(answer("a", "b"))
+    address = f"http://{emulator.rest_address}"
+    client = genai.Client(vertexai=False, api_key="k", http_options=types.HttpOptions(base_url=address))
+    said = await client.aio.models.generate_content_stream(model="gemini-2.5-flash", contents="hi")
+    assert [chunk.text async for chunk in said] == ["a", "b"]
+    assert (emulator.calls[0].api_version, emulator.calls[0].header("x-goog-api-key")) == ("v1beta", "k")
+    assert [one.name async for one in await client.aio.models.list()] == ["models/scripted"]
+    client.close()
+    del rest
 
 
 async def test_the_other_methods_answer_with_one_message(emulator: Emulator, rest: Client) -> None:

@@ -66,6 +66,10 @@ class Mind(Protocol):
         """Answer a CountTokensRequest."""
 
     @property
+    def models(self) -> Sequence[str]:
+        """The names under which models are listed; whatever name is asked for is answered."""
+
+    @property
     def active_generations(self) -> int:
         """Answers a model is writing now."""
 

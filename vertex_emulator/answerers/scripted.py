@@ -34,6 +34,8 @@ DEFAULT_ANSWER = answer(
 class Scripted:
     """Plays `answers` to the calls as they come; then `default`, or a built-in text."""
 
+    models = ("scripted",)
+
     def __init__(self, script: Script | None = None) -> None:
         self._relay: bool | None = None
         self._queue: list[_Played] = []

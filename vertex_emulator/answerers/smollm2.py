@@ -123,6 +123,8 @@ class SmolLM2:
     Every model name is answered. Safety settings are accepted, but nothing is ever blocked: it has no such filter.
     """
 
+    models = (MODEL_VERSION,)
+
     def __init__(self, *, threads: int = 1, slots: int = 4, queue: int = 16, weights: Path | None = None) -> None:
         self._threads = threads
         self._slots = slots

@@ -22,7 +22,9 @@ class ControlClient:
 
     def __init__(self, address: str, *, timeout: float = 10) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address)
+        # What it has recorded may be much: whole requests, with images in them.
+        options = [(f"grpc.max_{way}_message_length", -1) for way in ("receive", "send")]
+        self._channel = grpc.insecure_channel(address, options=options)
         self._stub = control_pb2_grpc.ControlStub(self._channel)
 
     def __enter__(self) -> Self:

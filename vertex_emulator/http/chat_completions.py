@@ -1,11 +1,13 @@
 """OpenAI's chat completions protocol, on the HTTP port: as OpenAI serves it, and under Azure's paths.
 
-A script answers in OpenAI's form. Where SmolLM2 answers, the bytes pass to and from llama.cpp's own OpenAI server.
+A script answers in OpenAI's form. Where SmolLM2 answers, the bytes pass to and from llama.cpp's own OpenAI server, but
+for what it would leave out in silence. `GET /v1/models` lists what answers.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 
 import grpc
 import httpx
@@ -20,6 +22,8 @@ from .server import HTTP_STATUS, Exchange, HttpReply, recorded
 PATH = re.compile(
     r"/(?:openai/)?(?P<version>v1)/chat/completions|/openai/deployments/(?P<deployment>[^/]+)/chat/completions"
 )
+
+MODELS = re.compile(r"/(?:openai/)?v1/models")
 
 JSON = ("content-type", "application/json")
 EVENTS = ("content-type", "text/event-stream; charset=utf-8")
@@ -39,9 +43,13 @@ class OpenAI:
     async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
         body: words.Json = {}
         request = trouble = None
+        passes = isinstance(self._mind, SmolLM2)  # llama.cpp knows more fields than OpenAI, and says what it can't read
         try:
             body = words.read(exchange.body)
-            request = words.asked(body, found["deployment"] or body.get("model", ""))
+            (words.refuse_beyond if passes else words.check_names)(body)
+            words.check(body)
+            with suppress(VertexError) if passes else nullcontext():
+                request = words.asked(body, found["deployment"] or body.get("model", ""))
         except VertexError as error:
             trouble = error
         streams = body.get("stream") is True
@@ -54,7 +62,7 @@ class OpenAI:
             transport="openai",
             body=exchange.body,
         )
-        if isinstance(self._mind, SmolLM2):
+        if isinstance(self._mind, SmolLM2) and trouble is None:
             await _Passing(self._mind, self._calls, call, exchange).run()
             return
         options = body.get("stream_options")
@@ -70,6 +78,18 @@ class OpenAI:
 
         await recorded(self._calls, call, say, reply.refuse)
         await reply.finish()
+
+
+class Models:
+    """Lists the models that answer, by these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "vertex_emulator"} for name in names]
+        self._list = json.dumps({"object": "list", "data": models}).encode()
+
+    async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
+        del found
+        await exchange.tell(200, [JSON], self._list)
 
 
 class _Reply(HttpReply):

@@ -1,13 +1,14 @@
 """Google's REST form of the PredictionService: protobuf's JSON over HTTP, streamed as server-sent events.
 
 `POST /v1/projects/p/locations/l/publishers/google/models/m:streamGenerateContent?alt=sse`, and likewise
-`:generateContent` and `:countTokens`; also under v1beta1, and without the project, as an API key calls it.
+`:generateContent` and `:countTokens`; also under v1beta1, without the project, as an API key calls it, and under
+v1beta, as google-genai calls the Gemini API. `GET /v1beta/models` lists what answers.
 """
 
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import grpc
@@ -22,10 +23,12 @@ from ..responses import Opened, merge
 from .server import HTTP_STATUS, Exchange, HttpReply, recorded
 
 PATH = re.compile(
-    r"/(?P<version>v1|v1beta1)/"
+    r"/(?P<version>v1|v1beta1|v1beta)/"
     r"(?P<model>(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/[^/:]+)"
     r":(?P<verb>streamGenerateContent|generateContent|countTokens)"
 )
+
+MODELS = re.compile(r"/v1beta/models")
 
 JSON = ("content-type", "application/json; charset=UTF-8")
 EVENTS = ("content-type", "text/event-stream")
@@ -109,6 +112,19 @@ class Rest:
             body=exchange.body,
         )
         return call, trouble
+
+
+class Models:
+    """Lists the models that answer, by these names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        methods = ["generateContent", "countTokens"]
+        models = [{"name": f"models/{name}", "supportedGenerationMethods": methods} for name in names]
+        self._list = json.dumps({"models": models}).encode()
+
+    async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
+        del found
+        await exchange.tell(200, [JSON], self._list)
 
 
 class _Reply(HttpReply):

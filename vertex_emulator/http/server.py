@@ -104,9 +104,9 @@ Routes = Sequence[tuple[re.Pattern[str], Handler]]
 
 
 class Door:
-    """Serves `routes` (patterns of whole paths, for POST) on one port; everything else is `lost`."""
+    """Serves `routes` (patterns of whole paths, by method) on one port; everything else is `lost`."""
 
-    def __init__(self, routes: Routes, lost: Callable[[Exchange], Awaitable[None]]) -> None:
+    def __init__(self, routes: Mapping[str, Routes], lost: Callable[[Exchange], Awaitable[None]]) -> None:
         self._routes = routes
         self._lost = lost
         self._state = ServerState()
@@ -175,9 +175,8 @@ class Door:
             self._answers.discard(answering)
 
     async def _answer(self, method: str, exchange: Exchange) -> None:
-        for pattern, handler in self._routes:
-            found = pattern.fullmatch(exchange.path)
-            if found is not None and method == "POST":
+        for pattern, handler in self._routes.get(method, ()):
+            if (found := pattern.fullmatch(exchange.path)) is not None:
                 await handler(exchange, found)
                 return
         await self._lost(exchange)

@@ -41,6 +41,18 @@ SAMPLING = {
     "top_logprobs": "logprobs",
 }
 
+# https://platform.openai.com/docs/api-reference/chat/create
+RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "top_p": (0.0, 1.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "n": (1, 128),
+    "max_tokens": (1, 2**31 - 1),
+    "max_completion_tokens": (1, 2**31 - 1),
+    "top_logprobs": (0, 20),
+}
+
 CHOICES = {"none": "NONE", "auto": "AUTO", "required": "ANY"}
 
 FINISH = {
@@ -81,16 +93,49 @@ def read(body: bytes) -> Json:
         raise invalid("We could not parse the JSON body of your request.") from error
     if not isinstance(request, dict):
         raise invalid("We could not parse the JSON body of your request: it is no object.")
-    for name in request:
+    return {name: value for name, value in request.items() if value is not None}
+
+
+def check_names(body: Json) -> None:
+    """Raises VertexError, in OpenAI's words, for a field that it doesn't know."""
+    for name in body:
         if name not in FIELDS:
             raise invalid(f"Unrecognized request argument supplied: {name}", name)
-    return {name: value for name, value in request.items() if value is not None}
+
+
+def check(body: Json) -> None:
+    """Raises VertexError, in OpenAI's words, for a conversation that is none and numbers out of range."""
+    if "messages" not in body:
+        raise invalid("Missing required parameter: 'messages'.", "messages")
+    if body["messages"] == []:
+        message = (
+            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead."
+        )
+        raise invalid(message, "messages", code="empty_array")
+    for name, (least, most) in RANGES.items():
+        value = body.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        kind = "integer" if isinstance(least, int) else "decimal"
+        if value < least:
+            told = f"{kind} below minimum value. Expected a value >= {least:g}, but got {value} instead."
+            raise invalid(f"Invalid '{name}': {told}", name, code=f"{kind}_below_min_value")
+        if value > most:
+            told = f"{kind} above maximum value. Expected a value <= {most:g}, but got {value} instead."
+            raise invalid(f"Invalid '{name}': {told}", name, code=f"{kind}_above_max_value")
+
+
+def refuse_beyond(body: Json) -> None:
+    """Raises VertexError for what SmolLM2 can't do, and llama.cpp would leave out without a word."""
+    for name in ("tools", "functions"):
+        if body.get(name):
+            raise invalid(f"'{name}' is not supported by this model: it calls no tools.", name)
+    if body.get("n", 1) != 1:
+        raise invalid("'n' is not supported by this model: it gives one answer.", "n")
 
 
 def asked(body: Json, model: str) -> pb.GenerateContentRequest:
     """What a request amounts to; raises VertexError in OpenAI's words."""
-    if "messages" not in body:
-        raise invalid("Missing required parameter: 'messages'.", "messages")
     try:
         request = json_format.ParseDict(_request(body), pb.GenerateContentRequest())
     except (KeyError, TypeError, AttributeError, ValueError, json_format.ParseError) as error:

@@ -131,7 +131,7 @@ def _sampling(config: config_pb2.GenerationConfig) -> Sampling:
         thinking_budget=config.thinking_budget if config.HasField("thinking_budget") else None,
         include_thoughts=config.include_thoughts if config.HasField("include_thoughts") else None,
         response_mime_type=config.response_mime_type if config.HasField("response_mime_type") else None,
-        response_schema=json_schema.typed(plain(config.response_schema), str.lower)
+        response_schema=json_schema.normal(plain(config.response_schema))
         if config.HasField("response_schema")
         else None,
         response_logprobs=config.response_logprobs if config.HasField("response_logprobs") else None,
@@ -191,9 +191,7 @@ def _tools(request: pb.GenerateRequest) -> Tools:
             Function(
                 name=function.name,
                 description=function.description,
-                parameters=json_schema.typed(plain(function.parameters), str.lower)
-                if function.HasField("parameters")
-                else None,
+                parameters=json_schema.normal(plain(function.parameters)) if function.HasField("parameters") else None,
             )
             for function in functions
         ),

@@ -5,7 +5,7 @@ take. What its `ModelCard` doesn't tell is left to the model's provider.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 
 from ..errors import Violation
+from ..generation import json_schema
 from ..generation.capabilities import (
     FIELDS,
     IMAGES,
@@ -28,10 +29,12 @@ from ..generation.capabilities import (
     StopsAt,
     TakesType,
     UsesField,
+    Writes,
     follows,
     kind_of,
     reads,
 )
+from ..generation.json_schema import Word
 from ..generation.json_values import finite
 from . import schema_rules
 from .delivery import MAX_BYTES, MAX_DELAY_SECONDS
@@ -111,7 +114,7 @@ def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     yield from _lacking(_needs(request), card)
     yield from _messages(request, card)
     yield from _config(request.config, card)
-    yield from _tools(request)
+    yield from _tools(request, card)
     yield from _safety(request.safety_settings)
     yield from _labels(request.labels)
     yield from _request_id(request.request_id)
@@ -162,7 +165,7 @@ def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Pl
         yield f"{path}.file_data.file_uri", uri, follows(uri)
 
 
-def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa: PLR0911 - one for each need
+def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa: C901, PLR0911 - one for each need
     name = quote(card.name)
     match need:
         case UsesField("tools") if "tools" not in card.unsupported:
@@ -185,8 +188,17 @@ def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa:
             return f"is {quote(held)}: one of {', '.join(card.answer_types)} is wanted"
         case AnswersInFormWithTools():
             return f"is {quote(held)}: {name} takes that without `tools` only"
+        case Writes(word):
+            return f"is {_WRITES[word]}, which {name} doesn't take"
         case StopsAt(count):
             return f"holds {count}: at most {card.max_stop_sequences} are wanted"
+
+
+_WRITES = {
+    Word.ADDITIONAL_PROPERTIES: "what the schema says of other properties",
+    Word.OTHER_ENUM: "an array of other than texts",
+    Word.RECURSION: "a schema within itself",
+}
 
 
 # ---- the conversation ------------------------------------------------------------------------------------------------
@@ -331,10 +343,18 @@ def _form(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Viol
     if config.response_mime_type in ("", PLAIN_TEXT):
         types = " or ".join(one for one in card.answer_types if one != PLAIN_TEXT)
         yield Violation("config.response_schema", f"is set: a response_mime_type of {types} is wanted with it")
-    yield from schema_rules.mistakes(plain(config.response_schema), "config.response_schema")
+    yield from _schema(plain(config.response_schema), "config.response_schema", card)
 
 
-def _tools(request: pb.GenerateRequest) -> Iterator[Violation]:
+def _schema(schema: Mapping[str, Any], path: str, card: ModelCard) -> Iterator[Violation]:
+    found = list(schema_rules.mistakes(schema, path))
+    yield from found
+    if not found:
+        words = json_schema.words(json_schema.normal(schema), path)
+        yield from _lacking(((place[:200], "", Writes(word)) for place, word in words), card)
+
+
+def _tools(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     names: set[str] = set()
     for index, tool in enumerate(request.tools):
         path = f"tools[{index}]"
@@ -342,7 +362,7 @@ def _tools(request: pb.GenerateRequest) -> Iterator[Violation]:
             said = "holds both" if tool.function_declarations else "is empty"
             yield Violation(path, f"{said}: function_declarations or google_search is wanted")
         for place, function in enumerate(tool.function_declarations):
-            yield from _function(function, f"{path}.function_declarations[{place}]", names)
+            yield from _function(function, f"{path}.function_declarations[{place}]", names, card)
             names.add(function.name)
     if len(names) > MAX_FUNCTIONS:
         yield Violation("tools", f"declare {len(names)} functions: at most {MAX_FUNCTIONS} are wanted")
@@ -350,7 +370,9 @@ def _tools(request: pb.GenerateRequest) -> Iterator[Violation]:
         yield from _choice(request.tool_choice, names)
 
 
-def _function(function: config_pb2.FunctionDeclaration, path: str, before: set[str]) -> Iterator[Violation]:
+def _function(
+    function: config_pb2.FunctionDeclaration, path: str, before: set[str], card: ModelCard
+) -> Iterator[Violation]:
     if not _FUNCTION_NAME.fullmatch(function.name):
         wanted = "a letter or an underscore, then letters, digits, underscores, dots and dashes, 64 at most,"
         yield Violation(f"{path}.name", f"is {quote(function.name)}: {wanted} is wanted")
@@ -359,10 +381,18 @@ def _function(function: config_pb2.FunctionDeclaration, path: str, before: set[s
     if not function.HasField("parameters"):
         return
     parameters = plain(function.parameters)
-    if str(parameters.get("type", "")).lower() != "object":
+    found = []
+    if "$ref" in parameters or str(parameters.get("type", "")).lower() == "object":
+        found = list(_schema(parameters, f"{path}.parameters", card))
+        yield from found
+    if not found and _type(parameters) != "object":
         yield Violation(f"{path}.parameters.type", 'is not "object": a schema of type object is wanted')
-    else:
-        yield from schema_rules.mistakes(parameters, f"{path}.parameters")
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        schema = json_schema.normal(schema)
+    return str(schema.get("type", "")).lower()
 
 
 def _choice(choice: config_pb2.ToolChoice, declared: set[str]) -> Iterator[Violation]:

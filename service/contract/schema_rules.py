@@ -1,44 +1,63 @@
-"""JSON schemas as Gemini takes them: the subset of OpenAPI 3.0 that Google documents, and nothing else.
+"""JSON schemas as models take them: the subset of OpenAPI 3.0 that Google documents, and other ways to write it.
 
-Providers' libraries drop the keys they don't know. Here each is told instead, by its path.
+Providers' libraries drop the keys they don't know. Here each is told instead, by its path. What only some models take
+is told by `capabilities`.
 Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1beta1/Schema
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..errors import Violation
+from ..generation import json_schema
+from ..generation.json_schema import MAX_DEPTH, MAX_SCHEMAS
 from ..generation.json_values import finite
-
-MAX_DEPTH = 20
 
 TYPES = ("string", "number", "integer", "boolean", "array", "object")
 
 
-def mistakes(schema: Any, path: str, depth: int = 0) -> Iterable[Violation]:
+def mistakes(schema: Any, path: str) -> Iterable[Violation]:
     """What is wrong with `schema`, JSON values as a Struct holds them, which stands at `path`."""
+    named = json_schema.definitions(schema) if isinstance(schema, Mapping) else ()
+    found = list(_mistakes(schema, path, 0, named))
+    yield from found
+    if not found:
+        try:
+            json_schema.normal(schema)
+        except json_schema.TooLargeError:
+            most = f"deeper than {MAX_DEPTH} schemas, or holds more than {MAX_SCHEMAS}"
+            yield Violation(path, f"is nested {most}, once its references are followed: fewer are wanted")
+
+
+def _mistakes(schema: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
+    """`named` is what references may name."""
     if not isinstance(schema, Mapping):
         yield Violation(path, f"is {kind(schema)}: a schema, which is an object, is wanted")
         return
     if depth > MAX_DEPTH:
         yield Violation(path, f"is nested deeper than {MAX_DEPTH} schemas: fewer are wanted")
         return
-    if "type" not in schema and "anyOf" not in schema:
+    if not schema.keys() & {"type", "anyOf", "$ref"}:
         yield Violation(f"{path}.type", f"is missing: one of {', '.join(TYPES)} is wanted")
     for key, value in schema.items():
-        yield from _key(key, value, f"{path}.{key}"[:200], depth)
+        yield from _key(key, value, f"{path}.{key}"[:200], depth, named)
     yield from _together(schema, path)
 
 
-def _key(key: str, value: Any, path: str, depth: int) -> Iterable[Violation]:
-    if key not in _KEYS:
-        yield Violation(path, f"is no key of a schema here: one of {', '.join(sorted(_KEYS))} is wanted")
-    elif key == "properties":
-        yield from _properties(value, path, depth)
-    elif key == "items":
-        yield from mistakes(value, path, depth + 1)
+def _key(key: str, value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
+    if key not in _KEYS or (key in _OF_THE_WHOLE and depth):
+        keys = sorted(_KEYS.keys() - (_OF_THE_WHOLE if depth else frozenset()))
+        yield Violation(path, f"is no key of a schema here: one of {', '.join(keys)} is wanted")
+    elif key in ("properties", "$defs", "definitions"):
+        yield from _properties(value, path, depth, named)
+    elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
+        yield from _mistakes(value, path, depth + 1, named)
     elif key == "anyOf":
-        yield from _any_of(value, path, depth)
+        yield from _any_of(value, path, depth, named)
+    elif key == "$ref":
+        if not isinstance(value, str) or value not in named:
+            known = ", ".join(sorted(named)[:10])
+            yield Violation(path, f"is {_shown(value)}: one of {known}, which is what the schema holds, is wanted")
     else:
         fits, wanted = _KEYS[key]
         if not fits(value):
@@ -47,7 +66,10 @@ def _key(key: str, value: Any, path: str, depth: int) -> Iterable[Violation]:
 
 def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
     """What the keys want of each other."""
-    if str(schema.get("type", "")).lower() == "array" and "items" not in schema:
+    if "$ref" in schema:
+        for key in sorted(schema.keys() - _BESIDE_REF):
+            yield Violation(f"{path}.{key}"[:200], "stands beside a $ref: it is wanted where that leads to")
+    if "array" in _types(schema) and "items" not in schema:
         yield Violation(f"{path}.items", "is missing: the schema of the array's items is wanted")
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, Mapping) and isinstance(required, list):
@@ -56,30 +78,53 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
                 yield Violation(f"{path}.required", f"names {_shown(name)}: one of `properties` is wanted")
 
 
+def _types(schema: Mapping[str, Any]) -> list[str]:
+    held = schema.get("type")
+    return [str(one).lower() for one in (held if isinstance(held, list) else [held])]
+
+
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     names = {bool: "true or false", str: "text", list: "an array", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def _properties(value: Any, path: str, depth: int) -> Iterable[Violation]:
+def _properties(value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
     if not isinstance(value, Mapping):
         yield Violation(path, f"is {kind(value)}: an object, the schema of each property by its name, is wanted")
         return
     for name, one in value.items():
-        yield from mistakes(one, f"{path}.{name}"[:200], depth + 1)
+        yield from _mistakes(one, f"{path}.{name}"[:200], depth + 1, named)
 
 
-def _any_of(value: Any, path: str, depth: int) -> Iterable[Violation]:
+def _any_of(value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
     if not isinstance(value, list) or not value:
         yield Violation(path, f"is {_shown(value)}: an array of schemas is wanted")
         return
+    nulls = [isinstance(one, Mapping) and json_schema.is_null(one) for one in value]
+    if all(nulls):
+        yield Violation(path, "holds null only: another schema is wanted beside it")
     for index, one in enumerate(value):
-        yield from mistakes(one, f"{path}[{index}]", depth + 1)
+        if not nulls[index]:
+            yield from _mistakes(one, f"{path}[{index}]", depth + 1, named)
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, str) and value.lower() in TYPES
+    if not isinstance(value, list):
+        return isinstance(value, str) and value.lower() in TYPES
+    others = [one for one in value if one != "null"]
+    return bool(others) and all(map(_is_type, others)) and not any(isinstance(one, list) for one in others)
+
+
+def _is_choice(value: Any) -> bool:
+    return _is_text(value) or isinstance(value, bool) or _is_number(value)
+
+
+def _are_choices(value: Any) -> bool:
+    if not isinstance(value, list):
+        return False
+    others = [one for one in value if one is not None]
+    return all(map(_is_choice, others)) and (others != [] or value == [])
 
 
 def _is_text(value: Any) -> bool:
@@ -100,12 +145,13 @@ def _is_count(value: Any) -> bool:
 
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "type": (_is_type, f"one of {', '.join(TYPES)} (with `nullable` for what may be null)"),
+    "const": (_is_choice, "a text, a number, true or false"),
     "format": (_is_text, "text"),
     "title": (_is_text, "text"),
     "description": (_is_text, "text"),
     "pattern": (_is_text, "text"),
     "nullable": (lambda value: isinstance(value, bool), "true or false"),
-    "enum": (_is_texts, "an array of texts"),
+    "enum": (_are_choices, "an array of texts, or of numbers, true and false,"),
     "required": (_is_texts, "an array of texts"),
     "propertyOrdering": (_is_texts, "an array of texts"),
     "minimum": (_is_number, "a number"),
@@ -122,7 +168,17 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "properties": (lambda _: True, ""),
     "items": (lambda _: True, ""),
     "anyOf": (lambda _: True, ""),
+    "additionalProperties": (lambda value: isinstance(value, bool), "true, false or a schema"),
+    "$defs": (lambda _: True, ""),
+    "definitions": (lambda _: True, ""),
+    # This names one.
+    "$ref": (lambda _: True, ""),
+    "$schema": (_is_text, "text"),
 }
+
+_OF_THE_WHOLE = frozenset({"$defs", "definitions", "$schema"})
+
+_BESIDE_REF = _OF_THE_WHOLE | {"$ref", "title", "description", "default", "example", "nullable"}
 
 
 def _shown(value: Any) -> str:

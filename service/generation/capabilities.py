@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 
+from .json_schema import Word, words
 from .prompt import Blob, File, Part, Prompt, Reasoning, Sampling, ToolCall, ToolResult
 
 PLAIN_TEXT = "text/plain"
@@ -85,7 +86,14 @@ class StopsAt:
     count: int
 
 
-Need = UsesField | Reads | TakesType | Follows | AnswersIn | AnswersInFormWithTools | StopsAt
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """A schema of the request says something that not every provider has a word for."""
+
+    word: Word
+
+
+Need = UsesField | Reads | TakesType | Follows | AnswersIn | AnswersInFormWithTools | StopsAt | Writes
 """Something of a request that not every model can do."""
 
 
@@ -114,6 +122,10 @@ class ModelCard:
     answer_types: tuple[str, ...] = ("text/plain", "application/json", "text/x.enum")
     """Media types that an answer may have."""
     max_stop_sequences: int = 5
+    schema_words: frozenset[Word] = frozenset()
+    """What its provider takes in a JSON schema beyond what all take."""
+    deprecated: bool = False
+    """Whether its provider is about to take it away."""
     thinking: bool | None = None
     tools: bool | None = None
     json_with_tools: bool | None = None
@@ -144,6 +156,8 @@ class ModelCard:
                 return self.json_with_tools is False
             case StopsAt():
                 return need.count > self.max_stop_sequences
+            case Writes():
+                return need.word not in self.schema_words
 
     def takes(self, prompt: Prompt) -> bool:
         """Whether the model can be asked this, one that was validated for another model."""
@@ -171,6 +185,8 @@ def needs(prompt: Prompt) -> Iterator[Need]:
         yield AnswersIn(sampling.response_mime_type)
         if tools and sampling.response_mime_type != PLAIN_TEXT:
             yield AnswersInFormWithTools()
+    for schema in (sampling.response_schema, *(function.parameters for function in tools.functions)):
+        yield from (Writes(word) for _, word in words(schema or {}))
     for turn in prompt.turns:
         for part in turn.parts:
             yield from _of_part(part)

@@ -1,19 +1,172 @@
-"""JSON schemas, the same for every provider."""
+"""JSON schemas in one form, however they were written: the same for every provider.
 
-from collections.abc import Callable
+Libraries have their own ways: Pydantic writes references, and null as one of several schemas; Zod forbids additional
+properties; others write lists of types. In a prompt a schema has OpenAPI's form, which Gemini takes: no references,
+`nullable`, one type in lower case. What remains beyond that, where a schema has it, is one of `Word`.
+Source: https://json-schema.org/draft/2020-12/json-schema-core
+"""
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+Schema = Mapping[str, Any]
 
-def typed(schema: Any, how: Callable[[str], str]) -> Any:
-    """The same schema, one without mistakes, with the names of its types as providers want them: `str.lower`, say."""
-    if isinstance(schema, list):
-        return [typed(one, how) for one in schema]
+MAX_DEPTH = 20
+MAX_SCHEMAS = 2000
+"""Once all references are followed: a few of them may stand for millions."""
+
+ROOT = "#"
+"""The whole schema, as a reference names it."""
+
+_DEFINITIONS = ("$defs", "definitions")
+
+_ABOUT = ("title", "description", "default", "example")
+
+
+class Word(enum.Enum):
+    """What not every provider has a word for."""
+
+    ADDITIONAL_PROPERTIES = enum.auto()
+    """Whether an object may have other properties, and which."""
+    OTHER_ENUM = enum.auto()
+    """Values to choose from that aren't text."""
+    RECURSION = enum.auto()
+    """A schema that is a part of itself."""
+
+
+class TooLargeError(ValueError):
+    """A schema that is nested too deep, or holds too many others, once its references are followed."""
+
+
+def definitions(schema: Schema) -> dict[str, Any]:
+    """What a reference may name: "#", "#/$defs/Pet"."""
+    found: dict[str, Any] = {ROOT: schema}
+    for group in _DEFINITIONS:
+        if isinstance(held := schema.get(group), Mapping):
+            found |= {f"#/{group}/{_escaped(name)}": one for name, one in held.items()}
+    return found
+
+
+def normal(schema: Schema) -> dict[str, Any]:
+    """The schema, one without mistakes, in the form of prompts. Raises TooLargeError."""
+    return _Reader(schema).whole()
+
+
+def words(schema: Schema, path: str = "") -> Iterator[tuple[str, Word]]:
+    """What a schema in this form says beyond it, and where."""
+    if "$ref" in schema:
+        yield f"{path}.$ref", Word.RECURSION
+    if "additionalProperties" in schema:
+        yield f"{path}.additionalProperties", Word.ADDITIONAL_PROPERTIES
+    if not all(isinstance(one, str) for one in schema.get("enum", ())):
+        yield f"{path}.enum", Word.OTHER_ENUM
+    for name, one in parts(schema):
+        if not name.startswith("$defs."):  # which stands elsewhere as well, up to where it is itself again
+            yield from words(one, f"{path}.{name}")
+
+
+def parts(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """The schemas right inside of it, and where they stand."""
+    for group in ("properties", "$defs"):
+        for name, one in schema.get(group, {}).items():
+            yield f"{group}.{name}", one
+    for index, one in enumerate(schema.get("anyOf", ())):
+        yield f"anyOf[{index}]", one
+    for key in ("items", "additionalProperties"):
+        if isinstance(one := schema.get(key), Mapping):
+            yield key, one
+
+
+def changed(schema: Schema, how: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A copy in which `how` has been done to it and to every schema in it, the inner ones first."""
     made = dict(schema)
-    for key, value in schema.items():
-        if key == "type":
-            made[key] = how(value)
-        elif key == "properties":
-            made[key] = {name: typed(one, how) for name, one in value.items()}
-        elif key in ("items", "anyOf"):
-            made[key] = typed(value, how)
-    return made
+    for group in ("properties", "$defs"):
+        if group in made:
+            made[group] = {name: changed(one, how) for name, one in made[group].items()}
+    if "anyOf" in made:
+        made["anyOf"] = [changed(one, how) for one in made["anyOf"]]
+    for key in ("items", "additionalProperties"):
+        if isinstance(made.get(key), Mapping):
+            made[key] = changed(made[key], how)
+    return how(made)
+
+
+def is_null(schema: Schema) -> bool:
+    """Whether nothing but null fits."""
+    return str(schema.get("type", "")).lower() == "null"
+
+
+class _Reader:
+    """Follows the references of one schema."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._definitions = definitions(schema)
+        self._count = 0
+        self._recursive: set[str] = set()
+        """References to what they stand in."""
+
+    def whole(self) -> dict[str, Any]:
+        made = self._read(self._schema, (ROOT,), 0)
+        kept: dict[str, Any] = {}
+        while missing := sorted(self._recursive - kept.keys() - {ROOT}):
+            kept |= {name: self._read(self._definitions[name], (name,), 0) for name in missing}
+        if kept:
+            made["$defs"] = {name.rpartition("/")[2]: one for name, one in kept.items()}
+        return made
+
+    def _read(self, schema: Schema, inside: tuple[str, ...], depth: int) -> dict[str, Any]:
+        """`inside` are the references that have been followed up to here."""
+        self._count += 1
+        if self._count > MAX_SCHEMAS or depth > MAX_DEPTH:
+            raise TooLargeError
+        own = {key: value for key, value in schema.items() if key not in (*_DEFINITIONS, "$schema", "$ref")}
+        if own.get("default", ...) is None:  # as good as none, and lost in Google's libraries
+            del own["default"]
+        if (name := schema.get("$ref")) is None:
+            return self._plain(own, inside, depth)
+        if name in inside:
+            self._recursive.add(name)
+            return own | {"$ref": ROOT if name == ROOT else "#/$defs/" + name.rpartition("/")[2]}
+        return self._read(self._definitions[name], (*inside, name), depth) | own
+
+    def _plain(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
+        if "const" in made:
+            made["enum"] = [made.pop("const")]
+        if "properties" in made:
+            made["properties"] = {name: self._read(one, inside, depth + 1) for name, one in made["properties"].items()}
+        for key in ("items", "additionalProperties"):
+            if isinstance(made.get(key), Mapping):
+                made[key] = self._read(made[key], inside, depth + 1)
+        if "anyOf" in made:
+            made = self._any_of(made, inside, depth)
+        return _one_type(made) if "type" in made else made
+
+    def _any_of(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
+        """Null among others as `nullable`; one of one as that one."""
+        options = [one for one in made["anyOf"] if not is_null(one)]
+        null = {"nullable": True} if len(options) < len(made["anyOf"]) and "type" not in made else {}
+        read = [self._read(one, inside, depth + 1) for one in options]
+        if len(read) > 1 or not made.keys() <= {"anyOf", *_ABOUT}:
+            return made | {"anyOf": read} | null
+        del made["anyOf"]
+        return read[0] | made | null
+
+
+def _one_type(made: dict[str, Any]) -> dict[str, Any]:
+    """One type, in lower case; several as one schema for each."""
+    kinds = [made["type"]] if isinstance(made["type"], str) else made["type"]
+    kinds = [kind.lower() for kind in kinds]
+    others = [kind for kind in kinds if kind != "null"]
+    null = {"nullable": True} if len(others) < len(kinds) and None in made.get("enum", [None]) else {}
+    if "enum" in made:
+        made["enum"] = [one for one in made["enum"] if one is not None]
+    if len(others) == 1:
+        return made | {"type": others[0]} | null
+    about = {key: made.pop(key) for key in _ABOUT if key in made}
+    return about | {"anyOf": [made | {"type": kind} for kind in others]} | null
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")

@@ -21,8 +21,9 @@ from ..cleanup import finished
 from ..errors import Violation
 from ..generation.capabilities import ModelCard
 from ..generation.events import Event, Started, Text
-from ..generation.prompt import Blob, File, Prompt, Sampling, ToolMode, Tools
-from . import failures, http_failures, langchain_messages
+from ..generation.json_schema import Word
+from ..generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
+from . import failures, http_failures, langchain_messages, openai_schemas
 from .chat_completions_specs import AZURE, OPENAI
 from .completion_chunks import Answer
 from .spec import GoogleCloud, Offer
@@ -311,6 +312,7 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
         linked_types=_IMAGES,
         answer_types=("text/plain", "application/json"),
         max_stop_sequences=_MAX_STOP_SEQUENCES,
+        schema_words=frozenset(Word),
     )
 
 
@@ -361,24 +363,18 @@ def _form(sampling: Sampling) -> dict[str, Any] | None:
         return None
     if sampling.response_schema is None:
         return {"response_format": {"type": "json_object"}}
-    named = {"name": "answer", "schema": sampling.response_schema}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
+    named = {"name": "answer", "schema": (schema := openai_schemas.written(sampling.response_schema))}
+    return {"response_format": {"type": "json_schema", "json_schema": named | _strict(schema)}}
+
+
+def _strict(schema: Mapping[str, Any]) -> dict[str, bool]:
+    return {"strict": True} if openai_schemas.strict(schema) else {}
 
 
 def _tools(tools: Tools) -> dict[str, Any]:
     if not tools.functions:
         return {}
-    declared = [
-        {
-            "type": "function",
-            "function": {
-                "name": one.name,
-                "description": one.description,
-                "parameters": one.parameters or {"type": "object", "properties": {}},
-            },
-        }
-        for one in tools.functions
-    ]
+    declared = [_function(one) for one in tools.functions]
     if tools.choice is None:
         return {"tools": declared}
     if not tools.choice.names:
@@ -386,6 +382,12 @@ def _tools(tools: Tools) -> dict[str, Any]:
     named: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in tools.choice.names]
     allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
     return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
+
+
+def _function(one: Function) -> dict[str, Any]:
+    parameters = openai_schemas.written(one.parameters or {"type": "object", "properties": {}})
+    described = {"name": one.name, "description": one.description, "parameters": parameters}
+    return {"type": "function", "function": described | _strict(parameters)}
 
 
 def _skip_hollow_events(stream: Any) -> None:

@@ -145,8 +145,11 @@ class GenerationConfig(_message.Message):
 
     @_builtins.property
     def response_schema(self) -> _struct_pb2.Struct:
-        """The JSON schema (OpenAPI 3.0 subset) of the answer. Needs a response_mime_type of "application/json" or
-        "text/x.enum". (A minimum of 0 is lost on the way to Vertex AI by gRPC, whose schema has no word for it.)
+        """The JSON schema of the answer: the subset of OpenAPI 3.0 that Gemini takes, with references to $defs, and null as one
+        of several schemas or types, as Pydantic and others write it. Models of other providers take additionalProperties,
+        enums of numbers and schemas within themselves as well; where the chosen one doesn't, they are refused by their path.
+        Needs a response_mime_type of "application/json" or "text/x.enum". (A minimum of 0 is lost on the way to Vertex AI by
+        gRPC, whose schema has no word for it.)
         """
 
     def __init__(
@@ -288,7 +291,7 @@ class FunctionDeclaration(_message.Message):
     """What it does and when to call it: the model reads this."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
-        """The JSON schema (OpenAPI 3.0 subset) of its parameters, an object. Unset: it takes none."""
+        """The JSON schema of its parameters, an object, written as a response_schema may be. Unset: it takes none."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from google.cloud.aiplatform_v1beta1.types import (
 )
 from google.protobuf import json_format
 
+from ...generation import json_schema
 from ...generation.prompt import Prompt, ToolChoice, Tools
 from .. import langchain_messages
 from . import prompts, shortcuts
@@ -70,7 +71,7 @@ def request_options(prompt: Prompt) -> dict[str, Any]:
     """As ChatVertexAI takes them."""
     options = prompts.options(prompt)
     if prompt.sampling.response_schema is not None:
-        options["response_schema"] = _schema(prompt.sampling.response_schema)
+        options["response_schema"] = json_schema.changed(prompt.sampling.response_schema, _spelled)
     if prompt.tools:
         options["tools"] = request_tools(prompt.tools)
     if prompt.tools.choice is not None:
@@ -78,19 +79,9 @@ def request_options(prompt: Prompt) -> dict[str, Any]:
     return options
 
 
-def _schema(schema: Any) -> Any:
+def _spelled(schema: dict[str, Any]) -> dict[str, Any]:
     """As Google's library spells a schema; ChatVertexAI does that to a part of it, and leaves alone what is done."""
-    if isinstance(schema, list):
-        return [_schema(one) for one in schema]
-    made = {}
-    for key, value in schema.items():
-        if key == "properties":
-            made[key] = {name: _schema(one) for name, one in value.items()}
-        elif key in ("items", "anyOf"):
-            made[_SPELLED.get(key, key)] = _schema(value)
-        else:
-            made[_SPELLED.get(key, key)] = value.upper() if key == "type" else value
-    return made
+    return {_SPELLED.get(key, key): value.upper() if key == "type" else value for key, value in schema.items()}
 
 
 def request_tools(tools: Tools) -> list[Tool]:

@@ -109,7 +109,11 @@ def tools(wanted: Tools) -> list[dict[str, Any]]:
 
 
 def _parameters(parameters: Json | None) -> dict[str, Any]:
-    return {} if parameters is None else {"parameters": json_schema.typed(parameters, str.upper)}
+    return {} if parameters is None else {"parameters": json_schema.changed(parameters, _in_capitals)}
+
+
+def _in_capitals(schema: dict[str, Any]) -> dict[str, Any]:
+    return schema | {"type": schema["type"].upper()} if "type" in schema else schema
 
 
 def json_with_tools(model: str) -> bool | None:

@@ -377,16 +377,57 @@ def test_a_choice_without_functions_is_refused() -> None:
     [
         ({"type": "strange"}, ".type", "is 'strange': one of string, number, integer, boolean, array, object"),
         ({"type": "null"}, ".type", "is 'null': one of string"),
-        ({"type": ["string", "null"]}, ".type", "is an array: one of string"),
+        ({"type": ["null"]}, ".type", "is an array: one of string"),
+        ({"type": ["string", ["number"]]}, ".type", "is an array: one of string"),
         ({}, ".type", "is missing: one of string"),
-        ({"type": "object", "additionalProperties": False}, ".additionalProperties", "is no key of a schema here: "),
-        ({"$ref": "#/x", "type": "object"}, ".$ref", "is no key of a schema here: "),
+        (
+            {"type": "object", "additionalProperties": False},
+            ".additionalProperties",
+            "is what the schema says of other properties, which 'm' doesn't take",
+        ),
+        ({"type": "object", "additionalProperties": 1}, ".additionalProperties", "is 1: true, false or a schema is"),
+        ({"type": "object", "patternProperties": {}}, ".patternProperties", "is no key of a schema here: one of $defs"),
+        ({"type": "object", "properties": {"a": {"type": "object", "$defs": {}}}}, ".properties.a.$defs", "is no key"),
+        ({"$ref": "#/x"}, ".$ref", "is '#/x': one of #, which is what the schema holds, is wanted"),
+        (
+            {"$ref": "#/$defs/B", "$defs": {"A": {"type": "string"}}},
+            ".$ref",
+            "is '#/$defs/B': one of #, #/$defs/A, which",
+        ),
+        (
+            {"$ref": "#/$defs/A", "minLength": 1, "$defs": {"A": {"type": "string"}}},
+            ".minLength",
+            "stands beside a $ref: it is wanted where that leads to",
+        ),
+        ({"type": "object", "$defs": {"A": {"type": "x"}}}, ".$defs.A.type", "is 'x': one of"),
+        (
+            {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}}},
+            ".properties.next.$ref",
+            "is a schema within itself, which 'm' doesn't take",
+        ),
         ({"type": "array"}, ".items", "is missing: the schema of the array's items is wanted"),
         ({"type": "array", "items": {"type": "x"}}, ".items.type", "is 'x': one of"),
         ({"type": "object", "properties": ["a"]}, ".properties", "is an array: an object, the schema of each"),
         ({"anyOf": []}, ".anyOf", "is an array: an array of schemas is wanted"),
         ({"anyOf": [{"type": "string"}, {"type": "x"}]}, ".anyOf[1].type", "is 'x'"),
-        ({"type": "string", "enum": [1]}, ".enum", "is an array: an array of texts is wanted"),
+        ({"anyOf": [{"type": "null"}]}, ".anyOf", "holds null only: another schema is wanted beside it"),
+        (
+            {"type": "string", "enum": [[1]]},
+            ".enum",
+            "is an array: an array of texts, or of numbers, true and false, is",
+        ),
+        (
+            {"type": "string", "enum": [None]},
+            ".enum",
+            "is an array: an array of texts, or of numbers, true and false, is",
+        ),
+        ({"type": "string", "const": None}, ".const", "is null: a text, a number, true or false is wanted"),
+        ({"type": "integer", "enum": [1, 2]}, ".enum", "is an array of other than texts, which 'm' doesn't take"),
+        (
+            {"type": "array", "items": {"type": "integer", "const": 1}},
+            ".items.enum",
+            "is an array of other than texts, which 'm' doesn't take",
+        ),
         ({"type": "string", "minLength": -1}, ".minLength", "is -1: a whole number, 0 or more, is wanted"),
         ({"type": "number", "maximum": "high"}, ".maximum", "is 'high': a number is wanted"),
         ({"type": "number", "maximum": float("nan")}, ".maximum", "is nan: a number is wanted"),
@@ -412,6 +453,32 @@ def test_a_schema_nested_without_end_is_refused() -> None:
     config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
     (found,) = refused(prompt="hi", config=config).values()
     assert found == "is nested deeper than 20 schemas: fewer are wanted"
+
+
+def test_a_schema_that_its_references_make_too_large_is_refused() -> None:
+    definitions: dict[str, Any] = {"L0": {"type": "string"}}
+    for level in range(12):
+        pair = {"type": "object", "properties": {name: {"$ref": f"#/$defs/L{level}"} for name in "ab"}}
+        definitions[f"L{level + 1}"] = pair
+    schema = {"$ref": "#/$defs/L12", "$defs": definitions}
+    config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
+    (found,) = refused(prompt="hi", config=config).values()
+    assert found.startswith(
+        "is nested deeper than 20 schemas, or holds more than 2000, once its references are followed"
+    )
+
+
+def test_the_parameters_of_a_function_may_be_a_reference_to_an_object() -> None:
+    pet = {"type": "object", "properties": {"name": {"type": "string"}}}
+    schema = {"$ref": "#/$defs/Pet", "$defs": {"Pet": pet}}
+    functions = [{"name": "feed", "parameters": struct(schema)}]
+    prompt = parse(prompt="hi", tools=[{"function_declarations": functions}])
+    assert prompt.tools.functions[0].parameters == pet
+    functions = [{"name": "feed", "parameters": struct({"$ref": "#/$defs/A", "$defs": {"A": {"type": "string"}}})}]
+    wrong = refused(prompt="hi", tools=[{"function_declarations": functions}])
+    assert wrong == {
+        "tools[0].function_declarations[0].parameters.type": 'is not "object": a schema of type object is wanted'
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from service.contract import decode, rules
 from service.errors import InvalidRequest, UpstreamUnavailable
 from service.generation.capabilities import FIELDS, ModelCard
 from service.generation.events import Event, Started
+from service.generation.json_schema import Word
 from service.generation.prompt import Prompt
 from service.providers.retry import Policy, Retrying
 from tokenwire.v1 import config_pb2, content_pb2
@@ -21,7 +22,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 
 LIMITS = rules.Limits(prompt=100_000, inline=100_000)
 TYPES = ("text/plain", "application/json", "text/x.enum")
-FIRST = ModelCard(name="first", provider="p", answer_types=TYPES, max_stop_sequences=9)
+FIRST = ModelCard(name="first", provider="p", answer_types=TYPES, max_stop_sequences=9, schema_words=frozenset(Word))
 """It takes everything, and is away."""
 
 USER, MODEL, TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
@@ -139,7 +140,23 @@ SAID = st.one_of(
     st.just({"reasoning": "", "reasoning_signature": b"s"}),
     st.builds(lambda signature: {"tool_call": None, "reasoning_signature": signature}, SIGNATURE),
 )
-STRING = struct_pb2.Struct(fields={"type": struct_pb2.Value(string_value="string")})
+
+
+def struct(value: dict[str, Any]) -> struct_pb2.Struct:
+    made = struct_pb2.Struct()
+    made.update(value)
+    return made
+
+
+SCHEMAS = st.sampled_from(
+    [
+        struct({"type": "object"}),
+        struct({"type": "object", "additionalProperties": False}),
+        struct({"type": "object", "properties": {"a": {"type": ["integer", "null"], "enum": [1, None]}}}),
+        struct({"type": "object", "properties": {"a": {"$ref": "#"}}}),
+        struct({"$ref": "#/$defs/A", "$defs": {"A": {"type": "object"}, "B": {"$ref": "#/$defs/B"}}}),
+    ]
+)
 CONFIG = some(
     temperature=st.just(0.0),
     top_p=st.just(0.5),
@@ -152,7 +169,7 @@ CONFIG = some(
     thinking_budget=st.just(0),
     include_thoughts=st.booleans(),
     response_mime_type=st.sampled_from(TYPES),
-    response_schema=st.just(STRING),
+    response_schema=SCHEMAS,
     response_logprobs=st.booleans(),
     logprobs=st.just(1),
 )
@@ -181,6 +198,9 @@ def requests(draw: st.DrawFn) -> pb.GenerateRequest:
     if not config.get("response_logprobs"):
         config.pop("logprobs", None)
     tools: list[Any] = draw(st.lists(st.sampled_from([FUNCTION, {"google_search": {}}]), max_size=2, unique_by=str))
+    if draw(st.booleans()):
+        declared = {"function_declarations": [{"name": "g", "parameters": draw(SCHEMAS)}]}
+        tools.append(declared)
     others = draw(
         some(
             config=st.just(config),
@@ -202,6 +222,7 @@ LACKS = {
     "file_schemes": st.frozensets(st.sampled_from(["gs", "https"])),
     "answer_types": st.sampled_from([TYPES[:2], TYPES[:1], ("application/json", "text/plain")]),
     "max_stop_sequences": st.integers(0, 5),
+    "schema_words": st.frozensets(st.sampled_from(Word)),
     "thinking": st.booleans(),
     "tools": st.booleans(),
     "json_with_tools": st.booleans(),

@@ -1,0 +1,55 @@
+"""JSON schemas as OpenAI takes them, and whether it can promise to keep to one. No I/O.
+
+Source: https://platform.openai.com/docs/guides/structured-outputs
+"""
+
+from typing import Any
+
+from ..generation import json_schema
+from ..generation.json_schema import Schema
+
+# What the model can be held to; with any other key it refuses to be.
+_STRICT = frozenset(
+    {
+        *("type", "title", "description", "enum", "anyOf", "$ref", "$defs"),
+        *("properties", "required", "additionalProperties", "items"),
+        *("pattern", "format", "minimum", "maximum", "minItems", "maxItems"),
+    }
+)
+_STRICT_DEPTH = 5
+
+# What JSON Schema has no word for, and which says nothing of what fits.
+_BESIDE = frozenset({"propertyOrdering", "example"})
+
+
+def written(schema: Schema) -> dict[str, Any]:
+    """The schema of a prompt in the words of JSON Schema itself."""
+    return json_schema.changed(schema, _written)
+
+
+def strict(schema: Schema) -> bool:
+    """Whether the model can be held to what `written` gave: objects whose properties are all told, and all required."""
+    return schema.get("type") == "object" and _strict(schema, 0)
+
+
+def _written(made: dict[str, Any]) -> dict[str, Any]:
+    made = {key: value for key, value in made.items() if key not in _BESIDE}
+    if not made.pop("nullable", False):
+        return made
+    if "type" not in made:
+        return {"anyOf": [made, {"type": "null"}]}
+    made["type"] = [made["type"], "null"]
+    if "enum" in made:
+        made["enum"] = [*made["enum"], None]
+    return made
+
+
+def _strict(schema: Schema, depth: int) -> bool:
+    if not schema.keys() <= _STRICT or depth > _STRICT_DEPTH:
+        return False
+    kinds = schema.get("type", ())
+    if "object" in ([kinds] if isinstance(kinds, str) else kinds):
+        properties = schema.get("properties", {})
+        if schema.get("additionalProperties") is not False or set(schema.get("required", ())) != properties.keys():
+            return False
+    return all(_strict(one, depth + 1) for _, one in json_schema.parts(schema))

@@ -1,0 +1,122 @@
+"""JSON schemas as libraries write them, and as they reach each provider."""
+
+import json
+from typing import Any, Literal
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf import json_format
+from google.rpc.error_details_pb2 import BadRequest
+from pydantic import BaseModel, ConfigDict
+
+from tests.conftest import detail
+from tests.providers.conftest import Open, Upstream
+from tests.providers.test_gemini import lower
+from tests.service.contract.test_whole_request import struct
+
+
+class Team(BaseModel):
+    name: str
+    founded: int | None = None
+
+
+class Match(BaseModel):
+    """A match."""
+
+    home: Team
+    guests: list[Team]
+    ended: Literal["won", "lost", "drawn"] | None
+
+
+class Node(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    size: Literal[1, 2]
+    next: "Node | None"
+
+
+TEAM = {
+    "type": "object",
+    "title": "Team",
+    "properties": {
+        "name": {"type": "string", "title": "Name"},
+        "founded": {"type": "integer", "title": "Founded", "nullable": True},
+    },
+    "required": ["name"],
+}
+MATCH = {
+    "type": "object",
+    "title": "Match",
+    "description": "A match.",
+    "properties": {
+        "home": TEAM,
+        "guests": {"type": "array", "title": "Guests", "items": TEAM},
+        "ended": {"type": "string", "title": "Ended", "enum": ["won", "lost", "drawn"], "nullable": True},
+    },
+    "required": ["home", "guests", "ended"],
+}
+
+
+def config(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_mime_type": "application/json", "response_schema": struct(schema)}
+
+
+def declared(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"function_declarations": [{"name": "note", "parameters": struct(schema)}]}]
+
+
+@pytest.fixture(params=["vertex", "genai"])
+async def gemini(request: pytest.FixtureRequest, open_provider: Open) -> Upstream:
+    return await open_provider(request.param)
+
+
+async def test_gemini_gets_a_schema_of_pydantics_without_references_and_with_null_in_its_own_words(
+    gemini: Upstream,
+) -> None:
+    sent = (await gemini.request(config=config(Match.model_json_schema()))).generation_config
+    arrived = sent.response_schema if gemini.provider == "vertex" else sent.response_json_schema
+    assert lower(json_format.MessageToDict(arrived)) == lower(MATCH)
+
+
+async def test_gemini_gets_the_parameters_of_a_function_the_same_way(gemini: Upstream) -> None:
+    request = await gemini.request(tools=declared(Match.model_json_schema()))
+    (function,) = request.tools[0].function_declarations
+    arrived = function.parameters if function.HasField("parameters") else function.parameters_json_schema
+    assert lower(json_format.MessageToDict(arrived)) == lower(MATCH)
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+async def test_openai_gets_a_schema_in_json_schemas_own_words_and_keeps_to_it_where_it_can(
+    open_provider: Open, provider: str
+) -> None:
+    upstream = await open_provider(provider)
+    await upstream.ask(config=config(Node.model_json_schema()), tools=declared(Match.model_json_schema()))
+    body = json.loads(upstream.call.body or b"")
+    form = body["response_format"]["json_schema"]
+    node = {
+        "type": "object",
+        "title": "Node",
+        "additionalProperties": False,
+        "properties": {
+            "size": {"type": "integer", "title": "Size", "enum": [1, 2]},
+            "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]},
+        },
+        "required": ["size", "next"],
+    }
+    assert form == {"name": "answer", "strict": True, "schema": node | {"$defs": {"Node": node}}}
+    (function,) = [tool["function"] for tool in body["tools"]]
+    assert "strict" not in function
+    founded = function["parameters"]["properties"]["home"]["properties"]["founded"]
+    assert founded == {"type": ["integer", "null"], "title": "Founded"}
+    ended = function["parameters"]["properties"]["ended"]
+    assert ended == {"type": ["string", "null"], "title": "Ended", "enum": ["won", "lost", "drawn", None]}
+
+
+async def test_what_gemini_has_no_word_for_is_refused_by_its_path(gemini: Upstream) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gemini.ask(config=config(Node.model_json_schema()))
+    assert {one.field for one in detail(caught.value, BadRequest).field_violations} == {
+        "config.response_schema.additionalProperties",
+        "config.response_schema.properties.next.$ref",
+        "config.response_schema.properties.size.enum",
+    }

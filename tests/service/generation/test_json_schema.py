@@ -1,0 +1,206 @@
+"""A schema means the same however it was written: what fits it fits what providers are given for it."""
+
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped] # it has none
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from service.contract import schema_rules
+from service.generation import json_schema
+from service.generation.json_schema import Word
+from service.providers import openai_schemas
+
+Json = Any
+
+NAMES = ("a", "b")
+NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("written", "normal"),
+    [
+        ({"type": "STRING"}, {"type": "string"}),
+        ({"type": ["string", "null"]}, {"type": "string", "nullable": True}),
+        (
+            {"type": ["Integer", "string"], "title": "T"},
+            {"title": "T", "anyOf": [{"type": "integer"}, {"type": "string"}]},
+        ),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None},
+            {"type": "string", "nullable": True},
+        ),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
+            {"anyOf": [{"type": "string"}, {"type": "integer"}], "nullable": True},
+        ),
+        ({"type": "string", "const": "cat"}, {"type": "string", "enum": ["cat"]}),
+        ({"type": ["string", "null"], "enum": ["a", None]}, {"type": "string", "enum": ["a"], "nullable": True}),
+        ({"type": ["string", "null"], "enum": ["a"]}, {"type": "string", "enum": ["a"]}),
+        ({"$schema": "x", "type": "string"}, {"type": "string"}),
+        (
+            {
+                "type": "array",
+                "items": {"$ref": "#/definitions/P", "description": "one"},
+                "definitions": {"P": {"type": "string", "description": "any"}},
+            },
+            {"type": "array", "items": {"type": "string", "description": "one"}},
+        ),
+        (
+            {"type": "object", "properties": {"type": {"type": ["integer", "null"]}}},
+            {"type": "object", "properties": {"type": {"type": "integer", "nullable": True}}},
+        ),
+        (
+            {"$ref": "#/$defs/Node", "$defs": {"Node": NODE}},
+            {
+                "type": "object",
+                "properties": {"next": {"$ref": "#/$defs/Node", "nullable": True}},
+                "$defs": {
+                    "Node": {"type": "object", "properties": {"next": {"$ref": "#/$defs/Node", "nullable": True}}}
+                },
+            },
+        ),
+    ],
+)
+def test_a_schema_has_one_form_however_it_is_written(written: Json, normal: Json) -> None:
+    assert json_schema.normal(written) == normal
+
+
+def test_what_goes_beyond_the_form_is_told_with_its_place() -> None:
+    schema = json_schema.normal(
+        {
+            "type": "object",
+            "additionalProperties": {"type": "integer", "enum": [1]},
+            "properties": {"me": {"$ref": "#"}, "a": {"anyOf": [{"type": "string"}, {"type": "number", "const": 1}]}},
+        }
+    )
+    assert list(json_schema.words(schema, "x")) == [
+        ("x.additionalProperties", Word.ADDITIONAL_PROPERTIES),
+        ("x.properties.me.$ref", Word.RECURSION),
+        ("x.properties.a.anyOf[1].enum", Word.OTHER_ENUM),
+        ("x.additionalProperties.enum", Word.OTHER_ENUM),
+    ]
+
+
+# ---- any schema, any value -------------------------------------------------------------------------------------------
+
+KINDS = ("string", "number", "integer", "boolean")
+
+LEAVES: st.SearchStrategy[Json] = st.one_of(
+    st.builds(lambda kind: {"type": kind}, st.sampled_from(KINDS)),
+    st.builds(lambda kinds: {"type": kinds}, st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True)),
+    st.builds(lambda kind: {"type": [kind, "null"]}, st.sampled_from(KINDS)),
+    st.builds(
+        lambda kinds, choices: {"type": kinds, "enum": choices},
+        st.sampled_from(["string", "integer", ["string", "null"], ["integer", "string", "null"]]),
+        st.lists(st.sampled_from(["a", "b", 1, 2, True]), min_size=1, max_size=2, unique_by=str).flatmap(
+            lambda some: st.sampled_from([some, [*some, None]])
+        ),
+    ),
+    st.builds(lambda value: {"type": "string", "const": value}, st.sampled_from(["a", "b"])),
+    st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/definitions/C"]).map(lambda name: {"$ref": name, "title": "T"}),
+)
+
+
+def objects(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    return st.builds(
+        lambda properties, required, more: {
+            "type": "object",
+            "properties": properties,
+            "required": [name for name in required if name in properties],
+            **({} if more is None else {"additionalProperties": more}),
+        },
+        st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
+        st.lists(st.sampled_from(NAMES), unique=True, max_size=2),
+        st.none() | st.booleans() | inner,
+    )
+
+
+def arrays(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    return st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(0, 2))
+
+
+def options(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    null = st.sampled_from([[], [{"type": "null"}]])
+    return st.builds(lambda some, more: {"anyOf": [*some, *more]}, st.lists(inner, min_size=1, max_size=2), null)
+
+
+SCHEMAS = st.recursive(LEAVES, lambda inner: objects(inner) | arrays(inner) | options(inner), max_leaves=6)
+WHOLE = st.builds(
+    lambda root, a, b, c: root | {"$defs": {"A": a, "B": b}, "definitions": {"C": c}},
+    objects(SCHEMAS),
+    objects(SCHEMAS),
+    arrays(SCHEMAS),
+    objects(SCHEMAS),
+)
+VALUES = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, 1.5, "a", "b", ""]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*NAMES, "c"]), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+def fits(schema: Json, value: Json) -> bool:
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
+
+
+@given(WHOLE, st.lists(VALUES, min_size=1, max_size=8))
+def test_the_same_values_fit_what_a_provider_is_given(schema: Json, values: list[Json]) -> None:
+    assume(not list(schema_rules.mistakes(schema, "")))  # only its size may be wrong
+    given_to_openai = openai_schemas.written(json_schema.normal(schema))
+    for value in values:
+        assert fits(given_to_openai, value) == fits(schema, value), (value, given_to_openai)
+
+
+@given(WHOLE)
+def test_a_schema_is_valid_unless_it_is_too_large(schema: Json) -> None:
+    assert [one for one in schema_rules.mistakes(schema, "") if "once its references" not in one.description] == []
+
+
+@given(WHOLE)
+def test_what_has_the_form_keeps_it(schema: Json) -> None:
+    assume(not list(schema_rules.mistakes(schema, "")))
+    normal = json_schema.normal(schema)
+    assume(Word.RECURSION not in [word for _, word in json_schema.words(normal)])  # that would be followed once more
+    assert json_schema.normal(normal) == normal
+
+
+@pytest.mark.parametrize(
+    ("schema", "strict"),
+    [
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "string"}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+            True,
+        ),
+        ({"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": False}, False),
+        ({"type": "object", "properties": {}}, False),
+        ({"type": "object", "properties": {}, "additionalProperties": {"type": "string"}}, False),
+        ({"type": "array", "items": {"type": "string"}}, False),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": ["object", "null"]}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+            False,
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"a": {"type": "string", "minLength": 1}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+            False,
+        ),
+    ],
+)
+def test_a_model_is_held_to_a_schema_that_allows_it(schema: Json, strict: bool) -> None:
+    assert openai_schemas.strict(openai_schemas.written(json_schema.normal(schema))) is strict

@@ -104,12 +104,15 @@ async def test_the_conversation_and_the_common_fields_reach_upstream(upstream: U
     assert (list(config.stop_sequences), config.seed) == (["END"], 3)
 
 
-async def test_a_round_of_tool_use(upstream: Upstream) -> None:
+@pytest.mark.parametrize("name", ["weather", "default_api:weather", "weather in Rome"])
+async def test_a_round_of_tool_use_in_which_the_model_names_functions_as_it_likes(
+    upstream: Upstream, name: str
+) -> None:
     tools: Any = [{"function_declarations": [{"name": "weather", "parameters": struct(CITY)}]}]
-    upstream.emulator.script.play(answer(function_call("weather", {"city": "Rome", "days": 3}, call_id="call_1")))
+    upstream.emulator.script.play(answer(function_call(name, {"city": "Rome", "days": 3}, call_id="call_1")))
     messages = await upstream.ask(tools=tools)
     (event,) = [message.tool_call for message in messages if message.HasField("tool_call")]
-    assert (event.tool_call.name, event.tool_call.id) == ("weather", "call_1")
+    assert (event.tool_call.name, event.tool_call.id) == (name, "call_1")
     assert json_format.MessageToDict(event.tool_call.arguments) == {"city": "Rome", "days": 3.0}
     assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
     upstream.emulator.script.play(answer("It is warm."))
@@ -127,12 +130,12 @@ async def test_a_round_of_tool_use(upstream: Upstream) -> None:
     assert [one.name for one in declared] == ["weather"]
     said = [one for content in request.contents for one in content.parts]
     (called,) = [one.function_call for one in said if one.WhichOneof("data") == "function_call"]
-    assert (called.name, json_format.MessageToDict(called.args)) == ("weather", {"city": "Rome", "days": 3.0})
+    assert (called.name, json_format.MessageToDict(called.args)) == (name, {"city": "Rome", "days": 3.0})
     (answered,) = [one.function_response for one in said if one.WhichOneof("data") == "function_response"]
     response = json_format.MessageToDict(answered.response)
     # Chat Completions has a result as text, which holds the same JSON.
     assert (answered.name, json.loads(response["output"]) if "output" in response else response) == (
-        "weather",
+        name,
         {"degrees": 20.0},
     )
 

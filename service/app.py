@@ -86,7 +86,8 @@ def _together(settings: Settings, count: int) -> int:
 
     def work(worker: int) -> int:
         slots.join(worker)
-        return _run(process.work(settings, partial(_model, settings, budget), slots, handover, orders))
+        open_model = partial(_model, settings, budget, tells=worker == 0)
+        return _run(process.work(settings, open_model, slots, handover, orders))
 
     try:
         greeter = workers.fork(greet, orders)
@@ -119,12 +120,18 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
 
 
 @asynccontextmanager
-async def _model(settings: Settings, budget: Mapping[str, Budget]) -> AsyncIterator[Provider]:
-    """All models on offer, with retries. Their connections belong to the running event loop."""
+async def _model(settings: Settings, budget: Mapping[str, Budget], *, tells: bool = True) -> AsyncIterator[Provider]:
+    """All models on offer, with retries. Their connections belong to the running event loop.
+
+    `tells`: whether this process says what is wrong with them, as one of several does.
+    """
     policy = Policy(
         max_attempts=settings.max_attempts, cap_seconds=settings.max_retry_delay, fallback=settings.fallback_model
     )
     async with registry.opened(settings.offers, settings.google) as model:
+        for card in model.cards:
+            if tells and card.deprecated:
+                call_log.say("%s is deprecated: its provider is about to take it away; offer another one", card.name)
         yield Retrying(model, policy, budget)
 
 

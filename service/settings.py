@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from .providers.offers import completed, offers
 from .providers.registry import PROVIDERS
-from .providers.spec import GoogleCloud, Offer
+from .providers.spec import DEFAULT_MODEL, GoogleCloud, Offer
 
 _PREFIX = "TOKENWIRE_"
 _NEARLY = 0.7
@@ -126,9 +126,7 @@ class Settings:
         "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)",
     )
     port: int = setting(50051, "TOKENWIRE_PORT", whole(0, 65535), "port to listen on; 0 picks a free one")
-    model: str = setting(
-        "gemini-2.5-flash", "TOKENWIRE_MODEL", text, "the model that answers when a request names none"
-    )
+    model: str = setting(DEFAULT_MODEL, "TOKENWIRE_MODEL", text, "the model that answers when a request names none")
     models: tuple[Offer, ...] = setting(
         (),
         "TOKENWIRE_MODELS",

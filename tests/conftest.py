@@ -13,6 +13,7 @@ del os.environ["GRPC_ENABLE_FORK_SUPPORT"]
 
 # isort: split
 import asyncio
+import logging
 import re
 import signal
 import sys
@@ -137,6 +138,24 @@ async def serve() -> AsyncIterator[Serve]:
             return Served(server, f"127.0.0.1:{port}", channel)
 
         yield start
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the server logs, from level info on."""
+    told: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    logger = logging.getLogger("tokenwire")
+    handler = Keep()
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.manager._clear_cache()  # type: ignore[attr-defined] # isEnabledFor keeps what the level was
+    return told
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ def card(
         max_input_tokens=told.get("max_input_tokens"),
         max_output_tokens=told.get("max_output_tokens"),
         input_kinds=frozenset(kinds) or None,
+        deprecated=told.get("status") == "deprecated",
         thinking=told.get("reasoning_output"),
         tools=told.get("tool_calling"),
         **more,

@@ -3,6 +3,10 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from urllib.parse import urlsplit
+
+DEFAULT_MODEL = "gemini-3.8-flash"
+"""What answers unless the server is told otherwise: neither deprecated nor a preview, by LangChain's own profiles."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -589,7 +589,7 @@ class Completed(_message.Message):
     upstream_finish_reason: _builtins.str
     """The same in the provider's own word, such as "MAX_TOKENS". For a prompt that was blocked: the block reason."""
     model_version: _builtins.str
-    """Exactly which model answered, such as "gemini-2.5-flash-001". Empty: upstream didn't say."""
+    """Exactly which model answered, such as "gemini-3.8-flash-001". Empty: upstream didn't say."""
     model: _builtins.str
     """The model that answered, by its public name."""
     @_builtins.property

@@ -38,6 +38,7 @@ from langsmith.utils import tracing_is_enabled
 
 from ...generation.events import Event
 from ...telemetry import call_log
+from ..spec import DEFAULT_MODEL
 
 _TOTALS = ("input_tokens", "output_tokens", "total_tokens")
 
@@ -294,8 +295,8 @@ _USAGES: list[dict[str, int]] = [
 
 def _differences() -> Iterator[str]:
     """Where a shortcut gives something else than the library does, for an example of each kind that it is for."""
-    fast: Any = new(Chat, "gemini-2.5-flash", "project", "us-central1")
-    slow: Any = new(Slow, "gemini-2.5-flash", "project", "us-central1")
+    fast: Any = new(Chat, DEFAULT_MODEL, "project", "us-central1")
+    slow: Any = new(Slow, DEFAULT_MODEL, "project", "us-central1")
     for turns, stop, options in ((_TURNS[1:2], None, {}), (_TURNS, ["end", "stop"], _OPTIONS)):
         request = slow._prepare_request_gemini(list(turns), stop=stop, **options)
         if fast._request(turns, stop, **options) != GenerateContentRequest.pb(request):

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import logging
 import os
 import re
 import select
@@ -23,23 +22,6 @@ from service.telemetry import call_log
 from service.telemetry.call_record import CallRecord
 from service.testing import FakeProvider
 from tests.conftest import Serve
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    told: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            told.append(record.getMessage())
-
-    logger = logging.getLogger("tokenwire")
-    handler = Keep()
-    monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "level", logging.INFO)
-    logger.manager._clear_cache()  # type: ignore[attr-defined] # isEnabledFor keeps what the level was
-    return told
 
 
 def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:

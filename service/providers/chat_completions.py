@@ -75,6 +75,7 @@ class OpenAIProvider:
         self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=http_failures.DIRECTLY)
         self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
         self._who = {offer.name: _SPECS[offer.provider].title for offer in offers}
+        self._ways = {offer.name: offer.options for offer in offers}
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     async def close(self) -> None:
@@ -85,8 +86,13 @@ class OpenAIProvider:
         return aclosing(self._events(prompt, deadline))
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
-        answer = Answer({function.name for function in prompt.tools.functions})
-        call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer)
+        ways = self._ways[prompt.model]
+        answer = Answer(
+            {function.name for function in prompt.tools.functions}, thoughts=ways.get("thoughts") != "false"
+        )
+        call = _Call(
+            self._chats[prompt.model].async_client, self._who[prompt.model], answer, ways.get("token_limit", "")
+        )
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
         stream = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
@@ -116,8 +122,10 @@ class OpenAIProvider:
 class _Call:
     """One streaming completion: what ChatOpenAI gets for its client while it answers one prompt."""
 
-    def __init__(self, completions: Any, who: str, answer: Answer) -> None:
+    def __init__(self, completions: Any, who: str, answer: Answer, token_limit: str = "") -> None:
+        """`token_limit` is upstream's name of max_output_tokens; empty: OpenAI's own."""
         self._completions = completions
+        self._token_limit = token_limit
         self._who = who
         self._stream: Any = None
         """The response; None before it is there, and where there is none since the prompt was blocked."""
@@ -127,6 +135,9 @@ class _Call:
 
     async def create(self, **payload: Any) -> Self:
         """As AsyncCompletions has it; the answer is read, and closed, through this object."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            if self._token_limit and name in payload:
+                payload[self._token_limit] = payload.pop(name)
         try:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
@@ -286,7 +297,8 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
         "api_key": offer.api_key,
         "http_async_client": client,
         "max_retries": 0,  # ours are one place for all providers
-        "stream_usage": True,
+        "stream_usage": options.get("stream_options") != "false",
+        "reasoning_effort": options.get("reasoning_effort"),
         "use_responses_api": False,
         "cache": False,
         "stream_chunk_timeout": None,  # how long the model may be silent is the caller's to say

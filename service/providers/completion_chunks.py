@@ -72,8 +72,8 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 class Answer:
     """One answer as it comes, chunk by chunk."""
 
-    def __init__(self, functions: Collection[str] = ()) -> None:
-        """`functions` are the names of those that were declared."""
+    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True) -> None:
+        """`functions` are the names of those that were declared; `thoughts`: whether they are told."""
         self.chunks = 0
         """How many have come."""
         self.finish = ""
@@ -83,6 +83,7 @@ class Answer:
         self.usage: Usage | None = None
         self.model_version = ""
         self._calls = Calls(functions)
+        self._tells_thoughts = thoughts
         self._events: list[Event] = []
         self._kinds: set[str] = set()
         """What has been said: "text", "refusal", "thought", "call". A whole message behind it says it again."""
@@ -208,7 +209,7 @@ class Answer:
         whole = self._thoughts.take(text)
         if text:
             self._kinds.add("thought")
-        for start in range(0, len(whole), answers.LONGEST_PIECE_CHARACTERS):
+        for start in range(0, len(whole) if self._tells_thoughts else 0, answers.LONGEST_PIECE_CHARACTERS):
             self._events.append(Reasoning(whole[start : start + answers.LONGEST_PIECE_CHARACTERS]))
 
     def _cite(self, told: Any) -> None:

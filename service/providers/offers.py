@@ -96,8 +96,8 @@ def _offer(line: str) -> Offer:
     for option, value in options.items():
         if option not in known and not option.startswith(_METADATA):
             raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
-        if option in _PARSE:
-            _PARSE[option](value)
+        if check := _PARSE.get(option) or _CHECK.get(option):
+            check(value)
         _check_address(name, option, value)
     return Offer(name, provider, model, MappingProxyType(options))
 
@@ -136,6 +136,24 @@ def _count(value: str) -> int:
         raise ValueError("an option of a whole number of tokens")
     return int(value)
 
+
+def _token_limit(value: str) -> None:
+    if value not in ("max_tokens", "max_completion_tokens"):
+        raise ValueError("an option token_limit of max_tokens or max_completion_tokens")
+
+
+def _effort(value: str) -> None:
+    if not re.fullmatch(r"[a-z]{1,20}", value):
+        raise ValueError("an option reasoning_effort of one word, such as low, medium or high")
+
+
+_CHECK: Mapping[str, Callable[[str], object]] = {
+    "token_limit": _token_limit,
+    "stream_options": _switch,
+    "reasoning_effort": _effort,
+    "thoughts": _switch,
+}
+"""Options that the provider itself makes use of."""
 
 _PARSE: Mapping[str, Callable[[str], Any]] = {
     "input_kinds": _kinds,

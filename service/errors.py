@@ -195,6 +195,11 @@ class InternalError(CallError):
 class UpstreamError(CallError):
     """The model's provider failed; `metadata` has its code and, where it is a plain token, its reason."""
 
+    model = ""
+    """The public name of the model that failed."""
+    said = ""
+    """Upstream's own text, as far as it told one: for a log that was asked to have it, and never for a caller."""
+
 
 class UpstreamRejected(UpstreamError):
     """It can't take the request."""

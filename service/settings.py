@@ -250,6 +250,12 @@ class Settings:
         switch,
         "whether LangChain may send prompts and answers to LangSmith, if it is set up",
     )
+    log_upstream_text: bool = setting(
+        False,
+        "TOKENWIRE_LOG_UPSTREAM_TEXT",
+        switch,
+        "whether the log has upstream's own words for its errors, which may repeat parts of prompts, answers and keys",
+    )
     log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
 
     def __post_init__(self) -> None:
@@ -283,6 +289,11 @@ class Settings:
         """Where the models are, for the log; whose project pays is nobody else's business."""
         places = (PROVIDERS[offer.provider].place(self.google) for offer in self.offers)
         return ", ".join(dict.fromkeys(places))
+
+    @property
+    def hosts(self) -> Mapping[str, str]:
+        """By the name of each model on offer: whom it is asked of."""
+        return {offer.name: PROVIDERS[offer.provider].host(offer, self.google) for offer in self.offers}
 
     @property
     def needs_google(self) -> bool:

@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from ..errors import CallError, Draining, InternalError
+from ..errors import CallError, Draining, InternalError, UpstreamError
 from ..settings import Settings
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
@@ -39,6 +39,9 @@ _HOPEFUL_PART = 0.8
 # What is kept of a caller's own deadline for a status to get there in time.
 _IN_TIME_SECONDS = 0.05
 
+# Upstream may say anything.
+_MOST_SAID_CHARACTERS = 500
+
 _HEALTH = f"/{HEALTH}/"
 
 # A watch is meant to last.
@@ -55,6 +58,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def __init__(self, settings: Settings, receiver: Receiver, health_receiver: Receiver) -> None:
         """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving."""
         self._settings = settings
+        self._hosts = settings.hosts
         self._receiver = receiver
         self._health_receiver = health_receiver
         self._guarded: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -165,7 +169,9 @@ class Guard(grpc.aio.ServerInterceptor):
                 failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
-                    record.reason, record.upstream = failure.reason, _upstream(failure)
+                    record.reason = failure.reason
+                    if isinstance(failure, UpstreamError):
+                        self._blame(failure, record)
                 code = "OK" if failure is None else failure.code.name
                 failure = None  # and all that its traceback holds
                 await self._delivered(context)
@@ -175,6 +181,14 @@ class Guard(grpc.aio.ServerInterceptor):
                     call_log.end_call(record, code)
 
         return run
+
+    def _blame(self, failure: UpstreamError, record: CallRecord) -> None:
+        """Keep for the log what callers get in the error's metadata, and what they don't."""
+        known = (failure.metadata.get(f"upstream_{name}", "") for name in ("code", "status", "reason"))
+        record.upstream = "/".join(filter(None, known))
+        record.host = self._hosts.get(failure.model or record.model, "")
+        if self._settings.log_upstream_text:
+            record.said = failure.said[:_MOST_SAID_CHARACTERS]
 
     async def _ended(self, answer: Answer, context: Context, method: str, record: CallRecord) -> CallError | None:
         """Have the handler answer; what its caller is told if it fails."""
@@ -305,12 +319,6 @@ def _bug(error: BaseException) -> CallError:
     error_id = uuid.uuid4().hex
     call_log.bug(error, error_id)
     return InternalError(f"The server failed; its log knows more under id {error_id}", metadata={"error_id": error_id})
-
-
-def _upstream(failure: CallError) -> str:
-    """Upstream's code, HTTP status and reason, for the log. Callers get the same in the error's metadata."""
-    known = (failure.metadata.get(f"upstream_{name}", "") for name in ("code", "status", "reason"))
-    return "/".join(filter(None, known))
 
 
 def _told(context: Context, error: CallError) -> CallError:

@@ -24,7 +24,7 @@ from ..generation.events import Event, Started, Text
 from ..generation.json_schema import Word
 from ..generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
 from . import failures, http_failures, langchain_messages, openai_schemas
-from .chat_completions_specs import AZURE, OPENAI
+from .chat_completions_specs import AZURE, OPENAI, OPENAI_ADDRESS
 from .completion_chunks import Answer
 from .spec import GoogleCloud, Offer
 
@@ -229,6 +229,7 @@ class _Call:
             reason=str(error.code or "").upper(),
             retry_after=http_failures.delay(headers),
             metadata={"upstream_status": str(status)} if told else {},
+            said=error.message,
         )
 
 
@@ -310,7 +311,9 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
             azure_deployment=offer.upstream_name,
             **common,
         )
-    return ChatOpenAI(base_url=options.get("base_url"), organization=options.get("organization"), **common)
+    return ChatOpenAI(
+        base_url=options.get("base_url", OPENAI_ADDRESS), organization=options.get("organization"), **common
+    )
 
 
 def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:

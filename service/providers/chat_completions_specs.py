@@ -1,9 +1,18 @@
 """OpenAI and Azure, which speak one protocol."""
 
-from .spec import ProviderSpec
+from .spec import GoogleCloud, Offer, ProviderSpec, host_of
+
+OPENAI_ADDRESS = "https://api.openai.com/v1"
+"""Where a line names none. Said to the SDK, which would else take it from a variable that happens to be set."""
 
 _WAYS = ("token_limit", "stream_options", "reasoning_effort", "thoughts")
 """In which servers of the protocol differ."""
+
+
+def _host(offer: Offer, google: GoogleCloud) -> str:
+    del google
+    return host_of(offer.options.get("endpoint") or offer.options.get("base_url") or OPENAI_ADDRESS)
+
 
 OPENAI = ProviderSpec(
     name="openai",
@@ -12,6 +21,7 @@ OPENAI = ProviderSpec(
     module=".chat_completions",
     extra="openai",
     options=("base_url", "api_key_env", "organization", *_WAYS),
+    host=_host,
     key_variable="OPENAI_API_KEY",
 )
 
@@ -22,6 +32,7 @@ AZURE = ProviderSpec(
     module=".chat_completions",
     extra="openai",
     options=("endpoint", "api_version", "api_key_env", *_WAYS),
+    host=_host,
     key_variable="AZURE_OPENAI_API_KEY",
     variables={"endpoint": "AZURE_OPENAI_ENDPOINT", "api_version": "OPENAI_API_VERSION"},
 )

@@ -41,14 +41,17 @@ def failure(
     reason: str = "",
     retry_after: float | None = None,
     metadata: Mapping[str, str] | None = None,
+    said: str = "",
 ) -> errors.UpstreamError:
     """Make the error of ours for a failure of `who`, a provider's name for people.
 
     `code` is what upstream's status means; `reason` upstream's own word for it, relayed if it is a plain token.
-    `retry_after` in seconds; `metadata` is further metadata.
+    `retry_after` in seconds; `metadata` is further metadata; `said` is upstream's text, which no caller is told.
     """
     kind, text = _TABLE.get(code, (errors.UpstreamFault, "{who} failed"))
     told = {"upstream_code": code.name, **(metadata or {})}
     if _PLAIN_REASON.fullmatch(reason):
         told["upstream_reason"] = reason
-    return kind((words or {}).get(code, text).format(who=who), metadata=told, retry_after=retry_after)
+    made = kind((words or {}).get(code, text).format(who=who), metadata=told, retry_after=retry_after)
+    made.said = said
+    return made

@@ -110,8 +110,9 @@ class Retrying:
                         else:
                             yield event
                 return  # noqa: TRY300 - nothing may come between the stream's end and ours
-            except (UpstreamUnavailable, UpstreamQuota) as error:
-                if begun:
+            except UpstreamError as error:
+                error.model = prompt.model
+                if begun or not isinstance(error, UpstreamUnavailable | UpstreamQuota):
                     raise
                 failures += 1
                 budget = self._budgets[prompt.model]

@@ -50,6 +50,11 @@ class GoogleCloud:
         )
 
 
+def host_of(address: str) -> str:
+    """Of a URL: its host, perhaps with its port, and never who asks."""
+    return urlsplit(address).netloc.rpartition("@")[2]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSpec:
     """All that is said of a provider outside of its own module, beside which it stands: `specs.py`, `*_specs.py`."""
@@ -66,6 +71,8 @@ class ProviderSpec:
     """Of our package: what has to be installed for the module."""
     options: tuple[str, ...]
     """What a line can say beside what it can say of every model."""
+    host: Callable[[Offer, GoogleCloud], str]
+    """Whom its models are asked of: a host, perhaps with its port. For the log."""
     key_variable: str = ""
     """The variable that holds the API key unless the option api_key_env names another; empty: it takes no key."""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -26,6 +26,10 @@ class CallRecord:
     """That of the error that the caller was told."""
     upstream: str = ""
     """Where upstream failed: its code, HTTP status and own reason, as far as told: "RESOURCE_EXHAUSTED/429/QUOTA"."""
+    host: str = ""
+    """Whose failure that was."""
+    said: str = ""
+    """Upstream's own words for it, where the log is to have them."""
     begin: float = field(default_factory=time.perf_counter)
     """When it was opened, in seconds from any moment."""
 
@@ -42,6 +46,8 @@ class CallRecord:
                 ("unread", self.unread),
                 ("reason", self.reason),
                 ("upstream", self.upstream),
+                ("host", self.host),
+                ("upstream_text", self.said),
             )
             if value not in ("", None)
         ]

@@ -34,7 +34,14 @@ def test_an_empty_variable_is_unset() -> None:
 
 @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
 def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - Field is generic in a way nobody writes
-    other = {"reflection": "false", "langsmith": "true", "log_level": "error", "models": "x,y", "max_deadline": "500"}
+    other = {
+        "reflection": "false",
+        "langsmith": "true",
+        "log_upstream_text": "true",
+        "log_level": "error",
+        "models": "x,y",
+        "max_deadline": "500",
+    }
     other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")
     flag = "--" + one.name.replace("_", "-")

@@ -49,7 +49,7 @@ from .chat_vertex import (
 )
 from .credentials import ApplicationDefault, Headers, application_default
 from .shortcuts import Response, plain
-from .specs import VERTEX
+from .specs import VERTEX, host
 
 _LARGEST_MESSAGE_BYTES = 64 * 1024 * 1024
 _LARGEST_METADATA_BYTES = 1024 * 1024
@@ -138,8 +138,8 @@ class VertexProvider:
     @classmethod
     def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "VertexProvider":
         """Vertex AI itself, with application default credentials."""
-        host = f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com:443"
-        channel = grpc.aio.secure_channel(host, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
+        address = f"{host(location)}:443"
+        channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=_CHANNEL_OPTIONS)
         return cls(channel, offers, project=project, location=location, credentials=application_default())
 
     async def close(self) -> None:
@@ -340,7 +340,7 @@ def upstream_error(error: grpc.aio.AioRpcError) -> errors.UpstreamError:
             reason = detail.reason
         elif isinstance(detail, error_details_pb2.RetryInfo):
             retry_after = max(0.0, detail.retry_delay.seconds + detail.retry_delay.nanos / 1e9)
-    return vertex_failures.failure(code, reason=reason, retry_after=retry_after)
+    return vertex_failures.failure(code, reason=reason, retry_after=retry_after, said=words)
 
 
 def _broken(words: str) -> str:

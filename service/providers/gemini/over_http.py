@@ -376,4 +376,4 @@ def failure(error: APIError) -> errors.UpstreamError:
             retry_after = http_failures.seconds(detail.get("retryDelay"))
     name = str(error.status)
     code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(error.code)
-    return vertex_failures.failure(code, reason=reason, retry_after=retry_after)
+    return vertex_failures.failure(code, reason=reason, retry_after=retry_after, said=str(error.message or ""))

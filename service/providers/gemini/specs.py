@@ -2,7 +2,21 @@
 
 from operator import attrgetter
 
-from ..spec import ProviderSpec
+from ..spec import GoogleCloud, Offer, ProviderSpec, host_of
+
+
+def host(location: str) -> str:
+    """Vertex AI's own in this region."""
+    return f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com"
+
+
+def _host(offer: Offer, google: GoogleCloud) -> str:
+    return google.emulator or host(google.of(offer).location)
+
+
+def _http_host(offer: Offer, google: GoogleCloud) -> str:
+    return host_of(offer.options.get("base_url", "")) or google.emulator_rest or host(google.of(offer).location)
+
 
 VERTEX = ProviderSpec(
     name="vertex",
@@ -11,6 +25,7 @@ VERTEX = ProviderSpec(
     module=".gemini.over_grpc",
     extra="server",
     options=("project", "location"),
+    host=_host,
     local=attrgetter("emulator"),
 )
 
@@ -21,5 +36,6 @@ GENAI = ProviderSpec(
     module=".gemini.over_http",
     extra="genai",
     options=("project", "location", "base_url"),
+    host=_http_host,
     local=attrgetter("emulator_rest"),
 )

@@ -89,6 +89,23 @@ async def test_whoever_runs_the_server_learns_what_upstream_said(serve: Serve, l
     assert line.endswith("reason=UPSTREAM_QUOTA upstream=RESOURCE_EXHAUSTED/429/RATE_LIMIT")
 
 
+@pytest.mark.parametrize("told", [False, True])
+async def test_upstreams_own_words_are_logged_where_the_owner_wants_them(
+    serve: Serve, lines: list[str], told: bool
+) -> None:
+    said = failures.failure(
+        "Vertex AI", grpc.StatusCode.INVALID_ARGUMENT, said="Your prompt 'SECRET'\nis bad." + "x" * 999
+    )
+    served = await serve(FakeProvider([said]), log_upstream_text=told)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask()
+    assert "SECRET" not in str(caught.value)
+    (line,) = lines
+    assert (" upstream_text=" in line) is told
+    assert ("SECRET" in line) is told
+    assert len(line) < 1000
+
+
 @pytest.mark.parametrize("request_id", ["x" * 129, "a\nb", "\u00e9"], ids=["long", "control", "beyond ascii"])
 async def test_an_id_that_is_refused_is_not_logged(serve: Serve, lines: list[str], request_id: str) -> None:
     served = await serve(FakeProvider([]))

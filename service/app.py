@@ -25,6 +25,10 @@ _FILES = 64
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
 
+# How variables begin that only providers' libraries read.
+_FOREIGN = ("OPENAI_", "AZURE_OPENAI_", "GEMINI_", "GOOGLE_API_KEY", "GOOGLE_GENAI_")
+_TRACING = ("LANGSMITH_", "LANGCHAIN_")
+
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """As `service.__main__.main`, which has taken the signals."""
@@ -33,7 +37,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         _need_upstream(settings)
         _need_files()
         call_log.configure(settings.log_level)
-        _keep_tracing_off(settings)
+        _forget_foreign_variables(settings)
         memory.share()
         count = settings.workers or (workers.cores() if workers.possible() else 1)
         # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server.
@@ -192,13 +196,14 @@ def _need_files() -> None:
         )
 
 
-def _keep_tracing_off(settings: Settings) -> None:
-    """LangChain would send prompts and answers to LangSmith if a stray variable said so.
+def _forget_foreign_variables(settings: Settings) -> None:
+    """What a provider's library would read from the environment for itself is none of the settings, and has been read.
 
-    By tracing, or by LANGSMITH_GATEWAY, which puts LangSmith between it and the models. Others, such as
-    LANGCHAIN_HANDLER, have it fail every call. None of them is needed but those by which connections are tuned.
+    A stray one changes what is asked, or of whom: AZURE_OPENAI_AD_TOKEN goes along with each request, by tracing or
+    LANGSMITH_GATEWAY prompts go to LangSmith, LANGCHAIN_HANDLER has every call fail. Those by which connections are
+    tuned stay.
     """
-    if not settings.langsmith:
-        for name in list(os.environ):
-            if name.startswith(("LANGSMITH_", "LANGCHAIN_")) and not name.startswith("LANGCHAIN_OPENAI_"):
-                del os.environ[name]
+    foreign = _FOREIGN if settings.langsmith else _FOREIGN + _TRACING
+    for name in list(os.environ):
+        if name.startswith(foreign) and not name.startswith("LANGCHAIN_OPENAI_"):
+            del os.environ[name]

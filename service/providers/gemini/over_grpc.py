@@ -11,6 +11,7 @@ counts.
 
 import asyncio
 import json
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from functools import cache
@@ -21,6 +22,7 @@ import grpc.aio
 from google.api_core.gapic_v1.client_info import ClientInfo
 from google.api_core.gapic_v1.routing_header import to_grpc_metadata
 from google.cloud.aiplatform_v1beta1.types import (
+    Candidate,
     CountTokensRequest,
     CountTokensResponse,
     GenerateContentRequest,
@@ -81,6 +83,9 @@ _CHANNEL_OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
+# A word of tomorrow is relayed by its number; Google's library warns that it doesn't know it.
+warnings.filterwarnings("ignore", message="Unrecognized .* enum value", category=UserWarning, module="proto")
+
 _SERVICE = "/google.cloud.aiplatform.v1beta1.PredictionService/"
 
 _COUNTS = (
@@ -90,6 +95,9 @@ _COUNTS = (
     "cached_content_token_count",
     "total_token_count",
 )
+
+_ABOUT_ANSWERS = frozenset({"safety_ratings", "citation_metadata", "grounding_metadata", "logprobs_result"})
+_KNOWN_REASONS = frozenset(Candidate.FinishReason)
 
 _response: Callable[[bytes], Any] = GenerateContentResponse.pb().FromString
 
@@ -265,12 +273,13 @@ class _Call:
             for part in candidate.content.parts:
                 if part.HasField("function_call"):
                     part.function_call.args.SetInParent()  # ChatVertexAI looks for them also where there are none
-                elif not part.ListFields() and (unknown := UnknownFieldSet(part)):
+                elif part.WhichOneof("data") is None and (unknown := UnknownFieldSet(part)):
                     raise answers.unknown_part(str(unknown[0].field_number))
         try:
             told = json_format.MessageToDict(raw)
         except json_format.SerializeToJsonError as error:  # numbers that JSON has no word for
             raise errors.UpstreamFault("The model answered with a value that can't be relayed") from error
+        _clear_what_is_read(raw)
         return self._answer.read(told)
 
     def finished(self) -> Finished:
@@ -289,6 +298,16 @@ def _card(offer: Offer, chat: ChatVertexAI) -> ModelCard:
         file_schemes=prompts.FILE_SCHEMES,
         json_with_tools=prompts.json_with_tools(offer.upstream_name),
     )
+
+
+def _clear_what_is_read(raw: Any) -> None:
+    """Take from a message what ChatVertexAI would only pass on, and stumbles on where it holds a word of tomorrow."""
+    for holder in (raw.prompt_feedback, *raw.candidates):
+        for name in _ABOUT_ANSWERS & {field.name for field, _ in holder.ListFields()}:
+            holder.ClearField(name)
+    for candidate in raw.candidates:
+        if candidate.finish_reason not in _KNOWN_REASONS:
+            candidate.ClearField("finish_reason")
 
 
 @cache

@@ -64,7 +64,8 @@ class Small(ChatModelIntegrationTests):
     @property
     def made(self) -> list[Any]:
         """The models of this test."""
-        return self.__dict__.setdefault("_made", [])
+        found: list[Any] = self.__dict__.setdefault("_made", [])
+        return found
 
     async def let_go(self, model: Any) -> None:
         """Close a model's connections."""
@@ -114,7 +115,12 @@ class TestChatVertexAI(Small):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         from google.cloud.aiplatform_v1beta1.services import prediction_service as google  # noqa: PLC0415 - as above
-        from google.cloud.aiplatform_v1beta1.services.prediction_service import transports  # noqa: PLC0415 - as above
+        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - as above
+            grpc as plain,
+        )
+        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - as above
+            grpc_asyncio as asynchronous,
+        )
 
         here, there = grpc.insecure_channel(self.grpc_address), grpc.aio.insecure_channel(self.grpc_address)
         return {
@@ -122,9 +128,9 @@ class TestChatVertexAI(Small):
             "project": "p",
             "location": "us-central1",
             "max_retries": 0,
-            "client": google.PredictionServiceClient(transport=transports.PredictionServiceGrpcTransport(channel=here)),
+            "client": google.PredictionServiceClient(transport=plain.PredictionServiceGrpcTransport(channel=here)),
             "async_client": google.PredictionServiceAsyncClient(
-                transport=transports.PredictionServiceGrpcAsyncIOTransport(channel=there)
+                transport=asynchronous.PredictionServiceGrpcAsyncIOTransport(channel=there)
             ),
             **FEW,
         }

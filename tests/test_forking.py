@@ -11,6 +11,7 @@ from service.testing import FakeProvider
 from tests.conftest import Serve
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork on this system: nothing to test")
 async def test_a_child_that_is_forked_while_calls_run_lives(serve: Serve) -> None:
     served = await serve(FakeProvider([]))

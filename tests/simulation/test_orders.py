@@ -82,11 +82,13 @@ def search(script: Script, *, interruptions: int, at_most: int | None = None) ->
     return runs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", named(SCRIPTS))
 def test_every_order_with_one_interruption(name: str) -> None:
     assert search(SCRIPTS[name], interruptions=1) > 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", named(COLLISIONS))
 def test_every_order_of_two_troubles(name: str) -> None:
     assert search(COLLISIONS[name], interruptions=0) > 30

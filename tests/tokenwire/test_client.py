@@ -444,6 +444,7 @@ def test_a_service_that_is_not_running_fails_at_once_and_says_how_to_start_it(no
         list(answer)
 
 
+@pytest.mark.thorough
 def test_a_machine_that_never_answers_is_given_up_soon() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

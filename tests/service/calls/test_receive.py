@@ -199,6 +199,7 @@ def test_a_stalled_upload_ends_also_on_a_loop_that_is_always_late() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.thorough
 def test_refusals_come_one_by_one_and_none_waits_for_longer_than_three_seconds() -> None:
     async def main() -> None:
         async with uploads(1, 1) as come:

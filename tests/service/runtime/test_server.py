@@ -193,6 +193,7 @@ async def test_an_old_connection_is_told_to_go_and_its_streams_are_not_cut(serve
         await asyncio.to_thread(old.until_closed)
 
 
+@pytest.mark.thorough
 async def test_a_caller_that_pings_each_second_is_not_thrown_out(serve: Serve) -> None:
     """Neither without a call nor beside a silent stream."""
     model = Gated(HELLO)

@@ -132,6 +132,7 @@ async def test_the_loop_goes_on_while_gcloud_takes_its_time(connect: Open, token
     await asyncio.gather(*calls)
 
 
+@pytest.mark.thorough
 async def test_slow_credentials_do_not_block_the_loop(connect: Open, tokens: TokenServer, tmp_path: Path) -> None:
     gcloud(tmp_path, "sleep 1; echo project")
     tokens.open.clear()

@@ -298,6 +298,7 @@ async def test_a_call_that_upstream_has_not_processed_is_made_again(
     assert by_hand.calls == 2
 
 
+@pytest.mark.thorough
 async def test_calls_while_upstream_is_away_take_no_memory_for_good_and_it_is_found_again() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

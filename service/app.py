@@ -26,7 +26,15 @@ _FILES = 64
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
 
 # How variables begin that only providers' libraries read.
-_FOREIGN = ("OPENAI_", "AZURE_OPENAI_", "GEMINI_", "GOOGLE_API_KEY", "GOOGLE_GENAI_")
+_FOREIGN = (
+    "OPENAI_",
+    "AZURE_OPENAI_",
+    "GEMINI_",
+    "GOOGLE_API_KEY",
+    "GOOGLE_GENAI_",
+    "GOOGLE_GEMINI_",
+    "GOOGLE_VERTEX_",
+)
 _TRACING = ("LANGSMITH_", "LANGCHAIN_")
 
 

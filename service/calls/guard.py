@@ -188,7 +188,7 @@ class Guard(grpc.aio.ServerInterceptor):
         record.upstream = "/".join(filter(None, known))
         record.host = self._hosts.get(failure.model or record.model, "")
         if self._settings.log_upstream_text:
-            record.said = failure.said[:_MOST_SAID_CHARACTERS]
+            record.said = failure.said.encode("ascii", "backslashreplace").decode()[:_MOST_SAID_CHARACTERS]
 
     async def _ended(self, answer: Answer, context: Context, method: str, record: CallRecord) -> CallError | None:
         """Have the handler answer; what its caller is told if it fails."""

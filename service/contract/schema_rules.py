@@ -5,32 +5,43 @@ is told by `capabilities`.
 Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1beta1/Schema
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import Violation
 from ..generation import json_schema
-from ..generation.json_schema import MAX_DEPTH, MAX_SCHEMAS
+from ..generation.json_schema import MAX_CHARACTERS, MAX_DEPTH, MAX_SCHEMAS
 from ..generation.json_values import finite
+
+_MOST_MISTAKES = 20
+"""That are looked for in one schema: no status holds more."""
 
 TYPES = ("string", "number", "integer", "boolean", "array", "object")
 
 
 def mistakes(schema: Any, path: str) -> Iterable[Violation]:
     """What is wrong with `schema`, JSON values as a Struct holds them, which stands at `path`."""
-    named = json_schema.definitions(schema) if isinstance(schema, Mapping) else ()
-    found = list(_mistakes(schema, path, 0, named))
+    named = json_schema.definitions(schema) if isinstance(schema, Mapping) else {}
+    found = list(itertools.islice(_mistakes(schema, path, 0, _Names(named)), _MOST_MISTAKES))
     yield from found
     if not found:
         try:
             json_schema.normal(schema)
         except json_schema.TooLargeError:
-            most = f"deeper than {MAX_DEPTH} schemas, or holds more than {MAX_SCHEMAS}"
-            yield Violation(path, f"is nested {most}, once its references are followed: fewer are wanted")
+            most = f"deeper than {MAX_DEPTH} schemas, or holds more than {MAX_SCHEMAS} or {MAX_CHARACTERS} characters"
+            yield Violation(path, f"is nested {most}, once its references are followed: less is wanted")
 
 
-def _mistakes(schema: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
-    """`named` is what references may name."""
+class _Names:
+    """What references may name."""
+
+    def __init__(self, known: Mapping[str, Any]) -> None:
+        self.known = known
+        self.shown = ", ".join(map(_shown, itertools.islice(known, 5)))
+
+
+def _mistakes(schema: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
     if not isinstance(schema, Mapping):
         yield Violation(path, f"is {kind(schema)}: a schema, which is an object, is wanted")
         return
@@ -44,7 +55,7 @@ def _mistakes(schema: Any, path: str, depth: int, named: Collection[str]) -> Ite
     yield from _together(schema, path)
 
 
-def _key(key: str, value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
+def _key(key: str, value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
     if key not in _KEYS or (key in _OF_THE_WHOLE and depth):
         keys = sorted(_KEYS.keys() - (_OF_THE_WHOLE if depth else frozenset()))
         yield Violation(path, f"is no key of a schema here: one of {', '.join(keys)} is wanted")
@@ -55,9 +66,9 @@ def _key(key: str, value: Any, path: str, depth: int, named: Collection[str]) ->
     elif key == "anyOf":
         yield from _any_of(value, path, depth, named)
     elif key == "$ref":
-        if not isinstance(value, str) or value not in named:
-            known = ", ".join(sorted(named)[:10])
-            yield Violation(path, f"is {_shown(value)}: one of {known}, which is what the schema holds, is wanted")
+        if not isinstance(value, str) or value not in named.known:
+            wanted = f"one of {named.shown}, which is what the schema holds,"
+            yield Violation(path, f"is {_shown(value)}: {wanted} is wanted")
     else:
         fits, wanted = _KEYS[key]
         if not fits(value):
@@ -69,6 +80,10 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
     if "$ref" in schema:
         for key in sorted(schema.keys() - _BESIDE_REF):
             yield Violation(f"{path}.{key}"[:200], "stands beside a $ref: it is wanted where that leads to")
+    if "const" in schema and "enum" in schema:
+        yield Violation(f"{path}.const", "stands beside an enum: one of them is wanted")
+    if "anyOf" in schema and len([one for one in _types(schema) if one != "null"]) > 1:
+        yield Violation(f"{path}.anyOf", "stands beside several types: one of them is wanted")
     if "array" in _types(schema) and "items" not in schema:
         yield Violation(f"{path}.items", "is missing: the schema of the array's items is wanted")
     properties, required = schema.get("properties"), schema.get("required")
@@ -89,7 +104,7 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _properties(value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
+def _properties(value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
     if not isinstance(value, Mapping):
         yield Violation(path, f"is {kind(value)}: an object, the schema of each property by its name, is wanted")
         return
@@ -97,11 +112,11 @@ def _properties(value: Any, path: str, depth: int, named: Collection[str]) -> It
         yield from _mistakes(one, f"{path}.{name}"[:200], depth + 1, named)
 
 
-def _any_of(value: Any, path: str, depth: int, named: Collection[str]) -> Iterable[Violation]:
+def _any_of(value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
     if not isinstance(value, list) or not value:
         yield Violation(path, f"is {_shown(value)}: an array of schemas is wanted")
         return
-    nulls = [isinstance(one, Mapping) and json_schema.is_null(one) for one in value]
+    nulls = [isinstance(one, Mapping) and json_schema.is_null(one) and one.keys() <= _OF_NULL for one in value]
     if all(nulls):
         yield Violation(path, "holds null only: another schema is wanted beside it")
     for index, one in enumerate(value):
@@ -112,8 +127,9 @@ def _any_of(value: Any, path: str, depth: int, named: Collection[str]) -> Iterab
 def _is_type(value: Any) -> bool:
     if not isinstance(value, list):
         return isinstance(value, str) and value.lower() in TYPES
-    others = [one for one in value if one != "null"]
-    return bool(others) and all(map(_is_type, others)) and not any(isinstance(one, list) for one in others)
+    kinds = [one.lower() for one in value if isinstance(one, str)]
+    unlike = len(set(kinds)) == len(value)
+    return unlike and set(kinds) <= {*TYPES, "null"} and kinds not in (["null"], [])
 
 
 def _is_choice(value: Any) -> bool:
@@ -175,6 +191,8 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "$ref": (lambda _: True, ""),
     "$schema": (_is_text, "text"),
 }
+
+_OF_NULL = frozenset({"type", "title", "description"})
 
 _OF_THE_WHOLE = frozenset({"$defs", "definitions", "$schema"})
 

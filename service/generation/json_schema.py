@@ -7,6 +7,7 @@ Source: https://json-schema.org/draft/2020-12/json-schema-core
 """
 
 import enum
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,10 @@ Schema = Mapping[str, Any]
 
 MAX_DEPTH = 20
 MAX_SCHEMAS = 2000
+MAX_CHARACTERS = 1_000_000
 """Once all references are followed: a few of them may stand for millions."""
+_MAX_REFERENCES = 50
+"""That lead from one to the next."""
 
 ROOT = "#"
 """The whole schema, as a reference names it."""
@@ -22,6 +26,25 @@ ROOT = "#"
 _DEFINITIONS = ("$defs", "definitions")
 
 _ABOUT = ("title", "description", "default", "example")
+
+_OF_ARRAYS = frozenset({"items", "minItems", "maxItems"})
+_OF_OBJECTS = frozenset(
+    {"properties", "required", "additionalProperties", "propertyOrdering", "minProperties", "maxProperties"}
+)
+_OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
+_OF_NUMBERS = frozenset({"minimum", "maximum", "format"})
+_OWN: Mapping[str, frozenset[str]] = {
+    "array": _OF_ARRAYS,
+    "object": _OF_OBJECTS,
+    "string": _OF_STRINGS,
+    "number": _OF_NUMBERS,
+    "integer": _OF_NUMBERS,
+    "boolean": frozenset(),
+}
+"""By type: the keys that say something of its values, and nothing of others."""
+_OF_TYPES = frozenset[str]().union(*_OWN.values())
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Word(enum.Enum):
@@ -103,23 +126,36 @@ class _Reader:
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
         self._definitions = definitions(schema)
-        self._count = 0
-        self._recursive: set[str] = set()
-        """References to what they stand in."""
+        self._count = self._characters = 0
+        self._recursive: dict[str, str] = {}
+        """References to what they stand in, and the names under which that is kept."""
 
     def whole(self) -> dict[str, Any]:
         made = self._read(self._schema, (ROOT,), 0)
         kept: dict[str, Any] = {}
-        while missing := sorted(self._recursive - kept.keys() - {ROOT}):
+        while missing := [name for name in self._recursive if name not in kept]:
             kept |= {name: self._read(self._definitions[name], (name,), 0) for name in missing}
         if kept:
-            made["$defs"] = {name.rpartition("/")[2]: one for name, one in kept.items()}
+            made["$defs"] = {self._recursive[name]: one for name, one in kept.items()}
         return made
+
+    def _again(self, name: str) -> str:
+        """What refers to a definition that is kept, under its own name where no other has it."""
+        if name == ROOT:
+            return ROOT
+        if name not in self._recursive:
+            own = name.rpartition("/")[2]
+            free = _PLAIN_NAME.fullmatch(own) and own not in self._recursive.values()
+            self._recursive[name] = own if free else f"schema.{len(self._recursive)}"
+        return f"#/$defs/{self._recursive[name]}"
 
     def _read(self, schema: Schema, inside: tuple[str, ...], depth: int) -> dict[str, Any]:
         """`inside` are the references that have been followed up to here."""
         self._count += 1
-        if self._count > MAX_SCHEMAS or depth > MAX_DEPTH:
+        self._characters += sum(map(_characters, schema.values()))
+        if self._count > MAX_SCHEMAS or self._characters > MAX_CHARACTERS:
+            raise TooLargeError
+        if depth > MAX_DEPTH or len(inside) > _MAX_REFERENCES:
             raise TooLargeError
         own = {key: value for key, value in schema.items() if key not in (*_DEFINITIONS, "$schema", "$ref")}
         if own.get("default", ...) is None:  # as good as none, and lost in Google's libraries
@@ -127,8 +163,7 @@ class _Reader:
         if (name := schema.get("$ref")) is None:
             return self._plain(own, inside, depth)
         if name in inside:
-            self._recursive.add(name)
-            return own | {"$ref": ROOT if name == ROOT else "#/$defs/" + name.rpartition("/")[2]}
+            return own | {"$ref": self._again(name)}
         return self._read(self._definitions[name], (*inside, name), depth) | own
 
     def _plain(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
@@ -165,7 +200,32 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
     if len(others) == 1:
         return made | {"type": others[0]} | null
     about = {key: made.pop(key) for key in _ABOUT if key in made}
-    return about | {"anyOf": [made | {"type": kind} for kind in others]} | null
+    options = [
+        {key: value for key, value in made.items() if key in _OWN[kind] or key not in _OF_TYPES} | {"type": kind}
+        for kind in others
+    ]
+    if "enum" in made:
+        options = [one | {"enum": [value for value in made["enum"] if _is(value, one["type"])]} for one in options]
+        options = [one for one in options if one["enum"]] or options[:1]
+    return about | {"anyOf": options} | null
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value of an enum is of this type."""
+    match value:
+        case str():
+            return kind == "string"
+        case bool():
+            return kind == "boolean"
+        case _:
+            return kind == "number" or (kind == "integer" and value == int(value))
+
+
+def _characters(value: Any) -> int:
+    """About how many a value of a key takes, without the schemas in it."""
+    if isinstance(value, str):
+        return len(value)
+    return sum(map(_characters, value)) + len(value) if isinstance(value, list) else 1
 
 
 def _escaped(name: str) -> str:

@@ -95,7 +95,8 @@ class OpenAIProvider:
         )
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
-        stream = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **_options(prompt))
+        options = _options(prompt, strict=ways.get("strict") != "false")
+        stream = chat.astream(langchain_messages.messages(prompt, _media), timeout=seconds, **options)
         chunks = cast("AsyncGenerator[Any, None]", stream)  # LangChain declares less than it returns
         started = False
         async with aclosing(chunks):
@@ -354,7 +355,8 @@ def _decoded(part: Blob) -> str:
         raise errors.InvalidRequest([wrong]) from None
 
 
-def _options(prompt: Prompt) -> dict[str, Any]:
+def _options(prompt: Prompt, *, strict: bool) -> dict[str, Any]:
+    """`strict`: whether the model is held to schemas that allow it."""
     sampling = prompt.sampling
     options: dict[str, Any] = {
         "temperature": sampling.temperature,
@@ -367,29 +369,29 @@ def _options(prompt: Prompt) -> dict[str, Any]:
         "top_logprobs": sampling.logprobs,
         "stop": list(sampling.stop_sequences) or None,
         # In the body itself: LangChain would take another way for it, with a client that isn't ours.
-        "extra_body": _form(sampling),
-        **_tools(prompt.tools),
+        "extra_body": _form(sampling, strict),
+        **_tools(prompt.tools, strict),
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _form(sampling: Sampling) -> dict[str, Any] | None:
+def _form(sampling: Sampling, strict: bool) -> dict[str, Any] | None:
     if sampling.response_mime_type in (None, "text/plain"):
         return None
     if sampling.response_schema is None:
         return {"response_format": {"type": "json_object"}}
     named = {"name": "answer", "schema": (schema := openai_schemas.written(sampling.response_schema))}
-    return {"response_format": {"type": "json_schema", "json_schema": named | _strict(schema)}}
+    return {"response_format": {"type": "json_schema", "json_schema": named | _strict(schema, strict)}}
 
 
-def _strict(schema: Mapping[str, Any]) -> dict[str, bool]:
-    return {"strict": True} if openai_schemas.strict(schema) else {}
+def _strict(schema: Mapping[str, Any], wanted: bool) -> dict[str, bool]:
+    return {"strict": True} if wanted and openai_schemas.strict(schema) else {}
 
 
-def _tools(tools: Tools) -> dict[str, Any]:
+def _tools(tools: Tools, strict: bool) -> dict[str, Any]:
     if not tools.functions:
         return {}
-    declared = [_function(one) for one in tools.functions]
+    declared = [_function(one, strict) for one in tools.functions]
     if tools.choice is None:
         return {"tools": declared}
     if not tools.choice.names:
@@ -399,10 +401,10 @@ def _tools(tools: Tools) -> dict[str, Any]:
     return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
 
 
-def _function(one: Function) -> dict[str, Any]:
+def _function(one: Function, strict: bool) -> dict[str, Any]:
     parameters = openai_schemas.written(one.parameters or {"type": "object", "properties": {}})
     described = {"name": one.name, "description": one.description, "parameters": parameters}
-    return {"type": "function", "function": described | _strict(parameters)}
+    return {"type": "function", "function": described | _strict(parameters, strict)}
 
 
 def _skip_hollow_events(stream: Any) -> None:

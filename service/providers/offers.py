@@ -152,6 +152,7 @@ _CHECK: Mapping[str, Callable[[str], object]] = {
     "stream_options": _switch,
     "reasoning_effort": _effort,
     "thoughts": _switch,
+    "strict": _switch,
 }
 """Options that the provider itself makes use of."""
 

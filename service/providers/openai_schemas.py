@@ -3,6 +3,7 @@
 Source: https://platform.openai.com/docs/guides/structured-outputs
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from ..generation import json_schema
@@ -16,7 +17,10 @@ _STRICT = frozenset(
         *("pattern", "format", "minimum", "maximum", "minItems", "maxItems"),
     }
 )
-_STRICT_DEPTH = 5
+_STRICT_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"},
+)
+_STRICT_DEPTH, _STRICT_PROPERTIES, _STRICT_CHOICES = 5, 100, 250
 
 # What JSON Schema has no word for, and which says nothing of what fits.
 _BESIDE = frozenset({"propertyOrdering", "example"})
@@ -24,19 +28,35 @@ _BESIDE = frozenset({"propertyOrdering", "example"})
 
 def written(schema: Schema) -> dict[str, Any]:
     """The schema of a prompt in the words of JSON Schema itself."""
-    return json_schema.changed(schema, _written)
+    made = json_schema.changed({key: value for key, value in schema.items() if key != "$defs"}, _written)
+    if "$defs" in schema:  # which have to stay where they are, whatever the rest of it becomes
+        made["$defs"] = {name: json_schema.changed(one, _written) for name, one in schema["$defs"].items()}
+    return made
 
 
 def strict(schema: Schema) -> bool:
     """Whether the model can be held to what `written` gave: objects whose properties are all told, and all required."""
-    return schema.get("type") == "object" and _strict(schema, 0)
+    every = list(_every(schema))
+    return (
+        schema.get("type") == "object"
+        and _strict(schema, 0)
+        and sum(len(one.get("properties", ())) for one in every) <= _STRICT_PROPERTIES
+        and sum(len(one.get("enum", ())) for one in every) <= _STRICT_CHOICES
+    )
+
+
+def _every(schema: Schema) -> Iterator[Schema]:
+    """The schema, and all in it."""
+    yield schema
+    for _, one in json_schema.parts(schema):
+        yield from _every(one)
 
 
 def _written(made: dict[str, Any]) -> dict[str, Any]:
     made = {key: value for key, value in made.items() if key not in _BESIDE}
     if not made.pop("nullable", False):
         return made
-    if "type" not in made:
+    if "type" not in made or "anyOf" in made:
         return {"anyOf": [made, {"type": "null"}]}
     made["type"] = [made["type"], "null"]
     if "enum" in made:
@@ -45,7 +65,9 @@ def _written(made: dict[str, Any]) -> dict[str, Any]:
 
 
 def _strict(schema: Schema, depth: int) -> bool:
-    if not schema.keys() <= _STRICT or depth > _STRICT_DEPTH:
+    if not schema.keys() <= _STRICT or depth > _STRICT_DEPTH or ("$ref" in schema and len(schema) > 1):
+        return False
+    if schema.get("format", "date") not in _STRICT_FORMATS or "(?" in schema.get("pattern", ""):
         return False
     kinds = schema.get("type", ())
     if "object" in ([kinds] if isinstance(kinds, str) else kinds):

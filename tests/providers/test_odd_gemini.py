@@ -86,6 +86,13 @@ async def test_a_part_of_a_kind_that_nobody_knows_does_not_vanish(
     assert "part of type hologram" in str(error.details())
 
 
+async def test_what_is_nested_without_end_is_upstreams_fault(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    deep = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    by_hand[0].says = OK + b"connection: close\r\n\r\n" + b"data: " + deep + b"\n\n"
+    _, error = await heard(odd)
+    assert failure(error)[1] == "UPSTREAM_FAULT"
+
+
 @pytest.mark.parametrize("part", [{}, {"text": None}, {"thoughtSignature": "c2lnbmVk"}])
 async def test_a_part_that_says_nothing_harms_nothing(odd: Upstream, by_hand: tuple[ByHand, str], part: Json) -> None:
     by_hand[0].says = stream(response(part), response({"text": "a"}, finish="STOP"))

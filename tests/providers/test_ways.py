@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.providers.conftest import LINES, OK, ByHand, Open, Upstream
+from tests.service.contract.test_whole_request import struct
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -43,6 +44,20 @@ async def test_the_model_thinks_as_long_as_its_line_says(open_provider: Open, pr
     body = await asked(open_provider, provider, "reasoning_effort=low", upstream)
     assert body["reasoning_effort"] == "low"
     assert body["stream"] is True
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_the_model_is_held_to_a_schema_as_its_line_says(open_provider: Open, held: bool) -> None:
+    line = LINES["openai"].format(rest=(await open_provider("openai")).emulator.rest_address)
+    upstream = await open_provider("openai", line=f"{line}&strict={str(held).lower()}")
+    schema = struct({"type": "object", "properties": {}, "additionalProperties": False})
+    await upstream.ask(
+        config={"response_mime_type": "application/json", "response_schema": schema},
+        tools=[{"function_declarations": [{"name": "f", "parameters": schema}]}],
+    )
+    body = json.loads(upstream.call.body or b"")
+    assert ("strict" in body["response_format"]["json_schema"]) is held
+    assert ("strict" in body["tools"][0]["function"]) is held
 
 
 @pytest.mark.parametrize("provider", ["openai", "azure"])

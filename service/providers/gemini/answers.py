@@ -92,10 +92,8 @@ class _Sources:
         queries = (*found.get("webSearchQueries", ()), *found.get("retrievalQueries", ()))
         supports = tuple(map(_support, found.get("groundingSupports", ())))
         highest = max((place for one in supports for place in one.sources), default=-1)
-        if sources[: len(self._all)] == self._all or 0 <= highest < len(sources):
-            self._all = sources  # all so far, told again, or all of this message's own
-        else:
-            self._all += sources
+        # All so far, told again, or some more.
+        self._all = sources if sources[: len(self._all)] == self._all else self._all + sources
         if highest >= len(sources):
             sources = self._all
         # What points beyond all sources points to nothing.

@@ -31,7 +31,7 @@ from .. import http_failures, langchain_messages
 from ..spec import GoogleCloud, Offer
 from . import answers, prompts, vertex_failures
 from .credentials import ApplicationDefault, application_default
-from .specs import GENAI
+from .specs import GENAI, http_host
 
 _WHO = GENAI.title
 
@@ -46,6 +46,9 @@ for _type in vars(types).values():
 
 _PARTS = frozenset(name for key, field in types.Part.model_fields.items() for name in (key, field.alias))
 """All that the SDK knows of a part, by the names that it takes."""
+
+_STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What the SDK raises of JSON that is none, or of another shape."""
 
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
@@ -105,8 +108,14 @@ class GenAIProvider:
 
     @classmethod
     def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIProvider":
-        """Vertex AI itself, with application default credentials."""
-        return cls(offers, project=project, location=location, credentials=application_default())
+        """Vertex AI itself, with application default credentials. Its address is said, lest a variable says another."""
+        return cls(
+            offers,
+            project=project,
+            location=location,
+            base_url=f"https://{http_host(location)}/",
+            credentials=application_default(),
+        )
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -157,6 +166,8 @@ class GenAIProvider:
             raise failure(error) from error
         except http_failures.ERRORS as error:
             raise http_failures.broken(_WHO, error) from error
+        except _STUMBLES as error:
+            raise http_failures.unreadable(_WHO, error) from error
         return answers.total(counted.total_tokens or 0)
 
 
@@ -216,7 +227,7 @@ class _Call:
             raise failure(error) from error
         except http_failures.ERRORS as error:
             raise http_failures.broken(_WHO, error) from error
-        except (AttributeError, LookupError, TypeError, ValueError) as error:  # the SDK, of JSON of another shape
+        except _STUMBLES as error:
             raise http_failures.unreadable(_WHO, error) from error
 
     def _refuse_unknown_parts(self, said: prompts.Json) -> None:
@@ -224,7 +235,10 @@ class _Call:
         for candidate in said.get("candidates", ())[:1]:
             for place, part in enumerate(candidate.get("content", {}).get("parts", ())):
                 if part.keys() <= answers.ABOUT_PARTS:
-                    told = json.loads(self.line.removeprefix(_DATA))["candidates"][0]["content"]["parts"][place]
+                    try:
+                        told = json.loads(self.line.removeprefix(_DATA))["candidates"][0]["content"]["parts"][place]
+                    except ValueError:  # an event of several lines
+                        continue
                     if unknown := sorted(told.keys() - _PARTS):
                         raise answers.unknown_part(unknown[0])
 

@@ -10,12 +10,17 @@ def host(location: str) -> str:
     return f"{'' if location == 'global' else location + '-'}aiplatform.googleapis.com"
 
 
+def http_host(location: str) -> str:
+    """Vertex AI's own by HTTP, as Google's SDK has it."""
+    return f"aiplatform.{location}.rep.googleapis.com" if location in ("us", "eu") else host(location)
+
+
 def _host(offer: Offer, google: GoogleCloud) -> str:
     return google.emulator or host(google.of(offer).location)
 
 
 def _http_host(offer: Offer, google: GoogleCloud) -> str:
-    return host_of(offer.options.get("base_url", "")) or google.emulator_rest or host(google.of(offer).location)
+    return host_of(offer.options.get("base_url", "")) or google.emulator_rest or http_host(google.of(offer).location)
 
 
 VERTEX = ProviderSpec(

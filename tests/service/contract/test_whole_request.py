@@ -388,11 +388,19 @@ def test_a_choice_without_functions_is_refused() -> None:
         ({"type": "object", "additionalProperties": 1}, ".additionalProperties", "is 1: true, false or a schema is"),
         ({"type": "object", "patternProperties": {}}, ".patternProperties", "is no key of a schema here: one of $defs"),
         ({"type": "object", "properties": {"a": {"type": "object", "$defs": {}}}}, ".properties.a.$defs", "is no key"),
-        ({"$ref": "#/x"}, ".$ref", "is '#/x': one of #, which is what the schema holds, is wanted"),
+        ({"$ref": "#/x"}, ".$ref", "is '#/x': one of '#', which is what the schema holds, is wanted"),
+        ({"type": ["string", "string"]}, ".type", "is an array: one of string"),
+        ({"type": "string", "const": "a", "enum": ["b"]}, ".const", "stands beside an enum: one of them is wanted"),
+        (
+            {"type": ["string", "integer"], "anyOf": [{"type": "string"}]},
+            ".anyOf",
+            "stands beside several types: one of them is wanted",
+        ),
+        ({"anyOf": [{"type": "string"}, {"type": "null", "x": 1}]}, ".anyOf[1].type", "is 'null': one of string"),
         (
             {"$ref": "#/$defs/B", "$defs": {"A": {"type": "string"}}},
             ".$ref",
-            "is '#/$defs/B': one of #, #/$defs/A, which",
+            "is '#/$defs/B': one of '#', '#/$defs/A', which",
         ),
         (
             {"$ref": "#/$defs/A", "minLength": 1, "$defs": {"A": {"type": "string"}}},
@@ -455,17 +463,71 @@ def test_a_schema_nested_without_end_is_refused() -> None:
     assert found == "is nested deeper than 20 schemas: fewer are wanted"
 
 
-def test_a_schema_that_its_references_make_too_large_is_refused() -> None:
+TOO_LARGE = (
+    "is nested deeper than 20 schemas, or holds more than 2000 or 1000000 characters, "
+    "once its references are followed: less is wanted"
+)
+
+
+def doubling() -> dict[str, Any]:
     definitions: dict[str, Any] = {"L0": {"type": "string"}}
     for level in range(12):
         pair = {"type": "object", "properties": {name: {"$ref": f"#/$defs/L{level}"} for name in "ab"}}
         definitions[f"L{level + 1}"] = pair
-    schema = {"$ref": "#/$defs/L12", "$defs": definitions}
+    return {"$ref": "#/$defs/L12", "$defs": definitions}
+
+
+def chain() -> dict[str, Any]:
+    links = {f"A{number}": {"$ref": f"#/$defs/A{number + 1}"} for number in range(1200)}
+    return {"$ref": "#/$defs/A0", "$defs": {**links, "A1200": {"type": "string"}}}
+
+
+def repeated(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {f"p{number}": {"$ref": "#/$defs/E"} for number in range(900)},
+        "$defs": {"E": entry},
+    }
+
+
+WIDE = Limits(prompt=2_000_000, inline=5_000)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubling(),
+        chain(),
+        repeated({"type": "string", "description": "x" * 50_000}),
+        repeated({"type": "string", "enum": [f"word {number}" for number in range(5_000)]}),
+    ],
+    ids=["doubling", "chain", "long", "many"],
+)
+def test_a_schema_that_its_references_make_too_large_is_refused(schema: dict[str, Any]) -> None:
     config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
-    (found,) = refused(prompt="hi", config=config).values()
-    assert found.startswith(
-        "is nested deeper than 20 schemas, or holds more than 2000, once its references are followed"
-    )
+    with pytest.raises(InvalidRequest) as caught:
+        decode.parse(request(prompt="hi", config=config), cards=[CARD], limits=WIDE)
+    assert [one.description for one in caught.value.violations] == [TOO_LARGE]
+
+
+@pytest.mark.parametrize("kinds", [["array", "object", "string"], ["array", "object", "string", "number", "boolean"]])
+def test_several_types_nested_are_no_more_than_their_schemas(kinds: list[str]) -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(15):
+        schema = {"type": kinds, "items": schema, "properties": {}}
+    config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
+    made = parse(prompt="hi", config=config).sampling.response_schema
+    assert len(str(made)) < 5_000
+
+
+def test_a_schema_of_many_mistakes_tells_a_few_of_them_in_short() -> None:
+    names = [f"{'n' * 60}{number}" for number in range(3_000)]
+    schema = {"type": "string", "$defs": {name: {"$ref": "x"} for name in names}}
+    config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
+    with pytest.raises(InvalidRequest) as caught:
+        decode.parse(request(prompt="hi", config=config), cards=[CARD], limits=WIDE)
+    assert 0 < len(caught.value.violations) <= 20
+    assert len(str(caught.value)) < 8_000
 
 
 def test_the_parameters_of_a_function_may_be_a_reference_to_an_object() -> None:

@@ -67,6 +67,36 @@ def test_a_schema_has_one_form_however_it_is_written(written: Json, normal: Json
     assert json_schema.normal(written) == normal
 
 
+def node(child: str) -> Json:
+    return {"type": "object", "properties": {"child": {"$ref": child}}}
+
+
+def test_definitions_of_one_name_stay_apart_and_odd_names_lead_somewhere() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/N"}, "b": {"$ref": "#/definitions/N"}, "c": {"$ref": "#/$defs/x~1N"}},
+        "$defs": {"N": node("#/$defs/N"), "x/N": node("#/$defs/x~1N")},
+        "definitions": {"N": {"type": "object", "properties": {"other": {"$ref": "#/definitions/N"}}}},
+    }
+    assert not list(schema_rules.mistakes(schema, ""))
+    made = json_schema.normal(schema)
+    assert len(made["$defs"]) == 3
+    for name, one in made["properties"].items():
+        (inner,) = one["properties"].values()
+        kept = made["$defs"][inner["$ref"].removeprefix("#/$defs/")]
+        assert kept["properties"].keys() == one["properties"].keys(), name
+
+
+def test_what_a_schema_defines_stays_where_it_is_when_it_may_be_null() -> None:
+    inner = {"type": "object", "properties": {"child": {"$ref": "#/$defs/N"}}}
+    schema = {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "string"}, {"type": "null"}], "$defs": {"N": inner}}
+    written = openai_schemas.written(json_schema.normal(schema))
+    assert set(written) == {"anyOf", "$defs"}
+    assert fits(written, None)
+    assert fits(written, {"child": {"child": {}}})
+    assert not fits(written, {"child": {"child": 1}})
+
+
 def test_what_goes_beyond_the_form_is_told_with_its_place() -> None:
     schema = json_schema.normal(
         {
@@ -191,14 +221,18 @@ def test_what_has_the_form_keeps_it(schema: Json) -> None:
             },
             False,
         ),
-        (
-            {
-                "type": "object",
-                "properties": {"a": {"type": "string", "minLength": 1}},
-                "required": ["a"],
-                "additionalProperties": False,
-            },
-            False,
+        *(
+            ({"type": "object", "properties": {"a": one}, "required": ["a"], "additionalProperties": False}, held)
+            for one, held in (
+                ({"type": "string", "minLength": 1}, False),
+                ({"type": "string", "format": "date"}, True),
+                ({"type": "string", "format": "uri"}, False),
+                ({"type": "string", "pattern": "^a+$"}, True),
+                ({"type": "string", "pattern": "(?=a)"}, False),
+                ({"$ref": "#"}, True),
+                ({"$ref": "#", "description": "me"}, False),
+                ({"type": "string", "enum": [str(number) for number in range(300)]}, False),
+            )
         ),
     ],
 )

@@ -115,6 +115,19 @@ def changed(schema: Schema, how: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     return how(made)
 
 
+def with_null(schema: Schema) -> dict[str, Any]:
+    """One schema, of those in it already done, with null as JSON Schema has it, which has no word `nullable`."""
+    made = dict(schema)
+    if not made.pop("nullable", False):
+        return made
+    if "type" not in made or "anyOf" in made:
+        return {"anyOf": [made, {"type": "null"}]}
+    made["type"] = [made["type"], "null"]
+    if "enum" in made:
+        made["enum"] = [*made["enum"], None]
+    return made
+
+
 def is_null(schema: Schema) -> bool:
     """Whether nothing but null fits."""
     return str(schema.get("type", "")).lower() == "null"
@@ -207,7 +220,7 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
     if "enum" in made:
         options = [one | {"enum": [value for value in made["enum"] if _is(value, one["type"])]} for one in options]
         options = [one for one in options if one["enum"]] or options[:1]
-    return about | {"anyOf": options} | null
+    return about | (options[0] if len(options) == 1 else {"anyOf": options}) | null
 
 
 def _is(value: Any, kind: str) -> bool:

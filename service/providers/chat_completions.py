@@ -7,8 +7,9 @@ or can't bear it. LangChain is handed on only what it understands.
 
 import asyncio
 import base64
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, Self, cast
 
 import grpc
@@ -173,7 +174,8 @@ class _Call:
             if not self.answer.finish:
                 raise self._broken(error) from error
         except openai.APIError as error:
-            self._failed(error)
+            if not self.answer.finish:
+                self._failed(error)
         if self.answer.blocked or (self.answer.finish and not self.answer.chunks):
             yield _for_langchain(())
         elif not self.answer.chunks:  # LangChain can't bear it
@@ -182,9 +184,15 @@ class _Call:
     async def _next(self) -> Any:
         """The next chunk, as JSON. The SDK doesn't look at what it is given, and what it stumbles on is no chunk."""
         try:
-            return _json(await anext(self._chunks, _END))
+            chunk = _json(await anext(self._chunks, _END))
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            if self.answer.finish:  # nothing of the answer can be missing
+                return _END
             raise http_failures.unreadable(self._who, error) from error
+        if isinstance(chunk, list) and len(chunk) == 1 and isinstance(chunk[0], Mapping) and "error" in chunk[0]:
+            # As Google has it.
+            raise openai.APIError("", request=self._stream.response.request, body=chunk[0]["error"])
+        return chunk
 
     def events(self) -> list[Event]:
         """What upstream has said since the last time."""
@@ -198,8 +206,8 @@ class _Call:
 
     def _failed(self, error: openai.APIError) -> None:
         """Raise ours for theirs, unless it is an answer: a prompt that was blocked, a call of a tool that failed."""
-        if str(error.code) in _BLOCKED:
-            self.answer.blocked = str(error.code)
+        if blocked := _blocked(error):
+            self.answer.blocked = blocked
         elif str(error.code) == _MALFORMED:
             self.answer.finish = _MALFORMED
         else:
@@ -236,8 +244,11 @@ class _Call:
 
 _END = object()
 
-_BLOCKED = frozenset({"content_filter", "invalid_prompt", "content_policy_violation"})
-"""The error's code where the prompt itself was refused (Azure, OpenAI)."""
+_BLOCKED = frozenset({"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"})
+"""The error's code or type where the prompt itself was refused (Azure, OpenAI, Moonshot, DashScope)."""
+
+_BLOCKED_WORDS = re.compile(r"violates usage guidelines|content exists risk", re.IGNORECASE)
+"""Of the error's text, where its code means other things as well (xAI, DeepSeek)."""
 
 _MALFORMED = "tool_use_failed"
 """The error's code where the model has asked for a function in a form that can't be read (Groq)."""
@@ -268,12 +279,44 @@ _STATUSES = {
 """The HTTP status of an error that came in mid-stream, where there is none, by its code or type."""
 
 
+def _body(error: openai.APIError) -> Mapping[Any, Any]:
+    """What upstream says of the error; some wrap it once more, and to some it is but a text beside a code."""
+    body = error.body
+    if isinstance(body, str) and isinstance(error, openai.APIStatusError):
+        with suppress(ValueError):
+            body = error.response.json()
+    if not isinstance(body, Mapping):
+        return {}
+    inner = body.get("error")
+    return inner if isinstance(inner, Mapping) else body
+
+
+def _blocked(error: openai.APIError) -> str:
+    """Upstream's word for it, where the error is that the prompt was blocked."""
+    body = _body(error)
+    told = [str(one) for one in (error.code, body.get("code"), error.type, body.get("type")) if one]
+    for word in told:
+        if word in _BLOCKED:
+            return word
+    metadata = body.get("metadata")
+    moderated = isinstance(metadata, Mapping) and metadata.get("reasons") and "flagged_input" in metadata  # OpenRouter
+    words = f"{error.message} {body.get('message')} {body.get('error')}"
+    return [*told, "blocked"][0] if moderated or _BLOCKED_WORDS.search(words) else ""
+
+
 def _status(error: openai.APIError) -> int:
     """The HTTP status, or the one that its words stand for; 0: they stand for none."""
     if isinstance(error, openai.APIStatusError):
         return error.status_code
-    body = error.body if isinstance(error.body, Mapping) else {}
-    for told in (body.get("status"), error.code, body.get("code"), error.type, body.get("type")):
+    body = _body(error)
+    for told in (
+        body.get("status_code"),
+        body.get("status"),
+        error.code,
+        body.get("code"),
+        error.type,
+        body.get("type"),
+    ):
         word = str(told).lower()
         if word.isdecimal() and len(word) == len("429"):
             return int(word)
@@ -381,17 +424,25 @@ def _form(sampling: Sampling, strict: bool) -> dict[str, Any] | None:
     if sampling.response_schema is None:
         return {"response_format": {"type": "json_object"}}
     named = {"name": "answer", "schema": (schema := openai_schemas.written(sampling.response_schema))}
-    return {"response_format": {"type": "json_schema", "json_schema": named | _strict(schema, strict)}}
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": named | _strict(strict and openai_schemas.strict(schema)),
+        }
+    }
 
 
-def _strict(schema: Mapping[str, Any], wanted: bool) -> dict[str, bool]:
-    return {"strict": True} if wanted and openai_schemas.strict(schema) else {}
+def _strict(held: bool) -> dict[str, bool]:
+    return {"strict": True} if held else {}
 
 
 def _tools(tools: Tools, strict: bool) -> dict[str, Any]:
     if not tools.functions:
         return {}
-    declared = [_function(one, strict) for one in tools.functions]
+    made = [openai_schemas.written(one.parameters or {"type": "object", "properties": {}}) for one in tools.functions]
+    # All or none: some refuse a mixture.
+    held = _strict(all(map(openai_schemas.strict, made)) and strict)
+    declared = [_function(one, parameters, held) for one, parameters in zip(tools.functions, made, strict=True)]
     if tools.choice is None:
         return {"tools": declared}
     if not tools.choice.names:
@@ -401,10 +452,9 @@ def _tools(tools: Tools, strict: bool) -> dict[str, Any]:
     return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
 
 
-def _function(one: Function, strict: bool) -> dict[str, Any]:
-    parameters = openai_schemas.written(one.parameters or {"type": "object", "properties": {}})
+def _function(one: Function, parameters: Mapping[str, Any], held: Mapping[str, bool]) -> dict[str, Any]:
     described = {"name": one.name, "description": one.description, "parameters": parameters}
-    return {"type": "function", "function": described | _strict(parameters, strict)}
+    return {"type": "function", "function": {**described, **held}}
 
 
 def _skip_hollow_events(stream: Any) -> None:

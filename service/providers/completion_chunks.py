@@ -151,8 +151,11 @@ class Answer:
     def _choose(self, choice: Json) -> None:
         self._count(choice.get("usage"))
         delta = choice.get("delta")
-        if delta is None:
-            delta = self._message(choice)
+        if delta is None or (isinstance(delta, Mapping) and not any(map(delta.get, _SAYS))):
+            message = self._message(choice)
+            delta = delta if message is None else message
+        if delta is None and choice.get("text") is not None:  # of the protocol before
+            delta = {"content": choice["text"]}
         if delta is not None:
             self._say(json_object(delta, "choices.delta"))
         if (logprobs := choice.get("logprobs")) is not None:

@@ -39,6 +39,7 @@ def strict(schema: Schema) -> bool:
     every = list(_every(schema))
     return (
         schema.get("type") == "object"
+        and "anyOf" not in schema
         and _strict(schema, 0)
         and sum(len(one.get("properties", ())) for one in every) <= _STRICT_PROPERTIES
         and sum(len(one.get("enum", ())) for one in every) <= _STRICT_CHOICES
@@ -53,15 +54,7 @@ def _every(schema: Schema) -> Iterator[Schema]:
 
 
 def _written(made: dict[str, Any]) -> dict[str, Any]:
-    made = {key: value for key, value in made.items() if key not in _BESIDE}
-    if not made.pop("nullable", False):
-        return made
-    if "type" not in made or "anyOf" in made:
-        return {"anyOf": [made, {"type": "null"}]}
-    made["type"] = [made["type"], "null"]
-    if "enum" in made:
-        made["enum"] = [*made["enum"], None]
-    return made
+    return json_schema.with_null({key: value for key, value in made.items() if key not in _BESIDE})
 
 
 def _strict(schema: Schema, depth: int) -> bool:

@@ -50,12 +50,14 @@ class Calls:
             raise fault(f"{place}.arguments")
         index = piece.get("index")
         index = index if isinstance(index, int) else None
-        call = self._of(index, identity, name, begins=bool(arguments))
+        call = self._of(index, identity, name, begins=arguments not in (None, ""))
         call.id = call.id or identity
         if name != call.name:
             call.name += name
-        if not arguments:
+        if arguments in (None, ""):
             return
+        if call.object == {}:
+            call.object = None  # as much as "{}", which some say first
         if (call.arguments.strip() and not isinstance(arguments, str)) or call.object not in (None, arguments):
             raise fault(f"{place}.arguments")
         if isinstance(arguments, str):
@@ -65,6 +67,7 @@ class Calls:
 
     def whole(self) -> Iterator[ToolCall]:
         """Raises UpstreamFault for a call without a name, or whose arguments are no JSON object."""
+        known: set[str] = set()
         for call in self._calls:
             if not (call.name or call.id or call.arguments or call.object):
                 continue  # a server's way to say that there is none
@@ -73,8 +76,11 @@ class Calls:
             arguments = call.object if call.object is not None else _arguments(joined(call.arguments).strip())
             if not isinstance(arguments, Mapping):
                 raise errors.UpstreamFault("The model asked for a function with arguments that are no JSON object")
-            # A call without an id gets one made here: its result is sent back under an id.
-            identity = sound(call.id, "choices.delta.tool_calls.id") or f"call_{uuid.uuid4().hex}"
+            # A call without an id of its own gets one made here: its result is sent back under an id.
+            identity = sound(call.id, "choices.delta.tool_calls.id")
+            if not identity or identity in known:
+                identity = f"call_{uuid.uuid4().hex}"
+            known.add(identity)
             name = sound(call.name, "choices.delta.tool_calls.function.name")
             yield ToolCall(id=identity, name=name, arguments=dict(arguments))
 
@@ -89,7 +95,7 @@ class Calls:
     def _known(self, identity: str, name: str, index: int | None) -> _Call | None:
         """A new id is a new call, whatever its index, unless it comes late to one that has none."""
         for call in reversed(self._calls):
-            if call.id == identity:
+            if call.id == identity and not self._another(call, name, index):
                 other = name and call.name and not self._continues(call, name)
                 return None if other else call
         last = self._last(index)
@@ -97,6 +103,12 @@ class Calls:
             return None
         # Its id comes late, or each piece has one of its own; a call of its own would have a name.
         return last if not name or (name == last.name and not last.whole) else None
+
+    def _another(self, call: _Call, name: str, index: int | None) -> bool:
+        """Whether a piece under the same id begins another call: it has a name, and an index of its own."""
+        if not name or None in (index, call.index) or index == call.index:
+            return False
+        return call.whole or not call.arguments.strip()
 
     def _open(self, index: int | None, name: str, *, begins: bool) -> _Call | None:
         """Without an id: the last call of this index, unless what comes is a call of its own."""

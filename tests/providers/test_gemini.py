@@ -9,6 +9,7 @@ import pytest
 from google.protobuf import json_format, struct_pb2
 from google.rpc.error_details_pb2 import BadRequest
 
+from service.generation import json_schema
 from tests.conftest import detail, failure
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import config_pb2, content_pb2
@@ -115,7 +116,8 @@ async def test_a_response_schema_reaches_upstream_whole(gemini: Upstream) -> Non
     config = {"response_mime_type": "application/json", "response_schema": struct(schema)}
     sent = (await gemini.request(config=config)).generation_config
     arrived = sent.response_schema if gemini.provider == "vertex" else sent.response_json_schema
-    assert lower(json_format.MessageToDict(arrived)) == lower(schema)
+    expected = schema if gemini.provider == "vertex" else json_schema.changed(schema, json_schema.with_null)
+    assert lower(json_format.MessageToDict(arrived)) == lower(expected)
 
 
 def lower(schema: Any) -> Any:
@@ -431,3 +433,12 @@ async def test_the_model_is_listed_with_what_it_takes(gemini: Upstream) -> None:
         thinking=True,
         tools=True,
     )
+
+
+async def test_calls_under_one_id_get_ids_of_their_own(gemini: Upstream) -> None:
+    calls = [function_call("f", {"n": number}, call_id="call-a") for number in range(2)]
+    gemini.emulator.script.play(answer(*calls))
+    messages = await gemini.ask(tools=[{"function_declarations": [{"name": "f"}]}])
+    first, second = [message.tool_call.tool_call.id for message in messages if message.HasField("tool_call")]
+    assert first == "call-a"
+    assert second not in ("", first)

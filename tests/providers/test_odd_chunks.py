@@ -136,6 +136,91 @@ async def test_a_prompt_that_is_blocked_is_an_answer(
 
 
 @pytest.mark.parametrize(
+    ("status", "body", "word"),
+    [
+        (
+            400,
+            {"error": {"code": 400, "message": "SECRET", "param": "prompt", "type": "content_filter"}},
+            "content_filter",
+        ),
+        (400, {"error": {"code": "data_inspection_failed", "message": "SECRET"}}, "data_inspection_failed"),
+        (403, {"code": "permission-denied", "error": "Content violates usage guidelines."}, "permission-denied"),
+        (
+            403,
+            {"error": {"code": 403, "message": "SECRET", "metadata": {"reasons": ["x"], "flagged_input": "y"}}},
+            "403",
+        ),
+        (400, {"error": {"code": "invalid_request_error", "message": "Content Exists Risk"}}, "invalid_request_error"),
+    ],
+    ids=["Moonshot", "DashScope", "xAI", "OpenRouter", "DeepSeek"],
+)
+async def test_a_prompt_that_is_blocked_in_other_words_is_an_answer_too(
+    odd: Upstream, by_hand: tuple[ByHand, str], status: int, body: Any, word: str
+) -> None:
+    text = json.dumps(body).encode()
+    head = f"HTTP/1.1 {status} No\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n"
+    by_hand[0].says = head.encode() + text
+    messages, failed = await heard(odd)
+    assert failed is None
+    completed = messages[-1].completed
+    assert completed.finish_reason == pb.FINISH_REASON_PROMPT_BLOCKED
+    assert completed.upstream_finish_reason == word
+
+
+async def test_an_answer_that_is_blocked_on_its_way_ends_for_safety(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(chunk(content="a"), {"error": {"code": "data_inspection_failed", "message": "SECRET"}})
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_SAFETY
+
+
+@pytest.mark.parametrize("late", [b"data: DONE\n\n", b'data: {"error":{"message":"SECRET"}}\n\n', b"data: {\n\n"])
+async def test_what_comes_behind_the_finish_reason_costs_nothing(
+    odd: Upstream, by_hand: tuple[ByHand, str], late: bytes
+) -> None:
+    by_hand[0].says = stream(chunk("stop", content="a")).replace(b"data: [DONE]\n\n", late)
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": 0, "delta": {}, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"},
+        {"index": 0, "text": "hello", "finish_reason": "stop"},
+        {"index": 0, "text": "hello", "delta": None, "finish_reason": "stop"},
+    ],
+)
+async def test_a_text_that_stands_elsewhere_is_not_lost(
+    odd: Upstream, by_hand: tuple[ByHand, str], choice: Any
+) -> None:
+    by_hand[0].says = stream({"choices": [choice]})
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert "".join(message.text for message in messages) == "hello"
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        ({"error": {"message": "SECRET", "type": "internal_server_error", "status_code": 503}}, "UPSTREAM_UNAVAILABLE"),
+        ({"error": {"error": {"type": "tokens", "code": "rate_limit_exceeded"}}}, "UPSTREAM_QUOTA"),
+        ([{"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "SECRET"}}], "UPSTREAM_QUOTA"),
+    ],
+)
+async def test_an_error_that_is_wrapped_is_unwrapped(
+    odd: Upstream, by_hand: tuple[ByHand, str], event: Any, reason: str
+) -> None:
+    by_hand[0].says = stream(chunk(content="a"), event)
+    _, failed = await heard(odd)
+    assert failed is not None
+    assert failure(failed)[1] == reason
+    assert "SECRET" not in str(failed)
+
+
+@pytest.mark.parametrize(
     ("error", "reason"),
     [
         ({"message": "SECRET", "code": "rate_limit_exceeded"}, "UPSTREAM_QUOTA"),

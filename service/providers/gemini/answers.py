@@ -167,6 +167,7 @@ class Answer:
         self.model_version = ""
         self._ratings: Sequence[Json] = ()
         self._sources = _Sources()
+        self._ids: set[str] = set()
 
     def read(self, response: Json) -> list[Event]:
         """What the next message says, in the order of its parts. Raises UpstreamFault for what we can't relay.
@@ -177,13 +178,21 @@ class Answer:
         said: list[Event] = []
         for candidate in response.get("candidates", ())[:1]:
             for part in candidate.get("content", {}).get("parts", ()):
-                said += _said(part)
+                said += map(self._of_its_own, _said(part))
             if (grounding := self._sources.grounding(candidate)) is not None:
                 said.append(grounding)
             said += _citations(candidate)
             if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):
                 said.append(Logprobs(tokens))
         return said
+
+    def _of_its_own(self, event: Event) -> Event:
+        """A call of a function under an id that no other has: its result is sent back under it."""
+        if isinstance(event, ToolCall):
+            if event.id in self._ids:
+                event = replace(event, id=OWN_ID + uuid.uuid4().hex)
+            self._ids.add(event.id)
+        return event
 
     def _look_at_end(self, response: Json) -> None:
         self.model_version = response.get("modelVersion") or self.model_version

@@ -24,6 +24,7 @@ from langchain_google_genai import ChatGoogleGenerativeAI
 from ... import errors
 from ...cleanup import finished
 from ...errors import Violation
+from ...generation import json_schema
 from ...generation.capabilities import ModelCard
 from ...generation.events import Event, Started
 from ...generation.prompt import Prompt
@@ -358,6 +359,8 @@ def _contents(prompt: Prompt) -> list[types.Content]:
 
 def _options(prompt: Prompt) -> dict[str, Any]:
     options = prompts.options(prompt)
+    if (schema := prompt.sampling.response_schema) is not None:  # goes as JSON Schema, and not as Google's own
+        options["response_schema"] = json_schema.changed(schema, json_schema.with_null)
     if prompt.tools:
         options["tools"] = _tools(prompt)
     if (choice := prompt.tools.choice) is not None:

@@ -100,24 +100,26 @@ async def test_the_wall_clock_jumps(
     upstream.script.play(
         answer("one", wait_for("two"), "two", user_text="whole"), answer("one", silence(), user_text="silent", uses=0)
     )
-    async with born(forkserver, upstream.address, "--workers", count) as server, AsyncExitStack() as stack:
+    flags = ("--workers", count, "--default-deadline", "2")
+    async with born(forkserver, upstream.address, *flags) as server, AsyncExitStack() as stack:
         await server.ready()
         caller, other = [await stack.enter_async_context(server.caller()) for _ in range(2)]
         whole = caller.start("whole", timeout=60)
-        limited = caller.start("silent", timeout=2)
-        idle = caller.start("silent", idle_timeout={"seconds": 2})
+        limited = caller.start("silent")
+        idle = caller.start("silent", idle_timeout={"seconds": 2}, timeout=60)
         for call in (whole, limited, idle):
             await pieces(call, 1)
         begin = time.monotonic()
         with skipped_where_refused("a library that shifts the clock, which is compiled here"):
             clock(days * DAY_SECONDS)
-        # Calls from before and from after; the callers' own clock hasn't jumped, so the status is the server's.
-        late = other.start("silent", timeout=2)
-        endings = await asyncio.gather(*(fate(call) for call in (limited, idle, late)))
-        assert [ending(error) for _, error in endings] == [
+        # Calls from before and from after; the deadline of one is its caller's, whose own clock hasn't jumped.
+        late, theirs = other.start("silent"), other.start("silent", timeout=2)
+        endings = await asyncio.gather(*(fate(call) for call in (limited, idle, late, theirs)))
+        assert [ending(error) for _, error in endings][:3] == [
             (grpc.StatusCode.DEADLINE_EXCEEDED, reason)
-            for reason in ("CALLER_DEADLINE", "IDLE_TIMEOUT", "CALLER_DEADLINE")
+            for reason in ("SERVER_DEADLINE", "IDLE_TIMEOUT", "SERVER_DEADLINE")
         ]
+        assert endings[3][1].code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert 1 < time.monotonic() - begin < 10
         upstream.open_gate("two")
         assert ending((await outcome(whole))[1]) == (grpc.StatusCode.OK, "")

@@ -25,6 +25,9 @@ ROOT = "#"
 
 _DEFINITIONS = ("$defs", "definitions")
 
+_HOLDERS = frozenset({*_DEFINITIONS, "properties", "items", "anyOf", "additionalProperties"})
+"""Keys whose values are schemas."""
+
 _ABOUT = ("title", "description", "default", "example")
 
 _OF_ARRAYS = frozenset({"items", "minItems", "maxItems"})
@@ -165,7 +168,7 @@ class _Reader:
     def _read(self, schema: Schema, inside: tuple[str, ...], depth: int) -> dict[str, Any]:
         """`inside` are the references that have been followed up to here."""
         self._count += 1
-        self._characters += sum(map(_characters, schema.values()))
+        self._characters += sum(_characters(value) for key, value in schema.items() if key not in _HOLDERS)
         if self._count > MAX_SCHEMAS or self._characters > MAX_CHARACTERS:
             raise TooLargeError
         if depth > MAX_DEPTH or len(inside) > _MAX_REFERENCES:
@@ -235,10 +238,16 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _characters(value: Any) -> int:
-    """About how many a value of a key takes, without the schemas in it."""
-    if isinstance(value, str):
-        return len(value)
-    return sum(map(_characters, value)) + len(value) if isinstance(value, list) else 1
+    """About how many a value takes."""
+    match value:
+        case str():
+            return len(value)
+        case Mapping():
+            return sum(len(key) + _characters(one) for key, one in value.items())
+        case list():
+            return sum(map(_characters, value)) + len(value)
+        case _:
+            return 1
 
 
 def _escaped(name: str) -> str:

@@ -500,8 +500,9 @@ WIDE = Limits(prompt=2_000_000, inline=5_000)
         chain(),
         repeated({"type": "string", "description": "x" * 50_000}),
         repeated({"type": "string", "enum": [f"word {number}" for number in range(5_000)]}),
+        repeated({"type": "object", "default": {f"key {number}": "x" for number in range(5_000)}}),
     ],
-    ids=["doubling", "chain", "long", "many"],
+    ids=["doubling", "chain", "long", "many", "default"],
 )
 def test_a_schema_that_its_references_make_too_large_is_refused(schema: dict[str, Any]) -> None:
     config = {"response_mime_type": "application/json", "response_schema": struct(schema)}

@@ -230,6 +230,7 @@ async def test_what_our_own_grpc_will_not_take_is_upstreams_fault_and_asked_once
     assert by_hand.calls == 1
 
 
+@pytest.mark.thorough
 @given(data=st.data())
 @hypothesis.settings(
     max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture], derandomize=True

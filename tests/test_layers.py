@@ -30,9 +30,9 @@ ROOMS = rooms((ROOT / "docs/architecture.md").read_text())
 ONLY = {
     "langchain_google_vertexai": {"service.providers.gemini.over_grpc", "service.providers.gemini.shortcuts"},
     "langchain_google_genai": {"service.providers.gemini.over_http"},
-    "langchain_openai": {"service.providers.chat_completions"},
+    "langchain_openai": {"service.providers.chat_completions.provider"},
     "langchain_core": {
-        "service.providers.chat_completions",
+        "service.providers.chat_completions.provider",
         "service.providers.gemini.over_grpc",
         "service.providers.gemini.shortcuts",
         "service.providers.langchain_messages",
@@ -44,7 +44,7 @@ ONLY = {
     },
     "google.auth": {"service.app", "service.providers.gemini.credentials"},
     "google.genai": {"service.providers.gemini.over_http"},
-    "openai": {"service.providers.chat_completions"},
+    "openai": {"service.providers.chat_completions.provider"},
     "uvicorn": {"vertex_emulator.http.server"},
     # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
     "streamlit": {"gateway_ui.__main__", "gateway_ui.app", "gateway_ui.exchange_view", "gateway_ui.sidebar"},

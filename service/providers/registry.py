@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import groupby
 
 from ..generation.provider import Provider
-from .chat_completions_specs import AZURE, OPENAI
+from .chat_completions.specs import AZURE, OPENAI
 from .gemini.specs import GENAI, VERTEX
 from .router import Router
 from .spec import GoogleCloud, Offer, ProviderSpec

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service import errors
 from service.contract import encode
 from service.generation.events import Event, Finished, FinishReason
-from service.providers import completion_chunks
+from service.providers.chat_completions import chunks
 from service.providers.gemini import answers
 from tests.providers.conftest import Open, Upstream
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -154,7 +154,7 @@ def test_no_usage_of_chat_completions_is_a_bug_of_ours(figures: list[Any]) -> No
         "completion_tokens_details": {"reasoning_tokens": reasoning},
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-    usage = completion_chunks.usage(told)
+    usage = chunks.usage(told)
     encoded(Finished(reason=FinishReason.STOP, upstream_reason="stop", usage=usage))
 
 

@@ -1,7 +1,7 @@
 """Servers that speak Chat Completions in ways of their own, through the wire: bytes by hand, the real libraries above.
 
-What each shape means is in tests/service/providers/test_completion_chunks.py; here, that the library and the SDK let it
-through, and that nothing of it becomes INTERNAL.
+What each shape means is in tests/service/providers/chat_completions/test_chunks.py; here, that the library and the SDK
+let it through, and that nothing of it becomes INTERNAL.
 """
 
 import email.utils
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.conftest import detail, failure
 from tests.faults import processes
 from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
-from tests.service.providers.test_completion_chunks import GOOD, ODD, PLACES, changed, chunk, piece
+from tests.service.providers.chat_completions.test_chunks import GOOD, ODD, PLACES, changed, chunk, piece
 from tokenwire.v1 import generation_service_pb2 as pb
 
 Code = grpc.StatusCode

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import failure
 from tests.faults import processes
 from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
-from tests.service.providers.test_completion_chunks import ODD, changed, places
+from tests.service.providers.chat_completions.test_chunks import ODD, changed, places
 from tokenwire.v1 import generation_service_pb2 as pb
 
 Json = dict[str, Any]

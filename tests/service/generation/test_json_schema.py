@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from service.contract import schema_rules
 from service.generation import json_schema
 from service.generation.json_schema import Word
-from service.providers import openai_schemas
+from service.providers.chat_completions import schemas
 
 Json = Any
 
@@ -90,7 +90,7 @@ def test_definitions_of_one_name_stay_apart_and_odd_names_lead_somewhere() -> No
 def test_what_a_schema_defines_stays_where_it_is_when_it_may_be_null() -> None:
     inner = {"type": "object", "properties": {"child": {"$ref": "#/$defs/N"}}}
     schema = {"anyOf": [{"$ref": "#/$defs/N"}, {"type": "string"}, {"type": "null"}], "$defs": {"N": inner}}
-    written = openai_schemas.written(json_schema.normal(schema))
+    written = schemas.written(json_schema.normal(schema))
     assert set(written) == {"anyOf", "$defs"}
     assert fits(written, None)
     assert fits(written, {"child": {"child": {}}})
@@ -178,7 +178,7 @@ def fits(schema: Json, value: Json) -> bool:
 @given(WHOLE, st.lists(VALUES, min_size=1, max_size=8))
 def test_the_same_values_fit_what_a_provider_is_given(schema: Json, values: list[Json]) -> None:
     assume(not list(schema_rules.mistakes(schema, "")))  # only its size may be wrong
-    given_to_openai = openai_schemas.written(json_schema.normal(schema))
+    given_to_openai = schemas.written(json_schema.normal(schema))
     for value in values:
         assert fits(given_to_openai, value) == fits(schema, value), (value, given_to_openai)
 
@@ -237,4 +237,4 @@ def test_what_has_the_form_keeps_it(schema: Json) -> None:
     ],
 )
 def test_a_model_is_held_to_a_schema_that_allows_it(schema: Json, strict: bool) -> None:
-    assert openai_schemas.strict(openai_schemas.written(json_schema.normal(schema))) is strict
+    assert schemas.strict(schemas.written(json_schema.normal(schema))) is strict

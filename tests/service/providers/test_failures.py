@@ -7,8 +7,9 @@ import pytest
 from google.genai.errors import APIError
 
 from service.errors import UpstreamError, UpstreamFault
-from service.providers import chat_completions, failures, http_failures
-from service.providers.completion_chunks import Answer
+from service.providers import failures, http_failures
+from service.providers.chat_completions import provider as chat_completions
+from service.providers.chat_completions.chunks import Answer
 from service.providers.gemini import over_grpc, over_http
 
 

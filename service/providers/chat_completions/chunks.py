@@ -10,9 +10,9 @@ Source: https://platform.openai.com/docs/api-reference/chat-streaming
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import errors
-from ..generation import json_values
-from ..generation.events import (
+from ... import errors
+from ...generation import json_values
+from ...generation.events import (
     Event,
     Finished,
     FinishReason,
@@ -23,9 +23,9 @@ from ..generation.events import (
     TokenLogprob,
     Usage,
 )
-from ..generation.prompt import Reasoning
+from ...generation.prompt import Reasoning
+from ..gemini import answers
 from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
-from .gemini import answers
 from .tool_call_pieces import Calls
 
 _FINISH = {

@@ -5,8 +5,8 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from .. import errors
-from ..generation.prompt import ToolCall
+from ... import errors
+from ...generation.prompt import ToolCall
 from .foreign_json import Json, fault, joined, json_object, sound, text_of
 
 

@@ -6,7 +6,7 @@ A value that must be right to be told is asked for with its place, which the UPS
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import errors
+from ... import errors
 
 Json = Mapping[str, Any]
 

@@ -17,17 +17,18 @@ import openai
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
 
-from .. import errors
-from ..cleanup import finished
-from ..errors import Violation
-from ..generation.capabilities import ModelCard
-from ..generation.events import Event, Started, Text
-from ..generation.json_schema import Word
-from ..generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
-from . import failures, http_failures, langchain_messages, openai_schemas
-from .chat_completions_specs import AZURE, OPENAI, OPENAI_ADDRESS
-from .completion_chunks import Answer
-from .spec import GoogleCloud, Offer
+from ... import errors
+from ...cleanup import finished
+from ...errors import Violation
+from ...generation.capabilities import ModelCard
+from ...generation.events import Event, Started, Text
+from ...generation.json_schema import Word
+from ...generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
+from .. import failures, http_failures, langchain_messages
+from ..spec import GoogleCloud, Offer
+from . import schemas
+from .chunks import Answer
+from .specs import AZURE, OPENAI, OPENAI_ADDRESS
 
 _MAX_STOP_SEQUENCES = 4
 
@@ -423,11 +424,11 @@ def _form(sampling: Sampling, strict: bool) -> dict[str, Any] | None:
         return None
     if sampling.response_schema is None:
         return {"response_format": {"type": "json_object"}}
-    named = {"name": "answer", "schema": (schema := openai_schemas.written(sampling.response_schema))}
+    named = {"name": "answer", "schema": (schema := schemas.written(sampling.response_schema))}
     return {
         "response_format": {
             "type": "json_schema",
-            "json_schema": named | _strict(strict and openai_schemas.strict(schema)),
+            "json_schema": named | _strict(strict and schemas.strict(schema)),
         }
     }
 
@@ -439,9 +440,9 @@ def _strict(held: bool) -> dict[str, bool]:
 def _tools(tools: Tools, strict: bool) -> dict[str, Any]:
     if not tools.functions:
         return {}
-    made = [openai_schemas.written(one.parameters or {"type": "object", "properties": {}}) for one in tools.functions]
+    made = [schemas.written(one.parameters or {"type": "object", "properties": {}}) for one in tools.functions]
     # All or none: some refuse a mixture.
-    held = _strict(all(map(openai_schemas.strict, made)) and strict)
+    held = _strict(all(map(schemas.strict, made)) and strict)
     declared = [_function(one, parameters, held) for one, parameters in zip(tools.functions, made, strict=True)]
     if tools.choice is None:
         return {"tools": declared}

@@ -6,8 +6,8 @@ Source: https://platform.openai.com/docs/guides/structured-outputs
 from collections.abc import Iterator
 from typing import Any
 
-from ..generation import json_schema
-from ..generation.json_schema import Schema
+from ...generation import json_schema
+from ...generation.json_schema import Schema
 
 # What the model can be held to; with any other key it refuses to be.
 _STRICT = frozenset(

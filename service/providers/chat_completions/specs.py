@@ -1,6 +1,6 @@
 """OpenAI and Azure, which speak one protocol."""
 
-from .spec import GoogleCloud, Offer, ProviderSpec, host_of
+from ..spec import GoogleCloud, Offer, ProviderSpec, host_of
 
 OPENAI_ADDRESS = "https://api.openai.com/v1"
 """Where a line names none. Said to the SDK, which would else take it from a variable that happens to be set."""
@@ -18,7 +18,7 @@ OPENAI = ProviderSpec(
     name="openai",
     title="OpenAI",
     telemetry_name="openai",
-    module=".chat_completions",
+    module=".chat_completions.provider",
     extra="openai",
     options=("base_url", "api_key_env", "organization", *_WAYS),
     host=_host,
@@ -29,7 +29,7 @@ AZURE = ProviderSpec(
     name="azure",
     title="Azure OpenAI",
     telemetry_name="azure.ai.openai",
-    module=".chat_completions",
+    module=".chat_completions.provider",
     extra="openai",
     options=("endpoint", "api_version", "api_key_env", *_WAYS),
     host=_host,

@@ -25,7 +25,7 @@ from service.generation.events import (
     Usage,
 )
 from service.generation.prompt import Reasoning, ToolCall
-from service.providers.completion_chunks import Answer, usage
+from service.providers.chat_completions.chunks import Answer, usage
 from tokenwire.v1 import content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
 

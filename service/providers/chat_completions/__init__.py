@@ -1,0 +1,1 @@
+"""OpenAI, Azure, and all that speak their protocol, Chat Completions."""

@@ -44,7 +44,7 @@ ONLY = {
     },
     "google.auth": {"service.app", "service.providers.gemini.credentials"},
     "google.genai": {"service.providers.gemini.over_http"},
-    "openai": {"service.providers.chat_completions.provider"},
+    "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
     "uvicorn": {"vertex_emulator.http.server"},
     # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
     "streamlit": {"gateway_ui.__main__", "gateway_ui.app", "gateway_ui.exchange_view", "gateway_ui.sidebar"},

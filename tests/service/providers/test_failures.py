@@ -8,8 +8,7 @@ from google.genai.errors import APIError
 
 from service.errors import UpstreamError, UpstreamFault
 from service.providers import failures, http_failures
-from service.providers.chat_completions import provider as chat_completions
-from service.providers.chat_completions.chunks import Answer
+from service.providers.chat_completions import failures as chat_completions
 from service.providers.gemini import over_grpc, over_http
 
 
@@ -25,7 +24,7 @@ def by_genai(status: int) -> UpstreamError:
 def by_chat_completions(status: int) -> UpstreamError:
     response = httpx2.Response(status, request=httpx2.Request("POST", "http://h"))
     error = openai.APIStatusError("secret", response=response, body=None)
-    return chat_completions._Call(None, "OpenAI", Answer())._failure(error)
+    return chat_completions.failure("OpenAI", error)
 
 
 @pytest.mark.parametrize("status", sorted({*http_failures._CODES, 418, 500}))

@@ -1,0 +1,132 @@
+"""What a server of Chat Completions says of a failure, as ours: errors of its SDK."""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import openai
+
+from ... import errors
+from .. import failures, http_failures
+
+_BLOCKED = frozenset({"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"})
+"""The error's code or type where the prompt itself was refused (Azure, OpenAI, Moonshot, DashScope)."""
+
+_BLOCKED_WORDS = re.compile(r"violates usage guidelines|content exists risk", re.IGNORECASE)
+"""Of the error's text, where its code means other things as well (xAI, DeepSeek)."""
+
+MALFORMED = "tool_use_failed"
+"""The error's code where the model has asked for a function in a form that can't be read (Groq)."""
+
+_STATUSES = {
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "too_many_requests": 429,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "not_found": 404,
+    "invalid_request_error": 400,
+    "bad_request": 400,
+    "badrequesterror": 400,
+    "context_length_exceeded": 400,
+    "service_unavailable": 503,
+    "overloaded_error": 503,
+    "engine_overloaded": 503,
+    "overloaded": 503,
+    "timeout": 504,
+    "timeout_error": 504,
+}
+"""The HTTP status of an error that came in mid-stream, where there is none, by its code or type."""
+
+
+def _body(error: openai.APIError) -> Mapping[Any, Any]:
+    """What upstream says of the error; some wrap it once more, and to some it is but a text beside a code."""
+    body = error.body
+    if isinstance(body, str) and isinstance(error, openai.APIStatusError):
+        with suppress(ValueError):
+            body = error.response.json()
+    if not isinstance(body, Mapping):
+        return {}
+    inner = body.get("error")
+    return inner if isinstance(inner, Mapping) else body
+
+
+def blocked(error: openai.APIError) -> str:
+    """Upstream's word for it, where the error is that the prompt was blocked."""
+    body = _body(error)
+    told = [str(one) for one in (error.code, body.get("code"), error.type, body.get("type")) if one]
+    for word in told:
+        if word in _BLOCKED:
+            return word
+    metadata = body.get("metadata")
+    moderated = isinstance(metadata, Mapping) and metadata.get("reasons") and "flagged_input" in metadata  # OpenRouter
+    words = f"{error.message} {body.get('message')} {body.get('error')}"
+    return [*told, "blocked"][0] if moderated or _BLOCKED_WORDS.search(words) else ""
+
+
+def _status(error: openai.APIError) -> int:
+    """The HTTP status, or the one that its words stand for; 0: they stand for none."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code
+    body = _body(error)
+    for told in (
+        body.get("status_code"),
+        body.get("status"),
+        error.code,
+        body.get("code"),
+        error.type,
+        body.get("type"),
+    ):
+        word = str(told).lower()
+        if word.isdecimal() and len(word) == len("429"):
+            return int(word)
+        if word in _STATUSES:
+            return _STATUSES[word]
+    return 0
+
+
+_WORDS: failures.Words = {
+    grpc.StatusCode.UNAUTHENTICATED: "{who} refused the server's key; its owner has to set another one",
+    grpc.StatusCode.PERMISSION_DENIED: (
+        "The server's key may not use this model of {who}; its owner has to look at what the key is for"
+    ),
+    grpc.StatusCode.NOT_FOUND: "{who} doesn't know this model; the server's owner has to check TOKENWIRE_MODELS",
+}
+"""Where the server's owner has to act."""
+
+
+def broken(who: str, error: Exception) -> errors.UpstreamError:
+    """For a connection that can't be had, or breaks."""
+    if isinstance(error, openai.APITimeoutError):
+        return errors.UpstreamDeadline(f"{who} didn't finish in time")
+    cause = error if isinstance(error, http_failures.ERRORS) else error.__cause__
+    if isinstance(cause, http_failures.ERRORS):
+        return http_failures.broken(who, cause)
+    return failures.failure(who, grpc.StatusCode.UNAVAILABLE)
+
+
+def failure(who: str, error: openai.APIError) -> errors.UpstreamError:
+    """Status, code and delay are relayed, the text is not."""
+    if isinstance(error, openai.APIConnectionError):
+        return broken(who, error)
+    status = _status(error)
+    if http_failures.redirects(status):
+        return http_failures.redirected(who)
+    headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+    told = isinstance(error, openai.APIStatusError) or str(error.code) == str(status)
+    return failures.failure(
+        who,
+        http_failures.code(status),
+        words=_WORDS,
+        reason=str(error.code or "").upper(),
+        retry_after=http_failures.delay(headers),
+        metadata={"upstream_status": str(status)} if told else {},
+        said=error.message,
+    )

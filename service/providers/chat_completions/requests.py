@@ -1,0 +1,108 @@
+"""A prompt as Chat Completions has it, where LangChain doesn't make it so by itself. No I/O."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from ... import errors
+from ...errors import Violation
+from ...generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
+from . import schemas
+
+IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
+
+_AUDIO = {
+    "audio/mp3": "mp3",
+    "audio/mpeg": "mp3",
+    "audio/vnd.wave": "wav",
+    "audio/wav": "wav",
+    "audio/wave": "wav",
+    "audio/x-wav": "wav",
+}
+"""By media type, OpenAI's own names of the two that it takes."""
+
+INLINE = IMAGES | _AUDIO.keys() | {"application/pdf", "text/*"}
+
+_CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "none"}
+
+
+def media(part: Blob | File) -> dict[str, Any]:
+    if isinstance(part, File):  # passed on: OpenAI fetches it
+        return {"type": "image_url", "image_url": {"url": part.uri}}
+    if part.mime_type.startswith("text/"):
+        return {"type": "text", "text": _decoded(part)}
+    data = base64.b64encode(part.data).decode("ascii")
+    if part.mime_type in _AUDIO:
+        return {"type": "input_audio", "input_audio": {"data": data, "format": _AUDIO[part.mime_type]}}
+    address = f"data:{part.mime_type};base64,{data}"
+    if part.mime_type in IMAGES:
+        return {"type": "image_url", "image_url": {"url": address}}
+    return {"type": "file", "file": {"filename": "file.pdf", "file_data": address}}
+
+
+def _decoded(part: Blob) -> str:
+    """Text as text: the protocol takes no such file. Raises InvalidRequest for what is no UTF-8."""
+    try:
+        return part.data.decode()
+    except UnicodeDecodeError:
+        wrong = Violation("messages.parts.inline_data.data", f"is no text in UTF-8, as {part.mime_type} has to be here")
+        raise errors.InvalidRequest([wrong]) from None
+
+
+def options(prompt: Prompt, *, strict: bool) -> dict[str, Any]:
+    """`strict`: whether the model is held to schemas that allow it."""
+    sampling = prompt.sampling
+    given: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_output_tokens,
+        "seed": sampling.seed,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": sampling.response_logprobs,
+        "top_logprobs": sampling.logprobs,
+        "stop": list(sampling.stop_sequences) or None,
+        # In the body itself: LangChain would take another way for it, with a client that isn't ours.
+        "extra_body": _form(sampling, strict),
+        **_tools(prompt.tools, strict),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _form(sampling: Sampling, strict: bool) -> dict[str, Any] | None:
+    if sampling.response_mime_type in (None, "text/plain"):
+        return None
+    if sampling.response_schema is None:
+        return {"response_format": {"type": "json_object"}}
+    named = {"name": "answer", "schema": (schema := schemas.written(sampling.response_schema))}
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": named | _strict(strict and schemas.strict(schema)),
+        }
+    }
+
+
+def _strict(held: bool) -> dict[str, bool]:
+    return {"strict": True} if held else {}
+
+
+def _tools(tools: Tools, strict: bool) -> dict[str, Any]:
+    if not tools.functions:
+        return {}
+    made = [schemas.written(one.parameters or {"type": "object", "properties": {}}) for one in tools.functions]
+    # All or none: some refuse a mixture.
+    held = _strict(all(map(schemas.strict, made)) and strict)
+    declared = [_function(one, parameters, held) for one, parameters in zip(tools.functions, made, strict=True)]
+    if tools.choice is None:
+        return {"tools": declared}
+    if not tools.choice.names:
+        return {"tools": declared, "tool_choice": _CHOICES[tools.choice.mode]}
+    named: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in tools.choice.names]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+    return {"tools": declared, "tool_choice": named[0] if len(named) == 1 else allowed}
+
+
+def _function(one: Function, parameters: Mapping[str, Any], held: Mapping[str, bool]) -> dict[str, Any]:
+    described = {"name": one.name, "description": one.description, "parameters": parameters}
+    return {"type": "function", "function": {**described, **held}}

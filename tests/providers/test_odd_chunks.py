@@ -167,6 +167,18 @@ async def test_a_prompt_that_is_blocked_in_other_words_is_an_answer_too(
     assert completed.upstream_finish_reason == word
 
 
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+async def test_an_error_that_is_nested_without_end_is_what_its_status_says(
+    odd: Upstream, by_hand: tuple[ByHand, str], kind: str
+) -> None:
+    text = b'{"error":' * 100_000 + b"1" + b"}" * 100_000
+    head = f"HTTP/1.1 503 No\r\ncontent-type: {kind}\r\ncontent-length: {len(text)}\r\n\r\n"
+    by_hand[0].says = head.encode() + text
+    _, failed = await heard(odd)
+    assert failed is not None
+    assert failure(failed)[1] == "UPSTREAM_UNAVAILABLE"
+
+
 async def test_an_answer_that_is_blocked_on_its_way_ends_for_safety(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     by_hand[0].says = stream(chunk(content="a"), {"error": {"code": "data_inspection_failed", "message": "SECRET"}})
     messages, failed = await heard(odd)

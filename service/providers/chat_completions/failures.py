@@ -50,7 +50,7 @@ def _body(error: openai.APIError) -> Mapping[Any, Any]:
     """What upstream says of the error; some wrap it once more, and to some it is but a text beside a code."""
     body = error.body
     if isinstance(body, str) and isinstance(error, openai.APIStatusError):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             body = error.response.json()
     if not isinstance(body, Mapping):
         return {}

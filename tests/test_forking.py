@@ -12,7 +12,7 @@ from tests.conftest import Serve
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork on this system: nothing to test")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system does not have")
 async def test_a_child_that_is_forked_while_calls_run_lives(serve: Serve) -> None:
     served = await serve(FakeProvider([]))
 

@@ -14,4 +14,4 @@ def skipped_where_refused(what: str) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        pytest.skip(f"this machine refuses {what} ({refused}), and the test is about a server that has it")
+        pytest.skip(f"needs {what}, which this machine does not allow: {refused}")

@@ -1,18 +1,19 @@
 """The server over each provider's real library, over a local upstream that speaks its protocol and plays a script."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from service.providers import registry
 from service.providers.offers import offers
 from service.providers.retry import Policy, Retrying
 from service.settings import Settings
-from tests.conftest import Serve, Served
+from tests.conftest import Serve, Served, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.call_records import Call
 from vertex_emulator.emulator import Emulator
@@ -116,6 +117,14 @@ async def by_hand() -> AsyncIterator[tuple[ByHand, str]]:
     upstream = ByHand()
     async with upstream.serving() as address:
         yield upstream, address
+
+
+def told_or_typed(messages: Sequence[pb.GenerateResponse], error: grpc.aio.AioRpcError | None) -> None:
+    """Fail unless an odd answer was told whole, or failed as upstream's fault."""
+    if error is None:
+        assert messages[-1].HasField("completed")
+    else:
+        assert failure(error)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), error.details()
 
 
 async def open_on(open_provider: Open, provider: str, address: str) -> Upstream:

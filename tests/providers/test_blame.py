@@ -1,4 +1,4 @@
-"""Whoever runs the server learns from the log why upstream refused, and which upstream that was."""
+"""The log tells the server's owner why upstream refused a call, and which upstream that was."""
 
 import grpc
 import grpc.aio

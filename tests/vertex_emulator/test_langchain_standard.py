@@ -108,17 +108,17 @@ class TestChatVertexAI(Small):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
         with deprecated():
-            from langchain_google_vertexai import ChatVertexAI  # noqa: PLC0415 - seconds that other tests needn't pay
+            from langchain_google_vertexai import ChatVertexAI  # noqa: PLC0415 - importing it takes seconds
 
         return self.kept(ChatVertexAI)
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        from google.cloud.aiplatform_v1beta1.services import prediction_service as google  # noqa: PLC0415 - as above
-        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - as above
+        from google.cloud.aiplatform_v1beta1.services import prediction_service as google  # noqa: PLC0415 - importing it takes seconds
+        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - importing it takes seconds
             grpc as plain,
         )
-        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - as above
+        from google.cloud.aiplatform_v1beta1.services.prediction_service.transports import (  # noqa: PLC0415 - importing it takes seconds
             grpc_asyncio as asynchronous,
         )
 
@@ -143,7 +143,7 @@ class TestChatVertexAI(Small):
 class TestChatGoogleGenerativeAI(Small):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        from langchain_google_genai import ChatGoogleGenerativeAI  # noqa: PLC0415 - as above
+        from langchain_google_genai import ChatGoogleGenerativeAI  # noqa: PLC0415 - importing it takes seconds
 
         return self.kept(ChatGoogleGenerativeAI)
 
@@ -168,7 +168,7 @@ class TestChatGoogleGenerativeAI(Small):
 class TestChatOpenAI(Small):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
-        from langchain_openai import ChatOpenAI  # noqa: PLC0415 - as above
+        from langchain_openai import ChatOpenAI  # noqa: PLC0415 - importing it takes seconds
 
         return self.kept(ChatOpenAI)
 

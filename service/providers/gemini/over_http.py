@@ -109,7 +109,7 @@ class GenAIProvider:
 
     @classmethod
     def google(cls, offers: Sequence[Offer], *, project: str, location: str) -> "GenAIProvider":
-        """Vertex AI itself, with application default credentials. Its address is said, lest a variable says another."""
+        """Vertex AI itself, with application default credentials; at its own address, whatever a variable says."""
         return cls(
             offers,
             project=project,

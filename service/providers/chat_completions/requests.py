@@ -27,6 +27,7 @@ _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "non
 
 
 def media(part: Blob | File) -> dict[str, Any]:
+    """A part as one of the protocol's content blocks. Raises InvalidRequest for text that is no UTF-8."""
     if isinstance(part, File):  # passed on: OpenAI fetches it
         return {"type": "image_url", "image_url": {"url": part.uri}}
     if part.mime_type.startswith("text/"):
@@ -50,7 +51,7 @@ def _decoded(part: Blob) -> str:
 
 
 def options(prompt: Prompt, *, strict: bool) -> dict[str, Any]:
-    """`strict`: whether the model is held to schemas that allow it."""
+    """What ChatOpenAI takes for this prompt, as far as it is set; `strict`: hold the model to schemas that allow it."""
     sampling = prompt.sampling
     given: dict[str, Any] = {
         "temperature": sampling.temperature,

@@ -7,25 +7,18 @@ if the caller says anything meanwhile, such as a ping or that it has room again:
 
 import asyncio
 import fcntl
-import ipaddress
-import os
-import socket
-import stat
 import termios
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+
+from .connections import Peer, connections, key, peer_of
 
 # How often to look whether the kernel is done; less and less often.
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.005, 0.05
 
 # Where a connection isn't known, how long after one search for it the next may begin.
 _BETWEEN_SEARCHES_SECONDS = 0.1
-
-Peer = tuple[str, int]
-"""Address and port."""
 
 
 class Unsent:
@@ -35,7 +28,6 @@ class Unsent:
         self._open: dict[str, set[asyncio.Task[Any]]] = {}
         """By connection, the tasks of calls whose statuses are still to come."""
         self._sockets: dict[Peer, int] = {}
-        """The numbers of gRPC's files, which it may close at any moment."""
         self._search = asyncio.Lock()
         self._searched = 0.0
         self._hopeless = False
@@ -55,12 +47,12 @@ class Unsent:
         self._ended(peer, task)
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        key = _key(peer)
-        if key is None or seconds <= 0 or self._is_free(peer):
+        address = key(peer)
+        if address is None or seconds <= 0 or self._is_free(peer):
             return
-        number = await self._socket(key)
+        number = await self._socket(address)
         pause = _SHORTEST_PAUSE_SECONDS
-        while number is not None and not self._is_free(peer) and _holds(number, key):
+        while number is not None and not self._is_free(peer) and _holds(number, address):
             left = until - loop.time()
             if left <= 0:
                 return
@@ -85,59 +77,16 @@ class Unsent:
         async with self._search:
             loop = asyncio.get_running_loop()
             if key not in self._sockets and loop.time() >= self._searched + _BETWEEN_SEARCHES_SECONDS:
-                # In a thread: thousands of files take a quarter of a second.
-                self._sockets = await asyncio.to_thread(_connections)
+                # In a thread, for it may take long.
+                self._sockets = await asyncio.to_thread(connections)
                 self._searched = loop.time()
             return self._sockets.get(key)
 
 
 def _holds(number: int, peer: Peer) -> bool:
     """Whether the kernel has something that the caller's kernel has not taken."""
-    if _peer_of(number) != peer:  # the connection is gone
+    if peer_of(number) != peer:  # the connection is gone
         return False
     with suppress(OSError):
         return any(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)))
     return False
-
-
-def _key(peer: str) -> Peer | None:
-    """Of gRPC's "ipv4:127.0.0.1:40000" or "ipv6:%5B::1%5D:40000"; None for a peer of any other kind."""
-    kind, _, address = unquote(peer).partition(":")
-    host, _, port = address.rpartition(":")
-    try:
-        return _normal(host.strip("[]"), int(port)) if kind in ("ipv4", "ipv6") else None
-    except ValueError:
-        return None
-
-
-def _normal(host: str, port: int) -> Peer:
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address), port
-
-
-def _connections() -> dict[Peer, int]:
-    found = {}
-    with suppress(OSError):
-        for file in Path("/proc/self/fd").iterdir():
-            if (peer := _peer_of(int(file.name))) is not None:
-                found[peer] = int(file.name)
-    return found
-
-
-def _peer_of(number: int) -> Peer | None:
-    """The other side of this file; None if it is no TCP connection, or nothing any more."""
-    try:
-        if not stat.S_ISSOCK(os.fstat(number).st_mode):
-            return None
-        borrowed = socket.socket(fileno=number)
-    except OSError:
-        return None
-    try:
-        if borrowed.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        return _normal(*borrowed.getpeername()[:2])
-    except OSError:
-        return None
-    finally:
-        borrowed.detach()

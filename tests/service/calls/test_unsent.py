@@ -86,7 +86,7 @@ async def test_a_status_waits_no_longer_than_it_may(pair: Pair) -> None:
 async def test_a_status_without_time_does_not_even_look_for_its_socket(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.calls.unsent._connections", lambda: pytest.fail("it looked"))
+    monkeypatch.setattr("service.calls.unsent.connections", lambda: pytest.fail("it looked"))
     pair.fill()
     await Unsent().delivered(pair.peer, seconds=0)
 

@@ -29,14 +29,11 @@ class Call:
         """Messages handed to gRPC: the caller gets them before its status."""
         self.answered = False
         """Whether the last message is among them."""
+        self.connection = str(context.peer())
+        """The peer's address with its port, in gRPC's words."""
         self._context = context
         self._first: asyncio.Future[None] | None = None
         """The first write."""
-
-    @property
-    def connection(self) -> str:
-        """The peer's address with its port, in gRPC's words."""
-        return str(self._context.peer())
 
     @property
     def caller(self) -> str:

@@ -23,10 +23,15 @@ from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
 from . import memory
 from .call import Call
+from .connections import connections, key
 from .health import NAME as HEALTH
 from .receive import Receiver, parsed
+from .recent import Recent
 from .time_limits import TimeLimits
 from .unsent import Unsent
+
+# A caller whose call has ended may send the next one that much later, on a busy machine.
+RETURN_SECONDS = 0.5
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
@@ -65,6 +70,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """By method, those that have been asked for."""
         self._calls: dict[asyncio.Task[Any], Call] = {}
         """By the task of each call, which ends once its status has been sent."""
+        self._recent = Recent(RETURN_SECONDS)
         self._running: set[Call | None] = set()
         """Calls of our own services that are being answered."""
         self._quiet = asyncio.Event()
@@ -73,6 +79,9 @@ class Guard(grpc.aio.ServerInterceptor):
         self._open = asyncio.Event()
         """Set unless new calls are held."""
         self._open.set()
+        self._may_end = asyncio.Event()
+        """Set unless statuses are held."""
+        self._may_end.set()
         self._held = 0
         """How many are."""
         self._draining = False
@@ -84,26 +93,37 @@ class Guard(grpc.aio.ServerInterceptor):
         self._draining = True
 
     async def hold(self) -> None:
-        """Take new calls in, but answer none until `release`; returns once hardly any is on its way to us.
+        """Take new calls in, but answer none, and send no status; returns once hardly any call is on its way to us.
 
         gRPC cancels calls without a word of ours if it has received them, and has not handed them to us, when it is
         told to stop (grpc/grpc#41785). A caller that waits for an answer doesn't send the next call; one whose call has
-        just ended may.
+        just ended may, so all such are waited for, a while. To a caller that hears how its call ended after it has
+        heard that we stop, it doesn't happen.
         """
         self._open.clear()
+        self._may_end.clear()
         if self._unsent is None:
             self._unsent = Unsent()
             for task, call in self._calls.items():
                 self._unsent.opened(call.connection, task)
         loop = asyncio.get_running_loop()
-        seen, late = None, False
+        quiet = False
         with suppress(TimeoutError):
             async with asyncio.timeout(_LONGEST_HOLD_SECONDS):
-                while late or seen != (now := (self._held, len(self._calls))):
-                    seen = now
-                    begin = loop.time()
+                while not quiet or await self._may_return():
+                    seen, begin = (self._held, len(self._calls)), loop.time()
                     await asyncio.sleep(_COMING_IN_SECONDS)
                     late = loop.time() - begin > _COMING_IN_SECONDS + _LATE_SECONDS  # callers are as busy as we are
+                    quiet = not late and seen == (self._held, len(self._calls))
+
+    async def _may_return(self) -> bool:
+        """Whether any caller still has its connection, and not yet as many calls as it had a moment ago."""
+        missed = {key(connection) for connection in self._recent.missed()}
+        return bool(missed) and not missed.isdisjoint(await asyncio.to_thread(connections))
+
+    def let_end(self) -> None:
+        """Send the statuses that are held, and those to come: gRPC has been told to stop."""
+        self._may_end.set()
 
     def release(self) -> None:
         """Answer the calls that are held, and those to come."""
@@ -213,14 +233,22 @@ class Guard(grpc.aio.ServerInterceptor):
         return None
 
     async def _delivered(self, context: Context) -> None:
-        """Wait until the caller has what it was sent, if its connection may be closed behind its status."""
+        """Wait until the status may follow: no sooner than statuses may.
+
+        If the caller's connection may be closed behind it, the caller needs what it was sent before.
+        """
         if self._unsent is None:
             return
+        loop = asyncio.get_running_loop()
         seconds = self._settings.write_timeout
         if (remaining := context.time_remaining()) is not None:
             seconds = min(seconds, remaining - _IN_TIME_SECONDS)
+        until = loop.time() + seconds
         try:
-            await self._unsent.delivered(context.peer(), seconds=seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._may_end.wait()
+            await self._unsent.delivered(context.peer(), seconds=until - loop.time())
         except Exception as error:  # noqa: BLE001 - a bug in here must not change the status
             _bug(error)
 
@@ -244,13 +272,17 @@ class Guard(grpc.aio.ServerInterceptor):
         task = asyncio.current_task()
         assert task is not None
         self._calls[task] = call
-        task.add_done_callback(self._calls.pop)
+        self._recent.opened(call.connection)
+        task.add_done_callback(self._closed)
         if self._unsent is not None:
             self._unsent.opened(call.connection, task)
         if _is_ours(method):
             self._running.add(call)
             self._quiet.clear()
         return call
+
+    def _closed(self, task: "asyncio.Task[Any]") -> None:
+        self._recent.ended(self._calls.pop(task).connection)
 
     def _left(self) -> None:
         """The handler of this task's call has been left."""

@@ -12,7 +12,7 @@ from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from ..admission.slots import Slots
-from ..calls.guard import Guard
+from ..calls.guard import RETURN_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
 from ..calls.health import Health
 from ..calls.receive import Receiver
@@ -29,8 +29,8 @@ _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
 
 # Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not
-# meet the others as they close.
-_TOGETHER_SECONDS = 0.4
+# meet the others as they close. Each may hold calls until callers have returned.
+_TOGETHER_SECONDS = RETURN_SECONDS + 0.4
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 # Of the memory for requests that are still arriving: some of any size can be read at once.
@@ -129,15 +129,14 @@ class Server:
     async def _close(self, seconds: float, *, pause: float = 0) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut.
 
-        Calls that have come meanwhile are answered after a `pause`, in seconds.
+        Calls that have come meanwhile are answered once it has lasted for `pause` seconds, at the earliest.
         """
-        await self._unless_hurried(self._guard.hold())
-        if self._hurried.is_set():
-            self._guard.interrupt()
-            await self._guard.hold()  # for what is on its way, and for those who ask again when they hear that
+        released = asyncio.get_running_loop().time() + pause
+        await self._guard.hold()
         closing = asyncio.ensure_future(self._server.stop(seconds))
         await asyncio.sleep(0)  # so that the task begins, and gRPC is told
-        await asyncio.sleep(pause)
+        self._guard.let_end()
+        await asyncio.sleep(released - asyncio.get_running_loop().time())
         self._guard.release()
         return closing
 

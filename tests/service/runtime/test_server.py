@@ -130,6 +130,51 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
     assert set(heard) == {"UNAVAILABLE"}
 
 
+async def test_a_caller_whose_call_has_just_ended_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be so busy that the next call comes late. gRPC would cancel it if it came in the wrong moment."""
+    patient(monkeypatch)
+    served = await serve(FakeProvider(HELLO), drain_delay=0)
+    await served.ask()
+    stopping = asyncio.ensure_future(served.server.stop(10))
+    await asyncio.sleep(0.5)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.ask()
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    await asyncio.wait_for(stopping, 10)
+
+
+async def test_a_caller_that_has_left_is_not_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient(monkeypatch)
+    served = await serve(FakeProvider(HELLO), drain_delay=0)
+    await served.ask()
+    await served.channel.close()
+    await asyncio.wait_for(served.server.stop(10), 10)
+
+
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RETURN_SECONDS", "_LONGEST_HOLD_SECONDS"):
+        monkeypatch.setattr(f"service.calls.guard.{name}", 3600)
+
+
+async def test_a_call_that_ends_while_others_are_held_ends_once_its_caller_is_told_to_go(serve: Serve) -> None:
+    """So that the caller asks another server next."""
+    model = Gated(HELLO)
+    served = await serve(model, drain_delay=0)
+    with http2.Connection(served.address, patience=10) as caller:
+        caller.hello().send(http2.call(pb.GenerateRequest(prompt="hi").SerializeToString()))
+        await model.begun.wait()
+        stopping = asyncio.ensure_future(served.server.stop(10))
+        await until(lambda: not served.server._guard._open.is_set())  # calls are held
+        model.gate.set()
+        frames = await asyncio.to_thread(lambda: list(caller.frames()))
+        await stopping
+    trailers = next(
+        n for n, (kind, flags, *_) in enumerate(frames) if kind == http2.HEADERS and flags & http2.END_STREAM
+    )
+    assert http2.status_in(frames[trailers][3]) == 0
+    assert http2.GOAWAY in [kind for kind, *_ in frames[:trailers]]
+
+
 async def test_who_watches_the_greeter_or_asks_it_for_its_schema_hears_that_it_leaves(serve: Serve) -> None:
     served = await serve(None)
     health: Any = health_pb2_grpc.HealthStub(served.channel)

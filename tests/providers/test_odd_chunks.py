@@ -95,6 +95,55 @@ async def test_an_event_that_holds_nothing_costs_nothing(
     assert "".join(message.text for message in messages) == "a"
 
 
+def instead(body: Any, **how: Any) -> bytes:
+    """JSON where a stream was asked for."""
+    return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n" + (
+        body if isinstance(body, bytes) else json.dumps(body, **how).encode()
+    )
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+async def test_an_answer_that_comes_as_one_json_is_told_whole(
+    odd: Upstream, by_hand: tuple[ByHand, str], indent: int | None
+) -> None:
+    """https://github.com/MacPaw/OpenAI/issues/283"""
+    called = {"id": "one", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
+    message = {"role": "assistant", "content": "a\n\nb", "tool_calls": [called]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    by_hand[0].says = instead({"model": "m-1", "choices": [choice], "usage": COUNTED["usage"]}, indent=indent)
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "a\n\nb"
+    (call,) = [message.tool_call.tool_call for message in messages if message.HasField("tool_call")]
+    assert (call.id, call.name, dict(call.arguments)) == ("one", "get_weather", {"city": "Rome"})
+    completed = messages[-1].completed
+    assert completed.usage == pb.Usage(exact=True, input_tokens=5, output_tokens=3, total_tokens=8)
+    assert completed.model_version == "m-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        ({"error": {"message": "SECRET", "code": "rate_limit_exceeded"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        ({"object": "error", "message": "SECRET", "code": 429}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        ([{"error": {"message": "SECRET", "code": 503}}], Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
+        ({"detail": "SECRET"}, Code.INTERNAL, "UPSTREAM_FAULT"),
+        (["SECRET"], Code.INTERNAL, "UPSTREAM_FAULT"),
+        (b'{"choices": [{"message": {"content": "SEC', Code.UNAVAILABLE, "UPSTREAM_CUT"),
+        (b"[" * 100_000, Code.INTERNAL, "UPSTREAM_FAULT"),
+    ],
+)
+async def test_an_error_that_comes_with_status_200_is_one(
+    odd: Upstream, by_hand: tuple[ByHand, str], body: Any, code: Code, reason: str
+) -> None:
+    by_hand[0].says = instead(body)
+    messages, error = await heard(odd)
+    assert not messages
+    assert error is not None
+    assert failure(error) == (code, reason)
+    assert "SEC" not in str(error.details())
+
+
 async def test_a_connection_that_breaks_behind_the_finish_reason_costs_nothing(
     odd: Upstream, by_hand: tuple[ByHand, str]
 ) -> None:

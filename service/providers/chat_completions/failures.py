@@ -58,6 +58,15 @@ def _body(error: openai.APIError) -> Mapping[Any, Any]:
     return inner if isinstance(inner, Mapping) else body
 
 
+def error_in(chunk: Any) -> Any:
+    """The error that stands where a chunk should; None if it is a chunk. Google's stands in a list."""
+    if isinstance(chunk, list) and len(chunk) == 1:
+        (chunk,) = chunk
+    if not isinstance(chunk, Mapping):
+        return None
+    return chunk.get("error") or (chunk if chunk.get("object") == "error" else None)
+
+
 def blocked(error: openai.APIError) -> str:
     """Upstream's word for it, where the error is that the prompt was blocked."""
     body = _body(error)

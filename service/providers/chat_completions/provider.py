@@ -6,6 +6,7 @@ or can't bear it. LangChain is handed on only what it understands.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Self, cast
@@ -113,6 +114,7 @@ class _Call:
         self._stream: Any = None
         """The response; None before it is there, and where there is none since the prompt was blocked."""
         self._chunks: AsyncIterator[Any]
+        self._body: _Body
         self._said: list[Event] = []
         self.answer = answer
 
@@ -130,7 +132,7 @@ class _Call:
         except (AssertionError, LookupError, UnicodeError) as error:  # the same, in an encoding that is none
             raise http_failures.unreadable(self._who) from error
         else:
-            _skip_hollow_events(self._stream)
+            self._body = _Body(self._stream)
             self._chunks = aiter(self._stream)
         return self
 
@@ -166,13 +168,14 @@ class _Call:
         """The next chunk, as JSON. The SDK doesn't look at what it is given, and what it stumbles on is no chunk."""
         try:
             chunk = _json(await anext(self._chunks, _END))
+            if chunk is _END and (whole := self._body.json()) is not None:
+                chunk = _answer_or_error(whole)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if self.answer.finish:  # nothing of the answer can be missing
                 return _END
             raise http_failures.unreadable(self._who, error) from error
-        if isinstance(chunk, list) and len(chunk) == 1 and isinstance(chunk[0], Mapping) and "error" in chunk[0]:
-            # As Google has it.
-            raise openai.APIError("", request=self._stream.response.request, body=chunk[0]["error"])
+        if told := failures.error_in(chunk):
+            raise openai.APIError("", request=self._stream.response.request, body=told)
         return chunk
 
     def events(self) -> list[Event]:
@@ -238,21 +241,50 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
     )
 
 
-def _skip_hollow_events(stream: Any) -> None:
-    """Have the SDK read past events that hold nothing, as some servers send to keep the connection; it can't bear them.
+class _Body:
+    """What upstream sends, event by event; or the one JSON that some send in their place, however they were asked."""
 
-    As the rules of server-sent events have it. https://github.com/openai/openai-python/issues/2722
-    """
-    decoder = getattr(stream, "_decoder", None)
-    decode = getattr(decoder, "decode", None)
-    if decoder is None or decode is None:
-        return
+    def __init__(self, stream: Any) -> None:
+        """From here on, the SDK's `stream` reads past events that hold nothing, and past such JSON.
 
-    def decoded(line: str) -> Any:
-        event = decode(line.removeprefix("\ufeff"))  # before the first line
-        return event if event is not None and event.data.strip() else None
+        Some send such events to keep the connection, by the rules of server-sent events; the SDK can't bear them.
+        https://github.com/openai/openai-python/issues/2722
+        """
+        self._lines: list[str] = []
+        """Of the one JSON."""
+        self._begun = False
+        decoder = getattr(stream, "_decoder", None)
+        decode = getattr(decoder, "decode", None)
+        if decoder is None or decode is None:
+            return
 
-    decoder.decode = decoded
+        def decoded(line: str) -> Any:
+            line = line.removeprefix("\ufeff")  # before the first line
+            if self._is_json(line):
+                self._lines.append(line)
+                return None
+            event = decode(line)
+            return event if event is not None and event.data.strip() else None
+
+        decoder.decode = decoded
+
+    def _is_json(self, line: str) -> bool:
+        """No field of an event begins so."""
+        if self._begun:
+            return bool(self._lines)
+        self._begun = bool(line.strip())
+        return line.lstrip().startswith(("{", "["))
+
+    def json(self) -> Any:
+        """The one JSON, once; None if there is none. Raises ValueError, RecursionError."""
+        text, self._lines = "\n".join(self._lines), []
+        return json.loads(text) if text else None
+
+
+def _answer_or_error(whole: Any) -> Any:
+    """As a chunk, which it is unless it is an error of whatever form."""
+    answers = isinstance(whole, Mapping) and whole.get("choices")
+    return whole if answers or failures.error_in(whole) else {"error": whole}
 
 
 def _json(value: Any) -> Any:

@@ -130,7 +130,7 @@ _Place = tuple[str, str, Need]
 def _lacking(needs: Iterable[_Place], card: ModelCard) -> Iterator[Violation]:
     for path, held, need in needs:
         if card.lacks(need):
-            yield Violation(path, _refusal(path, held, need, card))
+            yield Violation(path, _refusal(held, need, card))
 
 
 def _needs(request: pb.GenerateRequest) -> Iterator[_Place]:
@@ -153,10 +153,10 @@ def _needs(request: pb.GenerateRequest) -> Iterator[_Place]:
 
 
 def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Place]:
-    if kind != "text":
+    if kind != "text" and (kind != "reasoning" or part.reasoning):
         yield f"{path}.{kind}", "", _USES[f"messages.parts.{kind}"]
     if part.reasoning_signature:
-        yield f"{path}.reasoning_signature", "", _USES["messages.parts.reasoning"]
+        yield f"{path}.reasoning_signature", "", _USES["messages.parts.reasoning_signature"]
     if kind in ("inline_data", "file_data"):
         mime_type = getattr(part, kind).mime_type
         needs = reads(mime_type, linked=kind == "file_data")
@@ -165,7 +165,7 @@ def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Pl
         yield f"{path}.file_data.file_uri", uri, follows(uri)
 
 
-def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa: C901, PLR0911 - one for each need
+def _refusal(held: str, need: Need, card: ModelCard) -> str:  # noqa: C901, PLR0911 - one for each need
     name = quote(card.name)
     match need:
         case UsesField("tools") if "tools" not in card.unsupported:
@@ -173,7 +173,7 @@ def _refusal(path: str, held: str, need: Need, card: ModelCard) -> str:  # noqa:
         case UsesField(field) if field not in card.unsupported:
             return f"is set, but {name} doesn't think: leave it unset"
         case UsesField(field):
-            whole_part = path.endswith("]." + field.removeprefix("messages.parts."))
+            whole_part = field.startswith("messages.parts.") and field != "messages.parts.reasoning_signature"
             how = "out" if whole_part else "unset"
             return f"is nothing that {name} takes: leave it {how}"
         case Reads(kind):

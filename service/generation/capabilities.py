@@ -27,7 +27,8 @@ FIELDS = frozenset(
         "safety_settings",
         "labels",
         *(f"config.{one.name}" for one in fields(Sampling)),
-        *(f"messages.parts.{kind}" for kind in ("inline_data", "file_data", "tool_call", "tool_result", "reasoning")),
+        *(f"messages.parts.{kind}" for kind in ("inline_data", "file_data", "tool_call", "tool_result")),
+        *(f"messages.parts.{kind}" for kind in ("reasoning", "reasoning_signature")),
     }
 )
 """The fields of a request that a provider may have no word for, by their paths without an index.
@@ -38,7 +39,7 @@ What isn't here is for the server itself, as `coalesce` is, or is taken by every
 
 @dataclass(frozen=True, slots=True)
 class UsesField:
-    """The request sets a field; for thoughts and their signatures that is "messages.parts.reasoning"."""
+    """The request sets a field."""
 
     path: str
     """One of FIELDS."""
@@ -204,13 +205,19 @@ def _of_part(part: Part) -> Iterator[Need]:
             yield from reads(part.mime_type, linked=True)
             yield follows(part.uri)
         case Reasoning():
-            yield UsesField("messages.parts.reasoning")
+            if part.text:
+                yield UsesField("messages.parts.reasoning")
+            yield from _signed(part.signature)
         case ToolCall():
             yield UsesField("messages.parts.tool_call")
-            if part.signature:
-                yield UsesField("messages.parts.reasoning")
+            yield from _signed(part.signature)
         case ToolResult():
             yield UsesField("messages.parts.tool_result")
+
+
+def _signed(signature: bytes) -> Iterator[Need]:
+    if signature:
+        yield UsesField("messages.parts.reasoning_signature")
 
 
 def reads(mime_type: str, *, linked: bool) -> Iterator[Reads | TakesType]:

@@ -147,11 +147,17 @@ def _effort(value: str) -> None:
         raise ValueError("an option reasoning_effort of one word, such as low, medium or high")
 
 
+def _thoughts_back(value: str) -> None:
+    if value not in ("reasoning_content", "reasoning", "google"):
+        raise ValueError("an option thoughts_back of reasoning_content, reasoning or google")
+
+
 _CHECK: Mapping[str, Callable[[str], object]] = {
     "token_limit": _token_limit,
     "stream_options": _switch,
     "reasoning_effort": _effort,
     "thoughts": _switch,
+    "thoughts_back": _thoughts_back,
     "strict": _switch,
 }
 """Options that the provider itself makes use of."""

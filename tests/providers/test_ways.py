@@ -3,10 +3,13 @@
 import json
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
+from tests.conftest import failure
 from tests.providers.conftest import LINES, OK, ByHand, Open, Upstream
-from tests.service.contract.test_whole_request import struct
+from tests.service.contract.test_whole_request import MODEL, TOOL, USER, message, struct
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -75,3 +78,70 @@ async def test_thoughts_come_as_its_line_says(
     messages: list[pb.GenerateResponse] = await upstream.ask()
     assert "".join(message.text for message in messages) == "a"
     assert [message.reasoning.text for message in messages if message.HasField("reasoning")] == ["hm"] * told
+
+
+WEATHER = {"function_declarations": [{"name": "get_weather"}]}
+CALL = {"id": "one", "name": "get_weather", "arguments": {"city": "Rome"}}
+RESULT = message(TOOL, {"tool_result": {"tool_call_id": "one", "response": {"celsius": 20}}})
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+async def test_thoughts_go_back_under_the_name_that_its_line_says(
+    open_provider: Open, provider: str, field: str
+) -> None:
+    """DeepSeek refuses a call of a tool without the thoughts that led to it."""
+    address = str((await open_provider(provider)).emulator.rest_address)
+    upstream = await opened(open_provider, provider, f"thoughts_back={field}", address)
+    thinking = message(MODEL, {"reasoning": "h"}, {"reasoning": "m"}, {"text": "a"}, {"tool_call": CALL})
+    plain = message(MODEL, {"text": "b"})
+    asked = message(USER, {"text": "hi"})
+    await upstream.ask(prompt="", messages=[asked, plain, asked, thinking, RESULT], tools=[WEATHER])
+    _, first, _, second, result = json.loads(upstream.call.body or b"")["messages"]
+    assert (first["content"], first.get(field)) == ("b", None)
+    assert second[field] == "hm"
+    assert "hm" not in str(second["content"])
+    assert result["role"] == "tool"
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+async def test_signatures_of_google_come_and_go_back(
+    open_provider: Open, by_hand: tuple[ByHand, str], provider: str
+) -> None:
+    """Gemini refuses a call of a tool without its signature, by OpenAI's protocol too."""
+    extra = {"google": {"thought_signature": "AP8="}}
+    call = {"id": "one", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Rome"}'}}
+    calls = [{**call, "extra_content": extra}, {**call, "id": "two"}]
+    delta = {"role": "assistant", "tool_calls": [{**one, "index": place} for place, one in enumerate(calls)]}
+    chunk = {"choices": [{"index": 0, "delta": delta, "finish_reason": "tool_calls"}]}
+    by_hand[0].says = OK + b"connection: close\r\n\r\ndata: %s\n\n" % json.dumps(chunk).encode()
+    upstream = await opened(open_provider, provider, "thoughts_back=google", by_hand[1])
+    answer: list[pb.GenerateResponse] = await upstream.ask(tools=[WEATHER])
+    parts = [message.tool_call for message in answer if message.HasField("tool_call")]
+    assert [part.reasoning_signature for part in parts] == [b"\x00\xff", b""]
+
+    address = str((await open_provider(provider)).emulator.rest_address)
+    upstream = await opened(open_provider, provider, "thoughts_back=google", address)
+    signed = message(
+        MODEL, *({"tool_call": part.tool_call, "reasoning_signature": part.reasoning_signature} for part in parts)
+    )
+    results = [{"tool_result": {"tool_call_id": name, "response": {"celsius": 20}}} for name in ("one", "two")]
+    asked = message(USER, {"text": "hi"})
+    await upstream.ask(prompt="", messages=[asked, signed, message(TOOL, *results)], tools=[WEATHER])
+    first, second = json.loads(upstream.call.body or b"")["messages"][1]["tool_calls"]
+    assert first["extra_content"] == extra
+    assert "extra_content" not in second
+
+
+async def test_a_signature_that_cannot_be_read_is_the_models_fault(
+    open_provider: Open, by_hand: tuple[ByHand, str]
+) -> None:
+    upstream = await opened(open_provider, "openai", "thoughts_back=google", by_hand[1])
+    for extra in ("SECRET", {"google": "SECRET"}, *({"google": {"thought_signature": one}} for one in ("A", 7, "é"))):
+        call = {"id": "one", "function": {"name": "f", "arguments": "{}"}, "extra_content": extra}
+        chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "stop"}]}
+        by_hand[0].says = OK + b"connection: close\r\n\r\ndata: %s\n\n" % json.dumps(chunk).encode()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upstream.ask()
+        assert failure(caught.value) == (grpc.StatusCode.INTERNAL, "UPSTREAM_FAULT")
+        assert "SECRET" not in str(caught.value.details())

@@ -72,8 +72,8 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 class Answer:
     """One answer as it comes, chunk by chunk."""
 
-    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True) -> None:
-        """`functions` are the names of those that were declared; `thoughts`: whether they are told."""
+    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True, signed: bool = False) -> None:
+        """`functions` are the names of those that were declared; `thoughts`, and what signs calls: they are told."""
         self.chunks = 0
         """How many have come."""
         self.finish = ""
@@ -82,7 +82,7 @@ class Answer:
         """Upstream's word for why it didn't take the prompt; empty: it did."""
         self.usage: Usage | None = None
         self.model_version = ""
-        self._calls = Calls(functions)
+        self._calls = Calls(functions, signed=signed)
         self._tells_thoughts = thoughts
         self._events: list[Event] = []
         self._kinds: set[str] = set()

@@ -39,8 +39,16 @@ _UNSUPPORTED = frozenset(
         "labels",
         "tools.google_search",
         "messages.parts.reasoning",
+        "messages.parts.reasoning_signature",
     }
 )
+
+_BACK = {
+    "reasoning_content": frozenset({"messages.parts.reasoning"}),
+    "reasoning": frozenset({"messages.parts.reasoning"}),
+    "google": frozenset({"messages.parts.reasoning_signature"}),
+}
+"""Of these, what the option thoughts_back has a word for."""
 
 _SPECS = {spec.name: spec for spec in (OPENAI, AZURE)}
 
@@ -71,11 +79,11 @@ class OpenAIProvider:
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
         ways = self._ways[prompt.model]
         answer = Answer(
-            {function.name for function in prompt.tools.functions}, thoughts=ways.get("thoughts") != "false"
+            {function.name for function in prompt.tools.functions},
+            thoughts=ways.get("thoughts") != "false",
+            signed=ways.get("thoughts_back") == "google",
         )
-        call = _Call(
-            self._chats[prompt.model].async_client, self._who[prompt.model], answer, ways.get("token_limit", "")
-        )
+        call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer, prompt, ways)
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()
         options = requests.options(prompt, strict=ways.get("strict") != "false")
@@ -106,10 +114,11 @@ class OpenAIProvider:
 class _Call:
     """One streaming completion: what ChatOpenAI gets for its client while it answers one prompt."""
 
-    def __init__(self, completions: Any, who: str, answer: Answer, token_limit: str = "") -> None:
-        """`token_limit` is upstream's name of max_output_tokens; empty: OpenAI's own."""
+    def __init__(self, completions: Any, who: str, answer: Answer, prompt: Prompt, ways: Mapping[str, str]) -> None:
+        """`ways` are the options of the model's line."""
         self._completions = completions
-        self._token_limit = token_limit
+        self._prompt = prompt
+        self._ways = ways
         self._who = who
         self._stream: Any = None
         """The response; None before it is there, and where there is none since the prompt was blocked."""
@@ -120,9 +129,11 @@ class _Call:
 
     async def create(self, **payload: Any) -> Self:
         """As AsyncCompletions has it; the answer is read, and closed, through this object."""
-        for name in ("max_completion_tokens", "max_tokens"):
-            if self._token_limit and name in payload:
-                payload[self._token_limit] = payload.pop(name)
+        if limit := self._ways.get("token_limit"):
+            for name in {"max_completion_tokens", "max_tokens"} & payload.keys():
+                payload[limit] = payload.pop(name)
+        if way := self._ways.get("thoughts_back"):
+            payload["messages"] = requests.with_thoughts(payload["messages"], self._prompt, way)
         try:
             self._stream = await self._completions.create(**payload)
         except openai.APIError as error:
@@ -231,7 +242,7 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
         offer,
         _SPECS[offer.provider],
         profile=chat.profile,
-        unsupported=_UNSUPPORTED,
+        unsupported=_UNSUPPORTED - _BACK.get(offer.options.get("thoughts_back", ""), frozenset()),
         file_schemes=frozenset({"https", "http"}),
         inline_types=requests.INLINE,
         linked_types=requests.IMAGES,

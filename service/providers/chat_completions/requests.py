@@ -1,12 +1,25 @@
 """A prompt as Chat Completions has it, where LangChain doesn't make it so by itself. No I/O."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ... import errors
 from ...errors import Violation
-from ...generation.prompt import Blob, File, Function, Prompt, Sampling, ToolMode, Tools
+from ...generation.prompt import (
+    Blob,
+    File,
+    Function,
+    Part,
+    Prompt,
+    Reasoning,
+    Role,
+    Sampling,
+    ToolCall,
+    ToolMode,
+    Tools,
+)
 from . import schemas
 
 IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
@@ -48,6 +61,35 @@ def _decoded(part: Blob) -> str:
     except UnicodeDecodeError:
         wrong = Violation("messages.parts.inline_data.data", f"is no text in UTF-8, as {part.mime_type} has to be here")
         raise errors.InvalidRequest([wrong]) from None
+
+
+def with_thoughts(messages: Sequence[Any], prompt: Prompt, way: str) -> list[Any]:
+    """The messages that LangChain makes of the prompt, with the thoughts that it leaves out.
+
+    `way` is the name of the field that holds a message's thoughts; or "google", for signed calls of tools.
+    Source: https://ai.google.dev/gemini-api/docs/thought-signatures
+    """
+    turns = (turn.parts for turn in prompt.turns if turn.role is Role.MODEL)
+    with_them = _with_signatures if way == "google" else partial(_with_words, way)
+    return [with_them(one, next(turns)) if one["role"] == "assistant" else one for one in messages]
+
+
+def _with_words(field: str, message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
+    words = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    return {**message, field: words} if words else message
+
+
+def _with_signatures(message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
+    made = [part for part in parts if isinstance(part, ToolCall)]
+    if not any(part.signature for part in made):
+        return message
+    signed = [
+        {**call, "extra_content": {"google": {"thought_signature": base64.b64encode(part.signature).decode()}}}
+        if part.signature
+        else call
+        for call, part in zip(message["tool_calls"], made, strict=True)
+    ]
+    return {**message, "tool_calls": signed}
 
 
 def options(prompt: Prompt, *, strict: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from ..spec import GoogleCloud, Offer, ProviderSpec, host_of
 OPENAI_ADDRESS = "https://api.openai.com/v1"
 """Where a line names none. Said to the SDK, which would else take it from a variable that happens to be set."""
 
-_WAYS = ("token_limit", "stream_options", "reasoning_effort", "thoughts", "strict")
+_WAYS = ("token_limit", "stream_options", "reasoning_effort", "thoughts", "thoughts_back", "strict")
 """In which servers of the protocol differ."""
 
 

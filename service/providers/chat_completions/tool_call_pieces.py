@@ -1,5 +1,6 @@
 """Calls of tools that come in pieces, as servers of Chat Completions tell them. No I/O."""
 
+import base64
 import json
 import uuid
 from collections.abc import Collection, Iterator, Mapping
@@ -13,13 +14,14 @@ from .foreign_json import Json, fault, joined, json_object, sound, text_of
 class _Call:
     """A call of a tool, as far as it has come."""
 
-    __slots__ = ("arguments", "id", "index", "name", "object")
+    __slots__ = ("arguments", "id", "index", "name", "object", "signature")
 
     def __init__(self, index: int | None) -> None:
         self.index = index
         self.id = ""
         self.name = ""
         self.arguments = ""
+        self.signature = b""
         self.object: Json | None = None
         """The arguments, from a server that tells them as JSON and not as its text."""
 
@@ -32,8 +34,10 @@ class _Call:
 class Calls:
     """Calls of tools, put together from pieces."""
 
-    def __init__(self, functions: Collection[str]) -> None:
+    def __init__(self, functions: Collection[str], *, signed: bool = False) -> None:
+        """`functions` are the names of those that were declared; `signed`: Google's signatures are told."""
         self._functions = functions
+        self._signed = signed
         self._calls: list[_Call] = []
 
     def add(self, piece: Json) -> None:
@@ -54,6 +58,8 @@ class Calls:
         call.id = call.id or identity
         if name != call.name:
             call.name += name
+        if self._signed:
+            call.signature = call.signature or _signature(piece)
         if arguments in (None, ""):
             return
         if call.object == {}:
@@ -82,7 +88,7 @@ class Calls:
                 identity = f"call_{uuid.uuid4().hex}"
             known.add(identity)
             name = sound(call.name, "choices.delta.tool_calls.function.name")
-            yield ToolCall(id=identity, name=name, arguments=dict(arguments))
+            yield ToolCall(id=identity, name=name, arguments=dict(arguments), signature=call.signature)
 
     def _of(self, index: int | None, identity: str, name: str, *, begins: bool) -> _Call:
         """The call that a piece belongs to; `begins`: it brings arguments."""
@@ -127,6 +133,17 @@ class Calls:
     def _last(self, index: int | None) -> _Call | None:
         known = [call for call in self._calls if index is None or call.index in (index, None)]
         return known[-1] if known else None
+
+
+def _signature(piece: Json) -> bytes:
+    """Raises UpstreamFault for one that can't be read: without it, the call can't be sent back."""
+    place = "choices.delta.tool_calls.extra_content"
+    extra = json_object(piece.get("extra_content") or {}, place)
+    told = text_of(json_object(extra.get("google") or {}, place).get("thought_signature"), place)
+    try:
+        return base64.b64decode(told, validate=True)
+    except ValueError:
+        raise fault(place) from None
 
 
 def _arguments(text: str) -> Any:

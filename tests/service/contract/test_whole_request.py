@@ -606,7 +606,8 @@ def test_a_field_that_the_provider_has_no_word_for_is_refused_by_name(path: str)
 
 
 def test_thoughts_of_another_model_are_refused_where_they_would_be_lost() -> None:
-    card = ModelCard(name="m", provider="p", unsupported=frozenset({"messages.parts.reasoning"}))
+    unsupported = frozenset({"messages.parts.reasoning", "messages.parts.reasoning_signature"})
+    card = ModelCard(name="m", provider="p", unsupported=unsupported)
     messages = [ASKED, message(MODEL, {"reasoning": "hm"}, {"text": "a", "reasoning_signature": b"s"})]
     assert refused(card, messages=messages, prompt="b") == {
         "messages[1].parts[0].reasoning": "is nothing that 'm' takes: leave it out",

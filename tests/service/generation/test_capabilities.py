@@ -82,7 +82,7 @@ def message(role: content_pb2.Role.ValueType, *parts: dict[str, Any]) -> content
 
 
 async def test_a_signed_call_of_a_tool_is_nothing_for_a_model_that_takes_no_thoughts() -> None:
-    card = ModelCard(name="second", provider="p", unsupported=frozenset({"messages.parts.reasoning"}))
+    card = ModelCard(name="second", provider="p", unsupported=frozenset({"messages.parts.reasoning_signature"}))
     call = content_pb2.ToolCall(id="1", name="weather")
     for signature in (b"", b"s"):
         asked = [
@@ -217,7 +217,8 @@ def requests(draw: st.DrawFn) -> pb.GenerateRequest:
 
 LACKS = {
     "unsupported": st.frozensets(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=2)
-    | st.just(frozenset({"messages.parts.reasoning"})),
+    | st.just(frozenset({"messages.parts.reasoning"}))
+    | st.just(frozenset({"messages.parts.reasoning_signature"})),
     "input_kinds": st.frozensets(st.sampled_from(["text", "image", "audio", "video", "pdf"]), min_size=1),
     "file_schemes": st.frozensets(st.sampled_from(["gs", "https"])),
     "answer_types": st.sampled_from([TYPES[:2], TYPES[:1], ("application/json", "text/plain")]),
@@ -258,5 +259,5 @@ OF_THE_SERVER = {
 def test_every_field_of_a_request_is_one_that_a_model_may_lack_or_the_servers_own() -> None:
     fields = set(pb.GenerateRequest.DESCRIPTOR.fields_by_name) - OF_THE_SERVER
     fields |= {f"config.{name}" for name in config_pb2.GenerationConfig.DESCRIPTOR.fields_by_name}
-    kinds = {field.name for field in content_pb2.Part.DESCRIPTOR.oneofs_by_name["data"].fields} - {"text"}
-    assert fields | {f"messages.parts.{kind}" for kind in kinds} | {"tools.google_search"} == FIELDS
+    parts = set(content_pb2.Part.DESCRIPTOR.fields_by_name) - {"text"}
+    assert fields | {f"messages.parts.{name}" for name in parts} | {"tools.google_search"} == FIELDS

@@ -198,6 +198,10 @@ _WRITES = {
     Word.ADDITIONAL_PROPERTIES: "what the schema says of other properties",
     Word.OTHER_ENUM: "an array of other than texts",
     Word.RECURSION: "a schema within itself",
+    Word.ANYTHING: "a schema without a type, which anything fits",
+    Word.ONE_OF: "several schemas of which two could fit at once",
+    Word.TUPLES: "a schema for each place in an array",
+    Word.FINER_LIMITS: "a limit of a kind",
 }
 
 

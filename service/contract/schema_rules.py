@@ -48,7 +48,7 @@ def _mistakes(schema: Any, path: str, depth: int, named: _Names) -> Iterable[Vio
     if depth > MAX_DEPTH:
         yield Violation(path, f"is nested deeper than {MAX_DEPTH} schemas: fewer are wanted")
         return
-    if not schema.keys() & {"type", "anyOf", "$ref"}:
+    if not schema.keys() & {"type", "anyOf", "oneOf", "$ref"} and not json_schema.is_anything(schema):
         yield Violation(f"{path}.type", f"is missing: one of {', '.join(TYPES)} is wanted")
     for key, value in schema.items():
         yield from _key(key, value, f"{path}.{key}"[:200], depth, named)
@@ -63,7 +63,9 @@ def _key(key: str, value: Any, path: str, depth: int, named: _Names) -> Iterable
         yield from _properties(value, path, depth, named)
     elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
         yield from _mistakes(value, path, depth + 1, named)
-    elif key == "anyOf":
+    elif key == "prefixItems":
+        yield from _schemas(value, path, depth, named)
+    elif key in ("anyOf", "oneOf"):
         yield from _any_of(value, path, depth, named)
     elif key == "$ref":
         if not isinstance(value, str) or value not in named.known:
@@ -82,9 +84,12 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
             yield Violation(f"{path}.{key}"[:200], "stands beside a $ref: it is wanted where that leads to")
     if "const" in schema and "enum" in schema:
         yield Violation(f"{path}.const", "stands beside an enum: one of them is wanted")
-    if "anyOf" in schema and len([one for one in _types(schema) if one != "null"]) > 1:
-        yield Violation(f"{path}.anyOf", "stands beside several types: one of them is wanted")
-    if "array" in _types(schema) and "items" not in schema:
+    if "anyOf" in schema and "oneOf" in schema:
+        yield Violation(f"{path}.oneOf", "stands beside an anyOf: one of them is wanted")
+    if schema.keys() & {"anyOf", "oneOf"} and len([one for one in _types(schema) if one != "null"]) > 1:
+        key = "anyOf" if "anyOf" in schema else "oneOf"
+        yield Violation(f"{path}.{key}", "stands beside several types: one of them is wanted")
+    if "array" in _types(schema) and not schema.keys() & {"items", "prefixItems"}:
         yield Violation(f"{path}.items", "is missing: the schema of the array's items is wanted")
     properties, required = schema.get("properties"), schema.get("required")
     if isinstance(properties, Mapping) and isinstance(required, list):
@@ -113,15 +118,23 @@ def _properties(value: Any, path: str, depth: int, named: _Names) -> Iterable[Vi
 
 
 def _any_of(value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
+    if isinstance(value, list) and value and all(map(_is_null, value)):
+        yield Violation(path, "holds null only: another schema is wanted beside it")
+    yield from _schemas(value, path, depth, named, null=True)
+
+
+def _schemas(value: Any, path: str, depth: int, named: _Names, *, null: bool = False) -> Iterable[Violation]:
+    """`null`: whether null is one of what they may be."""
     if not isinstance(value, list) or not value:
         yield Violation(path, f"is {_shown(value)}: an array of schemas is wanted")
         return
-    nulls = [isinstance(one, Mapping) and json_schema.is_null(one) and one.keys() <= _OF_NULL for one in value]
-    if all(nulls):
-        yield Violation(path, "holds null only: another schema is wanted beside it")
     for index, one in enumerate(value):
-        if not nulls[index]:
+        if not (null and _is_null(one)):
             yield from _mistakes(one, f"{path}[{index}]", depth + 1, named)
+
+
+def _is_null(schema: Any) -> bool:
+    return isinstance(schema, Mapping) and json_schema.is_null(schema) and schema.keys() <= _OF_NULL
 
 
 def _is_type(value: Any) -> bool:
@@ -172,6 +185,10 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "propertyOrdering": (_is_texts, "an array of texts"),
     "minimum": (_is_number, "a number"),
     "maximum": (_is_number, "a number"),
+    "exclusiveMinimum": (_is_number, "a number"),
+    "exclusiveMaximum": (_is_number, "a number"),
+    "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+    "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
     "minItems": (_is_count, "a whole number, 0 or more,"),
     "maxItems": (_is_count, "a whole number, 0 or more,"),
     "minLength": (_is_count, "a whole number, 0 or more,"),
@@ -183,13 +200,16 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     # These have schemas in them.
     "properties": (lambda _: True, ""),
     "items": (lambda _: True, ""),
+    "prefixItems": (lambda _: True, ""),
     "anyOf": (lambda _: True, ""),
+    "oneOf": (lambda _: True, ""),
     "additionalProperties": (lambda value: isinstance(value, bool), "true, false or a schema"),
     "$defs": (lambda _: True, ""),
     "definitions": (lambda _: True, ""),
     # This names one.
     "$ref": (lambda _: True, ""),
     "$schema": (_is_text, "text"),
+    "discriminator": (lambda value: isinstance(value, Mapping), "an object"),
 }
 
 _OF_NULL = frozenset({"type", "title", "description"})

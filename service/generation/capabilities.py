@@ -187,7 +187,8 @@ def needs(prompt: Prompt) -> Iterator[Need]:
         if tools and sampling.response_mime_type != PLAIN_TEXT:
             yield AnswersInFormWithTools()
     for schema in (sampling.response_schema, *(function.parameters for function in tools.functions)):
-        yield from (Writes(word) for _, word in words(schema or {}))
+        if schema is not None:
+            yield from (Writes(word) for _, word in words(schema))
     for turn in prompt.turns:
         for part in turn.parts:
             yield from _of_part(part)

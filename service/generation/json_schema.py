@@ -7,8 +7,10 @@ Source: https://json-schema.org/draft/2020-12/json-schema-core
 """
 
 import enum
+import itertools
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
@@ -25,17 +27,22 @@ ROOT = "#"
 
 _DEFINITIONS = ("$defs", "definitions")
 
-_HOLDERS = frozenset({*_DEFINITIONS, "properties", "items", "anyOf", "additionalProperties"})
-"""Keys whose values are schemas."""
+_LISTS = ("anyOf", "oneOf", "prefixItems")
+"""Keys whose values are lists of schemas."""
 
-_ABOUT = ("title", "description", "default", "example")
+_HOLDERS = frozenset({*_DEFINITIONS, *_LISTS, "properties", "items", "additionalProperties"})
+"""Keys whose values hold schemas."""
 
-_OF_ARRAYS = frozenset({"items", "minItems", "maxItems"})
+_ABOUT = frozenset({"title", "description", "default", "example"})
+
+_NULL: Mapping[str, Any] = {"type": "null"}
+
+_OF_ARRAYS = frozenset({"items", "prefixItems", "minItems", "maxItems", "uniqueItems"})
 _OF_OBJECTS = frozenset(
     {"properties", "required", "additionalProperties", "propertyOrdering", "minProperties", "maxProperties"}
 )
 _OF_STRINGS = frozenset({"minLength", "maxLength", "pattern", "format"})
-_OF_NUMBERS = frozenset({"minimum", "maximum", "format"})
+_OF_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "format"})
 _OWN: Mapping[str, frozenset[str]] = {
     "array": _OF_ARRAYS,
     "object": _OF_OBJECTS,
@@ -59,6 +66,26 @@ class Word(enum.Enum):
     """Values to choose from that aren't text."""
     RECURSION = enum.auto()
     """A schema that is a part of itself."""
+    ANYTHING = enum.auto()
+    """A schema of no type, which anything fits."""
+    ONE_OF = enum.auto()
+    """Schemas of which no two may fit, and two could."""
+    TUPLES = enum.auto()
+    """A schema for each place in an array."""
+    FINER_LIMITS = enum.auto()
+    """Numbers beyond a limit that isn't whole, or multiples; arrays without equal items."""
+
+
+_WORDS = {
+    "$ref": Word.RECURSION,
+    "additionalProperties": Word.ADDITIONAL_PROPERTIES,
+    "oneOf": Word.ONE_OF,
+    "prefixItems": Word.TUPLES,
+    "exclusiveMinimum": Word.FINER_LIMITS,
+    "exclusiveMaximum": Word.FINER_LIMITS,
+    "multipleOf": Word.FINER_LIMITS,
+    "uniqueItems": Word.FINER_LIMITS,
+}
 
 
 class TooLargeError(ValueError):
@@ -81,10 +108,9 @@ def normal(schema: Schema) -> dict[str, Any]:
 
 def words(schema: Schema, path: str = "") -> Iterator[tuple[str, Word]]:
     """What a schema in this form says beyond it, and where."""
-    if "$ref" in schema:
-        yield f"{path}.$ref", Word.RECURSION
-    if "additionalProperties" in schema:
-        yield f"{path}.additionalProperties", Word.ADDITIONAL_PROPERTIES
+    yield from ((f"{path}.{key}", word) for key, word in _WORDS.items() if key in schema)
+    if is_anything(schema):
+        yield path, Word.ANYTHING
     if not all(isinstance(one, str) for one in schema.get("enum", ())):
         yield f"{path}.enum", Word.OTHER_ENUM
     for name, one in parts(schema):
@@ -97,8 +123,9 @@ def parts(schema: Schema) -> Iterator[tuple[str, Schema]]:
     for group in ("properties", "$defs"):
         for name, one in schema.get(group, {}).items():
             yield f"{group}.{name}", one
-    for index, one in enumerate(schema.get("anyOf", ())):
-        yield f"anyOf[{index}]", one
+    for group in _LISTS:
+        for index, one in enumerate(schema.get(group, ())):
+            yield f"{group}[{index}]", one
     for key in ("items", "additionalProperties"):
         if isinstance(one := schema.get(key), Mapping):
             yield key, one
@@ -110,8 +137,9 @@ def changed(schema: Schema, how: Callable[[dict[str, Any]], dict[str, Any]]) -> 
     for group in ("properties", "$defs"):
         if group in made:
             made[group] = {name: changed(one, how) for name, one in made[group].items()}
-    if "anyOf" in made:
-        made["anyOf"] = [changed(one, how) for one in made["anyOf"]]
+    for group in _LISTS:
+        if group in made:
+            made[group] = [changed(one, how) for one in made[group]]
     for key in ("items", "additionalProperties"):
         if isinstance(made.get(key), Mapping):
             made[key] = changed(made[key], how)
@@ -134,6 +162,11 @@ def with_null(schema: Schema) -> dict[str, Any]:
 def is_null(schema: Schema) -> bool:
     """Whether nothing but null fits."""
     return str(schema.get("type", "")).lower() == "null"
+
+
+def is_anything(schema: Schema) -> bool:
+    """Whether the schema says nothing of what fits."""
+    return schema.keys() <= _ABOUT | {"nullable"}
 
 
 class _Reader:
@@ -190,19 +223,61 @@ class _Reader:
         for key in ("items", "additionalProperties"):
             if isinstance(made.get(key), Mapping):
                 made[key] = self._read(made[key], inside, depth + 1)
-        if "anyOf" in made:
-            made = self._any_of(made, inside, depth)
+        if "prefixItems" in made:
+            made["prefixItems"] = [self._read(one, inside, depth + 1) for one in made["prefixItems"]]
+        if made.get("uniqueItems") is False:
+            del made["uniqueItems"]
+        if "anyOf" in made or "oneOf" in made:
+            made = self._choice(made, inside, depth)
         return _one_type(made) if "type" in made else made
 
-    def _any_of(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
-        """Null among others as `nullable`; one of one as that one."""
-        options = [one for one in made["anyOf"] if not is_null(one)]
-        null = {"nullable": True} if len(options) < len(made["anyOf"]) and "type" not in made else {}
-        read = [self._read(one, inside, depth + 1) for one in options]
-        if len(read) > 1 or not made.keys() <= {"anyOf", *_ABOUT}:
+    def _choice(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
+        """One of several as any of them, where no value fits two; null among them as `nullable`; one of one as that."""
+        key = "oneOf" if "oneOf" in made else "anyOf"
+        written = made.pop(key)
+        made.pop("discriminator", None)  # OpenAPI's: they tell their difference themselves
+        read = [self._read(one, inside, depth + 1) for one in written if not is_null(one)]
+        nulls = len(written) - len(read)
+        if key == "oneOf" and not _apart([*read, *[_NULL] * nulls]):
+            return made | {"oneOf": [*read, *[_NULL] * nulls]}
+        null = {"nullable": True} if nulls and "type" not in made else {}
+        if len(read) > 1 or not made.keys() <= _ABOUT:
             return made | {"anyOf": read} | null
-        del made["anyOf"]
         return read[0] | made | null
+
+
+def _apart(options: Sequence[Schema]) -> bool:
+    """Whether it can be told that no value fits two of these schemas."""
+    return all(_differ(one, other) for one, other in itertools.combinations(options, 2))
+
+
+def _differ(one: Schema, other: Schema) -> bool:
+    kinds = {one.get("type"), other.get("type")}
+    if None in kinds or (_takes_null(one) and _takes_null(other)):
+        return False
+    if len(kinds) > 1:
+        return kinds != {"integer", "number"}
+    if "enum" in one and "enum" in other:
+        return set(one["enum"]).isdisjoint(other["enum"])
+    named = set(one.get("required", ())) & set(other.get("required", ()))
+    told = [(one.get("properties", {}).get(name), other.get("properties", {}).get(name)) for name in named]
+    return kinds == {"object"} and any(left and right and _differ(left, right) for left, right in told)
+
+
+def _takes_null(schema: Schema) -> bool:
+    return is_null(schema) or bool(schema.get("nullable"))
+
+
+def _whole_limits(made: dict[str, Any]) -> dict[str, Any]:
+    """Integers beyond a limit, as those from the next one on."""
+    if made.get("type") == "integer":
+        if "exclusiveMinimum" in made:
+            least = math.floor(made.pop("exclusiveMinimum")) + 1
+            made["minimum"] = max(made.get("minimum", least), least)
+        if "exclusiveMaximum" in made:
+            most = math.ceil(made.pop("exclusiveMaximum")) - 1
+            made["maximum"] = min(made.get("maximum", most), most)
+    return made
 
 
 def _one_type(made: dict[str, Any]) -> dict[str, Any]:
@@ -214,10 +289,12 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
     if "enum" in made:
         made["enum"] = [one for one in made["enum"] if one is not None]
     if len(others) == 1:
-        return made | {"type": others[0]} | null
+        return _whole_limits(made | {"type": others[0]} | null)
     about = {key: made.pop(key) for key in _ABOUT if key in made}
     options = [
-        {key: value for key, value in made.items() if key in _OWN[kind] or key not in _OF_TYPES} | {"type": kind}
+        _whole_limits(
+            {key: value for key, value in made.items() if key in _OWN[kind] or key not in _OF_TYPES} | {"type": kind}
+        )
         for kind in others
     ]
     if "enum" in made:

@@ -1,6 +1,7 @@
 """JSON schemas as libraries write them, and as they reach each provider."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import grpc
@@ -8,7 +9,7 @@ import grpc.aio
 import pytest
 from google.protobuf import json_format
 from google.rpc.error_details_pb2 import BadRequest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.generation import json_schema
 from tests.conftest import detail
@@ -115,10 +116,52 @@ async def test_openai_gets_a_schema_in_json_schemas_own_words_and_keeps_to_it_wh
     assert ended == {"type": ["string", "null"], "title": "Ended", "enum": ["won", "lost", "drawn", None]}
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int = Field(gt=0, le=9)
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    kilos: float = Field(gt=0)
+
+
+class Pets(BaseModel):
+    first: Cat | Dog = Field(discriminator="kind")
+    others: list[Any]
+    home: tuple[float, float]
+
+
+async def test_openai_gets_what_goes_beyond_gemini_as_pydantic_writes_it(open_provider: Open) -> None:
+    upstream = await open_provider("openai")
+    await upstream.ask(config=config(Pets.model_json_schema()))
+    properties = json.loads(upstream.call.body or b"")["response_format"]["json_schema"]["schema"]["properties"]
+    cat, dog = properties["first"]["anyOf"]
+    assert cat["properties"]["lives"] == {"type": "integer", "title": "Lives", "minimum": 1, "maximum": 9}
+    assert dog["properties"]["kilos"] == {"type": "number", "title": "Kilos", "exclusiveMinimum": 0}
+    assert properties["others"] == {"type": "array", "title": "Others", "items": {}}
+    assert [one["type"] for one in properties["home"]["prefixItems"]] == ["number", "number"]
+
+
+async def test_gemini_takes_a_union_and_says_what_else_it_does_not(gemini: Upstream) -> None:
+    await gemini.ask(config=config(Cat.model_json_schema()))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gemini.ask(config=config(Pets.model_json_schema()))
+    assert {one.field.removeprefix("config.response_schema.properties.") for one in _violations(caught.value)} == {
+        "first.anyOf[1].properties.kilos.exclusiveMinimum",
+        "others.items",
+        "home.prefixItems",
+    }
+
+
+def _violations(error: grpc.aio.AioRpcError) -> Sequence[BadRequest.FieldViolation]:
+    return list(detail(error, BadRequest).field_violations)
+
+
 async def test_what_gemini_has_no_word_for_is_refused_by_its_path(gemini: Upstream) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gemini.ask(config=config(Node.model_json_schema()))
-    assert {one.field for one in detail(caught.value, BadRequest).field_violations} == {
+    assert {one.field for one in _violations(caught.value)} == {
         "config.response_schema.additionalProperties",
         "config.response_schema.properties.next.$ref",
         "config.response_schema.properties.size.enum",

@@ -15,6 +15,7 @@ _STRICT = frozenset(
         *("type", "title", "description", "enum", "anyOf", "$ref", "$defs"),
         *("properties", "required", "additionalProperties", "items"),
         *("pattern", "format", "minimum", "maximum", "minItems", "maxItems"),
+        *("exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
     }
 )
 _STRICT_FORMATS = frozenset(
@@ -59,6 +60,8 @@ def _written(made: dict[str, Any]) -> dict[str, Any]:
 
 def _strict(schema: Schema, depth: int) -> bool:
     if not schema.keys() <= _STRICT or depth > _STRICT_DEPTH or ("$ref" in schema and len(schema) > 1):
+        return False
+    if json_schema.is_anything(schema):
         return False
     if schema.get("format", "date") not in _STRICT_FORMATS or "(?" in schema.get("pattern", ""):
         return False

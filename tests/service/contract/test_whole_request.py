@@ -379,7 +379,31 @@ def test_a_choice_without_functions_is_refused() -> None:
         ({"type": "null"}, ".type", "is 'null': one of string"),
         ({"type": ["null"]}, ".type", "is an array: one of string"),
         ({"type": ["string", ["number"]]}, ".type", "is an array: one of string"),
-        ({}, ".type", "is missing: one of string"),
+        ({"minLength": 1}, ".type", "is missing: one of string"),
+        ({"title": "Any"}, "", "is a schema without a type, which anything fits, which 'm' doesn't take"),
+        (
+            {"type": "number", "exclusiveMinimum": 0},
+            ".exclusiveMinimum",
+            "is a limit of a kind, which 'm' doesn't take",
+        ),
+        ({"type": "number", "multipleOf": 0}, ".multipleOf", "is 0: a number above 0 is wanted"),
+        ({"type": "array", "prefixItems": []}, ".prefixItems", "is an array: an array of schemas is wanted"),
+        (
+            {"type": "array", "prefixItems": [{"type": "string"}]},
+            ".prefixItems",
+            "is a schema for each place in an array, which 'm' doesn't take",
+        ),
+        ({"oneOf": [{"type": "x"}]}, ".oneOf[0].type", "is 'x': one of"),
+        (
+            {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+            ".oneOf",
+            "is several schemas of which two could fit at once, which 'm' doesn't take",
+        ),
+        (
+            {"oneOf": [{"type": "string"}], "anyOf": [{"type": "string"}]},
+            ".oneOf",
+            "stands beside an anyOf: one of them is wanted",
+        ),
         (
             {"type": "object", "additionalProperties": False},
             ".additionalProperties",

@@ -4,7 +4,7 @@ from typing import Any
 
 import jsonschema  # type: ignore[import-untyped] # it has none
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from service.contract import schema_rules
@@ -16,6 +16,11 @@ Json = Any
 
 NAMES = ("a", "b")
 NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}}}
+
+
+def pet(kind: str) -> Json:
+    """As Pydantic has one of a union that is told apart by its kind."""
+    return {"type": "object", "properties": {"kind": {"type": "string", "const": kind}}, "required": ["kind"]}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,28 @@ NODE = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/No
         ({"type": ["string", "null"], "enum": ["a", None]}, {"type": "string", "enum": ["a"], "nullable": True}),
         ({"type": ["string", "null"], "enum": ["a"]}, {"type": "string", "enum": ["a"]}),
         ({"$schema": "x", "type": "string"}, {"type": "string"}),
+        (
+            {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 9.5, "minimum": -1},
+            {"type": "integer", "minimum": 1, "maximum": 9},
+        ),
+        ({"type": "number", "exclusiveMinimum": 0}, {"type": "number", "exclusiveMinimum": 0}),
+        ({"type": "array", "items": {}, "uniqueItems": False}, {"type": "array", "items": {}}),
+        (
+            {"oneOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]},
+            {"anyOf": [{"type": "string"}, {"type": "integer"}], "nullable": True},
+        ),
+        (
+            {"oneOf": [{"type": "number"}, {"type": "integer"}, {"type": "null"}]},
+            {"oneOf": [{"type": "number"}, {"type": "integer"}, {"type": "null"}]},
+        ),
+        (
+            {
+                "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+                "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}},
+                "$defs": {"Cat": pet("cat"), "Dog": pet("dog")},
+            },
+            {"anyOf": [json_schema.normal(pet("cat")), json_schema.normal(pet("dog"))]},
+        ),
         (
             {
                 "type": "array",
@@ -102,13 +129,22 @@ def test_what_goes_beyond_the_form_is_told_with_its_place() -> None:
         {
             "type": "object",
             "additionalProperties": {"type": "integer", "enum": [1]},
-            "properties": {"me": {"$ref": "#"}, "a": {"anyOf": [{"type": "string"}, {"type": "number", "const": 1}]}},
+            "properties": {
+                "me": {"$ref": "#"},
+                "a": {"anyOf": [{"type": "string"}, {"type": "number", "const": 1}]},
+                "b": {"type": "array", "items": {"title": "Any"}, "prefixItems": [{"type": "string"}]},
+                "c": {"oneOf": [{"type": "integer"}, {"type": "number", "multipleOf": 0.5}]},
+            },
         }
     )
     assert list(json_schema.words(schema, "x")) == [
         ("x.additionalProperties", Word.ADDITIONAL_PROPERTIES),
         ("x.properties.me.$ref", Word.RECURSION),
         ("x.properties.a.anyOf[1].enum", Word.OTHER_ENUM),
+        ("x.properties.b.prefixItems", Word.TUPLES),
+        ("x.properties.b.items", Word.ANYTHING),
+        ("x.properties.c.oneOf", Word.ONE_OF),
+        ("x.properties.c.oneOf[1].multipleOf", Word.FINER_LIMITS),
         ("x.additionalProperties.enum", Word.OTHER_ENUM),
     ]
 
@@ -117,7 +153,7 @@ def test_what_goes_beyond_the_form_is_told_with_its_place() -> None:
 
 KINDS = ("string", "number", "integer", "boolean")
 
-LEAVES: st.SearchStrategy[Json] = st.one_of(
+PLAIN: st.SearchStrategy[Json] = st.one_of(
     st.builds(lambda kind: {"type": kind}, st.sampled_from(KINDS)),
     st.builds(lambda kinds: {"type": kinds}, st.lists(st.sampled_from(KINDS), min_size=1, max_size=2, unique=True)),
     st.builds(lambda kind: {"type": [kind, "null"]}, st.sampled_from(KINDS)),
@@ -129,7 +165,23 @@ LEAVES: st.SearchStrategy[Json] = st.one_of(
         ),
     ),
     st.builds(lambda value: {"type": "string", "const": value}, st.sampled_from(["a", "b"])),
-    st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/definitions/C"]).map(lambda name: {"$ref": name, "title": "T"}),
+    st.builds(
+        lambda kinds, limits: {"type": kinds, **limits},
+        st.sampled_from(["integer", "number", ["integer", "string"], ["number", "null"]]),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "exclusiveMinimum": st.sampled_from([-1, 0, 0.5]),
+                "exclusiveMaximum": st.sampled_from([1, 1.5, 2]),
+                "minimum": st.sampled_from([0, 1]),
+                "multipleOf": st.sampled_from([0.5, 1]),
+            },
+        ),
+    ),
+    st.sampled_from([{}, {"title": "T"}]),
+)
+LEAVES = PLAIN | st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/definitions/C"]).map(
+    lambda name: {"$ref": name, "title": "T"}
 )
 
 
@@ -148,14 +200,27 @@ def objects(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
 
 
 def arrays(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
-    return st.builds(lambda items, most: {"type": "array", "items": items, "maxItems": most}, inner, st.integers(0, 2))
+    return st.builds(
+        lambda items, most, more: {"type": "array", "items": items, "maxItems": most, **more},
+        inner,
+        st.integers(0, 2),
+        st.fixed_dictionaries(
+            {}, optional={"uniqueItems": st.booleans(), "prefixItems": st.lists(inner, min_size=1, max_size=2)}
+        ),
+    )
 
 
 def options(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
     null = st.sampled_from([[], [{"type": "null"}]])
-    return st.builds(lambda some, more: {"anyOf": [*some, *more]}, st.lists(inner, min_size=1, max_size=2), null)
+    return st.builds(
+        lambda key, some, more: {key: [*some, *more]},
+        st.sampled_from(["anyOf", "oneOf"]),
+        st.lists(inner, min_size=1, max_size=3),
+        null,
+    )
 
 
+SMALL = PLAIN | arrays(PLAIN) | options(PLAIN | objects(PLAIN)) | options(options(PLAIN))
 SCHEMAS = st.recursive(LEAVES, lambda inner: objects(inner) | arrays(inner) | options(inner), max_leaves=6)
 WHOLE = st.builds(
     lambda root, a, b, c: root | {"$defs": {"A": a, "B": b}, "definitions": {"C": c}},
@@ -165,7 +230,7 @@ WHOLE = st.builds(
     objects(SCHEMAS),
 )
 VALUES = st.recursive(
-    st.sampled_from([None, True, False, 0, 1, 1.5, "a", "b", ""]),
+    st.sampled_from([None, True, False, 0, 1, 1.5, 2, "a", "b", ""]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*NAMES, "c"]), inner, max_size=2),
     max_leaves=6,
 )
@@ -175,7 +240,17 @@ def fits(schema: Json, value: Json) -> bool:
     return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
 
 
-@given(WHOLE, st.lists(VALUES, min_size=1, max_size=8))
+NULLABLE = [{"type": ["integer", "null"]}, {"type": ["string", "null"]}]
+OF_A_KIND = [{"type": "object", "properties": {"a": {"type": kind}}} for kind in ("string", "integer")]
+
+
+@example({"oneOf": NULLABLE}, [None, 1, "a"])
+@example({"oneOf": [*NULLABLE[:1], {"type": "null"}]}, [None, 1])
+@example({"oneOf": OF_A_KIND}, [{}, {"a": "b"}, {"a": 1}])
+@example({"oneOf": [{**one, "required": ["a"]} for one in OF_A_KIND]}, [{}, {"a": "b"}, {"a": 1}])
+@example({"oneOf": [{"type": ["integer", "boolean"], "enum": [1, True]}, {"type": "integer", "enum": [1]}]}, [1, True])
+@example({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 2}, [0, 1, 2])
+@given(WHOLE | SMALL, st.lists(VALUES, min_size=1, max_size=8))
 def test_the_same_values_fit_what_a_provider_is_given(schema: Json, values: list[Json]) -> None:
     assume(not list(schema_rules.mistakes(schema, "")))  # only its size may be wrong
     given_to_openai = schemas.written(json_schema.normal(schema))

@@ -89,11 +89,11 @@ tools:
 
 .PHONY: test
 test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the page land in build/screenshots
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not soak" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not soak" $(ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, with fewer examples, in about a minute
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --hypothesis-profile=quick -m "not soak and not process and not browser and not smollm2 and not thorough" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick -m "not soak and not process and not browser and not smollm2 and not thorough" $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md

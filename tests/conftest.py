@@ -96,6 +96,10 @@ def _has_processes(path: Path) -> bool:
     return str(path.relative_to(Path(__file__).parent)).startswith(_WITH_PROCESSES)
 
 
+def _is_quick(item: pytest.Item) -> bool:
+    return not any(map(item.get_closest_marker, ("process", "browser", "smollm2")))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Don't even import what `make quick` leaves out."""
     left_out = "not process" in config.option.markexpr and collection_path.is_file() and _has_processes(collection_path)
@@ -103,11 +107,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Files are shared out in this order: the longest last would leave one process alone with it.
-    items.sort(key=lambda item: item.path.parent.name != "simulation")
     for item in items:
         if _has_processes(item.path):
             item.add_marker("process")
+    # Files are shared out in this order: the longest last would leave one process alone with it.
+    items.sort(key=lambda item: (item.path.parent.name != "simulation", _is_quick(item)))
 
 
 Detail = TypeVar("Detail", bound=Message)
@@ -116,8 +120,13 @@ Serve = Callable[..., Awaitable[Served]]
 
 async def _stop(server: Server) -> None:
     """Stop it without the moment in which calls may still be on their way: no test's are."""
+
+    async def nobody(_: guard.Guard) -> bool:
+        return False
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guard, "_COMING_IN_SECONDS", 0)
+        patch.setattr(guard.Guard, "_may_return", nobody)
         await server.stop(0)
 
 

@@ -30,13 +30,15 @@ from .recent import Recent
 from .time_limits import TimeLimits
 from .unsent import Unsent
 
+# For how long new calls are held at most, when a server stops.
+LONGEST_HOLD_SECONDS = 0.8
+
 # A caller whose call has ended may send the next one that much later, on a busy machine.
-RETURN_SECONDS = 0.5
+_RETURN_SECONDS = 0.5
 
 _MOMENT_SECONDS = 0.05
 _COMING_IN_SECONDS = 0.1
 _LATE_SECONDS = 0.1
-_LONGEST_HOLD_SECONDS = 2.0
 
 # Of the time in which calls end at last: for callers that may still read what was sent before their statuses.
 _HOPEFUL_PART = 0.8
@@ -70,7 +72,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """By method, those that have been asked for."""
         self._calls: dict[asyncio.Task[Any], Call] = {}
         """By the task of each call, which ends once its status has been sent."""
-        self._recent = Recent(RETURN_SECONDS)
+        self._recent = Recent(_RETURN_SECONDS)
         self._running: set[Call | None] = set()
         """Calls of our own services that are being answered."""
         self._quiet = asyncio.Event()
@@ -109,7 +111,7 @@ class Guard(grpc.aio.ServerInterceptor):
         loop = asyncio.get_running_loop()
         quiet = False
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LONGEST_HOLD_SECONDS):
+            async with asyncio.timeout(LONGEST_HOLD_SECONDS):
                 while not quiet or await self._may_return():
                     seen, begin = (self._held, len(self._calls)), loop.time()
                     await asyncio.sleep(_COMING_IN_SECONDS)
@@ -118,8 +120,13 @@ class Guard(grpc.aio.ServerInterceptor):
 
     async def _may_return(self) -> bool:
         """Whether any caller still has its connection, and not yet as many calls as it had a moment ago."""
-        missed = {key(connection) for connection in self._recent.missed()}
-        return bool(missed) and not missed.isdisjoint(await asyncio.to_thread(connections))
+        missed = set(map(key, self._recent.missed(asyncio.get_running_loop().time()))) - {None}
+        if not missed:
+            return False
+        try:
+            return not missed.isdisjoint(await asyncio.to_thread(connections))
+        except RuntimeError:  # there is no thread to be had, and the server has to stop all the same
+            return False
 
     def let_end(self) -> None:
         """Send the statuses that are held, and those to come: gRPC has been told to stop."""
@@ -192,9 +199,10 @@ class Guard(grpc.aio.ServerInterceptor):
                     record.reason = failure.reason
                     if isinstance(failure, UpstreamError):
                         self._blame(failure, record)
-                code = "OK" if failure is None else failure.code.name
+                ending = "OK" if failure is None else failure.code.name
                 failure = None  # and all that its traceback holds
                 await self._delivered(context)
+                code = ending
             finally:
                 self._left()
                 if ours:
@@ -239,16 +247,14 @@ class Guard(grpc.aio.ServerInterceptor):
         """
         if self._unsent is None:
             return
-        loop = asyncio.get_running_loop()
-        seconds = self._settings.write_timeout
+        seconds: float | None = None
         if (remaining := context.time_remaining()) is not None:
-            seconds = min(seconds, remaining - _IN_TIME_SECONDS)
-        until = loop.time() + seconds
+            seconds = remaining - _IN_TIME_SECONDS
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout(seconds):
                     await self._may_end.wait()
-            await self._unsent.delivered(context.peer(), seconds=until - loop.time())
+                    await self._unsent.delivered(context.peer(), patience=self._settings.write_timeout)
         except Exception as error:  # noqa: BLE001 - a bug in here must not change the status
             _bug(error)
 
@@ -282,7 +288,7 @@ class Guard(grpc.aio.ServerInterceptor):
         return call
 
     def _closed(self, task: "asyncio.Task[Any]") -> None:
-        self._recent.ended(self._calls.pop(task).connection)
+        self._recent.ended(self._calls.pop(task).connection, asyncio.get_running_loop().time())
 
     def _left(self) -> None:
         """The handler of this task's call has been left."""

@@ -1,11 +1,10 @@
 """Who is likely to call again at once: connections that have had more calls open, a moment ago, than they have now."""
 
-import time
 from collections import Counter, deque
 
 
 class Recent:
-    """Knows how many calls each connection has open, and had within the last `seconds`."""
+    """Knows how many calls each connection has open, and had within the last `seconds` of the loop's clock."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -17,18 +16,17 @@ class Recent:
         """A call of this connection begins."""
         self._open[connection] += 1
 
-    def ended(self, connection: str) -> None:
+    def ended(self, connection: str, now: float) -> None:
         """A call of this connection has ended."""
-        now = time.monotonic()
         self._ended.append((now, connection, self._open[connection]))
         self._open[connection] -= 1
         if not self._open[connection]:
             del self._open[connection]
         self._forget(now)
 
-    def missed(self) -> set[str]:
+    def missed(self, now: float) -> set[str]:
         """Connections that have fewer calls open now than they had lately."""
-        self._forget(time.monotonic())
+        self._forget(now)
         return {connection for _, connection, count in self._ended if self._open[connection] < count}
 
     def _forget(self, now: float) -> None:

@@ -12,7 +12,7 @@ from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from ..admission.slots import Slots
-from ..calls.guard import RETURN_SECONDS, Guard
+from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
 from ..calls.health import Health
 from ..calls.receive import Receiver
@@ -29,8 +29,8 @@ _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
 
 # Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not
-# meet the others as they close. Each may hold calls until callers have returned.
-_TOGETHER_SECONDS = RETURN_SECONDS + 0.4
+# meet the others as they close.
+_TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 # Of the memory for requests that are still arriving: some of any size can be read at once.
@@ -111,6 +111,7 @@ class Server:
     def hurry(self) -> None:
         """Make `stop` end running calls now."""
         self._hurried.set()
+        self._guard.interrupt()
 
     async def _unless_hurried(self, waiting: Coroutine[Any, Any, None]) -> None:
         tasks = asyncio.ensure_future(waiting), asyncio.ensure_future(self._hurried.wait())

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -54,9 +55,9 @@ def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     made.close()
 
 
-async def begun(unsent: Unsent, pair: Pair, *, seconds: float = 60) -> "asyncio.Task[None]":
+async def begun(unsent: Unsent, pair: Pair, *, patience: float = 60) -> "asyncio.Task[None]":
     """A call that is about to end: it waits."""
-    task = asyncio.ensure_future(unsent.delivered(pair.peer, seconds=seconds))
+    task = asyncio.ensure_future(unsent.delivered(pair.peer, patience=patience))
     unsent.opened(pair.peer, task)
     await asyncio.sleep(0.05)
     return task
@@ -71,24 +72,43 @@ async def read_until(pair: Pair, task: "asyncio.Task[None]") -> None:
 
 async def test_a_status_waits_until_the_caller_has_taken_what_came_before(pair: Pair) -> None:
     unsent = Unsent()
-    await unsent.delivered(pair.peer, seconds=60)  # nothing to wait for
+    await unsent.delivered(pair.peer, patience=60)  # nothing to wait for
     pair.fill()
     task = await begun(unsent, pair)
     assert not task.done()
     await read_until(pair, task)
 
 
-async def test_a_status_waits_no_longer_than_it_may(pair: Pair) -> None:
+async def test_a_status_does_not_wait_for_a_caller_that_takes_nothing(pair: Pair) -> None:
     pair.fill()
-    await asyncio.wait_for(Unsent().delivered(pair.peer, seconds=0.05), 10)
+    await asyncio.wait_for(Unsent().delivered(pair.peer, patience=0.05), 10)
 
 
-async def test_a_status_without_time_does_not_even_look_for_its_socket(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.calls.unsent.connections", lambda: pytest.fail("it looked"))
+async def test_a_status_waits_for_a_caller_that_takes_it_slowly(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.fill()
-    await Unsent().delivered(pair.peer, seconds=0)
+    held = iter([*range(100, 0, -1), 0, 0, 0])
+    monkeypatch.setattr("service.calls.unsent._held", lambda *_: next(held))
+    await asyncio.wait_for(Unsent().delivered(pair.peer, patience=1), 60)  # it takes five times as much
+    assert next(held, None) is None
+
+
+async def test_a_status_waits_for_what_grpc_writes_later(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([1, 0, 0, 2, 0, 1, 0, 0, 0])
+    monkeypatch.setattr("service.calls.unsent._held", lambda *_: next(held))
+    await asyncio.wait_for(Unsent().delivered(pair.peer, patience=60), 60)
+    assert next(held, None) is None
+
+
+async def test_a_search_that_finds_no_end_is_not_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread may wait for one of those that are busy."""
+    free = threading.Event()
+    monkeypatch.setattr("service.calls.unsent.connections", free.wait)
+    monkeypatch.setattr("service.calls.unsent._LONGEST_SEARCH_SECONDS", 0.05)
+    pair.fill()
+    try:
+        await asyncio.wait_for(Unsent().delivered(pair.peer, patience=60), 10)
+    finally:
+        free.set()
 
 
 async def test_a_connection_that_is_gone_keeps_nobody_waiting(pair: Pair) -> None:
@@ -135,4 +155,4 @@ async def test_who_gives_up_has_nobody_wait(pair: Pair) -> None:
 
 @pytest.mark.parametrize("peer", ["unix:/run/any", "unix:", "", "ipv4:", "vsock:3:40000", "ipv4:192.0.2.1:1"])
 async def test_nobody_waits_for_what_is_no_connection_of_ours(peer: str) -> None:
-    await asyncio.wait_for(Unsent().delivered(peer, seconds=60), 1)
+    await asyncio.wait_for(Unsent().delivered(peer, patience=60), 1)

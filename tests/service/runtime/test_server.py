@@ -104,7 +104,7 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
     gRPC would cancel what it has received and not handed over.
     """
     served = await serve(FakeProvider(HELLO), drain_delay=0)
-    heard: list[str] = []
+    heard: list[tuple[grpc.StatusCode, str]] = []
 
     async def ask_on(begun: asyncio.Event) -> None:
         own = [("grpc.use_local_subchannel_pool", 1)]
@@ -115,9 +115,9 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
                     await stub.Check(health_pb2.HealthCheckRequest())
                     begun.set()
                 except grpc.aio.AioRpcError as error:
-                    heard.append(error.code().name)
                     if "failed to connect" in (error.details() or ""):
                         return
+                    heard.append(failure(error))
 
     events = [asyncio.Event() for _ in range(20)]
     callers = [asyncio.ensure_future(ask_on(event)) for event in events]
@@ -127,7 +127,7 @@ async def test_a_caller_that_never_pauses_hears_a_word_of_ours_or_that_nobody_li
         served.server.hurry()
     await (served.server.leave() if way == "leave" else served.server.stop(10))
     await asyncio.wait_for(asyncio.gather(*callers), 10)
-    assert set(heard) == {"UNAVAILABLE"}
+    assert set(heard) <= {(grpc.StatusCode.UNAVAILABLE, "DRAINING")}
 
 
 async def test_a_caller_whose_call_has_just_ended_is_waited_for(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +152,31 @@ async def test_a_caller_that_has_left_is_not_waited_for(serve: Serve, monkeypatc
 
 
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RETURN_SECONDS", "_LONGEST_HOLD_SECONDS"):
+    for name in ("_RETURN_SECONDS", "LONGEST_HOLD_SECONDS"):
         monkeypatch.setattr(f"service.calls.guard.{name}", 3600)
+
+
+@pytest.mark.parametrize("way", ["stop", "hurry"])
+async def test_a_server_without_a_thread_to_be_had_stops_all_the_same(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def none(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = Silent(HELLO[:2])
+    served = await serve(model, drain_delay=0)
+    await check(served)  # a caller that may return
+    call = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await call.read()
+    monkeypatch.setattr("asyncio.to_thread", none)
+    stopping = asyncio.ensure_future(served.server.stop(0.05 if way == "stop" else 3600))
+    if way == "hurry":
+        await until(lambda: not served.server._guard._open.is_set())
+        served.server.hurry()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_on(call)
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    await asyncio.wait_for(stopping, 10)
 
 
 async def test_a_call_that_ends_while_others_are_held_ends_once_its_caller_is_told_to_go(serve: Serve) -> None:

@@ -201,7 +201,7 @@ _WRITES = {
     Word.ANYTHING: "a schema without a type, which anything fits",
     Word.ONE_OF: "several schemas of which two could fit at once",
     Word.TUPLES: "a schema for each place in an array",
-    Word.FINER_LIMITS: "a limit of a kind",
+    Word.FINER_LIMITS: "a limit that can't be reached, multiples, or items that differ",
 }
 
 

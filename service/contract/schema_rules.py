@@ -17,6 +17,9 @@ from ..generation.json_values import finite
 _MOST_MISTAKES = 20
 """That are looked for in one schema: no status holds more."""
 
+_TOO_MANY = 2**53
+"""The first count that a JSON number can't tell from the next."""
+
 TYPES = ("string", "number", "integer", "boolean", "array", "object")
 
 
@@ -86,7 +89,7 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
         yield Violation(f"{path}.const", "stands beside an enum: one of them is wanted")
     if "anyOf" in schema and "oneOf" in schema:
         yield Violation(f"{path}.oneOf", "stands beside an anyOf: one of them is wanted")
-    if schema.keys() & {"anyOf", "oneOf"} and len([one for one in _types(schema) if one != "null"]) > 1:
+    if schema.keys() & {"anyOf", "oneOf"} and len(_types(schema)) > 1:
         key = "anyOf" if "anyOf" in schema else "oneOf"
         yield Violation(f"{path}.{key}", "stands beside several types: one of them is wanted")
     if "array" in _types(schema) and not schema.keys() & {"items", "prefixItems"}:
@@ -169,7 +172,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return _is_number(value) and value >= 0 and value == int(value)
+    return _is_number(value) and 0 <= value < _TOO_MANY and value == int(value)
 
 
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -189,12 +192,12 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "exclusiveMaximum": (_is_number, "a number"),
     "multipleOf": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
-    "minItems": (_is_count, "a whole number, 0 or more,"),
-    "maxItems": (_is_count, "a whole number, 0 or more,"),
-    "minLength": (_is_count, "a whole number, 0 or more,"),
-    "maxLength": (_is_count, "a whole number, 0 or more,"),
-    "minProperties": (_is_count, "a whole number, 0 or more,"),
-    "maxProperties": (_is_count, "a whole number, 0 or more,"),
+    "minItems": (_is_count, "a whole number from 0 to 2^53,"),
+    "maxItems": (_is_count, "a whole number from 0 to 2^53,"),
+    "minLength": (_is_count, "a whole number from 0 to 2^53,"),
+    "maxLength": (_is_count, "a whole number from 0 to 2^53,"),
+    "minProperties": (_is_count, "a whole number from 0 to 2^53,"),
+    "maxProperties": (_is_count, "a whole number from 0 to 2^53,"),
     "default": (finite, "a value that JSON knows"),
     "example": (finite, "a value that JSON knows"),
     # These have schemas in them.

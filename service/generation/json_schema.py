@@ -10,6 +10,7 @@ import enum
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ MAX_CHARACTERS = 1_000_000
 _MAX_REFERENCES = 50
 """That lead from one to the next."""
 
+_MOST_TELLING = 10
+"""Properties that are looked at for telling objects apart."""
+
 ROOT = "#"
 """The whole schema, as a reference names it."""
 
@@ -32,6 +36,9 @@ _LISTS = ("anyOf", "oneOf", "prefixItems")
 
 _HOLDERS = frozenset({*_DEFINITIONS, *_LISTS, "properties", "items", "additionalProperties"})
 """Keys whose values hold schemas."""
+
+_LEFT_OUT = frozenset({*_DEFINITIONS, "$schema", "$ref", "discriminator"})
+"""What the form doesn't have. Schemas of a union tell their difference themselves."""
 
 _ABOUT = frozenset({"title", "description", "default", "example"})
 
@@ -54,6 +61,8 @@ _OWN: Mapping[str, frozenset[str]] = {
 """By type: the keys that say something of its values, and nothing of others."""
 _OF_TYPES = frozenset[str]().union(*_OWN.values())
 
+_LONGEST_PATH = 200
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -73,7 +82,7 @@ class Word(enum.Enum):
     TUPLES = enum.auto()
     """A schema for each place in an array."""
     FINER_LIMITS = enum.auto()
-    """Numbers beyond a limit that isn't whole, or multiples; arrays without equal items."""
+    """A limit that a number must not reach; multiples; arrays without equal items."""
 
 
 _WORDS = {
@@ -115,7 +124,7 @@ def words(schema: Schema, path: str = "") -> Iterator[tuple[str, Word]]:
         yield f"{path}.enum", Word.OTHER_ENUM
     for name, one in parts(schema):
         if not name.startswith("$defs."):  # which stands elsewhere as well, up to where it is itself again
-            yield from words(one, f"{path}.{name}")
+            yield from words(one, f"{path}.{name}"[:_LONGEST_PATH])
 
 
 def parts(schema: Schema) -> Iterator[tuple[str, Schema]]:
@@ -202,11 +211,12 @@ class _Reader:
         """`inside` are the references that have been followed up to here."""
         self._count += 1
         self._characters += sum(_characters(value) for key, value in schema.items() if key not in _HOLDERS)
+        self._characters += sum(map(len, schema.get("properties", ())))
         if self._count > MAX_SCHEMAS or self._characters > MAX_CHARACTERS:
             raise TooLargeError
         if depth > MAX_DEPTH or len(inside) > _MAX_REFERENCES:
             raise TooLargeError
-        own = {key: value for key, value in schema.items() if key not in (*_DEFINITIONS, "$schema", "$ref")}
+        own = {key: value for key, value in schema.items() if key not in _LEFT_OUT}
         if own.get("default", ...) is None:  # as good as none, and lost in Google's libraries
             del own["default"]
         if (name := schema.get("$ref")) is None:
@@ -235,7 +245,6 @@ class _Reader:
         """One of several as any of them, where no value fits two; null among them as `nullable`; one of one as that."""
         key = "oneOf" if "oneOf" in made else "anyOf"
         written = made.pop(key)
-        made.pop("discriminator", None)  # OpenAPI's: they tell their difference themselves
         read = [self._read(one, inside, depth + 1) for one in written if not is_null(one)]
         nulls = len(written) - len(read)
         if key == "oneOf" and not _apart([*read, *[_NULL] * nulls]):
@@ -247,21 +256,28 @@ class _Reader:
 
 
 def _apart(options: Sequence[Schema]) -> bool:
-    """Whether it can be told that no value fits two of these schemas."""
-    return all(_differ(one, other) for one, other in itertools.combinations(options, 2))
-
-
-def _differ(one: Schema, other: Schema) -> bool:
-    kinds = {one.get("type"), other.get("type")}
-    if None in kinds or (_takes_null(one) and _takes_null(other)):
+    """Whether it can be told that no value fits two of these schemas: by their types, values, or one property's."""
+    kinds = Counter(one.get("type") for one in options)
+    if None in kinds or kinds.keys() >= {"integer", "number"} or sum(map(_takes_null, options)) > 1:
         return False
-    if len(kinds) > 1:
-        return kinds != {"integer", "number"}
-    if "enum" in one and "enum" in other:
-        return set(one["enum"]).isdisjoint(other["enum"])
-    named = set(one.get("required", ())) & set(other.get("required", ()))
-    told = [(one.get("properties", {}).get(name), other.get("properties", {}).get(name)) for name in named]
-    return kinds == {"object"} and any(left and right and _differ(left, right) for left, right in told)
+    alike = [[one for one in options if one["type"] == kind] for kind, count in kinds.items() if count > 1]
+    return all(_choose_apart(some) or _told_apart(some) for some in alike)
+
+
+def _choose_apart(options: Sequence[Schema]) -> bool:
+    """Whether each has values of its own to choose from. All of one type: in Python, true is 1."""
+    values = [set(one.get("enum", ())) for one in options]
+    return all(values) and sum(map(len, values)) == len(set[Any]().union(*values))
+
+
+def _told_apart(options: Sequence[Schema]) -> bool:
+    """Whether these objects have a property that all require, with values of its own in each."""
+    common = set[str].intersection(*(set(one.get("required", ())) for one in options))
+    for name in itertools.islice((one for one in options[0].get("properties", {}) if one in common), _MOST_TELLING):
+        told = [one.get("properties", {}).get(name, {}) for one in options]
+        if len({one.get("type") for one in told}) == 1 and _choose_apart(told) and not any(map(_takes_null, told)):
+            return True
+    return False
 
 
 def _takes_null(schema: Schema) -> bool:

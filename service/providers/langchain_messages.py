@@ -30,15 +30,21 @@ def _messages(turn: Turn, media: Media) -> list[BaseMessage]:
             for part in turn.parts
             if isinstance(part, ToolResult)
         ]
-    content = _content(turn.parts, media)
     if turn.role is Role.USER:
-        return [HumanMessage(content)]
+        return [HumanMessage(_content(turn.parts, media))]
+    texts = [part for part in turn.parts if isinstance(part, str)]
+    # As one text, which it was: some servers take no list of them.
+    content = "".join(texts) if all(map(_is_said, turn.parts)) else _content(turn.parts, media)
     calls: list[Any] = [
         {"type": "tool_call", "id": part.id, "name": part.name, "args": part.arguments}
         for part in turn.parts
         if isinstance(part, ToolCall)
     ]
     return [AIMessage(content, tool_calls=calls)]
+
+
+def _is_said(part: Part) -> bool:
+    return not isinstance(part, Blob | File)
 
 
 def _content(parts: Sequence[Part], media: Media) -> Any:

@@ -127,6 +127,11 @@ async def test_an_answer_that_comes_as_one_json_is_told_whole(
         ({"error": {"message": "SECRET", "code": "rate_limit_exceeded"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         ({"object": "error", "message": "SECRET", "code": 429}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         ([{"error": {"message": "SECRET", "code": 503}}], Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
+        ({"error": {"message": "SECRET", "code": "RESOURCE_EXHAUSTED"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        (b': PROCESSING\n\n{"error": {"code": 429.0}}\n\n', Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        (b'{"error": {"code": 429}}\n\ndata: [DONE]\n\n', Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        ({}, Code.INTERNAL, "UPSTREAM_FAULT"),
+        ([], Code.INTERNAL, "UPSTREAM_FAULT"),
         ({"detail": "SECRET"}, Code.INTERNAL, "UPSTREAM_FAULT"),
         (["SECRET"], Code.INTERNAL, "UPSTREAM_FAULT"),
         (b'{"choices": [{"message": {"content": "SEC', Code.UNAVAILABLE, "UPSTREAM_CUT"),
@@ -142,6 +147,14 @@ async def test_an_error_that_comes_with_status_200_is_one(
     assert error is not None
     assert failure(error) == (code, reason)
     assert "SEC" not in str(error.details())
+
+
+async def test_an_error_that_comes_as_json_in_mid_stream_is_told(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    by_hand[0].says = stream(chunk(content="a")).replace(b"data: [DONE]\n\n", b'{"error": {"code": 429}}\n')
+    messages, error = await heard(odd)
+    assert "".join(message.text for message in messages) == "a"
+    assert error is not None
+    assert failure(error) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA")
 
 
 async def test_a_connection_that_breaks_behind_the_finish_reason_costs_nothing(

@@ -93,14 +93,14 @@ async def test_thoughts_go_back_under_the_name_that_its_line_says(
     """DeepSeek refuses a call of a tool without the thoughts that led to it."""
     address = str((await open_provider(provider)).emulator.rest_address)
     upstream = await opened(open_provider, provider, f"thoughts_back={field}", address)
-    thinking = message(MODEL, {"reasoning": "h"}, {"reasoning": "m"}, {"text": "a"}, {"tool_call": CALL})
+    thinking = message(MODEL, {"reasoning": "h"}, {"reasoning": "m"}, {"text": "a"}, {"text": "b"}, {"tool_call": CALL})
     plain = message(MODEL, {"text": "b"})
     asked = message(USER, {"text": "hi"})
     await upstream.ask(prompt="", messages=[asked, plain, asked, thinking, RESULT], tools=[WEATHER])
     _, first, _, second, result = json.loads(upstream.call.body or b"")["messages"]
     assert (first["content"], first.get(field)) == ("b", None)
     assert second[field] == "hm"
-    assert "hm" not in str(second["content"])
+    assert second["content"] == "ab"
     assert result["role"] == "tool"
 
 
@@ -133,11 +133,26 @@ async def test_signatures_of_google_come_and_go_back(
     assert "extra_content" not in second
 
 
+async def test_a_signature_of_anything_but_a_call_is_refused(open_provider: Open) -> None:
+    address = str((await open_provider("openai")).emulator.rest_address)
+    upstream = await opened(open_provider, "openai", "thoughts_back=google", address)
+    asked = message(USER, {"text": "hi"})
+    signed = message(MODEL, {"text": "a", "reasoning_signature": b"s"})
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await upstream.ask(prompt="", messages=[asked, signed, asked])
+    assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert not upstream.emulator.calls
+
+
 async def test_a_signature_that_cannot_be_read_is_the_models_fault(
     open_provider: Open, by_hand: tuple[ByHand, str]
 ) -> None:
     upstream = await opened(open_provider, "openai", "thoughts_back=google", by_hand[1])
-    for extra in ("SECRET", {"google": "SECRET"}, *({"google": {"thought_signature": one}} for one in ("A", 7, "é"))):
+    for extra in (
+        "SECRET",
+        {"google": "SECRET"},
+        *({"google": {"thought_signature": one}} for one in ("A", 7, "é", "A%B=")),
+    ):
         call = {"id": "one", "function": {"name": "f", "arguments": "{}"}, "extra_content": extra}
         chunk = {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": "stop"}]}
         by_hand[0].says = OK + b"connection: close\r\n\r\ndata: %s\n\n" % json.dumps(chunk).encode()

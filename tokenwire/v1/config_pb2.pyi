@@ -146,8 +146,9 @@ class GenerationConfig(_message.Message):
     @_builtins.property
     def response_schema(self) -> _struct_pb2.Struct:
         """The JSON schema of the answer: the subset of OpenAPI 3.0 that Gemini takes, with references to $defs, and null as one
-        of several schemas or types, as Pydantic and others write it. Models of other providers take additionalProperties,
-        enums of numbers and schemas within themselves as well; where the chosen one doesn't, they are refused by their path.
+        of several schemas or types, as Pydantic and others write it. Models of other providers take more, such as
+        additionalProperties, enums of numbers, schemas within themselves, oneOf and prefixItems; what the chosen one doesn't
+        take is refused by its path.
         Needs a response_mime_type of "application/json" or "text/x.enum". (A minimum of 0 is lost on the way to Vertex AI by
         gRPC, whose schema has no word for it.)
         """

@@ -40,6 +40,11 @@ _STATUSES = {
     "overloaded_error": 503,
     "engine_overloaded": 503,
     "overloaded": 503,
+    "resource_exhausted": 429,
+    "unauthenticated": 401,
+    "invalid_argument": 400,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
     "timeout": 504,
     "timeout_error": 504,
 }
@@ -65,6 +70,12 @@ def error_in(chunk: Any) -> Any:
     if not isinstance(chunk, Mapping):
         return None
     return chunk.get("error") or (chunk if chunk.get("object") == "error" else None)
+
+
+def words(told: Any) -> str:
+    """What an error says, as text."""
+    text = told.get("message") if isinstance(told, Mapping) else told
+    return text if isinstance(text, str) else ""
 
 
 def blocked(error: openai.APIError) -> str:
@@ -93,7 +104,7 @@ def _status(error: openai.APIError) -> int:
         error.type,
         body.get("type"),
     ):
-        word = str(told).lower()
+        word = str(int(told) if isinstance(told, float) and told.is_integer() else told).lower()
         if word.isdecimal() and len(word) == len("429"):
             return int(word)
         if word in _STATUSES:

@@ -186,7 +186,7 @@ class _Call:
                 return _END
             raise http_failures.unreadable(self._who, error) from error
         if told := failures.error_in(chunk):
-            raise openai.APIError("", request=self._stream.response.request, body=told)
+            raise openai.APIError(failures.words(told), request=self._stream.response.request, body=told)
         return chunk
 
     def events(self) -> list[Event]:
@@ -252,6 +252,10 @@ def _card(offer: Offer, chat: BaseChatOpenAI) -> ModelCard:
     )
 
 
+_FIELDS = ("data:", "event:", "id:", "retry:", ":")
+"""How lines of events begin, and comments."""
+
+
 class _Body:
     """What upstream sends, event by event; or the one JSON that some send in their place, however they were asked."""
 
@@ -263,7 +267,7 @@ class _Body:
         """
         self._lines: list[str] = []
         """Of the one JSON."""
-        self._begun = False
+        self._in_json = False
         decoder = getattr(stream, "_decoder", None)
         decode = getattr(decoder, "decode", None)
         if decoder is None or decode is None:
@@ -280,11 +284,12 @@ class _Body:
         decoder.decode = decoded
 
     def _is_json(self, line: str) -> bool:
-        """No field of an event begins so."""
-        if self._begun:
-            return bool(self._lines)
-        self._begun = bool(line.strip())
-        return line.lstrip().startswith(("{", "["))
+        """No field of an event begins as JSON does, and no line of JSON as a field."""
+        if line.startswith(_FIELDS):
+            self._in_json = False
+        elif line.lstrip().startswith(("{", "[")):
+            self._in_json = True
+        return self._in_json
 
     def json(self) -> Any:
         """The one JSON, once; None if there is none. Raises ValueError, RecursionError."""
@@ -295,7 +300,7 @@ class _Body:
 def _answer_or_error(whole: Any) -> Any:
     """As a chunk, which it is unless it is an error of whatever form."""
     answers = isinstance(whole, Mapping) and whole.get("choices")
-    return whole if answers or failures.error_in(whole) else {"error": whole}
+    return whole if answers or failures.error_in(whole) else {"error": whole or "nothing"}
 
 
 def _json(value: Any) -> Any:

@@ -66,7 +66,8 @@ def _decoded(part: Blob) -> str:
 def with_thoughts(messages: Sequence[Any], prompt: Prompt, way: str) -> list[Any]:
     """The messages that LangChain makes of the prompt, with the thoughts that it leaves out.
 
-    `way` is the name of the field that holds a message's thoughts; or "google", for signed calls of tools.
+    `way` is the name of the field that holds a message's thoughts; or "google", for signed calls of tools. Raises
+    InvalidRequest for signatures of anything else.
     Source: https://ai.google.dev/gemini-api/docs/thought-signatures
     """
     turns = (turn.parts for turn in prompt.turns if turn.role is Role.MODEL)
@@ -80,6 +81,9 @@ def _with_words(field: str, message: Mapping[str, Any], parts: Sequence[Part]) -
 
 
 def _with_signatures(message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
+    if any(isinstance(part, Reasoning) and part.signature for part in parts):
+        wrong = "is nothing that this model takes but beside a tool_call: leave it unset"
+        raise errors.InvalidRequest([Violation("messages.parts.reasoning_signature", wrong)])
     made = [part for part in parts if isinstance(part, ToolCall)]
     if not any(part.signature for part in made):
         return message

@@ -10,6 +10,9 @@ from ... import errors
 from ...generation.prompt import ToolCall
 from .foreign_json import Json, fault, joined, json_object, sound, text_of
 
+_STANDARD = str.maketrans("-_", "+/")
+"""From the alphabet for addresses, which Google's JSON may have as well."""
+
 
 class _Call:
     """A call of a tool, as far as it has come."""
@@ -140,8 +143,9 @@ def _signature(piece: Json) -> bytes:
     place = "choices.delta.tool_calls.extra_content"
     extra = json_object(piece.get("extra_content") or {}, place)
     told = text_of(json_object(extra.get("google") or {}, place).get("thought_signature"), place)
+    padded = told.translate(_STANDARD) + "=" * (-len(told) % 4)
     try:
-        return base64.b64decode(told, validate=True)
+        return base64.b64decode(padded, validate=True)
     except ValueError:
         raise fault(place) from None
 

@@ -384,7 +384,7 @@ def test_a_choice_without_functions_is_refused() -> None:
         (
             {"type": "number", "exclusiveMinimum": 0},
             ".exclusiveMinimum",
-            "is a limit of a kind, which 'm' doesn't take",
+            "is a limit that can't be reached, multiples, or",
         ),
         ({"type": "number", "multipleOf": 0}, ".multipleOf", "is 0: a number above 0 is wanted"),
         ({"type": "array", "prefixItems": []}, ".prefixItems", "is an array: an array of schemas is wanted"),
@@ -460,7 +460,12 @@ def test_a_choice_without_functions_is_refused() -> None:
             ".items.enum",
             "is an array of other than texts, which 'm' doesn't take",
         ),
-        ({"type": "string", "minLength": -1}, ".minLength", "is -1: a whole number, 0 or more, is wanted"),
+        ({"type": "string", "minLength": -1}, ".minLength", "is -1: a whole number from 0 to 2^53, is wanted"),
+        (
+            {"type": "array", "items": {"type": "string"}, "maxItems": 1e300},
+            ".maxItems",
+            "is 1e+300: a whole number from",
+        ),
         ({"type": "number", "maximum": "high"}, ".maximum", "is 'high': a number is wanted"),
         ({"type": "number", "maximum": float("nan")}, ".maximum", "is nan: a number is wanted"),
         ({"type": "string", "nullable": 1}, ".nullable", "is 1: true or false is wanted"),

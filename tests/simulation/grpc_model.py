@@ -172,6 +172,7 @@ class Call:
         find: Callable[[], Coroutine[Any, Any, Any]],
         request: bytes | None,
         *,
+        peer: str,
         room: float,
         deadline: float | None,
     ) -> None:
@@ -179,6 +180,7 @@ class Call:
         self._server = server
         self._loop = server.loop
         self.name = name
+        self.peer = peer
         self._find = find
         self.core = _Core(self._loop, name, request, room=room)
         self._deadline = deadline
@@ -302,7 +304,7 @@ class Context:
         self._call.details = details
 
     def peer(self) -> str:
-        return f"ipv4:{self._call.name}:40000"
+        return self._call.peer
 
     def time_remaining(self) -> float | None:
         return self._call.time_remaining()
@@ -350,6 +352,7 @@ class Server:
         request: bytes | None,
         *,
         name: str = "caller",
+        peer: str = "ipv4:127.0.0.1:40000",
         room: float = math.inf,
         deadline: float | None = None,
     ) -> Call:
@@ -361,7 +364,7 @@ class Server:
         chain: Callable[[Any], Coroutine[Any, Any, Any]] = found
         for interceptor in reversed(self._interceptors):
             chain = _around(interceptor, chain)
-        call = Call(self, name, partial(chain, _Details(method)), request, room=room, deadline=deadline)
+        call = Call(self, name, partial(chain, _Details(method)), request, peer=peer, room=room, deadline=deadline)
         self._calls.append(call)
         return call
 

@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.admission import slots
 from service.admission.slots import Slots
-from service.calls import memory
+from service.calls import guard, memory, unsent
 from service.errors import CallError
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text
@@ -238,7 +238,8 @@ class World:
         name = f"caller {number}"
         deadline = None if caller.deadline is None else self.loop.time() + caller.deadline
         request = caller.request(str(number)) if caller.asks else None
-        call = wire.call(PREFIX + caller.method, request, name=name, room=caller.room, deadline=deadline)
+        peer = "ipv4:{}:{}".format(*_address(number))
+        call = wire.call(PREFIX + caller.method, request, name=name, peer=peer, room=caller.room, deadline=deadline)
         self.calls.append((caller, call))
         if caller.leaves:
             self._may_happen(call, f"{name} leaves", call.cancel)
@@ -314,9 +315,19 @@ def _reason(status: grpc_model.Status) -> str:
     return ""
 
 
+def _address(number: int) -> tuple[str, int]:
+    """Of a caller: each has one of its own, and a connection that stays."""
+    return f"127.0.0.{number + 1}", 40000
+
+
+async def _in_no_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    await asyncio.sleep(0)
+    return function(*arguments)
+
+
 @contextmanager
 def _patched(world: World) -> Iterator[None]:
-    """Everything that is not the loop's: gRPC's server, the log, threads."""
+    """Everything that is not the loop's: gRPC's server, the log, threads, sockets."""
 
     def end_call(record: CallRecord, code: str) -> None:  # noqa: ARG001 - as in service.telemetry.call_log
         task = asyncio.current_task()
@@ -330,6 +341,11 @@ def _patched(world: World) -> Iterator[None]:
         patch.setattr(call_log, "say", lambda *_: None)
         patch.setattr(slots, "_CALLER_CELLS", 64)
         patch.setattr(memory, "give_back", lambda _=None: None)
+        patch.setattr(asyncio, "to_thread", _in_no_thread)
+        for module in (guard, unsent):
+            sockets = {_address(number): number for number, _ in enumerate(world.script.callers)}
+            patch.setattr(module, "connections", lambda sockets=sockets: sockets)
+        patch.setattr(unsent, "_held", lambda *_: 0)
         yield
 
 

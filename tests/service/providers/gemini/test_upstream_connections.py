@@ -115,6 +115,11 @@ class ByHand:
         for writer in self._writers:
             writer.close()
 
+    def tell(self, frames: bytes) -> None:
+        """Say this on each connection."""
+        for writer in self._writers:
+            writer.write(frames)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self._writers.add(writer)
@@ -285,6 +290,8 @@ async def test_an_upstream_that_takes_no_calls_ends_each_in_its_time_and_is_foun
         assert {type(error) for error in ended} == {errors.UpstreamDeadline}
         assert 1 <= by_hand.connections <= 100
         assert not by_hand.calls
+        by_hand.tell(settings((MAX_CONCURRENT_STREAMS, 100)))
+        assert isinstance((await ask(model))[-1], Finished)
 
 
 @pytest.mark.parametrize(("refusal", "attempts"), [(reset(REFUSED_STREAM), 2), (goaway(0), 1)], ids=["reset", "goaway"])

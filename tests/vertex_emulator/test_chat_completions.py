@@ -279,6 +279,16 @@ async def test_a_status_has_openais_form(
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "insufficient_quota"
 
 
+@pytest.mark.parametrize("status", [402, 413, 451, 520, 599])
+async def test_a_status_may_be_one_that_grpc_has_no_code_for(
+    emulator: Emulator, http: httpx.AsyncClient, status: int
+) -> None:
+    emulator.script.play(answer(s.status("UNAVAILABLE", "why", http_status=status)))
+    response = await ask(http)
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == "why"
+
+
 async def test_a_blocked_prompt_is_an_error(emulator: Emulator, http: httpx.AsyncClient) -> None:
     emulator.script.play(answer(s.blocked(), uses=0))
     plain = await ask(http)

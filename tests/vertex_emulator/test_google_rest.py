@@ -215,6 +215,13 @@ async def test_what_it_does_not_serve_is_not_found(emulator: Emulator, rest: Cli
 # ---- statuses ----------------------------------------------------------------------------------------------------
 
 
+async def test_a_status_may_be_one_that_grpc_has_no_code_for(emulator: Emulator, rest: Client) -> None:
+    emulator.script.play(answer(s.status("UNAVAILABLE", "why", http_status=502)))
+    response = await rest.ask()
+    assert response.status_code == response.json()["error"]["code"] == 502
+    assert response.json()["error"]["status"] == "UNAVAILABLE"
+
+
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 async def test_a_status_before_the_headers_is_the_http_status(
     emulator: Emulator, rest: Client, code: grpc.StatusCode

@@ -110,6 +110,10 @@ def test_json_names_details_by_their_type(script_file: Write) -> None:
         ),
         ('{"answers": [{"steps": [{"status": {"code": 77}}]}]}', "77 is no gRPC error"),
         (
+            '{"answers": [{"steps": [{"status": {"code": 14, "httpStatus": 200}}]}]}',
+            "status.http_status: 200 is no error",
+        ),
+        (
             '{"answers": [{"steps": [{"end": {}}, {"text": "a"}]}]}',
             "steps[0].end: ends the answer, so nothing may follow",
         ),

@@ -19,12 +19,15 @@ class VertexError(Exception):
         message: str,
         details: Sequence[Any] = (),
         trailing_metadata: Mapping[str, str] | None = None,
+        http_status: int = 0,
     ) -> None:
+        """`http_status` is for callers over HTTP; 0: the one that stands for the code."""
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message
         self.details = tuple(details)
         self.trailing_metadata = dict(trailing_metadata or {})
+        self.http_status = http_status
 
 
 class MindError(Exception):

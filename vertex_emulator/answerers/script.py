@@ -229,10 +229,16 @@ def status(
     message: str = "",
     *details: Message,
     trailing_metadata: Mapping[str, str] | None = None,
+    http_status: int = 0,
 ) -> Step:
-    """End with this status; `details` are messages such as google.rpc.error_details_pb2.RetryInfo."""
+    """End with this status; `details` are messages such as google.rpc.error_details_pb2.RetryInfo.
+
+    `http_status`, 400 to 599, is for callers over HTTP; 0: the one that stands for the code.
+    """
     name = code if isinstance(code, str) else code.name
-    built = Status(code=code_pb2.Code.Value(name), message=message, trailing_metadata=trailing_metadata)
+    built = Status(
+        code=code_pb2.Code.Value(name), message=message, trailing_metadata=trailing_metadata, http_status=http_status
+    )
     for detail in details:
         built.details.add().Pack(detail)
     return Step(status=built)
@@ -361,6 +367,8 @@ def _check_step(step: Step, kind: str, here: str) -> None:
         raise ScriptError(
             f"{here}.status.code: {step.status.code} is no gRPC error; wanted is UNAVAILABLE, for example"
         )
+    if kind == "status" and step.status.http_status and not 400 <= step.status.http_status <= 599:
+        raise ScriptError(f"{here}.status.http_status: {step.status.http_status} is no error; wanted is 400 to 599")
     if kind == "repeat":
         if step.repeat.interval.ToNanoseconds() < 0:
             raise ScriptError(f"{here}.repeat.interval: {step.repeat.interval.ToJsonString()} is negative")

@@ -272,7 +272,9 @@ class _Performance:
         match line.kind:
             case "status":
                 status = line.step.status
-                raise VertexError(CODES[status.code], status.message, status.details, status.trailing_metadata)
+                raise VertexError(
+                    CODES[status.code], status.message, status.details, status.trailing_metadata, status.http_status
+                )
             case "blocked":
                 await self._reply.write(line.chunk + self._usage.prompt() + self._suffix)
             case "cut":

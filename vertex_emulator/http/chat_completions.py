@@ -17,7 +17,7 @@ from ..answerers.smollm2 import SmolLM2
 from ..call_records import Call, CallLog
 from ..responses import Opened, merge
 from . import translation as words
-from .server import HTTP_STATUS, Exchange, HttpReply, recorded
+from .server import HTTP_STATUS, Exchange, HttpReply, recorded, status_of
 
 PATH = re.compile(
     r"/(?:openai/)?(?P<version>v1)/chat/completions|/openai/deployments/(?P<deployment>[^/]+)/chat/completions"
@@ -114,7 +114,7 @@ class _Reply(HttpReply):
         self._rest = json.dumps(words.told(error)).encode()
         if not self._exchange.begun:
             headers = [JSON, *words.retry_headers(error), *error.trailing_metadata.items()]
-            await self._exchange.begin(HTTP_STATUS[error.code], headers)
+            await self._exchange.begin(status_of(error), headers)
         else:
             self._rest = self.in_the_middle(self._rest)
 
@@ -207,7 +207,7 @@ class _Passing:
         if self._exchange.begun:
             await self._exchange.end()
         else:
-            await self._exchange.tell(HTTP_STATUS[error.code], [JSON], json.dumps(words.told(error)).encode())
+            await self._exchange.tell(status_of(error), [JSON], json.dumps(words.told(error)).encode())
 
 
 def _passed(headers: httpx.Headers) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from ..answerers.base import Mind, VertexError
 from ..call_records import MAX_REQUEST_BYTES, Call, CallLog, Request
 from ..protos import prediction_pb2 as pb
 from ..responses import Opened, merge
-from .server import HTTP_STATUS, Exchange, HttpReply, recorded
+from .server import Exchange, HttpReply, recorded, status_of
 
 PATH = re.compile(
     r"/(?P<version>v1|v1beta1|v1beta)/"
@@ -140,9 +140,7 @@ class _Reply(HttpReply):
         if self._exchange.begun:
             await self._exchange.end(self.in_the_middle(error))
         else:
-            await self._exchange.tell(
-                HTTP_STATUS[error.code], [JSON, *error.trailing_metadata.items()], self.instead(error)
-            )
+            await self._exchange.tell(status_of(error), [JSON, *error.trailing_metadata.items()], self.instead(error))
 
     def instead(self, error: VertexError) -> bytes:
         return told(error)
@@ -270,7 +268,7 @@ def _snake(path: str) -> str:
 def told(error: VertexError) -> bytes:
     """An error as Google's front ends print it: over several lines."""
     status: dict[str, object] = {
-        "code": HTTP_STATUS[error.code],
+        "code": status_of(error),
         "message": error.message,
         "status": error.code.name,
     }

@@ -51,6 +51,11 @@ HTTP_STATUS: Mapping[grpc.StatusCode, int] = {
 Headers = Iterable[tuple[str, str]]
 
 
+def status_of(error: VertexError) -> int:
+    """What HTTP says of it."""
+    return error.http_status or HTTP_STATUS[error.code]
+
+
 @dataclass(slots=True)
 class Exchange:
     """One HTTP request, and the way back to its caller."""

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 
 from ..answerers.base import VertexError
 from ..protos import prediction_pb2 as pb
-from .server import HTTP_STATUS
+from .server import status_of
 
 # Of a request; others are refused. `data_sources` is Azure's.
 _FIELDS = """
@@ -418,7 +418,7 @@ def blocked(feedback: pb.GenerateContentResponse.PromptFeedback, *, azure: bool)
 
 def told(error: VertexError) -> Json:
     """The body of an error."""
-    kind, code = ERRORS.get(HTTP_STATUS[error.code], SERVER_ERROR)
+    kind, code = ERRORS.get(status_of(error), SERVER_ERROR)
     bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     param = None
     for detail in error.details:

@@ -417,8 +417,13 @@ class Status(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     TRAILING_METADATA_FIELD_NUMBER: _builtins.int
+    HTTP_STATUS_FIELD_NUMBER: _builtins.int
     code: _code_pb2.Code.ValueType
     message: _builtins.str
+    http_status: _builtins.int
+    """Over HTTP: the status, 400 to 599, in place of the one that stands for the code; proxies, and servers of OpenAI's
+    protocol, have many that gRPC has no code for. 0: that one.
+    """
     @_builtins.property
     def details(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
         """google.rpc.RetryInfo, ErrorInfo, QuotaFailure, ... Sent as Vertex does, in grpc-status-details-bin."""
@@ -434,10 +439,11 @@ class Status(_message.Message):
         message: _builtins.str = ...,
         details: _abc.Iterable[_any_pb2.Any] | None = ...,
         trailing_metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        http_status: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "details", b"details", "message", b"message", "trailing_metadata", b"trailing_metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "details", b"details", "http_status", b"http_status", "message", b"message", "trailing_metadata", b"trailing_metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -379,6 +379,8 @@ class Storm:
         """Those whose ending only the server could tell."""
         self._heard: dict[str, str] = {}
         """What the server said to its caller, by the call's name."""
+        self._stuck: set[str] = set()
+        """Calls whose callers heard nothing in time, by name."""
         self._untyped: dict[str, float] = {}
         """When the deadlines were, in seconds since 1970, that callers' own clocks had to tell, by the call's name."""
         self._counts = Counter[str]()
@@ -437,9 +439,19 @@ class Storm:
             unnamed[heard] -= 1
         self.met["far deadline, untyped, server late"] += len(self._untyped)  # it never said anything
         self._untyped.clear()
+        self._tell_of_stuck(served, logged)
         self._counts.clear()
         self._reached.clear()
         self._heard.clear()
+
+    def _tell_of_stuck(self, served: ForkedServer, logged: Counter[str]) -> None:
+        """What the log says of calls whose callers waited in vain, and for how many ms the loop was blocked."""
+        for _, line in served.log if self._stuck else ():
+            said = _LINE.search(line)
+            if line.startswith("blocked=") or (said and said[3] in self._stuck):
+                self.told.append(f"logged: {line}")
+        self.told += [f"not logged: {name}" for name in self._stuck - logged.keys()]
+        self._stuck.clear()
 
     async def _look_upstream(self) -> None:
         """Keep which calls have reached upstream, by the name in their prompts; then it may forget them."""
@@ -531,6 +543,7 @@ class Storm:
                 await hear(call, heard, watch.message, streams=streams)
         except TimeoutError:
             heard.text = "still waiting"
+            self._stuck.add(_name(plan))
             call.cancel()
         heard.seconds = loop.time() - begin
         wrong = fault(heard, text=plan.play.text if streams else None, own=watch.ended(heard.seconds))

@@ -26,7 +26,8 @@
 Messages are for the caller's developer and never hold a prompt, an answer, a credential or upstream's own text.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -35,6 +36,9 @@ from google.protobuf import any_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "tokenwire"
+
+# gRPC's clients begin to refuse statuses beyond 8 KB at random, and a status says each violation three times.
+_MOST_TOLD_CHARACTERS = 1700
 
 _LONGEST_DELAY_SECONDS = 365 * 86_400.0  # upstream may say anything, and a Duration can't hold all of it
 
@@ -114,15 +118,25 @@ class InvalidRequest(CallError):
     reason = "INVALID_FIELD"
 
     def __init__(self, violations: Sequence[Violation], *, reason: str | None = None) -> None:
+        """Callers are told as many of the violations as a status holds, and how many there are beside."""
+        told = [one for one, end in zip(violations, _ends(violations), strict=True) if end <= _MOST_TOLD_CHARACTERS]
+        told = told or [Violation(one.field, one.description[:_MOST_TOLD_CHARACTERS]) for one in violations[:1]]
         bad = error_details_pb2.BadRequest(
             field_violations=[
                 error_details_pb2.BadRequest.FieldViolation(field=one.field, description=one.description)
-                for one in violations
+                for one in told
             ]
         )
-        text = "; ".join(f"{one.field}: {one.description}" for one in violations)
-        super().__init__(text, reason=reason, details=[bad])
+        texts = [f"{one.field}: {one.description}" for one in told]
+        if len(told) < len(violations):
+            texts.append(f"and {len(violations) - len(told)} more")
+        super().__init__("; ".join(texts), reason=reason, details=[bad])
         self.violations = tuple(violations)
+
+
+def _ends(violations: Sequence[Violation]) -> Iterator[int]:
+    """How many characters each and those before it take."""
+    return itertools.accumulate(len(one.field) + len(one.description) for one in violations)
 
 
 class ModelNotFound(CallError):

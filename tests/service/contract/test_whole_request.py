@@ -7,7 +7,7 @@ from google.protobuf import struct_pb2
 
 from service.contract import decode
 from service.contract.rules import Limits
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Violation
 from service.generation.capabilities import ModelCard
 from service.generation.prompt import (
     Blob,
@@ -672,3 +672,13 @@ def test_a_card_has_the_last_word_on_answers_and_stops() -> None:
         "config.response_mime_type": "is 'text/x.enum': one of text/plain, application/json is wanted",
         "config.stop_sequences": "holds 2: at most 1 are wanted",
     }
+
+
+def test_a_status_holds_what_grpc_lets_through_and_counts_the_rest() -> None:
+    """Its clients begin to refuse those beyond 8 KB."""
+    error = InvalidRequest([Violation(f"config.x{number}", "is wrong " * 20) for number in range(100)])
+    assert len(error.text) + len(error.status().SerializeToString()) * 4 / 3 < 8000
+    assert error.text.endswith(" more")
+    alone = InvalidRequest([Violation("config.x", "is wrong " * 10_000)])
+    assert len(alone.text) + len(alone.status().SerializeToString()) * 4 / 3 < 8000
+    assert alone.text.startswith("config.x: is wrong")

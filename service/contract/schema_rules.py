@@ -25,8 +25,7 @@ TYPES = ("string", "number", "integer", "boolean", "array", "object")
 
 def mistakes(schema: Any, path: str) -> Iterable[Violation]:
     """What is wrong with `schema`, JSON values as a Struct holds them, which stands at `path`."""
-    named = json_schema.definitions(schema) if isinstance(schema, Mapping) else {}
-    found = list(itertools.islice(_mistakes(schema, path, 0, _Names(named)), _MOST_MISTAKES))
+    found = list(itertools.islice(_mistakes(schema, path, 0, schema), _MOST_MISTAKES))
     yield from found
     if not found:
         try:
@@ -36,15 +35,7 @@ def mistakes(schema: Any, path: str) -> Iterable[Violation]:
             yield Violation(path, f"is nested {most}, once its references are followed: less is wanted")
 
 
-class _Names:
-    """What references may name."""
-
-    def __init__(self, known: Mapping[str, Any]) -> None:
-        self.known = known
-        self.shown = ", ".join(map(_shown, itertools.islice(known, 5)))
-
-
-def _mistakes(schema: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
+def _mistakes(schema: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
     if not isinstance(schema, Mapping):
         yield Violation(path, f"is {kind(schema)}: a schema, which is an object, is wanted")
         return
@@ -54,26 +45,26 @@ def _mistakes(schema: Any, path: str, depth: int, named: _Names) -> Iterable[Vio
     if not schema.keys() & {"type", "anyOf", "oneOf", "$ref"} and not json_schema.is_anything(schema):
         yield Violation(f"{path}.type", f"is missing: one of {', '.join(TYPES)} is wanted")
     for key, value in schema.items():
-        yield from _key(key, value, f"{path}.{key}"[:200], depth, named)
+        yield from _key(key, value, f"{path}.{key}"[:200], depth, whole)
     yield from _together(schema, path)
 
 
-def _key(key: str, value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
+def _key(key: str, value: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
     if key not in _KEYS or (key in _OF_THE_WHOLE and depth):
         keys = sorted(_KEYS.keys() - (_OF_THE_WHOLE if depth else frozenset()))
         yield Violation(path, f"is no key of a schema here: one of {', '.join(keys)} is wanted")
     elif key in ("properties", "$defs", "definitions"):
-        yield from _properties(value, path, depth, named)
+        yield from _properties(value, path, depth, whole)
     elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
-        yield from _mistakes(value, path, depth + 1, named)
+        yield from _mistakes(value, path, depth + 1, whole)
     elif key == "prefixItems":
-        yield from _schemas(value, path, depth, named)
+        yield from _schemas(value, path, depth, whole)
     elif key in ("anyOf", "oneOf"):
-        yield from _any_of(value, path, depth, named)
+        yield from _any_of(value, path, depth, whole)
     elif key == "$ref":
-        if not isinstance(value, str) or value not in named.known:
-            wanted = f"one of {named.shown}, which is what the schema holds,"
-            yield Violation(path, f"is {_shown(value)}: {wanted} is wanted")
+        if json_schema.found(whole, value) is None:
+            known = ", ".join(map(_shown, itertools.islice(json_schema.names(whole), 5)))
+            yield Violation(path, f"is {_shown(value)}: the place of a schema in this one, such as {known}, is wanted")
     else:
         fits, wanted = _KEYS[key]
         if not fits(value):
@@ -112,28 +103,28 @@ def kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _properties(value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
+def _properties(value: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
     if not isinstance(value, Mapping):
         yield Violation(path, f"is {kind(value)}: an object, the schema of each property by its name, is wanted")
         return
     for name, one in value.items():
-        yield from _mistakes(one, f"{path}.{name}"[:200], depth + 1, named)
+        yield from _mistakes(one, f"{path}.{name}"[:200], depth + 1, whole)
 
 
-def _any_of(value: Any, path: str, depth: int, named: _Names) -> Iterable[Violation]:
+def _any_of(value: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
     if isinstance(value, list) and value and all(map(_is_null, value)):
         yield Violation(path, "holds null only: another schema is wanted beside it")
-    yield from _schemas(value, path, depth, named, null=True)
+    yield from _schemas(value, path, depth, whole, null=True)
 
 
-def _schemas(value: Any, path: str, depth: int, named: _Names, *, null: bool = False) -> Iterable[Violation]:
+def _schemas(value: Any, path: str, depth: int, whole: Any, *, null: bool = False) -> Iterable[Violation]:
     """`null`: whether null is one of what they may be."""
     if not isinstance(value, list) or not value:
         yield Violation(path, f"is {_shown(value)}: an array of schemas is wanted")
         return
     for index, one in enumerate(value):
         if not (null and _is_null(one)):
-            yield from _mistakes(one, f"{path}[{index}]", depth + 1, named)
+            yield from _mistakes(one, f"{path}[{index}]", depth + 1, whole)
 
 
 def _is_null(schema: Any) -> bool:

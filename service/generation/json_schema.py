@@ -31,6 +31,9 @@ ROOT = "#"
 
 _DEFINITIONS = ("$defs", "definitions")
 
+_BY_NAME = (*_DEFINITIONS, "properties")
+"""Keys whose values are schemas by their names."""
+
 _LISTS = ("anyOf", "oneOf", "prefixItems")
 """Keys whose values are lists of schemas."""
 
@@ -62,6 +65,8 @@ _OWN: Mapping[str, frozenset[str]] = {
 _OF_TYPES = frozenset[str]().union(*_OWN.values())
 
 _LONGEST_PATH = 200
+
+_INDEX = re.compile(r"[0-9]{1,4}")
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -101,13 +106,31 @@ class TooLargeError(ValueError):
     """A schema that is nested too deep, or holds too many others, once its references are followed."""
 
 
-def definitions(schema: Schema) -> dict[str, Any]:
-    """What a reference may name: "#", "#/$defs/Pet"."""
-    found: dict[str, Any] = {ROOT: schema}
+def names(schema: Schema) -> Iterator[str]:
+    """What a reference usually names: "#", "#/$defs/Pet"."""
+    yield ROOT
     for group in _DEFINITIONS:
         if isinstance(held := schema.get(group), Mapping):
-            found |= {f"#/{group}/{_escaped(name)}": one for name, one in held.items()}
-    return found
+            yield from (f"#/{group}/{_escaped(name)}" for name in held)
+
+
+def found(schema: Any, reference: Any) -> Schema | None:
+    """The schema within `schema` that a reference names by its place; None if none stands there."""
+    if not isinstance(reference, str) or reference.partition("/")[0] != ROOT:
+        return None
+    here, steps = schema, iter(reference.split("/")[1:])
+    for step in steps:
+        inner = here.get(step) if isinstance(here, Mapping) and step in _HOLDERS else None
+        if step in _BY_NAME:
+            name = next(steps, "").replace("~1", "/").replace("~0", "~")
+            here = inner.get(name) if isinstance(inner, Mapping) else None
+        elif step in _LISTS:
+            index = next(steps, "")
+            place = slice(int(index), int(index) + 1) if _INDEX.fullmatch(index) else slice(0)
+            here = next(iter(inner[place]), None) if isinstance(inner, list) else None
+        else:
+            here = inner
+    return here if isinstance(here, Mapping) else None
 
 
 def normal(schema: Schema) -> dict[str, Any]:
@@ -183,7 +206,6 @@ class _Reader:
 
     def __init__(self, schema: Schema) -> None:
         self._schema = schema
-        self._definitions = definitions(schema)
         self._count = self._characters = 0
         self._recursive: dict[str, str] = {}
         """References to what they stand in, and the names under which that is kept."""
@@ -192,10 +214,15 @@ class _Reader:
         made = self._read(self._schema, (ROOT,), 0)
         kept: dict[str, Any] = {}
         while missing := [name for name in self._recursive if name not in kept]:
-            kept |= {name: self._read(self._definitions[name], (name,), 0) for name in missing}
+            kept |= {name: self._read(self._named(name), (name,), 0) for name in missing}
         if kept:
             made["$defs"] = {self._recursive[name]: one for name, one in kept.items()}
         return made
+
+    def _named(self, name: str) -> Schema:
+        schema = found(self._schema, name)
+        assert schema is not None, "it has no mistakes"
+        return schema
 
     def _again(self, name: str) -> str:
         """What refers to a definition that is kept, under its own name where no other has it."""
@@ -223,7 +250,7 @@ class _Reader:
             return self._plain(own, inside, depth)
         if name in inside:
             return own | {"$ref": self._again(name)}
-        return self._read(self._definitions[name], (*inside, name), depth) | own
+        return self._read(self._named(name), (*inside, name), depth) | own
 
     def _plain(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
         if "const" in made:

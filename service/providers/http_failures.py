@@ -41,6 +41,7 @@ _CODES = {
     426: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     451: grpc.StatusCode.PERMISSION_DENIED,  # by law
+    498: grpc.StatusCode.RESOURCE_EXHAUSTED,  # Groq's, for capacity
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.UNKNOWN,
     501: grpc.StatusCode.UNKNOWN,

@@ -149,6 +149,48 @@ async def test_an_error_that_comes_with_status_200_is_one(
     assert "SEC" not in str(error.details())
 
 
+LATER = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37s"}
+WHY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'error: {"code": 429, "message": "SECRET"}\n\n',
+        b'event: error\ndata: {"message": "SECRET", "type": "rate_limit_error"}\n\n',
+        b'data: {"choices": [{"index": 0, "error": {"code": 429, "message": "SECRET"}}]}\n\n',
+        b'data: {"errors": [{"code": 429, "message": "SECRET"}], "success": false}\n\n',
+        b'data: {"choices": null, "base_resp": {"status_code": 429, "status_msg": "SECRET"}}\n\n',
+    ],
+)
+@pytest.mark.parametrize("said", [True, False])
+async def test_an_error_in_whatever_form_says_what_it_is(
+    odd: Upstream, by_hand: tuple[ByHand, str], line: bytes, *, said: bool
+) -> None:
+    by_hand[0].says = stream(*[chunk(content="a")] * said).replace(b"data: [DONE]\n\n", line)
+    messages, error = await heard(odd)
+    assert "".join(message.text for message in messages) == "a" * said
+    assert error is not None
+    assert failure(error) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA")
+    assert "SECRET" not in str(error.details())
+
+
+@pytest.mark.parametrize("several", [True, False])
+async def test_google_says_when_and_why_by_this_protocol_too(
+    odd: Upstream, by_hand: tuple[ByHand, str], several: bool
+) -> None:
+    error = {"code": 429, "message": "SECRET", "status": "RESOURCE_EXHAUSTED", "details": [WHY, LATER]}
+    body = json.dumps([{"error": error}] if several else {"error": error}).encode()
+    head = "HTTP/1.1 429 No\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
+    by_hand[0].says = head.encode() + body
+    _, failed = await heard(odd)
+    assert failed is not None
+    assert failure(failed) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA")
+    assert detail(failed, RetryInfo).retry_delay.seconds == 37
+    assert detail(failed, ErrorInfo).metadata["upstream_reason"] == "API_KEY_INVALID"
+    assert len(by_hand[0].heads) == 1, "it is not asked again before"
+
+
 async def test_an_error_that_comes_as_json_in_mid_stream_is_told(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     by_hand[0].says = stream(chunk(content="a")).replace(b"data: [DONE]\n\n", b'{"error": {"code": 429}}\n')
     messages, error = await heard(odd)

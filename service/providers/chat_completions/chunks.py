@@ -45,6 +45,9 @@ _FINISH = {
     "content_filter": FinishReason.SAFETY,
 }
 
+_CALLS = frozenset({"tool_calls", "tool_call", "function_call", "tool_use"})
+"""Words by which an answer ends with calls."""
+
 # The server gave up, by its own words (Mistral, DeepSeek, vLLM).
 _GIVEN_UP = frozenset({"error", "insufficient_system_resource", "abort"})
 
@@ -78,10 +81,13 @@ class Answer:
         """How many have come."""
         self.finish = ""
         """Upstream's word for how it ended; empty: it has not said."""
+        self._native = ""
+        """The model's own word for it, where somebody between us and it (OpenRouter) has told that too."""
         self.blocked = ""
         """Upstream's word for why it didn't take the prompt; empty: it did."""
         self.usage: Usage | None = None
         self.model_version = ""
+        self._functions = functions
         self._calls = Calls(functions, signed=signed)
         self._tells_thoughts = thoughts
         self._events: list[Event] = []
@@ -128,17 +134,22 @@ class Answer:
             )
             return
         if self.finish in _GIVEN_UP:
-            raise errors.UpstreamCut("The model gave its answer up; what came is incomplete")
+            text = "The model gave its answer up; what came is incomplete"
+            raise errors.UpstreamCut(text, metadata={"upstream_reason": self.finish.upper()})
         if not self.finish:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
-        reason = _reason(self.finish)
+        reason, word = _reason(self.finish), self.finish
+        if reason is FinishReason.STOP and (native := FinishReason.__members__.get(self._native.upper())):
+            reason, word = native, self._native
+        if self.finish in _CALLS and self._functions and "call" not in self._kinds:
+            reason = FinishReason.MALFORMED_FUNCTION_CALL
         if reason in _WHOLE:
             for words in (self._content, self._refusal, self._thoughts):
                 words.end()
             yield from self._calls.whole()
         yield Finished(
             reason=FinishReason.SAFETY if self._refused else reason,
-            upstream_reason="refusal" if self._refused else self.finish,
+            upstream_reason="refusal" if self._refused else word,
             usage=self.usage,
             model_version=self.model_version,
         )
@@ -166,6 +177,7 @@ class Answer:
         if finish is not None and not isinstance(finish, str):
             raise fault("choices.finish_reason")
         self.finish = plain(finish) or self.finish
+        self._native = plain(choice.get("native_finish_reason")) or self._native
 
     def _message(self, choice: Json) -> Any:
         """What stands where a delta should: a whole message, without what deltas have said already."""
@@ -280,7 +292,7 @@ def usage(told: Any) -> Usage | None:
     if prompt is None or output is None:
         return None
     thoughts = _detail(told, "completion_tokens_details", "reasoning_tokens", "reasoning_tokens")
-    cached = _detail(told, "prompt_tokens_details", "cached_tokens", "prompt_cache_hit_tokens")
+    cached = _detail(told, "prompt_tokens_details", "cached_tokens", "prompt_cache_hit_tokens", "cached_tokens")
     if thoughts is None or cached is None or cached > prompt:
         return None
     total = told.get("total_tokens")
@@ -299,11 +311,12 @@ def usage(told: Any) -> Usage | None:
     )
 
 
-def _detail(told: Json, group: str, field: str, alone: str) -> int | None:
+def _detail(told: Json, group: str, field: str, *alone: str) -> int | None:
     """A count that stands in a group of its own, or alone; 0 where nobody tells it, None where it can't be."""
     details = told.get(group)
-    value = details.get(field) if isinstance(details, Mapping) else None
-    value = told.get(alone) if value is None else value
+    values = [details.get(field)] if isinstance(details, Mapping) else []
+    values += map(told.get, alone)
+    value = next((one for one in values if one is not None), None)
     return 0 if value is None else _count(value)
 
 

@@ -57,6 +57,8 @@ def _body(error: openai.APIError) -> Mapping[Any, Any]:
     if isinstance(body, str) and isinstance(error, openai.APIStatusError):
         with suppress(ValueError, RecursionError):
             body = error.response.json()
+    if isinstance(body, list) and len(body) == 1:
+        (body,) = body  # Google's
     if not isinstance(body, Mapping):
         return {}
     inner = body.get("error")
@@ -69,7 +71,22 @@ def error_in(chunk: Any) -> Any:
         (chunk,) = chunk
     if not isinstance(chunk, Mapping):
         return None
-    return chunk.get("error") or (chunk if chunk.get("object") == "error" else None)
+    return chunk.get("error") or _other_error(chunk)
+
+
+def _other_error(chunk: Mapping[Any, Any]) -> Any:
+    """One that isn't told as OpenAI tells it: bare, in a choice, first of several, or as MiniMax has it."""
+    choices, several, base = chunk.get("choices"), chunk.get("errors"), chunk.get("base_resp")
+    if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) and choices[0].get("error"):
+        return choices[0]["error"]
+    if choices:
+        return None
+    if isinstance(base, Mapping) and base.get("status_code"):
+        return {"code": base["status_code"], "message": base.get("status_msg")}
+    if isinstance(several, list) and several:
+        return several[0]
+    bare = chunk.get("object") == "error" or ("message" in chunk and ("type" in chunk or "code" in chunk))
+    return chunk if bare else None
 
 
 def words(told: Any) -> str:
@@ -112,6 +129,22 @@ def _status(error: openai.APIError) -> int:
     return 0
 
 
+def _delay(error: openai.APIError, headers: Mapping[str, str]) -> float | None:
+    """After how many seconds to ask again; Google says it in the error's details, by this protocol too."""
+    if (told := http_failures.delay(headers)) is not None:
+        return told
+    return http_failures.seconds(_detail(error, "RetryInfo").get("retryDelay"))
+
+
+def _detail(error: openai.APIError, kind: str) -> Mapping[str, Any]:
+    """One of Google's details, as it has them by this protocol too; empty if there is none."""
+    details = _body(error).get("details")
+    for one in details if isinstance(details, list) else ():
+        if isinstance(one, Mapping) and str(one.get("@type", "")).endswith(f"google.rpc.{kind}"):
+            return one
+    return {}
+
+
 _WORDS: failures.Words = {
     grpc.StatusCode.UNAUTHENTICATED: "{who} refused the server's key; its owner has to set another one",
     grpc.StatusCode.PERMISSION_DENIED: (
@@ -145,8 +178,8 @@ def failure(who: str, error: openai.APIError) -> errors.UpstreamError:
         who,
         http_failures.code(status),
         words=_WORDS,
-        reason=str(error.code or "").upper(),
-        retry_after=http_failures.delay(headers),
+        reason=str(_detail(error, "ErrorInfo").get("reason") or error.code or "").upper(),
+        retry_after=_delay(error, headers),
         metadata={"upstream_status": str(status)} if told else {},
         said=error.message,
     )

@@ -275,6 +275,8 @@ class _Body:
 
         def decoded(line: str) -> Any:
             line = line.removeprefix("\ufeff")  # before the first line
+            if (error := line.removeprefix("error:")) != line:  # llama.cpp's own field
+                line = f'{{"error":{error}}}'
             if self._is_json(line):
                 self._lines.append(line)
                 return None

@@ -33,6 +33,16 @@ class _Call:
         """Whether its arguments can be no longer."""
         return self.object is not None or isinstance(_parsed(self.arguments), dict)
 
+    def announces(self, other: "_Call") -> bool:
+        """Whether it is but the beginning of another, which some say under an index of its own."""
+        same = bool(self.id) and (self.id, self.name) == (other.id, other.name)
+        return same and not self.has_arguments and other.has_arguments
+
+    @property
+    def has_arguments(self) -> bool:
+        """Whether any were told, be it that there are none."""
+        return self.object is not None or bool(self.arguments)
+
 
 class Calls:
     """Calls of tools, put together from pieces."""
@@ -80,6 +90,8 @@ class Calls:
         for call in self._calls:
             if not (call.name or call.id or call.arguments or call.object):
                 continue  # a server's way to say that there is none
+            if any(map(call.announces, self._calls)):
+                continue
             if not call.name:
                 raise errors.UpstreamFault("The model asked for a function without saying which")
             arguments = call.object if call.object is not None else _arguments(joined(call.arguments).strip())

@@ -412,7 +412,7 @@ def test_a_choice_without_functions_is_refused() -> None:
         ({"type": "object", "additionalProperties": 1}, ".additionalProperties", "is 1: true, false or a schema is"),
         ({"type": "object", "patternProperties": {}}, ".patternProperties", "is no key of a schema here: one of $defs"),
         ({"type": "object", "properties": {"a": {"type": "object", "$defs": {}}}}, ".properties.a.$defs", "is no key"),
-        ({"$ref": "#/x"}, ".$ref", "is '#/x': one of '#', which is what the schema holds, is wanted"),
+        ({"$ref": "#/x"}, ".$ref", "is '#/x': the place of a schema in this one, such as '#', is wanted"),
         ({"type": ["string", "string"]}, ".type", "is an array: one of string"),
         ({"type": "string", "const": "a", "enum": ["b"]}, ".const", "stands beside an enum: one of them is wanted"),
         (
@@ -424,7 +424,7 @@ def test_a_choice_without_functions_is_refused() -> None:
         (
             {"$ref": "#/$defs/B", "$defs": {"A": {"type": "string"}}},
             ".$ref",
-            "is '#/$defs/B': one of '#', '#/$defs/A', which",
+            "is '#/$defs/B': the place of a schema in this one, such as '#', '#/$defs/A', is",
         ),
         (
             {"$ref": "#/$defs/A", "minLength": 1, "$defs": {"A": {"type": "string"}}},

@@ -181,7 +181,7 @@ PLAIN: st.SearchStrategy[Json] = st.one_of(
     ),
     st.sampled_from([{}, {"title": "T"}]),
 )
-LEAVES = PLAIN | st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/definitions/C"]).map(
+LEAVES = PLAIN | st.sampled_from(["#", "#/$defs/A", "#/$defs/B", "#/definitions/C", "#/$defs/B/items"]).map(
     lambda name: {"$ref": name, "title": "T"}
 )
 
@@ -257,6 +257,35 @@ def test_the_same_values_fit_what_a_provider_is_given(schema: Json, values: list
     given_to_openai = schemas.written(json_schema.normal(schema))
     for value in values:
         assert fits(given_to_openai, value) == fits(schema, value), (value, given_to_openai)
+
+
+def test_a_reference_may_name_any_place_of_a_schema() -> None:
+    """As zod-to-json-schema writes what it meets twice."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "a/b": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}},
+            "b": {"$ref": "#/properties/a~1b/items/anyOf/1"},
+            "c": {"$ref": "#/properties/b"},
+        },
+    }
+    assert not list(schema_rules.mistakes(schema, ""))
+    properties = json_schema.normal(schema)["properties"]
+    assert properties["b"] == properties["c"] == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        *("", "#/", "/properties/a", "#/properties", "#/properties/b", "#/default", "#/items", "#/type"),
+        *("#/anyOf", "#/anyOf/1", "#/anyOf/-1", "#/anyOf/x", "#/anyOf/0/type", "http://a#/properties/a"),
+        *(1, None, {}),
+    ],
+)
+def test_a_reference_to_what_is_no_schema_is_refused(reference: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": reference}}, "default": {}, "anyOf": [{"type": "object"}]}
+    (mistake,) = schema_rules.mistakes(schema, "")
+    assert mistake.field == ".properties.a.$ref"
 
 
 def test_a_union_of_thousands_is_looked_through_at_once() -> None:

@@ -151,6 +151,55 @@ async def test_a_caller_that_has_left_is_not_waited_for(serve: Serve, monkeypatc
     await asyncio.wait_for(served.server.stop(10), 10)
 
 
+async def test_a_hurry_leaves_the_model_while_calls_are_still_held(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written then nobody wants, and it is billed."""
+    patient(monkeypatch)
+    model = Silent(HELLO[:2])
+    served = await serve(model, drain_delay=0)
+    call = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await call.read()
+    await check(served)  # a call that has just ended, whose caller may return
+    stopping = asyncio.ensure_future(served.server.stop(3600))
+    await until(lambda: not served.server._guard._open.is_set())
+    served.server.hurry()
+    await asyncio.wait_for(model.left.wait(), 10)
+    assert not stopping.done()
+    await returned(served)
+    await asyncio.wait_for(stopping, 10)
+
+
+async def returned(served: Served) -> None:
+    """The caller for whom the server waits."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await check(served)
+    assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+async def test_who_leaves_before_its_status_is_sent_is_logged_as_gone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    patient(monkeypatch)
+    model = Gated(HELLO)
+    served = await serve(model, drain_delay=0)
+    running = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await model.begun.wait()
+    await check(served)
+    stopping = asyncio.ensure_future(served.server.stop(3600))
+    await until(lambda: not served.server._guard._open.is_set())
+    model.gate.set()
+    read: Any = await running.read()
+    while not read.HasField("completed"):
+        read = await running.read()
+    running.cancel()
+    await until(lambda: any("Generate code=CANCELLED" in line for line in lines))
+    assert not stopping.done()
+    running = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
+    await returned(served)
+    await asyncio.wait_for(stopping, 10)
+
+
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_RETURN_SECONDS", "LONGEST_HOLD_SECONDS"):
         monkeypatch.setattr(f"service.calls.guard.{name}", 3600)

@@ -108,6 +108,10 @@ CITY = {"city": "Rome"}
             [piece(0, "e", "w", ROME), piece(1, "e", "w", '{"city":"Oslo"}')],
             [("e", "w", CITY), ("", "w", {"city": "Oslo"})],
         ),
+        # It may be but one, that is announced under an index of its own.
+        ([piece(0, "e", "w", ""), piece(1, "e", "w", ROME)], [("e", "w", CITY)]),
+        ([piece(0, "e", "w", None), piece(1, "e", "w", "{}")], [("e", "w", {})]),
+        ([piece(0, "e", "w", ""), piece(1, "e", "w", "")], [("e", "w", {}), ("", "w", {})]),
         ([piece(0, "e", "w", {}), piece(1, "e", "w", {})], [("e", "w", {}), ("", "w", {})]),
         (
             [
@@ -140,6 +144,44 @@ def test_whole_calls_are_told_behind_any_reason_but_a_cut(finish: str) -> None:
 @pytest.mark.parametrize("finish", ["length", "content_filter"])
 def test_a_call_that_may_lack_its_end_is_not_told(finish: str) -> None:
     assert calls(piece(0, "a", "w", ROME), finish=finish) == []
+
+
+@pytest.mark.parametrize("finish", ["tool_calls", "tool_use", "function_call"])
+def test_an_answer_that_ends_with_calls_and_has_none_is_no_clean_stop(finish: str) -> None:
+    ending = heard(chunk(content="a", tool_calls=[]), chunk(finish), functions=["w"])[-1]
+    assert isinstance(ending, Finished)
+    assert (ending.reason, ending.upstream_reason) == (FinishReason.MALFORMED_FUNCTION_CALL, finish)
+    plain = heard(chunk(content="a"), chunk(finish))[-1]  # nobody could have called anything
+    assert isinstance(plain, Finished)
+    assert plain.reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("finish", "native", "reason", "word"),
+    [
+        ("stop", "MALFORMED_FUNCTION_CALL", FinishReason.MALFORMED_FUNCTION_CALL, "MALFORMED_FUNCTION_CALL"),
+        ("stop", "RECITATION", FinishReason.RECITATION, "RECITATION"),
+        ("stop", "STOP", FinishReason.STOP, "STOP"),
+        ("stop", "completed", FinishReason.STOP, "stop"),
+        ("stop", 7, FinishReason.STOP, "stop"),
+        ("length", "STOP", FinishReason.MAX_TOKENS, "length"),
+    ],
+)
+def test_the_models_own_word_for_its_end_counts_where_openais_says_stop(
+    finish: str, native: object, reason: FinishReason, word: str
+) -> None:
+    ended = chunk(finish)
+    ended["choices"][0]["native_finish_reason"] = native
+    ending = heard(chunk(content="a"), ended)[-1]
+    assert isinstance(ending, Finished)
+    assert (ending.reason, ending.upstream_reason) == (reason, word)
+
+
+@pytest.mark.parametrize("word", ["error", "abort", "insufficient_system_resource"])
+def test_a_model_that_gave_up_says_by_which_word(word: str) -> None:
+    with pytest.raises(errors.UpstreamCut) as caught:
+        heard(chunk(content="a"), chunk(word))
+    assert caught.value.metadata == {"upstream_reason": word.upper()}
 
 
 def test_a_call_in_the_old_form_is_told() -> None:
@@ -426,6 +468,7 @@ def figures(prompt: Any, output: Any, total: Any, thoughts: Any = None, cached: 
         (figures(5, 3, 8, None, 4), (5, 3, 0, 4, 8)),
         ({"prompt_tokens": 5, "completion_tokens": 3}, (5, 3, 0, 0, 8)),
         ({"prompt_tokens": 5, "completion_tokens": 3, "prompt_cache_hit_tokens": 2}, (5, 3, 0, 2, 8)),
+        ({"prompt_tokens": 5, "completion_tokens": 3, "cached_tokens": 2}, (5, 3, 0, 2, 8)),
         (figures(5.0, 3.0, 8.0), (5, 3, 0, 0, 8)),
         (figures(5, 3, 30), (5, 3, 0, 0, 30)),  # tokens of kinds that have no name here
     ],

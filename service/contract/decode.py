@@ -30,7 +30,7 @@ from ..generation.prompt import (
 )
 from . import rules
 from .delivery import MAX_BYTES, Coalesce, Delivery
-from .values import decimal, plain, seconds
+from .values import decimal, plain, quote, seconds
 
 # Of a request's mistakes so many are told: they travel in trailers, of which callers take 8 KB.
 MAX_VIOLATIONS = 10
@@ -113,7 +113,7 @@ def _card(name: str, cards: Sequence[ModelCard]) -> ModelCard:
     offered = [card.name for card in cards]
     short = name[: rules.MAX_REQUEST_ID_CHARACTERS]
     raise ModelNotFound(
-        f"model: {rules.quote(name)} is not on offer: one of {', '.join(offered)} is wanted",
+        f"model: {quote(name)} is not on offer: one of {', '.join(offered)} is wanted",
         metadata={"model": short, "offered": ",".join(offered)},
     )
 

@@ -16,29 +16,12 @@ from tokenwire.v1 import generation_service_pb2 as pb
 
 from ..errors import Violation
 from ..generation import json_schema
-from ..generation.capabilities import (
-    FIELDS,
-    IMAGES,
-    PLAIN_TEXT,
-    AnswersIn,
-    AnswersInFormWithTools,
-    Follows,
-    ModelCard,
-    Need,
-    Reads,
-    StopsAt,
-    TakesType,
-    UsesField,
-    Writes,
-    follows,
-    kind_of,
-    reads,
-)
-from ..generation.json_schema import Word
+from ..generation.capabilities import IMAGES, PLAIN_TEXT, ModelCard, Writes, kind_of
 from ..generation.json_values import finite
 from . import schema_rules
 from .delivery import MAX_BYTES, MAX_DELAY_SECONDS
-from .values import plain, seconds
+from .lacking import lacking, needs_of_part, needs_of_request
+from .values import plain, quote, seconds
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_FUNCTIONS = 128
@@ -64,8 +47,6 @@ _PRINTABLE_ASCII = re.compile(r"[ -~]*")
 _FUNCTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
-
-_USES = {path: UsesField(path) for path in FIELDS}
 
 _USER, _MODEL, _TOOL = content_pb2.ROLE_USER, content_pb2.ROLE_MODEL, content_pb2.ROLE_TOOL
 
@@ -111,7 +92,7 @@ def too_much(request: pb.GenerateRequest, limits: Limits) -> Iterator[Violation]
 
 def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     """All others, one by one, of a request to this model."""
-    yield from _lacking(_needs(request), card)
+    yield from lacking(needs_of_request(request), card)
     yield from _messages(request, card)
     yield from _config(request.config, card)
     yield from _tools(request, card)
@@ -119,90 +100,6 @@ def of(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
     yield from _labels(request.labels)
     yield from _request_id(request.request_id)
     yield from _delivery(request)
-
-
-# ---- what the model can't take ---------------------------------------------------------------------------------------
-
-_Place = tuple[str, str, Need]
-"""A need of the request behind its path and the text that stands there, "" for what isn't text."""
-
-
-def _lacking(needs: Iterable[_Place], card: ModelCard) -> Iterator[Violation]:
-    for path, held, need in needs:
-        if card.lacks(need):
-            yield Violation(path, _refusal(held, need, card))
-
-
-def _needs(request: pb.GenerateRequest) -> Iterator[_Place]:
-    """What the request needs beside what its messages do, as `capabilities.needs` has it for the same as a prompt."""
-    config = request.config
-    used = [field.name for field, _ in request.ListFields()]
-    used += [f"config.{field.name}" for field, _ in config.ListFields()]
-    if request.tools and any(tool.HasField("google_search") for tool in request.tools):
-        used.append("tools.google_search")
-    for path in used:
-        if path in FIELDS:
-            yield path, "", _USES[path]
-    if config.stop_sequences:
-        yield "config.stop_sequences", "", StopsAt(len(config.stop_sequences))
-    if config.HasField("response_mime_type"):
-        wanted = config.response_mime_type
-        yield "config.response_mime_type", wanted, AnswersIn(wanted)
-        if request.tools and wanted != PLAIN_TEXT:
-            yield "config.response_mime_type", wanted, AnswersInFormWithTools()
-
-
-def _needs_of_part(part: content_pb2.Part, kind: str, path: str) -> Iterator[_Place]:
-    if kind != "text" and (kind != "reasoning" or part.reasoning):
-        yield f"{path}.{kind}", "", _USES[f"messages.parts.{kind}"]
-    if part.reasoning_signature:
-        yield f"{path}.reasoning_signature", "", _USES["messages.parts.reasoning_signature"]
-    if kind in ("inline_data", "file_data"):
-        mime_type = getattr(part, kind).mime_type
-        needs = reads(mime_type, linked=kind == "file_data")
-        yield from ((f"{path}.{kind}.mime_type", mime_type, need) for need in needs)
-    if uri := part.file_data.file_uri:
-        yield f"{path}.file_data.file_uri", uri, follows(uri)
-
-
-def _refusal(held: str, need: Need, card: ModelCard) -> str:  # noqa: C901, PLR0911 - one for each need
-    name = quote(card.name)
-    match need:
-        case UsesField("tools") if "tools" not in card.unsupported:
-            return f"are nothing that {name} can use: leave them unset"
-        case UsesField(field) if field not in card.unsupported:
-            return f"is set, but {name} doesn't think: leave it unset"
-        case UsesField(field):
-            whole_part = field.startswith("messages.parts.") and field != "messages.parts.reasoning_signature"
-            how = "out" if whole_part else "unset"
-            return f"is nothing that {name} takes: leave it {how}"
-        case Reads(kind):
-            return f"is {quote(held)}: {name} reads {', '.join(sorted(card.input_kinds or ()))}, but no {kind}"
-        case TakesType(_, linked):
-            types, how = (card.linked_types, "by address") if linked else (card.inline_types, "inline")
-            return f"is {quote(held)}: {name} takes {', '.join(sorted(types or ())) or 'nothing'} {how}"
-        case Follows():
-            schemes = " or ".join(f"{one}://..." for one in sorted(card.file_schemes or ())) or "inline_data"
-            return f"is {quote(held)}: {schemes} is wanted by {name}"
-        case AnswersIn():
-            return f"is {quote(held)}: one of {', '.join(card.answer_types)} is wanted"
-        case AnswersInFormWithTools():
-            return f"is {quote(held)}: {name} takes that without `tools` only"
-        case Writes(word):
-            return f"is {_WRITES[word]}, which {name} doesn't take"
-        case StopsAt(count):
-            return f"holds {count}: at most {card.max_stop_sequences} are wanted"
-
-
-_WRITES = {
-    Word.ADDITIONAL_PROPERTIES: "what the schema says of other properties",
-    Word.OTHER_ENUM: "an array of other than texts",
-    Word.RECURSION: "a schema within itself",
-    Word.ANYTHING: "a schema without a type, which anything fits",
-    Word.ONE_OF: "several schemas of which two could fit at once",
-    Word.TUPLES: "a schema for each place in an array",
-    Word.FINER_LIMITS: "a limit that can't be reached, multiples, or items that differ",
-}
 
 
 # ---- the conversation ------------------------------------------------------------------------------------------------
@@ -260,7 +157,7 @@ def _part(part: content_pb2.Part, role: int, path: str, card: ModelCard) -> Iter
     elif kind == "file_data":
         yield from _data(part.file_data.mime_type, "file_uri", part.file_data.file_uri, f"{path}.file_data")
     if kind in wanted and (kind != "text" or part.reasoning_signature):
-        yield from _lacking(_needs_of_part(part, kind, path), card)
+        yield from lacking(needs_of_part(part, kind, path), card)
     if part.reasoning_signature and role != _MODEL:
         yield Violation(f"{path}.reasoning_signature", f"is nothing that {_role(role)} takes: leave it unset")
 
@@ -355,7 +252,7 @@ def _schema(schema: Mapping[str, Any], path: str, card: ModelCard) -> Iterator[V
     yield from found
     if not found:
         words = json_schema.words(json_schema.normal(schema), path)
-        yield from _lacking(((place[:200], "", Writes(word)) for place, word in words), card)
+        yield from lacking(((place[:200], "", Writes(word)) for place, word in words), card)
 
 
 def _tools(request: pb.GenerateRequest, card: ModelCard) -> Iterator[Violation]:
@@ -477,8 +374,3 @@ def _role(number: int) -> str:
 
 def _one_of(names: Iterable[str]) -> str:
     return " or ".join(sorted(names))
-
-
-def quote(text: str, most: int = 80) -> str:
-    """A caller's own short value, safe to print."""
-    return ascii(text if len(text) <= most else text[:most] + "...")

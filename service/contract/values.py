@@ -1,4 +1,4 @@
-"""JSON values, as a protobuf Struct holds them."""
+"""Values of requests: JSON as a protobuf Struct holds it, durations, and callers' own text in errors."""
 
 import struct
 from typing import Any
@@ -44,3 +44,8 @@ def decimal(number: float) -> float:
 def seconds(duration: duration_pb2.Duration) -> float:
     """In seconds, whatever it holds. Not ToTimedelta: that raises for what a caller may send."""
     return duration.seconds + duration.nanos / 1e9
+
+
+def quote(text: str, most: int = 80) -> str:
+    """A caller's own short value, safe to print."""
+    return ascii(text if len(text) <= most else text[:most] + "...")

@@ -13,6 +13,7 @@ from ..errors import Violation
 from ..generation import json_schema
 from ..generation.json_schema import MAX_CHARACTERS, MAX_DEPTH, MAX_SCHEMAS
 from ..generation.json_values import finite
+from .values import quote
 
 _MOST_MISTAKES = 20
 """That are looked for in one schema: no status holds more."""
@@ -216,5 +217,5 @@ _BESIDE_REF = _OF_THE_WHOLE | {"$ref", "title", "description", "default", "examp
 def _shown(value: Any) -> str:
     """A caller's own short value, safe to print."""
     if isinstance(value, str):
-        return ascii(value if len(value) <= 40 else value[:40] + "...")
+        return quote(value, 40)
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else kind(value)

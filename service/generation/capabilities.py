@@ -1,7 +1,7 @@
 """What a model on offer can take: the one check, for a request that names the model and for one that falls back on it.
 
-A request is a set of needs, each of which a model meets or lacks. `needs` gives those of a prompt; `contract/lacking.py`
-gives those of a request as it arrives, each with the field that it stands in. A property test holds the two equal.
+A request is a set of needs, each of which a model meets or lacks. `needs` gives those of a prompt; those of a request
+as it arrives, each with the field that it stands in, are in `contract/lacking.py`. A property test holds the two equal.
 """
 
 import re

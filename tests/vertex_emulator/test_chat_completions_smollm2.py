@@ -11,7 +11,8 @@ import openai
 import pytest
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
-from vertex_emulator.answerers.smollm2 import MODEL_VERSION, SmolLM2
+from vertex_emulator.answerers.smollm2 import SmolLM2
+from vertex_emulator.answerers.smollm2_requests import MODEL_VERSION
 from vertex_emulator.answerers.weights import fetch
 from vertex_emulator.emulator import Emulator
 

@@ -13,7 +13,8 @@ from google.protobuf import json_format, struct_pb2
 
 from tests.vertex_emulator.conftest import Client, Told, model, user
 from vertex_emulator.answerers.base import MindError
-from vertex_emulator.answerers.smollm2 import MODEL_VERSION, SmolLM2
+from vertex_emulator.answerers.smollm2 import SmolLM2
+from vertex_emulator.answerers.smollm2_requests import MODEL_VERSION
 from vertex_emulator.answerers.weights import fetch
 from vertex_emulator.control.client import ControlClient
 from vertex_emulator.emulator import Emulator

@@ -16,6 +16,7 @@ from ..answerers.base import Mind, VertexError
 from ..answerers.smollm2 import SmolLM2
 from ..call_records import Call, CallLog
 from ..responses import Opened, merge
+from . import translated_answers
 from . import translation as words
 from .server import HTTP_STATUS, Exchange, HttpReply, recorded, status_of
 
@@ -67,7 +68,7 @@ class OpenAI:
             return
         options = body.get("stream_options")
         usage = isinstance(options, dict) and options.get("include_usage") is True
-        answer = words.Answer(call.model, usage=usage, azure=found["deployment"] is not None)
+        answer = translated_answers.Answer(call.model, usage=usage, azure=found["deployment"] is not None)
         reply = (_Chunks if streams else _Whole)(self._calls, call, exchange, answer)
 
         async def say() -> None:
@@ -95,7 +96,7 @@ class Models:
 class _Reply(HttpReply):
     content_type = EVENTS
 
-    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: words.Answer) -> None:
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: translated_answers.Answer) -> None:
         super().__init__(log, call, exchange)
         self._answer = answer
         self._rest = b""
@@ -154,7 +155,7 @@ class _Chunks(_Reply):
 class _Whole(_Reply):
     content_type = JSON
 
-    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: words.Answer) -> None:
+    def __init__(self, log: CallLog, call: Call, exchange: Exchange, answer: translated_answers.Answer) -> None:
         super().__init__(log, call, exchange, answer)
         self._pieces: list[bytes] = []
 

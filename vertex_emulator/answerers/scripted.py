@@ -14,12 +14,10 @@ from ..protos import prediction_pb2 as pb
 from ..protos.script_pb2 import Answer, Script, Step
 from .base import Mind, Reply, VertexError
 from .script import ScriptError, answer, check, needs_relay
+from .script_chunks import CHUNKS, chunk_of, voice_of, words_of
 
 # Google's rule of thumb for Gemini: https://ai.google.dev/gemini-api/docs/tokens
 CHARACTERS_PER_TOKEN = 4
-
-# Steps whose chunk can tell the finish reason.
-CHUNKS = frozenset({"text", "text_bytes", "thought", "part", "grounding", "citations", "logprobs"})
 
 # What was said before a cut must have left this machine; gRPC doesn't tell when it has.
 SETTLE_SECONDS = 0.02
@@ -196,9 +194,9 @@ class _Played:
         return _Line(
             kind=kind,
             step=step,
-            voice=_voice(step, kind),
-            chunk=_chunk(step, kind, pb.Candidate()),
-            last_chunk=_chunk(step, kind, self.finish),
+            voice=voice_of(step, kind),
+            chunk=chunk_of(step, kind, pb.Candidate()),
+            last_chunk=chunk_of(step, kind, self.finish),
             lines=tuple(self._line(inner) for inner in step.repeat.steps),
         )
 
@@ -381,82 +379,6 @@ def estimate_tokens(characters: int) -> int:
     return -(-characters // CHARACTERS_PER_TOKEN)
 
 
-def _voice(step: Step, kind: str) -> str:
-    match kind:
-        case "text" | "text_bytes" | "logprobs":
-            return "text"
-        case "thought":
-            return "thought"
-        case "part" if step.part.HasField("text"):
-            return "thought" if step.part.thought else "text"
-        case _:
-            return ""
-
-
-def _words(step: Step, kind: str) -> str:
-    match kind:
-        case "logprobs":
-            return "".join(one.token for one in step.logprobs.chosen_candidates)
-        case "part":
-            return step.part.text
-        case "thought":
-            return step.thought
-        case "text_bytes":
-            return step.text_bytes.decode("latin-1")  # one character for each byte
-        case _:
-            return step.text
-
-
-def _chunk(step: Step, kind: str, finish: pb.Candidate) -> bytes:
-    match kind:
-        case "text_bytes":
-            return _with_text(step.text_bytes, finish)
-        case "response":
-            return step.response.SerializeToString()
-        case "message_bytes":
-            return step.message_bytes
-        case "blocked":
-            feedback = pb.GenerateContentResponse.PromptFeedback(
-                block_reason=step.blocked.reason,
-                block_reason_message=step.blocked.message,
-                safety_ratings=step.blocked.safety_ratings,
-            )
-            return pb.GenerateContentResponse(prompt_feedback=feedback).SerializeToString()
-        case _:
-            if kind not in CHUNKS:
-                return b""
-    part = step.part if kind == "part" else pb.Part(text=_words(step, kind), thought=kind == "thought")
-    candidate = pb.Candidate(content=pb.Content(role="model", parts=[part]))
-    if kind == "grounding":
-        candidate.grounding_metadata.CopyFrom(step.grounding)
-    if kind == "citations":
-        candidate.citation_metadata.CopyFrom(step.citations)
-    if kind == "logprobs":
-        candidate.logprobs_result.CopyFrom(step.logprobs)
-    candidate.MergeFrom(finish)
-    return pb.GenerateContentResponse(candidates=[candidate]).SerializeToString()
-
-
-def _with_text(text: bytes, finish: pb.Candidate) -> bytes:
-    # Protobuf's own setters refuse invalid UTF-8, so the three levels around the text are written by hand:
-    # Part.text = 1 in Content.parts = 2 in Candidate.content = 2 in GenerateContentResponse.candidates = 2.
-    role = pb.Content(role="model").SerializeToString()
-    content = role + _field(2, _field(1, text))
-    return _field(2, _field(2, content) + finish.SerializeToString())
-
-
-def _field(number: int, data: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:  # seven bits a byte
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
 def _count(lines: Sequence[_Line], voice: str) -> int | None:
     """How many pieces of this voice are said; None: without end."""
     total = 0
@@ -477,5 +399,5 @@ def _characters(lines: Sequence[_Line], voice: str) -> int:
         if line.kind == "repeat":
             total += _characters(line.lines, voice) * line.step.repeat.count
         elif line.voice == voice:
-            total += len(_words(line.step, line.kind))
+            total += len(words_of(line.step, line.kind))
     return total

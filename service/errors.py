@@ -30,6 +30,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
+from urllib.parse import quote
 
 import grpc
 from google.protobuf import any_pb2, message
@@ -39,6 +40,10 @@ DOMAIN = "tokenwire"
 
 # gRPC's clients begin to refuse statuses beyond 8 KB at random, and a status says each violation three times.
 _MOST_TOLD_CHARACTERS = 1700
+_AS_IT_IS = "".join(chr(one) for one in range(0x20, 0x7F) if one != ord("%"))
+"""What gRPC writes of a text without a change."""
+_MOST_SHOWN = 130
+"""Characters of what is too long by itself, of whatever script."""
 
 _LONGEST_DELAY_SECONDS = 365 * 86_400.0  # upstream may say anything, and a Duration can't hold all of it
 
@@ -120,7 +125,7 @@ class InvalidRequest(CallError):
     def __init__(self, violations: Sequence[Violation], *, reason: str | None = None) -> None:
         """Callers are told as many of the violations as a status holds, and how many there are beside."""
         told = [one for one, end in zip(violations, _ends(violations), strict=True) if end <= _MOST_TOLD_CHARACTERS]
-        told = told or [Violation(one.field, one.description[:_MOST_TOLD_CHARACTERS]) for one in violations[:1]]
+        told = told or [Violation(one.field[:_MOST_SHOWN], one.description[:_MOST_SHOWN]) for one in violations[:1]]
         bad = error_details_pb2.BadRequest(
             field_violations=[
                 error_details_pb2.BadRequest.FieldViolation(field=one.field, description=one.description)
@@ -135,8 +140,9 @@ class InvalidRequest(CallError):
 
 
 def _ends(violations: Sequence[Violation]) -> Iterator[int]:
-    """How many characters each and those before it take."""
-    return itertools.accumulate(len(one.field) + len(one.description) for one in violations)
+    """How many characters each and those before it take, as gRPC writes them: "%C3%A9" is one of ours."""
+    written = (quote(f"{one.field}: {one.description}", safe=_AS_IT_IS) for one in violations)
+    return itertools.accumulate(map(len, written))
 
 
 class ModelNotFound(CallError):

@@ -1,9 +1,12 @@
 """Tools, thoughts, media, schemas: what of a request arrives, and what is refused by name before a model is asked."""
 
+import urllib.parse
 from typing import Any
 
 import pytest
 from google.protobuf import struct_pb2
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.contract import decode
 from service.contract.rules import Limits
@@ -682,3 +685,10 @@ def test_a_status_holds_what_grpc_lets_through_and_counts_the_rest() -> None:
     alone = InvalidRequest([Violation("config.x", "is wrong " * 10_000)])
     assert len(alone.text) + len(alone.status().SerializeToString()) * 4 / 3 < 8000
     assert alone.text.startswith("config.x: is wrong")
+
+
+@given(st.lists(st.builds(Violation, st.text(max_size=300), st.text("aé😀 ", max_size=3000)), min_size=1, max_size=8))
+def test_no_status_is_too_large_whatever_stands_in_it(violations: list[Violation]) -> None:
+    error = InvalidRequest(violations)
+    written = urllib.parse.quote(error.text, safe=" ")  # more than gRPC
+    assert len(written) + len(error.status().SerializeToString()) * 4 / 3 < 8000

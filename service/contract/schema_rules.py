@@ -21,19 +21,30 @@ _MOST_MISTAKES = 20
 _TOO_MANY = 2**53
 """The first count that a JSON number can't tell from the next."""
 
+_NO_KEY = "no key of a schema here"
+
 TYPES = ("string", "number", "integer", "boolean", "array", "object")
 
 
 def mistakes(schema: Any, path: str) -> Iterable[Violation]:
     """What is wrong with `schema`, JSON values as a Struct holds them, which stands at `path`."""
     found = list(itertools.islice(_mistakes(schema, path, 0, schema), _MOST_MISTAKES))
-    yield from found
+    yield from _once(found)
     if not found:
         try:
             json_schema.normal(schema)
         except json_schema.TooLargeError:
             most = f"deeper than {MAX_DEPTH} schemas, or holds more than {MAX_SCHEMAS} or {MAX_CHARACTERS} characters"
             yield Violation(path, f"is nested {most}, once its references are followed: less is wanted")
+
+
+def _once(found: Iterable[Violation]) -> Iterable[Violation]:
+    """With the list of all keys in the first mistake that has it: a status holds little more."""
+    said = set[str]()
+    for one in found:
+        again = one.description in said and _NO_KEY in one.description
+        yield Violation(one.field, f"is {_NO_KEY}") if again else one
+        said.add(one.description)
 
 
 def _mistakes(schema: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
@@ -53,7 +64,7 @@ def _mistakes(schema: Any, path: str, depth: int, whole: Any) -> Iterable[Violat
 def _key(key: str, value: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
     if key not in _KEYS or (key in _OF_THE_WHOLE and depth):
         keys = sorted(_KEYS.keys() - (_OF_THE_WHOLE if depth else frozenset()))
-        yield Violation(path, f"is no key of a schema here: one of {', '.join(keys)} is wanted")
+        yield Violation(path, f"is {_NO_KEY}: one of {', '.join(keys)} is wanted")
     elif key in ("properties", "$defs", "definitions"):
         yield from _properties(value, path, depth, whole)
     elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):

@@ -486,6 +486,14 @@ def test_a_schema_that_gemini_would_not_take_whole_is_refused(
     assert refused(prompt="hi", config=config)[f"config.response_schema{path}"].startswith(description)
 
 
+def test_the_keys_of_a_schema_are_listed_once() -> None:
+    properties = {name: {"type": "string", "examples": ["a"]} for name in "abcdefgh"}
+    schema = struct({"type": "object", "properties": properties})
+    found = refused(prompt="hi", config={"response_mime_type": "application/json", "response_schema": schema})
+    assert len(found) == len(properties)
+    assert sum("one of" in description for description in found.values()) == 1
+
+
 def test_a_schema_nested_without_end_is_refused() -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(25):

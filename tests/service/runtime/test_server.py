@@ -173,7 +173,7 @@ async def test_a_hurry_leaves_the_model_while_calls_are_still_held(
 async def returned(served: Served) -> None:
     """The caller for whom the server waits."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await check(served)
+        await served.ask()
     assert failure(caught.value) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
 

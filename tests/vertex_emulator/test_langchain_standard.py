@@ -4,6 +4,7 @@ What SmolLM2 can't do (tools, images, forms) is declared as such, and the suite 
 of its own: half of the suite calls without asyncio, and would wait for an event loop that it holds up.
 """
 
+import asyncio
 import subprocess
 import sys
 import warnings
@@ -57,6 +58,8 @@ class Small(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)
     async def there(self, addresses: tuple[str, str]) -> AsyncIterator[None]:
         self.grpc_address, self.http_address = addresses
+        # A test without asyncio makes channels as well, and asyncio.run in a test before it leaves the thread no loop.
+        asyncio.set_event_loop(asyncio.get_running_loop())
         yield
         for one in self.made:
             await self.let_go(one)

@@ -7,7 +7,7 @@ and is UPSTREAM_FAULT, naming its place, where something would be.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ... import errors
@@ -18,13 +18,12 @@ from ...generation.events import (
     FinishReason,
     Grounding,
     Logprobs,
-    Source,
-    Support,
     TokenLogprob,
     Usage,
 )
 from ...generation.prompt import Reasoning
 from ..gemini import answers
+from . import citations
 from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
 from .tool_call_pieces import Calls
 
@@ -116,7 +115,7 @@ class Answer:
                 continue  # a second answer, that nobody asked for
             self._choose(choice)
             break
-        self._cite(chunk.get("search_results") or chunk.get("citations"))
+        self._ground(citations.pages(chunk.get("search_results") or chunk.get("citations")))
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
 
@@ -201,7 +200,7 @@ class Answer:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
         if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
-        self._annotate(json_list(delta.get("annotations"), "choices.delta.annotations"))
+        self._ground(citations.annotations(delta.get("annotations")))
         calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
         if not calls and delta.get("function_call") is not None:  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
@@ -227,30 +226,8 @@ class Answer:
         for start in range(0, len(whole) if self._tells_thoughts else 0, answers.LONGEST_PIECE_CHARACTERS):
             self._events.append(Reasoning(whole[start : start + answers.LONGEST_PIECE_CHARACTERS]))
 
-    def _cite(self, told: Any) -> None:
-        """Addresses of pages, as xAI and Perplexity tell them; each chunk may tell all of them again."""
-        cited = told if isinstance(told, Sequence) and not isinstance(told, str) else ()
-        sources = tuple(Source(uri=uri, title=_title(one)) for one in cited if (uri := plain(_url(one))))
-        if sources:
-            self._ground(Grounding(sources=sources))
-
-    def _annotate(self, annotations: Sequence[Any]) -> None:
-        cited = [
-            one["url_citation"]
-            for one in annotations
-            if isinstance(one, Mapping) and isinstance(one.get("url_citation"), Mapping)
-        ]
-        if cited:
-            self._ground(
-                Grounding(
-                    sources=tuple(Source(uri=plain(one.get("url")), title=plain(one.get("title"))) for one in cited),
-                    # Places are counted in characters there, and in bytes here; the words themselves aren't told.
-                    supports=tuple(Support(text="", sources=(place,)) for place, _ in enumerate(cited)),
-                )
-            )
-
-    def _ground(self, grounding: Grounding) -> None:
-        if grounding != self._grounded:
+    def _ground(self, grounding: Grounding | None) -> None:
+        if grounding is not None and grounding != self._grounded:
             self._grounded = grounding
             self._events.append(grounding)
 
@@ -389,14 +366,6 @@ def _probable(told: Json) -> tuple[str, float]:
         return token.encode(errors="replace").decode(), float(logprob)
     except OverflowError:
         raise fault(f"{place}.logprob") from None
-
-
-def _url(cited: Any) -> Any:
-    return cited.get("url") if isinstance(cited, Mapping) else cited
-
-
-def _title(cited: Any) -> str:
-    return plain(cited.get("title")) if isinstance(cited, Mapping) else ""
 
 
 def _index(value: Any) -> int:

@@ -148,8 +148,8 @@ def _effort(value: str) -> None:
 
 
 def _thoughts_back(value: str) -> None:
-    if value not in ("reasoning_content", "reasoning", "google"):
-        raise ValueError("an option thoughts_back of reasoning_content, reasoning or google")
+    if value not in ("reasoning_content", "reasoning", "reasoning_details", "google"):
+        raise ValueError("an option thoughts_back of reasoning_content, reasoning, reasoning_details or google")
 
 
 _CHECK: Mapping[str, Callable[[str], object]] = {

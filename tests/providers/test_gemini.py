@@ -319,6 +319,27 @@ async def test_words_that_come_behind_their_sources_still_point_to_them(gemini: 
     )
 
 
+async def test_words_that_come_before_their_sources_are_told_with_them(gemini: Upstream) -> None:
+    said = "Rome is warm."
+    pages = [(f"https://a.example/{name}", name) for name in ("One", "Two")]
+    early = grounding(supports=[("Rome", [0]), ("warm", [0, 1])], answer_so_far=said)
+    gemini.emulator.script.play(answer(said, early, grounding(pages[0]), early, grounding(pages[1]), usage=usage(1, 2)))
+    found = [message.grounding for message in await gemini.ask() if message.HasField("grounding")]
+    told = [
+        (support.text, [one.sources[place].title for place in support.source_indices])
+        for one in found
+        for support in one.supports
+    ]
+    assert told == [("Rome", ["One"]), ("Rome", ["One"]), ("warm", ["One", "Two"])]
+
+
+async def test_words_whose_sources_never_come_are_told_all_the_same(gemini: Upstream) -> None:
+    said = "Rome is warm."
+    gemini.emulator.script.play(answer(said, grounding(supports=[("warm", [0])], answer_so_far=said)))
+    (found,) = [message.grounding for message in await gemini.ask() if message.HasField("grounding")]
+    assert found == pb.Grounding(supports=[pb.Grounding.Support(text="warm", start_index=8, end_index=12)])
+
+
 async def test_citations_come_back_with_their_places(gemini: Upstream) -> None:
     quotation = citation(3, 9, "https://a.example/book", title="A Book", license="CC-BY-4.0")
     gemini.emulator.script.play(answer("To be or not", citations(quotation)))

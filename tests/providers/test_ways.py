@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import failure
 from tests.providers.conftest import LINES, OK, ByHand, Open, Upstream
 from tests.service.contract.test_whole_request import MODEL, TOOL, USER, message, struct
+from tokenwire.messages import Turn
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -131,6 +132,38 @@ async def test_signatures_of_google_come_and_go_back(
     first, second = json.loads(upstream.call.body or b"")["messages"][1]["tool_calls"]
     assert first["extra_content"] == extra
     assert "extra_content" not in second
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure"])
+async def test_what_was_thought_in_secret_comes_and_goes_back(
+    open_provider: Open, by_hand: tuple[ByHand, str], provider: str
+) -> None:
+    details = [
+        {"type": "reasoning.text", "text": "hm", "signature": "s", "format": "anthropic-claude-v1", "index": 0},
+        {"type": "reasoning.encrypted", "data": "Zm9v", "format": "google-gemini-v1", "index": 1},
+    ]
+    delta = {"role": "assistant", "content": "a", "reasoning_details": details}
+    chunk = {"choices": [{"index": 0, "delta": delta, "finish_reason": "stop"}]}
+    by_hand[0].says = OK + b"connection: close\r\n\r\ndata: %s\n\n" % json.dumps(chunk).encode()
+    upstream = await opened(open_provider, provider, "thoughts_back=reasoning_details", by_hand[1])
+    turn = Turn()
+    for one in await upstream.ask():
+        turn.saw(one)
+    assert "".join(part.reasoning for part in turn.message.parts) == "hm"
+
+    address = str((await open_provider(provider)).emulator.rest_address)
+    upstream = await opened(open_provider, provider, "thoughts_back=reasoning_details", address)
+    asked = message(USER, {"text": "hi"})
+    plain = message(MODEL, {"reasoning": "h"}, {"text": "b"})
+    await upstream.ask(prompt="", messages=[asked, turn.message, asked, plain, asked])
+    _, first, _, second, _ = json.loads(upstream.call.body or b"")["messages"]
+    assert (first["content"], first["reasoning_details"]) == ("a", details)
+    assert (second["reasoning"], "reasoning_details" in second) == ("h", False)
+    signed = message(MODEL, {"tool_call": CALL, "reasoning_signature": b"s"})
+    for wrong in (message(MODEL, {"reasoning": "h", "reasoning_signature": b"s"}), signed):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await upstream.ask(prompt="", messages=[asked, wrong, RESULT], tools=[WEATHER])
+        assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 async def test_a_signature_of_anything_but_a_call_is_refused(open_provider: Open) -> None:

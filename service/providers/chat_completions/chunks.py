@@ -23,7 +23,7 @@ from ...generation.events import (
 )
 from ...generation.prompt import Reasoning
 from ..gemini import answers
-from . import citations
+from . import citations, thought_details
 from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
 from .tool_call_pieces import Calls
 
@@ -62,6 +62,7 @@ _SAYS = {
     "refusal": "refusal",
     "reasoning_content": "thought",
     "reasoning": "thought",
+    "thinking": "thought",
     "reasoning_details": "thought",
     "tool_calls": "call",
     "function_call": "call",
@@ -74,8 +75,8 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 class Answer:
     """One answer as it comes, chunk by chunk."""
 
-    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True, signed: bool = False) -> None:
-        """`functions` are the names of those that were declared; `thoughts`, and what signs calls: they are told."""
+    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True, back: str = "") -> None:
+        """`functions` are the names of those declared; `thoughts`: they are told; `back`: the option thoughts_back."""
         self.chunks = 0
         """How many have come."""
         self.finish = ""
@@ -87,13 +88,14 @@ class Answer:
         self.usage: Usage | None = None
         self.model_version = ""
         self._functions = functions
-        self._calls = Calls(functions, signed=signed)
+        self._calls = Calls(functions, signed=back == "google")
         self._tells_thoughts = thoughts
+        self._details = thought_details.Details() if thoughts and back == thought_details.FIELD else None
         self._events: list[Event] = []
         self._kinds: set[str] = set()
         """What has been said: "text", "refusal", "thought", "call". A whole message behind it says it again."""
-        self._characters = 0
-        """Of the text."""
+        self._text_pieces: list[str] = []
+        """What has been told as text; the places of citations are counted in it."""
         self._content, self._refusal, self._thoughts = _Words("content"), _Words("refusal"), _Words("reasoning")
         self._refused = False
         self._grounded: Grounding | None = None
@@ -145,6 +147,9 @@ class Answer:
         if reason in _WHOLE:
             for words in (self._content, self._refusal, self._thoughts):
                 words.end()
+        if self._details and (signature := self._details.signature()):
+            yield Reasoning("", signature)
+        if reason in _WHOLE:
             yield from self._calls.whole()
         yield Finished(
             reason=FinishReason.SAFETY if self._refused else reason,
@@ -184,7 +189,7 @@ class Answer:
         if not isinstance(message, Mapping) or not self._kinds:
             return message
         told = [words for kind, words in _content(message.get("content")) if kind == "text"]
-        if told and self._characters and sum(map(len, told)) not in (0, self._characters):
+        if told and (before := len(self._whole_text())) and sum(map(len, told)) not in (0, before):
             raise fault("choices.message.content")
         return {name: value for name, value in message.items() if _SAYS.get(name) not in self._kinds}
 
@@ -193,6 +198,9 @@ class Answer:
             if delta.get(kind):
                 raise fault(f"choices.delta.{kind}")
         self._think(_thoughts(delta))
+        if self._details and (details := delta.get(thought_details.FIELD)):
+            self._details.add(details)
+            self._kinds.add("thought")
         for kind, words in _content(delta.get("content")):
             if kind == "thought":
                 self._think(words)
@@ -200,7 +208,7 @@ class Answer:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
         if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
-        self._ground(citations.annotations(delta.get("annotations")))
+        self._ground(citations.annotations(delta.get("annotations"), self._whole_text))
         calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
         if not calls and delta.get("function_call") is not None:  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
@@ -215,9 +223,14 @@ class Answer:
             self._refused = True
             self._kinds.add("refusal")
         else:
-            self._characters += len(text)
             self._kinds.add("text")
-        self._events += answers.pieces(words.take(text))
+        if whole := words.take(text):
+            self._text_pieces.append(whole)
+            self._events += answers.pieces(whole)
+
+    def _whole_text(self) -> str:
+        self._text_pieces = ["".join(self._text_pieces)]
+        return self._text_pieces[0]
 
     def _think(self, text: str) -> None:
         whole = self._thoughts.take(text)
@@ -338,13 +351,11 @@ def _part(part: Json, place: str) -> tuple[str, str]:
 
 
 def _thoughts(delta: Json) -> str:
-    """Thoughts, by the names of DeepSeek and xAI, of vLLM and OpenRouter; who says both says the same twice."""
-    for name in ("reasoning_content", "reasoning"):
+    """Thoughts, by the names of DeepSeek and xAI, of vLLM, of others; who says them by two says the same twice."""
+    for name in ("reasoning_content", "reasoning", "thinking"):
         if told := text_of(delta.get(name), f"choices.delta.{name}"):
             return told
-    details = json_list(delta.get("reasoning_details"), "choices.delta.reasoning_details")
-    found = [one.get("text") or one.get("summary") for one in details if isinstance(one, Mapping)]
-    return "".join(one for one in found if isinstance(one, str))
+    return thought_details.words(delta.get(thought_details.FIELD))
 
 
 def _token(told: Any) -> TokenLogprob:

@@ -46,6 +46,7 @@ _UNSUPPORTED = frozenset(
 _BACK = {
     "reasoning_content": frozenset({"messages.parts.reasoning"}),
     "reasoning": frozenset({"messages.parts.reasoning"}),
+    "reasoning_details": frozenset({"messages.parts.reasoning", "messages.parts.reasoning_signature"}),
     "google": frozenset({"messages.parts.reasoning_signature"}),
 }
 """Of these, what the option thoughts_back has a word for."""
@@ -81,7 +82,7 @@ class OpenAIProvider:
         answer = Answer(
             {function.name for function in prompt.tools.functions},
             thoughts=ways.get("thoughts") != "false",
-            signed=ways.get("thoughts_back") == "google",
+            back=ways.get("thoughts_back", ""),
         )
         call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer, prompt, ways)
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})

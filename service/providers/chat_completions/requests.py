@@ -20,7 +20,7 @@ from ...generation.prompt import (
     ToolMode,
     Tools,
 )
-from . import schemas
+from . import schemas, thought_details
 
 IMAGES = frozenset({"image/gif", "image/jpeg", "image/png", "image/webp"})
 
@@ -67,11 +67,11 @@ def with_thoughts(messages: Sequence[Any], prompt: Prompt, way: str) -> list[Any
     """The messages that LangChain makes of the prompt, with the thoughts that it leaves out.
 
     `way` is the name of the field that holds a message's thoughts; or "google", for signed calls of tools. Raises
-    InvalidRequest for signatures of anything else.
+    InvalidRequest for signatures of anything else, or of somebody else.
     Source: https://ai.google.dev/gemini-api/docs/thought-signatures
     """
     turns = (turn.parts for turn in prompt.turns if turn.role is Role.MODEL)
-    with_them = _with_signatures if way == "google" else partial(_with_words, way)
+    with_them = _WAYS.get(way) or partial(_with_words, way)
     return [with_them(one, next(turns)) if one["role"] == "assistant" else one for one in messages]
 
 
@@ -94,6 +94,20 @@ def _with_signatures(message: Mapping[str, Any], parts: Sequence[Part]) -> Mappi
         for call, part in zip(message["tool_calls"], made, strict=True)
     ]
     return {**message, "tool_calls": signed}
+
+
+def _with_details(message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
+    if any(isinstance(part, ToolCall) and part.signature for part in parts):
+        wrong = "is nothing that this model takes beside a tool_call: leave it unset"
+        raise errors.InvalidRequest([Violation("messages.parts.reasoning_signature", wrong)])
+    signatures = [part.signature for part in parts if isinstance(part, Reasoning) and part.signature]
+    if not signatures:
+        return _with_words("reasoning", message, parts)
+    return {**message, thought_details.FIELD: [one for told in signatures for one in thought_details.back(told)]}
+
+
+_WAYS = {"google": _with_signatures, thought_details.FIELD: _with_details}
+"""Of the option thoughts_back, those that are more than the name of a field."""
 
 
 def options(prompt: Prompt, *, strict: bool) -> dict[str, Any]:

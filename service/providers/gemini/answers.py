@@ -80,21 +80,30 @@ def unknown_part(kind: str) -> errors.UpstreamFault:
 
 
 class _Sources:
-    """What the answer rests on, as far as it has been told: its sources may come before the words that rest on them."""
+    """What the answer rests on, as far as it has been told. Sources may come before or behind what rests on them."""
 
     def __init__(self) -> None:
         self._all: tuple[Source, ...] = ()
+        self._early: tuple[Support, ...] = ()
+        """Those whose sources have not come."""
 
-    def grounding(self, candidate: Json) -> Grounding | None:
-        """What this message tells of it, with all the sources that its supports point to; None: nothing."""
+    def grounding(self, candidate: Json, *, last: bool) -> Grounding | None:
+        """What this message tells of it, with all the sources that its supports point to; None: nothing.
+
+        `last`: no more sources will come.
+        """
         found = candidate.get("groundingMetadata", {})
         sources = tuple(map(_source, found.get("groundingChunks", ())))
         queries = (*found.get("webSearchQueries", ()), *found.get("retrievalQueries", ()))
         supports = tuple(map(_support, found.get("groundingSupports", ())))
-        highest = max((place for one in supports for place in one.sources), default=-1)
         # All so far, told again, or some more.
         self._all = sources if sources[: len(self._all)] == self._all else self._all + sources
-        if highest >= len(sources):
+        again = set(supports)
+        supports = (*(one for one in self._early if one not in again), *supports)
+        early = () if last else (place for place, one in enumerate(supports) if _highest(one) >= len(self._all))
+        ready = next(iter(early), len(supports))
+        supports, self._early = supports[:ready], supports[ready:]
+        if max(map(_highest, supports), default=-1) >= len(sources):
             sources = self._all
         # What points beyond all sources points to nothing.
         supports = tuple(
@@ -132,6 +141,10 @@ def _support(support: Json) -> Support:
         start=_index(segment, "startIndex", 0) if segment else None,
         end=_index(segment, "endIndex"),
     )
+
+
+def _highest(support: Support) -> int:
+    return max(support.sources, default=-1)
 
 
 def _index(holder: Json, field: str, default: int | None = None) -> int | None:
@@ -179,7 +192,7 @@ class Answer:
         for candidate in response.get("candidates", ())[:1]:
             for part in candidate.get("content", {}).get("parts", ()):
                 said += map(self._of_its_own, _said(part))
-            if (grounding := self._sources.grounding(candidate)) is not None:
+            if (grounding := self._sources.grounding(candidate, last=bool(self.reason))) is not None:
                 said.append(grounding)
             said += _citations(candidate)
             if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):

@@ -43,7 +43,10 @@ def test_a_line_maps_a_public_name_to_provider_model_and_options() -> None:
         ("a=openai:x?stream_options=no", "an option of true or false"),
         ("a=openai:x?reasoning_effort=9", "an option reasoning_effort of one word, such as low, medium or high"),
         ("a=azure:x?thoughts=", "an option of true or false"),
-        ("a=azure:x?thoughts_back=yes", "an option thoughts_back of reasoning_content, reasoning or google"),
+        (
+            "a=azure:x?thoughts_back=yes",
+            "an option thoughts_back of reasoning_content, reasoning, reasoning_details or google",
+        ),
         ("a=azure:x?strict=maybe", "an option of true or false"),
         ("a=vertex:x?thoughts=true", "'a' with options of vertex, which are project, location, "),
     ],

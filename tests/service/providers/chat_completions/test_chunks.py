@@ -49,8 +49,8 @@ def piece(index: Any = None, identity: Any = None, name: Any = None, arguments: 
     return {key: value for key, value in told.items() if value is not None}
 
 
-def heard(*chunks: Any, functions: Sequence[str] = ()) -> list[Event]:
-    answer = Answer(functions)
+def heard(*chunks: Any, functions: Sequence[str] = (), back: str = "") -> list[Event]:
+    answer = Answer(functions, back=back)
     events = []
     for one in chunks:
         answer.look_at(one)
@@ -363,9 +363,34 @@ def test_pages_that_the_answer_rests_on_are_told_once() -> None:
     pages = {**chunk(content="b"), "citations": ["u", {"url": "v"}]}
     events = heard(chunk(content="a", annotations=cited), pages, {**pages, "choices": []}, chunk("stop"))
     assert [event for event in events if isinstance(event, Grounding)] == [
-        Grounding(sources=(Source("u", "t"),), supports=(Support(text="", sources=(0,)),)),
+        Grounding(sources=(Source("u", "t"),), supports=(Support(text="a", sources=(0,), start=0, end=1),)),
         Grounding(sources=(Source("u"), Source("v"))),
     ]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "place"),
+    [
+        (0, 2, ("Aé", 0, 3)),
+        (2, 4, ("世b", 3, 7)),
+        (2, 5, None),  # is it one character, or two?
+        (5, 6, None),
+        (2, 7, None),
+        (2, 2, None),
+        (3, 2, None),
+        (-1, 2, None),
+        (0.5, 2, None),
+        (None, 2, None),
+        ("0", 2, None),
+        (0, True, None),
+    ],
+)
+def test_places_of_citations_are_told_in_bytes_where_they_are_certain(start: Any, end: Any, place: Any) -> None:
+    cited = [{"type": "url_citation", "url_citation": {"url": "u", "start_index": start, "end_index": end}}]
+    said = heard(chunk(content="Aé"), chunk(content="世b😀c"), chunk("stop", annotations=cited))
+    (grounding,) = [event for event in said if isinstance(event, Grounding)]
+    text, begins, ends = place or ("", None, None)
+    assert grounding.supports == (Support(text=text, sources=(0,), start=begins, end=ends),)
 
 
 def test_pages_with_titles_take_the_place_of_bare_ones() -> None:
@@ -507,8 +532,11 @@ def test_a_count_that_is_missing_or_cannot_be_is_none(said: Any) -> None:
 
 # ---- whatever stands in a chunk --------------------------------------------------------------------------------------
 
+CITED: Json = {"type": "url_citation", "url_citation": {"url": "u", "start_index": 0, "end_index": 3}}
+
 GOOD: list[Json] = [
     chunk(role="assistant", content="", reasoning_content="hm"),
+    chunk(reasoning_details=[{"type": "reasoning.text", "text": "hm", "signature": "s", "index": 0}]),
     chunk(content="one "),
     {
         **chunk(content="two"),
@@ -516,7 +544,7 @@ GOOD: list[Json] = [
         "choices": [
             {
                 "index": 0,
-                "delta": {"content": "two", "annotations": [{"type": "url_citation", "url_citation": {"url": "u"}}]},
+                "delta": {"content": "two", "annotations": [CITED]},
                 "logprobs": {"content": [{"token": "two", "logprob": -0.5, "top_logprobs": []}]},
                 "finish_reason": None,
             }
@@ -563,15 +591,21 @@ def words(events: Sequence[Event]) -> str:
     return "".join(event.text for event in events if isinstance(event, Text))
 
 
-@given(st.sampled_from(PLACES), ODD, st.booleans(), st.randoms(use_true_random=False), st.booleans())
+@given(
+    st.sampled_from(PLACES),
+    ODD,
+    st.booleans(),
+    st.none() | st.randoms(use_true_random=False),
+    st.sampled_from(["", "reasoning_details"]),
+)
 def test_one_odd_field_anywhere_is_the_same_answer_or_a_typed_failure(
-    path: tuple[Any, ...], value: Any, twice: bool, dice: Any, shuffled: bool
+    path: tuple[Any, ...], value: Any, twice: bool, dice: Any, back: str
 ) -> None:
     chunks = changed(GOOD, path, value, twice=twice)
-    if shuffled:
+    if dice:
         dice.shuffle(chunks)
     try:
-        events = heard(*chunks)
+        events = heard(*chunks, back=back)
         messages = told(events)
     except errors.UpstreamError as error:
         error.status()

@@ -118,6 +118,18 @@ def _lacks_its_end(error: BaseException) -> bool:
     return True
 
 
+def is_page(headers: Mapping[str, str]) -> bool:
+    """Whether what has come is for people to read."""
+    return headers.get("content-type", "").strip().lower().startswith("text/html")
+
+
+def page(who: str) -> errors.UpstreamFault:
+    """For a page that stands where the answer should, with a status of 200: of a proxy, or at an address of its own."""
+    return errors.UpstreamFault(
+        f"{who} answered with a web page; the server's owner has to check the address, and what stands before it"
+    )
+
+
 def redirected(who: str) -> errors.UpstreamPrecondition:
     """For a status of 3xx. No redirect is followed: the prompt and the server's key would go to another host."""
     return errors.UpstreamPrecondition(

@@ -87,6 +87,19 @@ async def test_what_is_no_http_is_neither_a_quota_nor_a_refusal(
     assert reason in reasons
 
 
+@pytest.mark.parametrize("kind", [b"text/html", b"Text/HTML; charset=utf-8"])
+async def test_a_page_is_no_answer_whatever_its_status(
+    broken: Upstream, by_hand: tuple[ByHand, str], kind: bytes
+) -> None:
+    """Of a proxy, or at an address that is another's."""
+    for body in (b"<!doctype html>\n<p>SECRET</p>\n", b'<html>\n<script>\n{"a": 1}\n</script>', b""):
+        by_hand[0].says = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\nconnection: close\r\n\r\n%s" % (kind, body)
+        code, reason, text = await fate(broken)
+        assert (code, reason) == (Code.INTERNAL, "UPSTREAM_FAULT"), (body, text)
+        assert "web page" in text
+        assert "SECRET" not in text
+
+
 WHOLE: dict[str, list[Any]] = {
     "genai": [
         {"candidates": [{"content": {"role": "model", "parts": [{"text": "o\xf1e "}]}}]},

@@ -122,6 +122,28 @@ async def test_an_answer_that_comes_as_one_json_is_told_whole(
 
 
 @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        ({"code": 429, "type": "insufficient_quota"}, "INSUFFICIENT_QUOTA"),
+        ({"code": "429", "type": "insufficient_quota"}, "INSUFFICIENT_QUOTA"),
+        ({"code": 429.0, "type": "insufficient_quota"}, "INSUFFICIENT_QUOTA"),
+        ({"code": "rate_limit_exceeded", "type": "tokens"}, "RATE_LIMIT_EXCEEDED"),
+        ({"code": 429, "type": None}, ""),
+        ({"code": 429, "type": "no plain word: SECRET"}, ""),
+    ],
+)
+async def test_upstreams_own_word_for_a_failure_is_told_whichever_field_it_stands_in(
+    odd: Upstream, by_hand: tuple[ByHand, str], error: Any, reason: str
+) -> None:
+    for says in (refusal(429, error), stream({"error": error})):
+        by_hand[0].says = says
+        _, failed = await heard(odd)
+        assert failed is not None
+        assert failure(failed) == (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA")
+        assert detail(failed, ErrorInfo).metadata.get("upstream_reason", "") == reason
+
+
+@pytest.mark.parametrize(
     ("body", "code", "reason"),
     [
         ({"error": {"message": "SECRET", "code": "rate_limit_exceeded"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),

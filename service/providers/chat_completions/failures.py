@@ -136,6 +136,14 @@ def _delay(error: openai.APIError, headers: Mapping[str, str]) -> float | None:
     return http_failures.seconds(_detail(error, "RetryInfo").get("retryDelay"))
 
 
+def _reason(error: openai.APIError) -> str:
+    """Upstream's own word for it: its code, or its type where the code is but a number."""
+    if reason := _detail(error, "ErrorInfo").get("reason"):
+        return str(reason).upper()
+    told = [str(one) for one in (error.code, _body(error).get("code"), error.type, _body(error).get("type")) if one]
+    return next((one for one in told if not one.replace(".", "").isdecimal()), "").upper()
+
+
 def _detail(error: openai.APIError, kind: str) -> Mapping[str, Any]:
     """One of Google's details, as it has them by this protocol too; empty if there is none."""
     details = _body(error).get("details")
@@ -178,7 +186,7 @@ def failure(who: str, error: openai.APIError) -> errors.UpstreamError:
         who,
         http_failures.code(status),
         words=_WORDS,
-        reason=str(_detail(error, "ErrorInfo").get("reason") or error.code or "").upper(),
+        reason=_reason(error),
         retry_after=_delay(error, headers),
         metadata={"upstream_status": str(status)} if told else {},
         said=error.message,

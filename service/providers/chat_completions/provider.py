@@ -174,6 +174,7 @@ class _Call:
         if self.answer.blocked or (self.answer.finish and not self.answer.chunks):
             yield _for_langchain(())
         elif not self.answer.chunks:  # LangChain can't bear it
+            self._refuse_a_page()
             raise errors.UpstreamCut("The model ended the call without an answer; ask again")
 
     async def _next(self) -> Any:
@@ -185,10 +186,16 @@ class _Call:
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if self.answer.finish:  # nothing of the answer can be missing
                 return _END
+            self._refuse_a_page()
             raise http_failures.unreadable(self._who, error) from error
         if told := failures.error_in(chunk):
             raise openai.APIError(failures.words(told), request=self._stream.response.request, body=told)
         return chunk
+
+    def _refuse_a_page(self) -> None:
+        """Raises UpstreamFault where no chunk has come, since it is none that could hold any."""
+        if not self.answer.chunks and http_failures.is_page(self._stream.response.headers):
+            raise http_failures.page(self._who)
 
     def events(self) -> list[Event]:
         """What upstream has said since the last time."""

@@ -31,7 +31,10 @@ class _Call:
     @property
     def whole(self) -> bool:
         """Whether its arguments can be no longer."""
-        return self.object is not None or isinstance(_parsed(self.arguments), dict)
+        if self.object is not None:
+            return True
+        # Parsed anew with each piece of some: only where they may have come to their end.
+        return self.arguments.rstrip().endswith("}") and isinstance(_parsed(self.arguments), dict)
 
     def announces(self, other: "_Call") -> bool:
         """Whether it is but the beginning of another, which some say under an index of its own."""

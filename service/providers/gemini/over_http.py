@@ -223,13 +223,20 @@ class _Call:
                 self._refuse_unknown_parts(said)
                 self._said += self.answer.read(said)
                 yield response
+            self._refuse_a_page()
             self.answer.ended()
         except APIError as error:
             raise failure(error) from error
         except http_failures.ERRORS as error:
             raise http_failures.broken(_WHO, error) from error
         except _STUMBLES as error:
+            self._refuse_a_page()
             raise http_failures.unreadable(_WHO, error) from error
+
+    def _refuse_a_page(self) -> None:
+        """Raises UpstreamFault where no message has come, since it is none that could hold any."""
+        if not self.answer.messages and self.response is not None and http_failures.is_page(self.response.headers):
+            raise http_failures.page(_WHO)
 
     def _refuse_unknown_parts(self, said: prompts.Json) -> None:
         """The SDK drops what it doesn't know; where it left nothing of a part, its bytes are looked at."""

@@ -358,6 +358,16 @@ def test_a_whole_message_in_place_of_a_delta_is_taken_and_not_told_twice() -> No
         heard(chunk(content="a"), message)
 
 
+def test_a_name_said_with_each_piece_costs_no_look_at_all_the_pieces_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: looks.append(len(text)) or loads(text))
+    pieces = ['{"text":"', *["word "] * 1000, '"}']
+    said = heard(*(chunk(tool_calls=[piece(0, None, "w", one)]) for one in pieces), chunk("stop"))
+    assert [len(call.arguments["text"]) for call in said if isinstance(call, ToolCall)] == [5000]
+    assert len(looks) < 10
+
+
 def test_pages_that_the_answer_rests_on_are_told_once() -> None:
     cited = [{"type": "url_citation", "url_citation": {"url": "u", "title": "t", "start_index": 0, "end_index": 1}}]
     pages = {**chunk(content="b"), "citations": ["u", {"url": "v"}]}

@@ -45,9 +45,7 @@ class Chat:
 
     async def settled(self) -> None:
         """Wait until the script has run to its end."""
-        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute(
-            "data-test-script-state", "notRunning", timeout=20_000
-        )
+        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
     async def choose(self, model: str) -> None:
         await self.tab.get_by_role("combobox", name="Model").click()

@@ -5,6 +5,8 @@ from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, Open
 from tests.tokenwire.fake_service import FakeService
 
+expect.set_options(timeout=20_000)  # what is waited for may be drawn by a script that shares its CPU with much else
+
 
 @pytest.fixture
 def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
@@ -13,7 +15,7 @@ def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
     async def open_() -> Chat:
         await tab.goto(page_at(service.address))
         chat = Chat(tab)
-        await expect(chat.input).to_be_visible(timeout=20_000)
+        await expect(chat.input).to_be_visible()
         # Asked while the script draws the page for the first time, Streamlit may show no stop button for the answer.
         await chat.settled()
         return chat

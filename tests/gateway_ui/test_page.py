@@ -265,7 +265,7 @@ async def test_a_service_that_is_away_is_said_so(tab: Page, page_at: PageAt, nob
     await tab.goto(page_at(nobody))
     page = Chat(tab)
     words = f"The service is not running at {nobody}. Start it with tokenwire serve."
-    await expect(tab.get_by_test_id("stSidebar")).to_contain_text(words, timeout=20_000)
+    await expect(tab.get_by_test_id("stSidebar")).to_contain_text(words)
     await page.ask("What is baseball?")
     await expect(page.problem()).to_have_text(words)
     await expect(tab.get_by_text("Traceback")).to_have_count(0)

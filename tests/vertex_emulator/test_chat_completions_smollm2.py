@@ -58,23 +58,30 @@ async def way(request: pytest.FixtureRequest, emulator: Emulator, smollm2: SmolL
     async with httpx.AsyncClient(timeout=60) as client:
 
         def build(**settings: Any) -> Any:
-            common = {"max_retries": 0, "stream_usage": True, "http_async_client": client, **settings}
+            # Without LangChain's limit on each chunk: it waits by asyncio.wait_for, which in Python 3.11 loses a
+            # cancellation that comes together with a chunk.
+            settings |= {
+                "max_retries": 0,
+                "stream_usage": True,
+                "stream_chunk_timeout": None,
+                "http_async_client": client,
+            }
             if request.param == "directly":
                 return ChatOpenAI(
                     model="smollm2",
                     base_url=smollm2.openai_base_url,
                     api_key=smollm2.openai_api_key,  # type: ignore[arg-type]  # it takes a string too
-                    **common,
+                    **settings,
                 )
             url = f"http://{emulator.rest_address}"
             if request.param == "through the door":
-                return ChatOpenAI(model="smollm2", base_url=f"{url}/v1", api_key="any", **common)  # type: ignore[arg-type]  # as above
+                return ChatOpenAI(model="smollm2", base_url=f"{url}/v1", api_key="any", **settings)  # type: ignore[arg-type]  # as above
             return AzureChatOpenAI(
                 azure_deployment="smollm2",
                 azure_endpoint=url,
                 api_version="2024-10-21",
                 api_key="any",  # type: ignore[arg-type]  # as above
-                **common,
+                **settings,
             )
 
         yield Way(build, request.param != "directly")

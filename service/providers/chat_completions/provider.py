@@ -231,7 +231,9 @@ def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
         "reasoning_effort": options.get("reasoning_effort"),
         "use_responses_api": False,
         "cache": False,
-        "stream_chunk_timeout": None,  # how long the model may be silent is the caller's to say
+        # How long the model may be silent is the caller's to say. And LangChain would wait by asyncio.wait_for, which
+        # in Python 3.11 loses a cancellation that comes together with a chunk.
+        "stream_chunk_timeout": None,
     }
     if offer.provider == AZURE.name:
         return AzureChatOpenAI(

@@ -361,7 +361,12 @@ def test_a_whole_message_in_place_of_a_delta_is_taken_and_not_told_twice() -> No
 def test_a_name_said_with_each_piece_costs_no_look_at_all_the_pieces_before(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text: looks.append(len(text)) or loads(text))
+
+    def look(text: str) -> Any:
+        looks.append(len(text))
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", look)
     pieces = ['{"text":"', *["word "] * 1000, '"}']
     said = heard(*(chunk(tool_calls=[piece(0, None, "w", one)]) for one in pieces), chunk("stop"))
     assert [len(call.arguments["text"]) for call in said if isinstance(call, ToolCall)] == [5000]

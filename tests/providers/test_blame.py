@@ -37,6 +37,7 @@ async def test_the_log_says_whose_failure_it_was_and_in_whose_words(
     assert "SECRET" not in str(caught.value)
     (line,) = [one for one in lines if "Generate code=" in one]
     host = emulator.address if provider == "vertex" else emulator.rest_address
-    assert f" upstream=INVALID_ARGUMENT{'/400' if provider in ('openai', 'azure') else ''} " in line
+    words = "/400/INVALID_REQUEST_ERROR" if provider in ("openai", "azure") else ""
+    assert f" upstream=INVALID_ARGUMENT{words} " in line
     assert f" host={host}" in line
     assert ("SECRET" in line) is told

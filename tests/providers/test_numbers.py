@@ -98,7 +98,7 @@ def test_no_figure_of_geminis_is_a_bug_of_ours(candidate: Json, usage: Json) -> 
 def test_an_index_that_makes_sense_is_told_beside_one_that_does_not() -> None:
     support = {"groundingChunkIndices": [-1, 0, 2**40], "segment": {"text": "x", "startIndex": -1, "endIndex": 1}}
     found = {"groundingChunks": [{"web": {"uri": "u"}}], "groundingSupports": [support]}
-    said = {"candidates": [{"groundingMetadata": found}]}
+    said = {"candidates": [{"groundingMetadata": found, "finishReason": "STOP"}]}
     ((told,),) = [message.grounding.supports for message in encoded(*answers.Answer().read(said))]
     assert list(told.source_indices) == [0]
     assert not told.HasField("start_index")
@@ -120,6 +120,8 @@ def page(number: int) -> Json:
         ([([0], []), ([1], [0]), ([], [1])], [(["0"], []), (["1"], [0]), (["0", "1"], [1])]),
         ([([], [0])], [([], [])]),  # of nothing
         ([([0], [0, 7])], [(["0"], [0])]),
+        ([([], [0]), ([0], [])], [(["0"], [0])]),  # what they bear first
+        ([([], [1]), ([0], []), ([1], [])], [(["0"], []), (["0", "1"], [1])]),
     ],
 )
 def test_what_an_answer_rests_on_points_to_the_sources_told_so_far(
@@ -127,12 +129,13 @@ def test_what_an_answer_rests_on_points_to_the_sources_told_so_far(
 ) -> None:
     answer = answers.Answer()
     heard = []
-    for sources, places in messages:
+    for number, (sources, places) in enumerate(messages, start=1):
         supports = [{"groundingChunkIndices": places, "segment": {"text": "x"}}] if places else []
         found = {"groundingChunks": list(map(page, sources)), "groundingSupports": supports}
-        (message,) = encoded(*answer.read({"candidates": [{"groundingMetadata": found}]}))
-        uris = [one.uri.removeprefix("https://").removesuffix(".example") for one in message.grounding.sources]
-        heard.append((uris, [place for one in message.grounding.supports for place in one.source_indices]))
+        end = {"finishReason": "STOP"} if number == len(messages) else {}  # no more sources will come
+        for message in encoded(*answer.read({"candidates": [{"groundingMetadata": found, **end}]})):
+            uris = [one.uri.removeprefix("https://").removesuffix(".example") for one in message.grounding.sources]
+            heard.append((uris, [place for one in message.grounding.supports for place in one.source_indices]))
     assert heard == told
 
 

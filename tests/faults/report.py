@@ -27,6 +27,27 @@ Measured on {machine}, on {dates}; figures are the median and the largest of so 
 (ten times as long in the median), because a machine that is busy with something else makes figures say little.
 """
 
+TAIL = """\
+## Without a figure
+
+What a server meets on its machine, each with one worker and with two, in
+[`tests/faults/test_surroundings.py`](../tests/faults/test_surroundings.py); a test passes or fails.
+
+| surroundings | what becomes of it |
+|---|---|
+| nothing can be written anywhere; `/dev/shm`, `/tmp` and `/var/tmp` are not there | it serves, and ends with exit code 0 |
+| IPv6 only | the same |
+| the wall clock jumps a day ahead or back under running calls | deadlines and limits are kept as they were given; the log has the new date |
+| too few processes, threads or files (`ulimit -u`, `-n`) | exit code 2 at the start, naming the limit |
+| a worker dies and no process is to be had for another | the other one serves, its streams run on; the dead one is replaced once that is possible |
+| more callers than files | running streams are whole, those beyond wait or are refused; once they have gone it serves as before |
+
+Of upstream, in [`tests/service/providers`](../tests/service/providers) and [`tests/providers`](../tests/providers): a name
+that is slow to be found ends the call that waits for it in time, and holds up nobody else; of a name with a dead address
+and a live one, the live one is reached; an upstream that allows no stream on a connection
+(`SETTINGS_MAX_CONCURRENT_STREAMS` 0) is waited for as long as the call's limits say.
+"""
+
 MACHINE = "2 cores, Debian, Python 3.11"
 
 
@@ -45,7 +66,7 @@ def page(figures: dict[str, Any]) -> str:
     for title, rows in SECTIONS.items():
         lines = ["| fault | the caller gets | figure | bound | measured |", "|---|---|---|---|---|"]
         parts.append("\n".join((f"## {title}\n", *lines, *(line(row, figures.get(row.key)) for row in rows))) + "\n")
-    return "\n".join(parts)
+    return "\n".join((*parts, TAIL))
 
 
 def line(row: Row, measured: dict[str, Any] | None) -> str:

@@ -5,8 +5,10 @@ import ctypes
 import gc
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -401,8 +403,14 @@ class Names(asyncio.DatagramProtocol):
 async def test_a_name_with_a_dead_address_beside_a_live_one_is_reached() -> None:
     async with Emulator() as emulator:
         with mute("127.0.0.9", emulator.port):
+            others = attempts("127.0.0.9", emulator.port)
             async with Names("127.0.0.9", "127.0.0.1").serving(emulator.port) as target, opened(target) as model:
-                await ask(model)
+                asking = asyncio.ensure_future(ask(model))
+                async with asyncio.timeout(20):
+                    while attempts("127.0.0.9", emulator.port) == others:  # noqa: ASYNC110 - only the kernel knows
+                        await asyncio.sleep(0.001)
+                assert not asking.done()  # it waits for the dead one
+                await asking
 
 
 async def test_a_name_that_is_slow_to_find_holds_nobody_else_up() -> None:
@@ -416,6 +424,13 @@ async def test_a_name_that_is_slow_to_find_holds_nobody_else_up() -> None:
             assert not late.done()
             names.wake("127.0.0.1")
             await late
+
+
+def attempts(host: str, port: int) -> int:
+    """How many connections to this address are being opened."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    remote = f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
+    return sum(row[2] == remote and row[3] == "02" for row in rows)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ Measured on {machine}, on {dates}; figures are the median and the largest of so 
 TAIL = """\
 ## Without a figure
 
-What a server meets on its machine, each with one worker and with two, in
+What a server meets on its machine, most of it with one worker and with two, in
 [`tests/faults/test_surroundings.py`](../tests/faults/test_surroundings.py); a test passes or fails.
 
 | surroundings | what becomes of it |
@@ -46,7 +46,7 @@ Of upstream, in [`tests/service/providers`](../tests/service/providers) and [`te
 that is slow to be found ends the call that waits for it in time, and holds up nobody else; of a name with a dead address
 and a live one, the live one is reached; an upstream that allows no stream on a connection
 (`SETTINGS_MAX_CONCURRENT_STREAMS` 0) is waited for as long as the call's limits say.
-"""
+"""  # noqa: E501 - a row is one line
 
 MACHINE = "2 cores, Debian, Python 3.11"
 

@@ -129,6 +129,9 @@ async def test_an_answer_that_comes_as_one_json_is_told_whole(
         ({"code": 429.0, "type": "insufficient_quota"}, "INSUFFICIENT_QUOTA"),
         ({"code": "rate_limit_exceeded", "type": "tokens"}, "RATE_LIMIT_EXCEEDED"),
         ({"code": 429, "type": None}, ""),
+        # https://github.com/tontinton/maki/pull/980
+        ({"code": 429, "metadata": {"error_type": "rate_limit_exceeded"}}, "RATE_LIMIT_EXCEEDED"),
+        ({"code": 429, "metadata": {"error_type": ["SECRET"]}}, ""),
         ({"code": 429, "type": "no plain word: SECRET"}, ""),
     ],
 )
@@ -150,6 +153,11 @@ async def test_upstreams_own_word_for_a_failure_is_told_whichever_field_it_stand
         ({"object": "error", "message": "SECRET", "code": 429}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         ([{"error": {"message": "SECRET", "code": 503}}], Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
         ({"error": {"message": "SECRET", "code": "RESOURCE_EXHAUSTED"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        (
+            {"choices": [], "error": {"message": "SECRET", "metadata": {"error_type": "provider_unavailable"}}},
+            Code.UNAVAILABLE,
+            "UPSTREAM_UNAVAILABLE",
+        ),
         (b': PROCESSING\n\n{"error": {"code": 429.0}}\n\n', Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         (b'{"error": {"code": 429}}\n\ndata: [DONE]\n\n', Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         ({}, Code.INTERNAL, "UPSTREAM_FAULT"),

@@ -150,7 +150,7 @@ class Answer:
         if self._details and (signature := self._details.signature()):
             yield Reasoning("", signature)
         if reason in _WHOLE:
-            yield from self._calls.whole()
+            yield from list(self._calls.whole())  # none where one of them is none
         yield Finished(
             reason=FinishReason.SAFETY if self._refused else reason,
             upstream_reason="refusal" if self._refused else word,

@@ -37,6 +37,8 @@ _STATUSES = {
     "badrequesterror": 400,
     "context_length_exceeded": 400,
     "service_unavailable": 503,
+    "provider_unavailable": 503,
+    "provider_disconnected": 503,
     "overloaded_error": 503,
     "engine_overloaded": 503,
     "overloaded": 503,
@@ -120,6 +122,7 @@ def _status(error: openai.APIError) -> int:
         body.get("code"),
         error.type,
         body.get("type"),
+        _of_provider(body),
     ):
         word = str(int(told) if isinstance(told, float) and told.is_integer() else told).lower()
         if word.isdecimal() and len(word) == len("429"):
@@ -140,8 +143,15 @@ def _reason(error: openai.APIError) -> str:
     """Upstream's own word for it: its code, or its type where the code is but a number."""
     if reason := _detail(error, "ErrorInfo").get("reason"):
         return str(reason).upper()
-    told = [str(one) for one in (error.code, _body(error).get("code"), error.type, _body(error).get("type")) if one]
-    return next((one for one in told if not one.replace(".", "").isdecimal()), "").upper()
+    body = _body(error)
+    told = (error.code, body.get("code"), error.type, body.get("type"), _of_provider(body))
+    return next((str(one) for one in told if one and not str(one).replace(".", "").isdecimal()), "").upper()
+
+
+def _of_provider(body: Mapping[Any, Any]) -> Any:
+    """OpenRouter's word for what its own upstream said."""
+    metadata = body.get("metadata")
+    return metadata.get("error_type") if isinstance(metadata, Mapping) else None
 
 
 def _detail(error: openai.APIError, kind: str) -> Mapping[str, Any]:

@@ -135,8 +135,13 @@ class Calls:
         return call.whole or not call.arguments.strip()
 
     def _open(self, index: int | None, name: str, *, begins: bool) -> _Call | None:
-        """Without an id: the last call of this index, unless what comes is a call of its own."""
+        """Without an id: the last call of this index, unless what comes is a call of its own.
+
+        Without a name as well it is no beginning: some count the beginning of a call otherwise than the rest of it.
+        """
         last = self._last(index)
+        if last is None and not name and (begun := self._last(None)) is not None and not begun.whole:
+            return begun
         if last is None or not name or not last.name:
             return last
         if name == last.name:  # some say it with each piece
@@ -170,7 +175,19 @@ def _arguments(text: str) -> Any:
     if text in ("", "null"):
         return {}
     whole = _parsed(text)
-    return _parsed(text.removeprefix("{}")) if whole is None else whole
+    if whole is None:
+        whole = _parsed(text.removeprefix("{}"))
+    return _said_again(text) if whole is None else whole
+
+
+def _said_again(text: str) -> Any:
+    """Some say the whole once more behind its pieces, or several times; None for anything else."""
+    try:
+        whole, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    times = len(text) // end
+    return whole if text == text[:end] * times else None
 
 
 def _parsed(text: str) -> Any:

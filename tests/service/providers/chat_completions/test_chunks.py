@@ -124,6 +124,21 @@ CITY = {"city": "Rome"}
         ([piece(0, "", "w", {}), piece(0, "", "w", {})], [("", "w", {}), ("", "w", {})]),
         ([piece("0", "a", "w", '{"city"'), piece("0", None, None, ':"Rome"}')], [("a", "w", CITY)]),
         ([piece(0, "a", "w", '{"city":"\ud83d'), piece(0, None, None, '\ude00"}')], [("a", "w", {"city": "😀"})]),
+        # The whole once more behind its pieces: https://github.com/lidge-jun/opencodex/issues/361
+        ([piece(0, "a", "w", ""), piece(0, None, None, ROME), piece(0, None, None, ROME)], [("a", "w", CITY)]),
+        (
+            [piece(0, "a", "w", '{"city"'), *[piece(0, None, None, one) for one in (':"Rome"}', ROME)]],
+            [("a", "w", CITY)],
+        ),
+        ([piece(0, "a", "w", ROME * 3)], [("a", "w", CITY)]),
+        # A beginning that is counted otherwise than the rest: https://github.com/agno-agi/agno/pull/8880
+        (
+            [
+                *(piece(0, "a", "w", ""), piece(0, None, None, ROME), piece(0, "b", "v", "")),
+                *(piece(1, None, None, '{"city"'), piece(1, None, None, ':"Rome"}')),
+            ],
+            [("a", "w", CITY), ("b", "v", CITY)],
+        ),
     ],
 )
 def test_calls_are_put_together_whatever_tells_their_pieces_apart(pieces: list[Json], expected: object) -> None:
@@ -206,11 +221,20 @@ def test_a_call_in_the_old_form_is_told() -> None:
         [{"index": 0, "id": "a", "function": "w"}],
         [piece(0, "a", "\ud83d", ROME)],
         [piece(0, "\ud83d", "w", ROME)],
+        [piece(0, "a", "w", ROME), piece(1, None, None, "{}")],
+        [piece(0, "a", "w", ROME + "{}")],
     ],
 )
 def test_a_call_that_cannot_be_told_is_upstreams_fault(pieces: list[Json]) -> None:
     with pytest.raises(errors.UpstreamFault):
         calls(*pieces)
+
+
+def test_no_call_is_told_where_another_cannot_be() -> None:
+    answer = Answer()
+    answer.look_at(chunk("tool_calls", tool_calls=[piece(0, "a", "w", ROME), piece(1, "b", "v", "[")]))
+    with pytest.raises(errors.UpstreamFault):
+        next(answer.end())
 
 
 def nested(depth: int) -> Json:

@@ -556,7 +556,7 @@ class Logprobs(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Logprobs.TokenLogprob]:
-        """One for each token, in order."""
+        """One for each token, in order; none for a token whose probability the model's server leaves out."""
 
     def __init__(
         self,

@@ -175,7 +175,7 @@ class Answer:
             self._say(json_object(delta, "choices.delta"))
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
-            if told := tuple(_token(one) for one in tokens if one is not None):
+            if told := tuple(_token(one) for one in tokens if _has_logprob(one)):
                 self._events.append(Logprobs(told))
         finish = choice.get("finish_reason")
         if finish is not None and not isinstance(finish, str):
@@ -361,8 +361,16 @@ def _thoughts(delta: Json) -> str:
 def _token(told: Any) -> TokenLogprob:
     place = "choices.logprobs.content"
     others = json_list(json_object(told, place).get("top_logprobs"), f"{place}.top_logprobs")
-    alternatives = tuple(TokenLogprob(*_probable(json_object(one, place))) for one in others if one is not None)
+    alternatives = tuple(TokenLogprob(*_probable(json_object(one, place))) for one in others if _has_logprob(one))
     return TokenLogprob(*_probable(told), alternatives)
+
+
+def _has_logprob(told: Any) -> bool:
+    """Some say null of a token; that is no reason to lose the answer.
+
+    https://github.com/xorbitsai/inference/pull/5252
+    """
+    return told is not None and not (isinstance(told, Mapping) and told.get("logprob") is None)
 
 
 def _probable(told: Json) -> tuple[str, float]:

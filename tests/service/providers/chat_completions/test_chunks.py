@@ -460,12 +460,23 @@ def test_log_probabilities_are_told_with_what_else_might_have_stood_there() -> N
     assert Logprobs((TokenLogprob("a", -1.0, (TokenLogprob("b?", -2.5),)),)) in heard(said, chunk("stop"))
 
 
-@pytest.mark.parametrize("token", [{"token": 3, "logprob": -1}, {"token": "a", "logprob": "x"}, {"token": "a"}, 3])
+@pytest.mark.parametrize("token", [{"token": 3, "logprob": -1}, {"token": "a", "logprob": "x"}, 3])
 def test_a_log_probability_that_is_none_is_upstreams_fault(token: Any) -> None:
     said = chunk(content="a")
     said["choices"][0]["logprobs"] = {"content": [token]}
     with pytest.raises(errors.UpstreamFault):
         heard(said, chunk("stop"))
+
+
+@pytest.mark.parametrize("unknown", [{"token": "x"}, {"token": "x", "logprob": None, "top_logprobs": []}, None])
+def test_a_token_whose_probability_nobody_tells_costs_nothing_else(unknown: Any) -> None:
+    """https://github.com/xorbitsai/inference/pull/5252"""
+    said = chunk(content="a")
+    said["choices"][0]["logprobs"] = {"content": [unknown]}
+    assert [type(event) for event in heard(said, chunk("stop"))] == [Text, Finished]
+    known = {"token": "a", "logprob": -1, "top_logprobs": [unknown, {"token": "b", "logprob": -2}]}
+    said["choices"][0]["logprobs"] = {"content": [unknown, known]}
+    assert Logprobs((TokenLogprob("a", -1.0, (TokenLogprob("b", -2.0),)),)) in heard(said, chunk("stop"))
 
 
 # ---- how it ends -----------------------------------------------------------------------------------------------------

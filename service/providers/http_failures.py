@@ -20,7 +20,8 @@ DIRECTLY: Mapping[str, None] = {f"all://{host}": None for host in ("localhost", 
 ERRORS = (httpx.RequestError, httpx2.RequestError, ssl.SSLError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""
 
-_DAY_SECONDS = 86_400
+_LONGEST_DELAY_SECONDS = 7 * 86_400
+"""More can't be meant."""
 
 _TRANSPORT_ERRORS = (httpx.TransportError, httpx2.TransportError, ssl.SSLError)
 _TIMEOUTS = (httpx.TimeoutException, httpx2.TimeoutException)
@@ -70,7 +71,7 @@ def seconds(value: object) -> float | None:
         found = float(str(value).removesuffix("s"))
     except ValueError:
         return None
-    return found if 0 <= found < _DAY_SECONDS else None
+    return found if 0 <= found < _LONGEST_DELAY_SECONDS else None
 
 
 def delay(headers: Mapping[str, str]) -> float | None:
@@ -85,7 +86,7 @@ def delay(headers: Mapping[str, str]) -> float | None:
         left = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
-    return max(left, 0.0) if left < _DAY_SECONDS else None
+    return max(left, 0.0) if left < _LONGEST_DELAY_SECONDS else None
 
 
 def broken(who: str, error: Exception) -> errors.UpstreamError:

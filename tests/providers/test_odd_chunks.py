@@ -153,6 +153,11 @@ async def test_upstreams_own_word_for_a_failure_is_told_whichever_field_it_stand
         ({"object": "error", "message": "SECRET", "code": 429}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
         ([{"error": {"message": "SECRET", "code": 503}}], Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE"),
         ({"error": {"message": "SECRET", "code": "RESOURCE_EXHAUSTED"}}, Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"),
+        (  # https://github.com/NousResearch/hermes-agent/issues/65631
+            {"choices": None, "error_type": "BadRequestError", "error_message": "SECRET"},
+            Code.INVALID_ARGUMENT,
+            "UPSTREAM_REJECTED",
+        ),
         (
             {"choices": [], "error": {"message": "SECRET", "metadata": {"error_type": "provider_unavailable"}}},
             Code.UNAVAILABLE,
@@ -437,6 +442,7 @@ async def test_each_http_status_has_its_meaning(
     [
         ("retry-after-ms: 300", 0.3, 0.3),
         ("retry-after: 7", 7, 7),
+        ("retry-after: 86400", 86400, 86400),
         ("retry-after: {date}", 50, 60),
         ("retry-after: soon", 0, 5),
     ],

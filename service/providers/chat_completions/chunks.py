@@ -41,14 +41,16 @@ _FINISH = {
     "length": FinishReason.MAX_TOKENS,
     "model_length": FinishReason.MAX_TOKENS,
     "max_tokens": FinishReason.MAX_TOKENS,
+    "model_context_window_exceeded": FinishReason.MAX_TOKENS,
     "content_filter": FinishReason.SAFETY,
+    "sensitive": FinishReason.SAFETY,
 }
 
 _CALLS = frozenset({"tool_calls", "tool_call", "function_call", "tool_use"})
 """Words by which an answer ends with calls."""
 
-# The server gave up, by its own words (Mistral, DeepSeek, vLLM).
-_GIVEN_UP = frozenset({"error", "insufficient_system_resource", "abort"})
+# The server gave up, by its own words (Mistral, DeepSeek, vLLM, Zhipu).
+_GIVEN_UP = frozenset({"error", "insufficient_system_resource", "abort", "network_error"})
 
 # Behind these an answer is whole; behind any other, a call of a tool may lack its end.
 _WHOLE = frozenset({FinishReason.STOP, FinishReason.OTHER})
@@ -112,11 +114,13 @@ class Answer:
         self._count(chunk.get("usage"))
         if isinstance(groq := chunk.get("x_groq"), Mapping):
             self._count(groq.get("usage"))
+        chosen: Json | None = None
         for choice in json_list(chunk.get("choices"), "choices"):
             if choice is None or _index(json_object(choice, "choices").get("index")):
                 continue  # a second answer, that nobody asked for
-            self._choose(choice)
-            break
+            if chosen is not None and (chosen.get("index"), choice.get("index")) != (0, 0):
+                break  # another, that isn't counted
+            self._choose(chosen := choice)
         self._ground(citations.pages(chunk.get("search_results") or chunk.get("citations")))
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
@@ -173,6 +177,7 @@ class Answer:
             delta = {"content": choice["text"]}
         if delta is not None:
             self._say(json_object(delta, "choices.delta"))
+        self._ground(citations.annotations(choice.get("annotations"), self._whole_text))
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
             if told := tuple(_token(one) for one in tokens if _has_logprob(one)):

@@ -87,6 +87,8 @@ def _other_error(chunk: Mapping[Any, Any]) -> Any:
         return {"code": base["status_code"], "message": base.get("status_msg")}
     if isinstance(several, list) and several:
         return several[0]
+    if chunk.get("error_type") or chunk.get("error_message"):
+        return {"type": chunk.get("error_type"), "message": chunk.get("error_message")}
     bare = chunk.get("object") == "error" or ("message" in chunk and ("type" in chunk or "code" in chunk))
     return chunk if bare else None
 

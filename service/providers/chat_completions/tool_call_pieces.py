@@ -105,8 +105,16 @@ class Calls:
             if not identity or identity in known:
                 identity = f"call_{uuid.uuid4().hex}"
             known.add(identity)
-            name = sound(call.name, "choices.delta.tool_calls.function.name")
+            name = sound(self._declared(call.name), "choices.delta.tool_calls.function.name")
             yield ToolCall(id=identity, name=name, arguments=dict(arguments), signature=call.signature)
+
+    def _declared(self, name: str) -> str:
+        """The function's name, without the model's control tokens where its server lets them through.
+
+        https://github.com/vllm-project/vllm/issues/32587
+        """
+        plain = name.partition("<|")[0]
+        return plain if plain in self._functions else name
 
     def _of(self, index: int | None, identity: str, name: str, *, begins: bool) -> _Call:
         """The call that a piece belongs to; `begins`: it brings arguments."""

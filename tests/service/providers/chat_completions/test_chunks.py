@@ -192,7 +192,7 @@ def test_the_models_own_word_for_its_end_counts_where_openais_says_stop(
     assert (ending.reason, ending.upstream_reason) == (reason, word)
 
 
-@pytest.mark.parametrize("word", ["error", "abort", "insufficient_system_resource"])
+@pytest.mark.parametrize("word", ["error", "abort", "insufficient_system_resource", "network_error"])
 def test_a_model_that_gave_up_says_by_which_word(word: str) -> None:
     with pytest.raises(errors.UpstreamCut) as caught:
         heard(chunk(content="a"), chunk(word))
@@ -228,6 +228,42 @@ def test_a_call_in_the_old_form_is_told() -> None:
 def test_a_call_that_cannot_be_told_is_upstreams_fault(pieces: list[Json]) -> None:
     with pytest.raises(errors.UpstreamFault):
         calls(*pieces)
+
+
+def test_a_name_is_told_without_control_tokens_that_a_server_lets_through() -> None:
+    """https://github.com/vllm-project/vllm/issues/32587"""
+    leaked = piece(0, "a", "query<|channel|>commentary", "{}")
+    assert calls(leaked, functions=["query"]) == [("a", "query", {})]
+    assert calls(leaked, functions=["other"]) == [("a", "query<|channel|>commentary", {})]
+
+
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)])
+def test_what_a_chunk_says_twice_of_one_choice_is_all_told(places: tuple[int, int]) -> None:
+    """https://github.com/ai-dynamo/dynamo/pull/15054"""
+    choices = [
+        {"index": 0, "delta": {"tool_calls": [piece(0, None, None, '"Rome"}')]}, "finish_reason": None},
+        {"index": 0, "delta": {"content": None}, "finish_reason": None},
+    ]
+    both = {"choices": [choices[place] for place in places]}
+    begun = chunk(tool_calls=[piece(0, "a", "w", '{"city":')])
+    (call, _) = heard(begun, both, chunk("tool_calls"))
+    assert isinstance(call, ToolCall)
+    assert call.arguments == CITY
+
+
+def test_another_answer_that_is_not_counted_is_left_out() -> None:
+    both = {
+        "choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}, {"index": 0, "delta": {"content": "c"}}]
+    }
+    assert heard(both, chunk("stop"))[:-1] == [Text("a")]
+
+
+def test_pages_are_told_that_stand_beside_the_delta() -> None:
+    """https://github.com/BerriAI/litellm/pull/23662"""
+    said = chunk(content="a")
+    said["choices"][0]["annotations"] = [CITED]
+    grounding = Grounding(sources=(Source("u", ""),), supports=(Support(text="", sources=(0,)),))
+    assert heard(said, chunk("stop"))[:-1] == [Text("a"), grounding]
 
 
 def test_no_call_is_told_where_another_cannot_be() -> None:
@@ -489,6 +525,8 @@ def test_a_token_whose_probability_nobody_tells_costs_nothing_else(unknown: Any)
         ("tool_calls", FinishReason.STOP),
         ("length", FinishReason.MAX_TOKENS),
         ("model_length", FinishReason.MAX_TOKENS),
+        ("model_context_window_exceeded", FinishReason.MAX_TOKENS),
+        ("sensitive", FinishReason.SAFETY),
         ("content_filter", FinishReason.SAFETY),
         ("something_new", FinishReason.OTHER),
         ("eos_token", FinishReason.STOP),
@@ -504,7 +542,7 @@ def test_the_finish_reason_and_upstreams_own_word_are_told(finish: str, reason: 
     assert (ending.reason, ending.upstream_reason, ending.model_version) == (reason, finish, "m-1")
 
 
-@pytest.mark.parametrize("finish", [None, "", "error", "abort", "insufficient_system_resource"])
+@pytest.mark.parametrize("finish", [None, "", "error", "abort", "insufficient_system_resource", "network_error"])
 def test_an_answer_that_was_given_up_is_cut(finish: str | None) -> None:
     with pytest.raises(errors.UpstreamCut):
         heard(chunk(content="a"), chunk(finish))

@@ -97,7 +97,7 @@ class Answer:
         self._kinds: set[str] = set()
         """What has been said: "text", "refusal", "thought", "call". A whole message behind it says it again."""
         self._text_pieces: list[str] = []
-        """What has been told as text; the places of citations are counted in it."""
+        """What has been told as text, without refusals."""
         self._content, self._refusal, self._thoughts = _Words("content"), _Words("refusal"), _Words("reasoning")
         self._refused = False
         self._grounded: Grounding | None = None
@@ -177,7 +177,7 @@ class Answer:
             delta = {"content": choice["text"]}
         if delta is not None:
             self._say(json_object(delta, "choices.delta"))
-        self._ground(citations.annotations(choice.get("annotations"), self._whole_text))
+        self._ground(citations.annotations(choice.get("annotations"), self._cited_text))
         if (logprobs := choice.get("logprobs")) is not None:
             tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
             if told := tuple(_token(one) for one in tokens if _has_logprob(one)):
@@ -213,7 +213,7 @@ class Answer:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
         if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
-        self._ground(citations.annotations(delta.get("annotations"), self._whole_text))
+        self._ground(citations.annotations(delta.get("annotations"), self._cited_text))
         calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
         if not calls and delta.get("function_call") is not None:  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
@@ -229,9 +229,14 @@ class Answer:
             self._kinds.add("refusal")
         else:
             self._kinds.add("text")
-        if whole := words.take(text):
+        whole = words.take(text)
+        if words is self._content:
             self._text_pieces.append(whole)
-            self._events += answers.pieces(whole)
+        self._events += answers.pieces(whole)
+
+    def _cited_text(self) -> str:
+        """What the places of citations are counted in; nothing where a refusal stands in the answer too."""
+        return "" if self._refused else self._whole_text()
 
     def _whole_text(self) -> str:
         self._text_pieces = ["".join(self._text_pieces)]

@@ -251,6 +251,13 @@ def test_what_a_chunk_says_twice_of_one_choice_is_all_told(places: tuple[int, in
     assert call.arguments == CITY
 
 
+def test_a_whole_message_behind_words_and_a_refusal_says_neither_again() -> None:
+    message = {"content": "ab", "refusal": "no"}
+    end = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    said = heard(chunk(content="ab"), chunk(refusal="no"), end)
+    assert said[:-1] == [Text("ab"), Text("no")]
+
+
 def test_another_answer_that_is_not_counted_is_left_out() -> None:
     both = {
         "choices": [{"delta": {"content": "a"}}, {"delta": {"content": "b"}}, {"index": 0, "delta": {"content": "c"}}]

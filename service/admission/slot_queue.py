@@ -65,7 +65,7 @@ class Admission:
             self._slots.leave(caller)
 
     async def _take(self) -> float:
-        if not self._queue and self._slots.ahead() is None and self._slots.take():
+        if not self._queue and self._slots.take():
             return 0.0
         if not self._slots.queue(self._queue_length):
             raise self._busy()
@@ -100,7 +100,7 @@ class Admission:
         while self._queue:
             first = self._queue[0]
             if not first.turn.done():
-                if self._slots.ahead(first.since) is not None or not self._slots.take():
+                if not self._slots.take(first.since):
                     break
                 first.turn.set_result(None)
             self._queue.popleft()

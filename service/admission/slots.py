@@ -54,8 +54,13 @@ class Slots:
         """Places taken, in all workers."""
         return sum(row[0] for row in self._totals)
 
-    def take(self) -> bool:
-        """Take a place; False if there is none."""
+    def take(self, since: int = _NEVER, /) -> bool:
+        """Take a place, for one who has waited since `since`, in ns.
+
+        False if there is none, or somebody in another worker has waited longer.
+        """
+        if self.ahead(since) is not None:
+            return False
         while not self._take(self._totals, 0, self.slots):
             if self.taken >= self.slots:
                 return False

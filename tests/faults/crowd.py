@@ -15,8 +15,8 @@ class Noted(Slots):
         super().__init__(slots=slots, per_caller=per_caller, workers=workers)
         self.moments: list[int] = []
 
-    def take(self) -> bool:
-        taken = super().take()
+    def take(self, *since: int) -> bool:
+        taken = super().take(*since)
         if taken:
             self.moments.append(time.monotonic_ns())
         return taken

@@ -52,8 +52,8 @@ class Watched(Slots):
 
     taking: Callable[[], None]
 
-    def take(self) -> bool:
-        taken = super().take()
+    def take(self, *since: int) -> bool:
+        taken = super().take(*since)
         if taken:
             self.taking()
         return taken

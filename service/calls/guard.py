@@ -25,7 +25,7 @@ from . import memory
 from .call import Call
 from .connections import connections, key
 from .health import NAME as HEALTH
-from .receive import Receiver, parsed
+from .receive import Receiver
 from .recent import Recent
 from .time_limits import TimeLimits
 from .unsent import Unsent
@@ -309,23 +309,20 @@ def _is_ours(method: str) -> bool:
 def _answering(handler: Any, receiver: Receiver) -> Answer:
     parse = handler.request_deserializer
 
-    async def received(context: Context) -> Any:
-        return parsed(await receiver.receive(context), parse)
-
     async def each(context: Context) -> AsyncIterator[Any]:
-        yield await received(context)
-        while (data := await receiver.following(context)) is not None:
-            yield parsed(data, parse)
+        yield await receiver.receive(context, parse)
+        while (request := await receiver.following(context, parse)) is not None:
+            yield request
 
     async def stream_to_stream(call: Call, context: Context) -> None:
         async for answer in handler.stream_stream(each(context), call):
             await call.write(answer)
 
     async def unary_to_stream(call: Call, context: Context) -> None:
-        await handler.unary_stream(await received(context), call)
+        await handler.unary_stream(await receiver.receive(context, parse), call)
 
     async def unary_to_unary(call: Call, context: Context) -> None:
-        await call.write(await handler.unary_unary(await received(context), call), last=True)
+        await call.write(await handler.unary_unary(await receiver.receive(context, parse), call), last=True)
 
     if handler.request_streaming:
         return stream_to_stream

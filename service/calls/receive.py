@@ -53,6 +53,7 @@ _LARGE_BYTES = 256 * 1024
 _MOMENT_SECONDS = 0.05
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Parse = Callable[[bytes], Any]
 
 
 class Receiver:
@@ -80,11 +81,11 @@ class Receiver:
         self._large = asyncio.Lock()
         """Held by the large request that has arrived and goes on next."""
 
-    async def receive(self, context: Context) -> bytes:
+    async def receive(self, context: Context, parse: Parse) -> Any:
         """The one message of the request.
 
         Raises DeadlineExceeded for one that doesn't arrive in time, ServerBusy where too many arrive at once, and
-        InvalidRequest if the caller sends none.
+        InvalidRequest if the caller sends none, or bytes that are no such message.
         """
         data = await self._read(context, RECEIVE_SECONDS)
         if data is None:
@@ -92,11 +93,15 @@ class Receiver:
             await asyncio.sleep(_MOMENT_SECONDS)
             text = "is missing: one message is wanted"
             raise InvalidRequest([Violation("request", text)], reason="MALFORMED_REQUEST")
-        return data
+        return parsed(data, parse)
 
-    async def following(self, context: Context) -> bytes | None:
-        """The next message of a request that is a stream, however long it takes; None at its end. Raises ServerBusy."""
-        return await self._read(context, math.inf)
+    async def following(self, context: Context, parse: Parse) -> Any:
+        """The next message of a request that is a stream, however long it takes; None at its end.
+
+        Raises ServerBusy and InvalidRequest.
+        """
+        data = await self._read(context, math.inf)
+        return None if data is None else parsed(data, parse)
 
     async def _read(self, context: Context, seconds: float) -> bytes | None:
         read = _Read(context)
@@ -295,7 +300,7 @@ def _busy() -> ServerBusy:
     )
 
 
-def parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+def parsed(data: bytes, parse: Parse) -> Any:
     """The message in `data`. Raises InvalidRequest, without the parser's text, where there is none."""
     try:
         return parse(data)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from service.calls import guard, memory, receive
+from service.calls import memory, receive
 from service.generation.events import Event, Finished, FinishReason, Started
 from service.generation.prompt import Prompt
 from service.testing import FakeProvider
@@ -56,7 +56,7 @@ async def test_a_request_that_fails_is_not_kept(
         requests.append(request)
         return request
 
-    monkeypatch.setattr(guard, "parsed", noted)
+    monkeypatch.setattr(receive, "parsed", noted)
     served = await serve(SilentModel([]), default_deadline=0.1)
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask(**fields)

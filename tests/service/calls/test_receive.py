@@ -54,7 +54,7 @@ class Upload:
 
     async def _run(self, receiver: Receiver) -> None:
         try:
-            self.data = await receiver.receive(self)  # type: ignore[arg-type] # it has the two methods that are used
+            self.data = await receiver.receive(self, bytes)  # type: ignore[arg-type] # it has the two methods that are used
         except CallError as error:
             self.failure = error
             await self.sent.wait()

@@ -33,6 +33,7 @@ ONLY = {
     "langchain_openai": {"service.providers.chat_completions.provider"},
     "langchain_core": {
         "service.providers.chat_completions.provider",
+        "service.providers.gemini.chat_vertex",
         "service.providers.gemini.over_grpc",
         "service.providers.gemini.shortcuts",
         "service.providers.langchain_messages",

@@ -37,8 +37,7 @@ class Servicer(GenerationServiceServicer):
         record.generation_id = answer.generation_id
         record.request_id = (request.request_id if good_request_id(request.request_id) else "") or "-"
         model = self._ready()
-        prompt = decode.parse(request, cards=model.cards, limits=self._limits)
-        wishes = decode.delivery(request)
+        prompt, wishes = decode.generate(request, cards=model.cards, limits=self._limits)
         time_limits = call.time_limits
         try:
             async with (

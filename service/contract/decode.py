@@ -77,6 +77,13 @@ def parse(request: pb.GenerateRequest, *, cards: Sequence[ModelCard], limits: ru
     )
 
 
+def generate(
+    request: pb.GenerateRequest, *, cards: Sequence[ModelCard], limits: rules.Limits
+) -> tuple[Prompt, Delivery]:
+    """What the caller asks, and how it wants the answer delivered; as `parse`."""
+    return parse(request, cards=cards, limits=limits), delivery(request)
+
+
 def delivery(request: pb.GenerateRequest) -> Delivery:
     """How the answer to this request is to be delivered; `parse` has found its fields valid."""
     merge = None

@@ -58,8 +58,8 @@ BEHIND: dict[str, tuple[Any, str]] = {
 
 # The same in the module that knows ChatVertexAI, by name: importing it takes seconds.
 VERTEX_SEAMS = {
-    "the prompt's conversion": "vertex.langchain_messages.messages",
-    "the options' conversion": "vertex.request_options",
+    "the prompt's conversion": "chat.langchain_messages.messages",
+    "the options' conversion": "chat.request_options",
     "a chunk's conversion": "chat.Chat._converted",
     "the upstream call": "vertex._Call.begin",
     "the upstream answer": "vertex._Call.read",

@@ -11,6 +11,7 @@ from google.cloud.aiplatform_v1beta1.types import (
     Tool,
 )
 from google.protobuf import json_format
+from langchain_core.messages import BaseMessage
 
 from ...generation import json_schema
 from ...generation.prompt import Prompt, ToolChoice, Tools
@@ -35,7 +36,12 @@ def new_chat(name: str, project: str, location: str) -> Chat | Slow:
     return chat
 
 
-def exact_contents(prompt: Prompt) -> Sequence[Any] | None:
+def asked(prompt: Prompt) -> tuple[list[BaseMessage], dict[str, Any], Sequence[Any] | None]:
+    """Messages and options as ChatVertexAI takes them, and the contents to be sent where its own would lose a part."""
+    return langchain_messages.messages(prompt, prompts.media), request_options(prompt), _exact_contents(prompt)
+
+
+def _exact_contents(prompt: Prompt) -> Sequence[Any] | None:
     """The conversation as protobuf messages, where ChatVertexAI's conversion would lose a part of it."""
     if not prompts.needs_exactness(prompt):
         return None
@@ -62,7 +68,7 @@ def count_request(chat: Chat | Slow, prompt: Prompt) -> CountTokensRequest:
     )
     if prompt.system_instruction:  # an empty one would be one
         asked.system_instruction = request.system_instruction
-    if (exact := exact_contents(prompt)) is not None:
+    if (exact := _exact_contents(prompt)) is not None:
         replace_contents(CountTokensRequest.pb(asked), exact)
     return asked
 

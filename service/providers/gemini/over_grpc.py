@@ -42,13 +42,7 @@ from ...generation.prompt import Prompt
 from .. import langchain_messages
 from ..spec import GoogleCloud, Offer
 from . import answers, prompts, vertex_failures
-from .chat_vertex import (
-    count_request,
-    exact_contents,
-    new_chat,
-    replace_contents,
-    request_options,
-)
+from .chat_vertex import asked, count_request, new_chat, replace_contents
 from .credentials import ApplicationDefault, Headers, application_default
 from .shortcuts import Response, plain
 from .specs import VERTEX, host
@@ -159,12 +153,14 @@ class VertexProvider:
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """As Vertex AI counts it. ChatVertexAI has a count of its own, which blocks and leaves the tools out."""
-        asked = count_request(self._chats[prompt.model], prompt)
-        routing = to_grpc_metadata((("endpoint", asked.endpoint),))  # type: ignore[no-untyped-call] # google.api_core has none
+        request = count_request(self._chats[prompt.model], prompt)
+        routing = to_grpc_metadata((("endpoint", request.endpoint),))  # type: ignore[no-untyped-call] # google.api_core has none
         metadata = (routing, _CLIENT_METADATA, *await self._identity(deadline))
         seconds = deadline - asyncio.get_running_loop().time()
         try:
-            counted = CountTokensResponse.pb().FromString(await self._count(asked, timeout=seconds, metadata=metadata))
+            counted = CountTokensResponse.pb().FromString(
+                await self._count(request, timeout=seconds, metadata=metadata)
+            )
         except grpc.aio.AioRpcError as error:
             raise upstream_error(error) from error
         except message.DecodeError:
@@ -185,12 +181,10 @@ class VertexProvider:
         return () if self._credentials is None else await self._credentials.headers(deadline)
 
     async def _events(self, prompt: Prompt, deadline: float) -> AsyncGenerator[Event, None]:
-        call = _Call(self._generate)
-        if self._credentials is not None:
-            call.identity = await self._credentials.headers(deadline)
+        identity = await self._identity(deadline)
         self._need_connection()
-        messages, options = langchain_messages.messages(prompt, prompts.media), request_options(prompt)
-        call.contents = exact_contents(prompt)
+        messages, options, contents = asked(prompt)
+        call = _Call(self._generate, identity, contents)
         seconds = deadline - asyncio.get_running_loop().time()
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
         started = False
@@ -220,12 +214,11 @@ class VertexProvider:
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI asks and reads while it answers one prompt."""
 
-    def __init__(self, stub: Any) -> None:
+    def __init__(self, stub: Any, identity: Headers, contents: Sequence[Any] | None) -> None:
+        """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
         self._stub = stub
-        self.contents: Sequence[Any] | None = None
-        """Take the place of those that ChatVertexAI makes, where those would lose something."""
-        self.identity: Headers = ()
-        """What tells Google who asks."""
+        self._identity = identity
+        self._contents = contents
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._answer = answers.Answer()
         self._usage: Any = None
@@ -233,9 +226,9 @@ class _Call:
 
     def begin(self, request: Any, seconds: float) -> None:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
-        if self.contents is not None:
-            replace_contents(request, self.contents)
-        metadata = (_routing(request.model), _CLIENT_METADATA, *self.identity)
+        if self._contents is not None:
+            replace_contents(request, self._contents)
+        metadata = (_routing(request.model), _CLIENT_METADATA, *self._identity)
         self._call = self._stub(request, timeout=seconds, metadata=metadata)
 
     async def read(self) -> Response | None:

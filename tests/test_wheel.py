@@ -3,12 +3,14 @@
 import ast
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,21 @@ def test_it_holds_one_name_and_what_it_needs_to_run(wheel: Path) -> None:
     for name in ("service/app.py", "gateway_ui/script.py", "gateway_ui/assets/icon.svg", "vertex_emulator/emulator.py"):
         assert f"tokenwire/{name}" in names
     assert "tokenwire/py.typed" in names
+
+
+def test_its_description_links_to_nothing_that_is_not_there(wheel: Path) -> None:
+    """The README's own links lead to files beside it, which an index doesn't have."""
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    told = message_from_bytes(archive.read(name))
+    assert told["Description-Content-Type"] == "text/markdown"
+    description = str(told.get_payload())
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert targets
+    assert all(target.startswith("https://") for target in targets), targets
+    assert "all settings are flags and variables" in " ".join(description.split())
+    assert "page.gif" not in description
+    assert "日本語" not in description
 
 
 def test_a_caller_imports_nothing_but_the_front_door(installed: Path, tmp_path: Path) -> None:

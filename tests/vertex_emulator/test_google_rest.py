@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -326,10 +325,8 @@ async def test_a_caller_that_goes_is_recorded_at_once(steps: tuple[s.Step | str,
         await emulator.wait_until(lambda emulator: len(emulator.open_calls) == 1)
         if "a" in steps or (isinstance(steps[0], s.Step) and steps[0].repeat.steps):
             await emulator.wait_until(lambda emulator: emulator.calls[0].pieces_sent > 0)
-        begun = time.monotonic()
         writer.transport.abort()
-        await emulator.wait_until(lambda emulator: not emulator.open_calls)
-        assert time.monotonic() - begun < 1
+        await emulator.wait_until(lambda emulator: not emulator.open_calls)  # none of them would end by itself
         assert (emulator.calls[0].code, emulator.calls[0].by_caller) == (grpc.StatusCode.CANCELLED, True)
 
 

@@ -198,7 +198,7 @@ async def test_the_node_example_streams_an_answer(answering: str, tmp_path: Path
     (tmp_path / "protos").symlink_to(ROOT / "protos")
     (tmp_path / "example.js").write_text(at(answering, blocks("js")[0]))
     told = await run("node", "example.js", cwd=tmp_path)
-    assert told == "Baseball is a game.\nended with FINISH_REASON_STOP\n"
+    assert told == "Baseball is a game.\nFINISH_REASON_STOP\n"
 
 
 async def test_the_grpcurl_example_is_answered_through_reflection_as_buf_curl_sends_it(

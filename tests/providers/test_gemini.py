@@ -20,10 +20,12 @@ from vertex_emulator.script import (
     blocked,
     citation,
     citations,
+    end,
     function_call,
     grounding,
     logprobs,
     part,
+    response,
     safety,
     text,
     thought,
@@ -338,6 +340,21 @@ async def test_words_whose_sources_never_come_are_told_all_the_same(gemini: Upst
     gemini.emulator.script.play(answer(said, grounding(supports=[("warm", [0])], answer_so_far=said)))
     (found,) = [message.grounding for message in await gemini.ask() if message.HasField("grounding")]
     assert found == pb.Grounding(supports=[pb.Grounding.Support(text="warm", start_index=8, end_index=12)])
+
+
+async def test_a_place_in_one_of_several_parts_is_told_as_one_in_the_text(gemini: Upstream) -> None:
+    """https://github.com/laravel/ai/pull/1013"""
+    parts = [{"text": "Laravel is in São Paulo. "}, {"text": "It ships queues."}]
+    support = {"segment": {"partIndex": 1, "endIndex": 16, "text": "It ships queues."}, "groundingChunkIndices": [0]}
+    sources = {"groundingChunks": [{"web": {"uri": "u", "title": "t"}}], "groundingSupports": [support]}
+    said = {"candidates": [{"content": {"parts": parts}}]}
+    rest = {"candidates": [{"groundingMetadata": sources, "finishReason": "STOP"}]}
+    messages = [json_format.ParseDict(one, google.GenerateContentResponse()) for one in (said, rest)]
+    gemini.emulator.script.play(answer(*map(response, messages), end()))
+    (found,) = [message.grounding for message in await gemini.ask() if message.HasField("grounding")]
+    assert list(found.supports) == [
+        pb.Grounding.Support(text="It ships queues.", source_indices=[0], start_index=26, end_index=42)
+    ]
 
 
 async def test_citations_come_back_with_their_places(gemini: Upstream) -> None:

@@ -184,6 +184,42 @@ async def test_an_error_that_comes_with_status_200_is_one(
     assert "SEC" not in str(error.details())
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("validation", "UPSTREAM_REJECTED"), ("overloaded", "UPSTREAM_UNAVAILABLE"), ("generation", "UPSTREAM_FAULT")],
+)
+async def test_an_error_says_what_it_is_by_its_kind_beside_it(
+    odd: Upstream, by_hand: tuple[ByHand, str], kind: str, reason: str
+) -> None:
+    """https://github.com/huggingface/huggingface_hub/issues/2514"""
+    by_hand[0].says = stream({"error": "SECRET", "error_type": kind}).replace(b"data: [DONE]\n\n", b"")
+    messages, error = await heard(odd)
+    assert not messages
+    assert error is not None
+    assert failure(error)[1] == reason
+    assert "SECRET" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ("FAILED_PRECONDITION", "UPSTREAM_PRECONDITION"),
+        ("INVALID_ARGUMENT", "UPSTREAM_REJECTED"),
+        ("nonsense", "UPSTREAM_REJECTED"),
+        (None, "UPSTREAM_REJECTED"),
+    ],
+)
+async def test_googles_own_status_counts_by_this_protocol_too(
+    odd: Upstream, by_hand: tuple[ByHand, str], status: str | None, reason: str
+) -> None:
+    """https://github.com/FoundationAgents/OpenManus/issues/803"""
+    by_hand[0].says = refusal(400, {"code": 400, "message": "SECRET", "status": status})
+    _, error = await heard(odd)
+    assert error is not None
+    assert failure(error)[1] == reason
+    assert "SECRET" not in str(error)
+
+
 LATER = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37s"}
 WHY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 

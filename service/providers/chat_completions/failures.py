@@ -34,6 +34,7 @@ _STATUSES = {
     "not_found": 404,
     "invalid_request_error": 400,
     "bad_request": 400,
+    "validation": 400,
     "badrequesterror": 400,
     "context_length_exceeded": 400,
     "service_unavailable": 503,
@@ -73,7 +74,10 @@ def error_in(chunk: Any) -> Any:
         (chunk,) = chunk
     if not isinstance(chunk, Mapping):
         return None
-    return chunk.get("error") or _other_error(chunk)
+    told = chunk.get("error")
+    kind = chunk.get("error_type")
+    # Text Generation Inference says its kind beside it.
+    return {"type": kind, "message": told} if kind and isinstance(told, str) else told or _other_error(chunk)
 
 
 def _other_error(chunk: Mapping[Any, Any]) -> Any:
@@ -194,9 +198,11 @@ def failure(who: str, error: openai.APIError) -> errors.UpstreamError:
         return http_failures.redirected(who)
     headers = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     told = isinstance(error, openai.APIStatusError) or str(error.code) == str(status)
+    name = str(_body(error).get("status"))
     return failures.failure(
         who,
-        http_failures.code(status),
+        # Google says it more exactly than by HTTP's status, by this protocol too.
+        grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(status),
         words=_WORDS,
         reason=_reason(error),
         retry_after=_delay(error, headers),

@@ -8,7 +8,7 @@ or can't bear it. LangChain is handed on only what it understands.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import Any, Self, cast
 
 import openai
@@ -170,7 +170,7 @@ class _Call:
                 raise failures.broken(self._who, error) from error
         except openai.APIError as error:
             if not self.answer.finish:
-                self._failed(error)
+                self._failed(self._body.whole(error))
         if self.answer.blocked or (self.answer.finish and not self.answer.chunks):
             yield _for_langchain(())
         elif not self.answer.chunks:  # LangChain can't bear it
@@ -278,6 +278,8 @@ class _Body:
         self._lines: list[str] = []
         """Of the one JSON."""
         self._in_json = False
+        self._event = ""
+        """What the latest event holds."""
         decoder = getattr(stream, "_decoder", None)
         decode = getattr(decoder, "decode", None)
         if decoder is None or decode is None:
@@ -291,7 +293,10 @@ class _Body:
                 self._lines.append(line)
                 return None
             event = decode(line)
-            return event if event is not None and event.data.strip() else None
+            if event is None or not event.data.strip():
+                return None
+            self._event = event.data
+            return event
 
         decoder.decode = decoded
 
@@ -302,6 +307,16 @@ class _Body:
         elif line.lstrip().startswith(("{", "[")):
             self._in_json = True
         return self._in_json
+
+    def whole(self, error: openai.APIError) -> openai.APIError:
+        """With what stands beside the error's text, which the SDK lets go of."""
+        told = None
+        if isinstance(error.body, str):
+            with suppress(ValueError, RecursionError):
+                told = failures.error_in(json.loads(self._event))
+        if not isinstance(told, Mapping):
+            return error
+        return openai.APIError(failures.words(told), request=error.request, body=told)
 
     def json(self) -> Any:
         """The one JSON, once; None if there is none. Raises ValueError, RecursionError."""

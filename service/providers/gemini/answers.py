@@ -39,6 +39,9 @@ _COUNTS = {
     "total_tokens": "totalTokenCount",
 }
 
+_LONGEST_CITED_CHARACTERS = 128 * 1024
+"""Of an answer whose text is looked at for the places of what rests on sources: each costs some 30 us then."""
+
 ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
 """What a part may hold beside what it says."""
 
@@ -79,18 +82,54 @@ def unknown_part(kind: str) -> errors.UpstreamFault:
     return errors.UpstreamFault(text, metadata={"part": kind})
 
 
+class _Text:
+    """The answer's text so far, in which Gemini tells the places of what rests on sources."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._length = 0
+
+    def add(self, piece: str) -> None:
+        self._length += len(piece)
+        if self._length <= _LONGEST_CITED_CHARACTERS:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def placed(self, supports: Sequence[tuple[Support, int]]) -> tuple[Support, ...]:
+        """Each at its place in the text; Gemini tells it in one of the answer's parts, of whichever message."""
+        if not supports:
+            return ()
+        whole = "".join(self._pieces).encode(errors="surrogatepass")
+        return tuple(_placed(support, part, whole) for support, part in supports)
+
+
+def _placed(support: Support, part: int, whole: bytes) -> Support:
+    """At the place where its own words stand in the text, if there is but one; else not told, but of the first part.
+
+    Which part is counted as which, where an answer comes in many messages, nobody says.
+    """
+    words = support.text.encode(errors="surrogatepass")
+    if words and whole[support.start : support.end] == words:
+        return support
+    start = whole.find(words) if words else -1
+    if start >= 0 and whole.find(words, start + 1) < 0:
+        return replace(support, start=start, end=start + len(words))
+    return replace(support, start=None, end=None) if part else support
+
+
 class _Sources:
     """What the answer rests on, as far as it has been told. Sources may come before or behind what rests on them."""
 
     def __init__(self) -> None:
         self._all: tuple[Source, ...] = ()
-        self._early: tuple[Support, ...] = ()
+        self._early: tuple[tuple[Support, int], ...] = ()
         """Those whose sources have not come."""
 
-    def grounding(self, candidate: Json, *, last: bool) -> Grounding | None:
+    def grounding(self, candidate: Json, text: _Text, *, last: bool) -> Grounding | None:
         """What this message tells of it, with all the sources that its supports point to; None: nothing.
 
-        `last`: no more sources will come.
+        `text` is the answer's so far; `last`: no more sources will come.
         """
         found = candidate.get("groundingMetadata", {})
         sources = tuple(map(_source, found.get("groundingChunks", ())))
@@ -100,16 +139,17 @@ class _Sources:
         self._all = sources if sources[: len(self._all)] == self._all else self._all + sources
         again = set(supports)
         supports = (*(one for one in self._early if one not in again), *supports)
-        early = () if last else (place for place, one in enumerate(supports) if _highest(one) >= len(self._all))
+        early = () if last else (place for place, (one, _) in enumerate(supports) if _highest(one) >= len(self._all))
         ready = next(iter(early), len(supports))
         supports, self._early = supports[:ready], supports[ready:]
-        if max(map(_highest, supports), default=-1) >= len(sources):
+        told = text.placed(supports)
+        if max(map(_highest, told), default=-1) >= len(sources):
             sources = self._all
         # What points beyond all sources points to nothing.
-        supports = tuple(
-            replace(one, sources=tuple(place for place in one.sources if place < len(sources))) for one in supports
+        told = tuple(
+            replace(one, sources=tuple(place for place in one.sources if place < len(sources))) for one in told
         )
-        grounding = Grounding(sources=sources, supports=supports, queries=queries)
+        grounding = Grounding(sources=sources, supports=told, queries=queries)
         return None if grounding == Grounding() else grounding
 
 
@@ -133,14 +173,16 @@ def _source(chunk: Json) -> Source:
     return Source(uri=told.get("uri", ""), title=told.get("title", ""))
 
 
-def _support(support: Json) -> Support:
+def _support(support: Json) -> tuple[Support, int]:
+    """With its place in a part, and that part's number."""
     segment = support.get("segment", {})
-    return Support(
+    told = Support(
         text=segment.get("text", ""),
         sources=tuple(one for one in support.get("groundingChunkIndices", ()) if json_values.count(one) is not None),
         start=_index(segment, "startIndex", 0) if segment else None,
         end=_index(segment, "endIndex"),
     )
+    return told, segment.get("partIndex", 0)
 
 
 def _highest(support: Support) -> int:
@@ -180,7 +222,12 @@ class Answer:
         self.model_version = ""
         self._ratings: Sequence[Json] = ()
         self._sources = _Sources()
+        self._text = _Text()
         self._ids: set[str] = set()
+
+    def said(self, text: str) -> None:
+        """A piece of text has been said, in a message that is nothing else and that `read` isn't given."""
+        self._text.add(text)
 
     def read(self, response: Json) -> list[Event]:
         """What the next message says, in the order of its parts. Raises UpstreamFault for what we can't relay.
@@ -192,7 +239,10 @@ class Answer:
         for candidate in response.get("candidates", ())[:1]:
             for part in candidate.get("content", {}).get("parts", ()):
                 said += map(self._of_its_own, _said(part))
-            if (grounding := self._sources.grounding(candidate, last=bool(self.reason))) is not None:
+            for event in said:
+                if isinstance(event, Text):
+                    self._text.add(event.text)
+            if (grounding := self._sources.grounding(candidate, self._text, last=bool(self.reason))) is not None:
                 said.append(grounding)
             said += _citations(candidate)
             if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):

@@ -250,6 +250,7 @@ class _Call:
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)
+        self._answer.said(found[0])
         if found[1]:
             self._answer.reason = _name(raw.candidates[0], "finish_reason")
             self._answer.model_version = raw.model_version or self._answer.model_version

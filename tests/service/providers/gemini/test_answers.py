@@ -1,0 +1,64 @@
+"""What Gemini says, as our own events."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.generation.events import Event, Grounding, Support
+from service.providers.gemini import answers
+
+Json = dict[str, Any]
+
+
+def message(*texts: str, **fields: Any) -> Json:
+    return {"candidates": [{"content": {"parts": [{"text": text} for text in texts]}, **fields}]}
+
+
+def supports(events: list[Event]) -> list[Support]:
+    return [support for event in events if isinstance(event, Grounding) for support in event.supports]
+
+
+def grounded(*segments: Json) -> Json:
+    told = [{"segment": segment, "groundingChunkIndices": [0]} for segment in segments]
+    return {"groundingChunks": [{"web": {"uri": "u"}}], "groundingSupports": told}
+
+
+@given(st.lists(st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=3), min_size=1, max_size=4), st.data())
+def test_a_place_is_that_of_its_words_or_is_not_told(said: list[list[str]], data: st.DataObject) -> None:
+    """However parts are counted: in their message, or in all, thoughts included or not."""
+    whole = "".join(text for texts in said for text in texts)
+    begin = data.draw(st.integers(0, len(whole) - 1))
+    words = whole[begin : data.draw(st.integers(begin + 1, len(whole)))]
+    start = data.draw(st.integers(0, len(whole)))
+    segment = {"text": words, "partIndex": data.draw(st.integers(1, 5)), "startIndex": start, "endIndex": start + 1}
+    answer = answers.Answer()
+    for texts in said:
+        answer.read(message(*texts))
+    (found,) = supports(answer.read(message(groundingMetadata=grounded(segment), finishReason="STOP")))
+    assert found.text == words
+    if found.start is not None:
+        assert whole.encode()[found.start : found.end] == words.encode()
+    if whole.encode().find(words.encode(), whole.encode().find(words.encode()) + 1) < 0:  # once
+        assert found.start == len(whole[:begin].encode())
+
+
+@pytest.mark.parametrize("text", ["", "elsewhere", "a"])
+def test_a_place_in_the_first_part_is_told_as_it_came_where_its_words_do_not_say_another(text: str) -> None:
+    answer = answers.Answer()
+    answer.said("a b a")
+    segment = {"text": text, "startIndex": 2, "endIndex": 3}
+    (found,) = supports(answer.read(message(groundingMetadata=grounded(segment), finishReason="STOP")))
+    assert (found.start, found.end) == (2, 3)
+
+
+def test_a_long_answer_is_not_kept_for_the_sake_of_places() -> None:
+    answer = answers.Answer()
+    for _ in range(3):
+        answer.said("word " * (answers._LONGEST_CITED_CHARACTERS // 10))
+    answer.said("end")
+    told = [{"text": "end", "endIndex": 3}, {"text": "end", "partIndex": 1, "endIndex": 3}]
+    first, second = supports(answer.read(message(groundingMetadata=grounded(*told), finishReason="STOP")))
+    assert (first.start, first.end) == (0, 3)
+    assert (second.start, second.end) == (None, None)

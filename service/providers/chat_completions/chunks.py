@@ -185,7 +185,7 @@ class Answer:
         finish = choice.get("finish_reason")
         if finish is not None and not isinstance(finish, str):
             raise fault("choices.finish_reason")
-        self.finish = plain(finish) or self.finish
+        self.finish = _finish(self.finish, plain(finish))
         self._native = plain(choice.get("native_finish_reason")) or self._native
 
     def _message(self, choice: Json) -> Any:
@@ -273,6 +273,16 @@ class _Words:
     def end(self) -> None:
         if self._half:
             raise fault(self._place)
+
+
+def _finish(before: str, word: str) -> str:
+    """Upstream's word for the end. One that says no more than that it came takes the place of no other.
+
+    Some servers add such a word to every chunk (https://github.com/1jehuang/jcode/issues/1326).
+    """
+    clean = FinishReason.STOP
+    keeps = word.lower() == "stop" or (_reason(word) is clean and _reason(before) is not clean)
+    return before if not word or (before and keeps) else word
 
 
 def _reason(finish: str) -> FinishReason:

@@ -195,15 +195,18 @@ def _index(holder: Json, field: str, default: int | None = None) -> int | None:
 
 
 def _tokens(result: Json) -> Iterator[TokenLogprob]:
+    """Those whose probability is told; 0 would be certainty."""
     others = result.get("topCandidates", ())
     for place, chosen in enumerate(result.get("chosenCandidates", ())):
         alternatives = others[place].get("candidates", ()) if place < len(others) else ()
-        yield TokenLogprob(*_token(chosen), alternatives=tuple(TokenLogprob(*_token(one)) for one in alternatives))
+        if chosen.get("logProbability") is not None:
+            told = (TokenLogprob(*_token(one)) for one in alternatives if one.get("logProbability") is not None)
+            yield TokenLogprob(*_token(chosen), alternatives=tuple(told))
 
 
 def _token(one: Json) -> tuple[str, float]:
     try:
-        return one.get("token", ""), float(one.get("logProbability", 0.0))  # which may be "-Infinity"
+        return one.get("token", ""), float(one["logProbability"])  # which may be "-Infinity"
     except (TypeError, ValueError, OverflowError):
         raise errors.UpstreamFault("The model told a log probability that is no number") from None
 
@@ -268,7 +271,15 @@ class Answer:
             self._ratings = feedback.get("safetyRatings", ())
         for candidate in response.get("candidates", ())[:1]:
             self._ratings = candidate.get("safetyRatings") or self._ratings
-            self.reason = _told(candidate, "finishReason") or self.reason
+            self.ended_by(_told(candidate, "finishReason"))
+
+    def ended_by(self, reason: str) -> None:
+        """Remember why it ended, by Google's name; empty: not told. STOP takes the place of no other reason.
+
+        A server between us and Google may put it on every message that holds no text.
+        """
+        if reason and not (reason == "STOP" and self.reason):
+            self.reason = reason
 
     def ended(self) -> None:
         """Upstream has ended the stream. Raises UpstreamCut if nothing has come at all, which LangChain can't bear."""

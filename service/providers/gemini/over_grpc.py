@@ -252,7 +252,7 @@ class _Call:
             return raw, found, self._beyond(raw)
         self._answer.said(found[0])
         if found[1]:
-            self._answer.reason = _name(raw.candidates[0], "finish_reason")
+            self._answer.ended_by(_name(raw.candidates[0], "finish_reason"))
             self._answer.model_version = raw.model_version or self._answer.model_version
         return raw, found, None
 

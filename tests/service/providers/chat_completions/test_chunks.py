@@ -559,6 +559,23 @@ def test_an_answer_that_was_given_up_is_cut(finish: str | None) -> None:
         heard(chunk(content="a"), chunk(finish))
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["length", "stop"], (FinishReason.MAX_TOKENS, "length")),
+        (["stop", "length", "stop"], (FinishReason.MAX_TOKENS, "length")),
+        (["content_filter", "STOP"], (FinishReason.SAFETY, "content_filter")),
+        (["length", "end_turn"], (FinishReason.MAX_TOKENS, "length")),
+        (["stop", "end_turn"], (FinishReason.STOP, "end_turn")),
+        (["stop", "stop"], (FinishReason.STOP, "stop")),
+    ],
+)
+def test_a_clean_end_takes_the_place_of_no_other(words: list[str], expected: tuple[FinishReason, str]) -> None:
+    ending = heard(chunk(content="a"), *map(chunk, words))[-1]
+    assert isinstance(ending, Finished)
+    assert (ending.reason, ending.upstream_reason) == expected
+
+
 def test_what_an_earlier_chunk_told_is_not_wiped_by_a_later_one() -> None:
     counted = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}
     (*_, ending) = heard(chunk("stop", content="a"), counted, {"choices": [], "model": "", "usage": {}})

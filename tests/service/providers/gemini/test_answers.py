@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.generation.events import Event, Grounding, Support
+from service.generation.events import Event, FinishReason, Grounding, Logprobs, Support
 from service.providers.gemini import answers
 
 Json = dict[str, Any]
@@ -62,3 +62,31 @@ def test_a_long_answer_is_not_kept_for_the_sake_of_places() -> None:
     first, second = supports(answer.read(message(groundingMetadata=grounded(*told), finishReason="STOP")))
     assert (first.start, first.end) == (0, 3)
     assert (second.start, second.end) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [(["STOP", ""], "STOP"), (["MAX_TOKENS", "STOP"], "MAX_TOKENS"), (["STOP", "SAFETY", "STOP"], "SAFETY")],
+)
+def test_a_clean_end_takes_the_place_of_no_other(reasons: list[str], expected: str) -> None:
+    answer = answers.Answer()
+    for reason in reasons:
+        answer.read(message("a", **({"finishReason": reason} if reason else {})))
+    assert answer.finished().reason is FinishReason[expected]
+
+
+def test_a_token_whose_probability_nobody_tells_is_not_told_as_certain() -> None:
+    certain, likely, untold = (
+        {"token": "a", "logProbability": 0.0},
+        {"token": "b", "logProbability": -0.5},
+        {"token": "c"},
+    )
+    result = {
+        "chosenCandidates": [certain, untold, likely],
+        "topCandidates": [{"candidates": [certain, untold]}, {"candidates": [likely]}, {"candidates": [likely]}],
+    }
+    (event,) = (one for one in answers.Answer().read(message(logprobsResult=result)) if isinstance(one, Logprobs))
+    assert [(one.token, one.log_probability, len(one.alternatives)) for one in event.tokens] == [
+        ("a", 0.0, 1),
+        ("b", -0.5, 1),
+    ]

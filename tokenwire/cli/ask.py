@@ -1,7 +1,6 @@
 """`tokenwire ask`: the answer in the terminal, piece by piece."""
 
 import argparse
-import io
 import json
 import os
 import shutil
@@ -14,18 +13,20 @@ from google.protobuf.json_format import MessageToDict
 from tokenwire import Client, TokenwireError, default_address, file, user
 from tokenwire.cli import arguments
 from tokenwire.cli.meter import Meter
+from tokenwire.cli.terminal import (
+    EXIT_BROKEN_PIPE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNFINISHED,
+    EXIT_USAGE,
+    Screen,
+    say,
+)
 from tokenwire.endings import ending
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.generation_service_pb2 import GenerateResponse
 
 DEFAULT_PROMPT = "What is baseball?"
-
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNFINISHED = 3
-EXIT_INTERRUPTED = 130
-# The reader of our output went away: 128 + SIGPIPE.
-EXIT_BROKEN_PIPE = 141
 
 _EPILOG = f"""\
 exit codes:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ask") -> i
     try:
         return _ask(options)
     except KeyboardInterrupt:
-        _say("Stopped. The call was cancelled; what you see is incomplete.")
+        say("Stopped. The call was cancelled; what you see is incomplete.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Python flushes stdout once more on its way out; there must be something behind it then.
@@ -100,7 +101,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _ask(options: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
-    screen = _Screen(_form(options), thoughts=options.thoughts and not options.json)
+    screen = Screen(_form(options), thoughts=options.thoughts and not options.json)
     with Client(options.address) as client:
         meter = Meter(asked_at=time.monotonic())
         try:
@@ -114,10 +115,10 @@ def _ask(options: argparse.Namespace) -> int:
                 timeout=options.timeout,
             )
         except ValueError as error:
-            _say(f"This cannot be asked: {error}")
+            say(f"This cannot be asked: {error}")
             return EXIT_USAGE
         except OSError as error:
-            _say(f"{error.filename} can't be read: {error.strerror}.")
+            say(f"{error.filename} can't be read: {error.strerror}.")
             return EXIT_USAGE
         try:
             with answer:
@@ -126,16 +127,16 @@ def _ask(options: argparse.Namespace) -> int:
                     screen.show(message)
         except TokenwireError as error:
             screen.end_line()
-            _say(str(error))
+            say(str(error))
             return EXIT_FAILED
         finally:
             # Also after Ctrl-C: whatever comes next starts on a line of its own.
             screen.end_line()
             if options.stats:
-                _say(" · ".join(meter.figures()))
+                say(" · ".join(meter.figures()))
     unfinished = ending(answer.completed)
     if unfinished:
-        _say(unfinished)
+        say(unfinished)
         return EXIT_UNFINISHED
     return 0
 
@@ -146,66 +147,6 @@ def _config(options: argparse.Namespace) -> GenerationConfig:
         max_output_tokens=options.max_output_tokens,
         include_thoughts=options.thoughts or None,
     )
-
-
-class _Screen:
-    """stdout: every event is shown at once, and the cursor is left at the start of a line."""
-
-    def __init__(self, form: Callable[[GenerateResponse], str], *, thoughts: bool) -> None:
-        self._form = form
-        self._thoughts = _Thoughts() if thoughts else None
-        self._line_is_open = False
-        # What a terminal can't show must not end the answer.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")
-        self._terminal = sys.stdout.isatty()
-
-    def show(self, message: GenerateResponse) -> None:
-        if self._thoughts is not None:
-            self._thoughts.show(message)
-        text = self._form(message)
-        if text:
-            # A model must not command the terminal by escape sequences.
-            # First, since Ctrl-C may fall between the two.
-            self._line_is_open = not text.endswith("\n")
-            sys.stdout.write(text.translate(_CONTROLS) if self._terminal else text)
-            sys.stdout.flush()
-
-    def end_line(self) -> None:
-        if self._thoughts is not None:
-            self._thoughts.end()
-        if self._line_is_open:
-            self._line_is_open = False
-            sys.stdout.write("\n")
-            sys.stdout.flush()
-
-
-class _Thoughts:
-    """stderr: the thoughts, dimmed in a terminal, with a blank line before the answer."""
-
-    def __init__(self) -> None:
-        self._open = False
-        self._terminal = sys.stderr.isatty()
-
-    def show(self, message: GenerateResponse) -> None:
-        text = message.reasoning.text
-        if not text:
-            self.end()
-            return
-        self._open = True
-        # Plain again after every piece: whatever ends the program leaves the terminal as it was.
-        sys.stderr.write(f"{_DIM}{text.translate(_CONTROLS)}{_PLAIN}" if self._terminal else text)
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        if self._open:
-            self._open = False
-            sys.stderr.write("\n\n")
-            sys.stderr.flush()
-
-
-_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\N{REPLACEMENT CHARACTER}")
 
 
 def _form(options: argparse.Namespace) -> Callable[[GenerateResponse], str]:
@@ -235,12 +176,6 @@ class _Ruled:
         piece = self._rule + message.text
         self._rule = "\n" + "─" * min(shutil.get_terminal_size().columns, 80) + "\n"
         return piece
-
-
-def _say(text: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

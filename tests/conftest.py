@@ -88,6 +88,7 @@ _WITH_PROCESSES = (
     "test_stubs.py",
     "test_wheel.py",
     "tokenwire/cli/test_ask.py",
+    "tokenwire/cli/test_chat.py",
     "vertex_emulator/test_help_page.py",
     "vertex_emulator/test_main.py",
 )

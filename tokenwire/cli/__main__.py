@@ -11,6 +11,9 @@ from tokenwire.cli.programs import program
 COMMANDS = {
     "serve": ("service.__main__", "run the gRPC server"),
     "ask": ("cli.ask", "stream an answer to the terminal"),
+    "chat": ("cli.chat", "talk with a model in the terminal"),
+    "models": ("cli.models", "list what the service offers"),
+    "count": ("cli.count", "count the tokens of a question"),
     "ui": ("gateway_ui.__main__", "serve the chat page"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
     "demo": ("cli.demo", "run all of these together, without an account"),

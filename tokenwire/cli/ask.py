@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -10,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
-from tokenwire import Client, TokenwireError, default_address, file, user
-from tokenwire.cli import arguments
+from tokenwire import Client, TokenwireError
+from tokenwire.cli import question
 from tokenwire.cli.meter import Meter
 from tokenwire.cli.terminal import (
     EXIT_BROKEN_PIPE,
@@ -19,16 +18,20 @@ from tokenwire.cli.terminal import (
     EXIT_INTERRUPTED,
     EXIT_UNFINISHED,
     EXIT_USAGE,
+    Notes,
     Screen,
     say,
+    unbroken,
 )
 from tokenwire.endings import ending
-from tokenwire.v1.config_pb2 import GenerationConfig
-from tokenwire.v1.generation_service_pb2 import GenerateResponse
+from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
 
 DEFAULT_PROMPT = "What is baseball?"
 
 _EPILOG = f"""\
+The answer goes to stdout; thoughts, tool calls, sources and everything else go to stderr. With --json all events go to
+stdout.
+
 exit codes:
   0    the answer is complete
   {EXIT_FAILED}    it failed, or was cut; why is on stderr
@@ -43,14 +46,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ask") -> i
     """Ask, print the answer as it comes, and return the exit code."""
     options = _parser(prog).parse_args(argv)
     try:
-        return _ask(options)
+        return unbroken(lambda: _ask(options))
     except KeyboardInterrupt:
         say("Stopped. The call was cancelled; what you see is incomplete.")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more on its way out; there must be something behind it then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -64,34 +63,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "prompt",
         nargs="?",
         default=DEFAULT_PROMPT,
+        metavar="PROMPT",
         help=f'the question; "-" reads it from stdin (default: "{DEFAULT_PROMPT}")',
     )
-    parser.add_argument(
-        "--address",
-        type=arguments.address,
-        default=default_address(),
-        metavar="HOST:PORT",
-        help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
-    )
-    parser.add_argument("--model", default="", metavar="NAME", help="which model (default: the service's)")
-    parser.add_argument("--system", default="", metavar="TEXT", help="how the model is to behave")
-    parser.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        dest="images",
-        help="show it to the model, which has to take images; a PDF or audio likewise; as often as you like",
-    )
-    parser.add_argument("--temperature", type=float, metavar="NUMBER", help="0.0 to 2.0; lower is more predictable")
-    parser.add_argument("--max-output-tokens", type=arguments.tokens, metavar="N", help="cut the answer after N tokens")
-    parser.add_argument(
-        "--timeout",
-        type=arguments.seconds,
-        metavar="SECONDS",
-        help="give up when the answer isn't complete by then (default: the service's limit)",
-    )
-    parser.add_argument("--thoughts", action="store_true", help="ask for the model's thoughts too; they go to stderr")
+    question.add_address(parser)
+    question.add_model(parser)
+    question.add_files(parser)
+    question.add_sampling(parser)
+    question.add_timeout(parser)
     parser.add_argument("--stats", action="store_true", help="afterwards, print how fast it came on stderr")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--chunks", action="store_true", help="rule a line between the chunks, to see the pieces")
@@ -100,31 +79,21 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _ask(options: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
     screen = Screen(_form(options), thoughts=options.thoughts and not options.json)
+    notes = Notes()
+    try:
+        request = _request(options)
+    except question.WrongQuestionError as error:
+        say(str(error))
+        return EXIT_USAGE
     with Client(options.address) as client:
         meter = Meter(asked_at=time.monotonic())
         try:
-            images = [file(path) for path in options.images]
-            answer = client.generate(
-                "" if images else prompt,
-                messages=[user(*images, prompt)] if images else [],
-                system_instruction=options.system,
-                model=options.model,
-                config=_config(options),
-                timeout=options.timeout,
-            )
-        except ValueError as error:
-            say(f"This cannot be asked: {error}")
-            return EXIT_USAGE
-        except OSError as error:
-            say(f"{error.filename} can't be read: {error.strerror}.")
-            return EXIT_USAGE
-        try:
-            with answer:
-                for message in answer:
-                    meter.saw(message, time.monotonic())
-                    screen.show(message)
+            answer, messages = question.asked(client, request, timeout=options.timeout)
+            for message in messages:
+                meter.saw(message, time.monotonic())
+                notes.saw(message)
+                screen.show(message)
         except TokenwireError as error:
             screen.end_line()
             say(str(error))
@@ -132,21 +101,20 @@ def _ask(options: argparse.Namespace) -> int:
         finally:
             # Also after Ctrl-C: whatever comes next starts on a line of its own.
             screen.end_line()
+            if not options.json:
+                notes.tell()
             if options.stats:
                 say(" · ".join(meter.figures()))
-    unfinished = ending(answer.completed)
+    unfinished = ending(answer.completed) or ("" if options.json else notes.why_empty(answer.completed))
     if unfinished:
         say(unfinished)
-        return EXIT_UNFINISHED
-    return 0
+    return EXIT_UNFINISHED if ending(answer.completed) else 0
 
 
-def _config(options: argparse.Namespace) -> GenerationConfig:
-    return GenerationConfig(
-        temperature=options.temperature,
-        max_output_tokens=options.max_output_tokens,
-        include_thoughts=options.thoughts or None,
-    )
+def _request(options: argparse.Namespace) -> GenerateRequest:
+    if options.images:
+        return question.request(options, [question.turn(options)])
+    return question.request(options, prompt=question.prompt(options))
 
 
 def _form(options: argparse.Namespace) -> Callable[[GenerateResponse], str]:

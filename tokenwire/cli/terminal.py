@@ -1,10 +1,15 @@
 """What commands show in a terminal, or write into a pipe, and the codes that they end with."""
 
 import io
+import json
+import os
 import sys
 from collections.abc import Callable
 
-from tokenwire.v1.generation_service_pb2 import GenerateResponse
+from google.protobuf.json_format import MessageToDict
+
+from tokenwire.v1.content_pb2 import ToolCall
+from tokenwire.v1.generation_service_pb2 import Completed, GenerateResponse, Grounding
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -70,11 +75,73 @@ class _Thoughts:
             sys.stderr.flush()
 
 
+class Notes:
+    """stderr: what an answer holds beside its text, told once that has come."""
+
+    def __init__(self) -> None:
+        self._calls: list[ToolCall] = []
+        self._sources: dict[str, str] = {}
+        """Titles of pages, by their addresses, in the order in which they came."""
+        self._said = False
+        self._thought = False
+
+    def saw(self, message: GenerateResponse) -> None:
+        match message.WhichOneof("event"):
+            case "text":
+                self._said = self._said or bool(message.text)
+            case "reasoning":
+                self._thought = True
+            case "tool_call":
+                self._calls.append(message.tool_call.tool_call)
+            case "grounding":
+                self._ground(message.grounding)
+            case "started" | "logprobs" | "completed" | None:
+                pass
+
+    def _ground(self, grounding: Grounding) -> None:
+        for source in grounding.sources:
+            self._sources.setdefault(source.uri or source.title, source.title)
+
+    def tell(self) -> None:
+        """Say which functions the model calls, and what the answer rests on."""
+        for call in self._calls:
+            arguments = json.dumps(MessageToDict(call.arguments), ensure_ascii=False)
+            say(f"The model calls {call.name}({arguments}), id {call.id}.")
+        if self._sources:
+            say("Sources:")
+        for number, (address, title) in enumerate(self._sources.items(), start=1):
+            say(f"  {number}. {title} {address}" if title not in ("", address) else f"  {number}. {address}")
+
+    def why_empty(self, completed: Completed) -> str:
+        """Say why there is nothing to read in an answer that ended well; empty where there is something."""
+        if self._said or self._calls:
+            return ""
+        if self._thought or completed.usage.reasoning_tokens:
+            return "The answer is empty: the model thought and said nothing. --thoughts shows what it tells of that."
+        return "The answer has no text."
+
+
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {0x09, 0x0A}, "\N{REPLACEMENT CHARACTER}")
 
 
+def plain(text: str) -> str:
+    """On one line, and without what commands a terminal."""
+    return text.translate(_CONTROLS).replace("\n", " ")
+
+
 def say(text: str) -> None:
+    """Write a line to stderr. What a model or a service says in it commands nothing there."""
     sys.stdout.flush()
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(text.translate(_CONTROLS) + "\n")
     sys.stderr.flush()
+
+
+def unbroken(run: Callable[[], int]) -> int:
+    """Run; gives its exit code, or that of a reader of the output who went away."""
+    try:
+        return run()
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; there must be something behind it then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE

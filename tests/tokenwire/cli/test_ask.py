@@ -11,8 +11,9 @@ from typing import IO
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
 
-from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought
+from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought, tool_call
 from tokenwire import inline, user
 from tokenwire.cli.ask import main
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -287,3 +288,59 @@ def test_help_tells_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     assert "exit codes:" in capsys.readouterr().out
+
+
+def test_tool_calls_and_sources_are_told_below_the_answer(ask: Ask, service: FakeService) -> None:
+    pages = [
+        pb.Grounding.Source(uri="https://a.example", title="A\x1b[5m"),
+        pb.Grounding.Source(uri="https://b.example"),
+        pb.Grounding.Source(title="Book"),
+    ]
+    service.will_answer(
+        "Hm",
+        pb.Grounding(sources=pages[:2]),
+        tool_call("get_weather", {"city": "Rome"}),
+        pb.Grounding(sources=pages),
+        completed(),
+    )
+    told = (
+        'The model calls get_weather({"city": "Rome"}), id c-1.\n'
+        "Sources:\n"
+        "  1. A\N{REPLACEMENT CHARACTER}[5m https://a.example\n"
+        "  2. https://b.example\n"
+        "  3. Book\n"
+    )
+    assert outcome(ask("x")) == (0, "Hm\n", told)
+
+
+def test_an_answer_of_thoughts_alone_says_why_it_is_empty(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Hm."), completed())
+    code, out, err = outcome(ask("x"))
+    assert (code, out) == (0, "")
+    assert err.startswith("The answer is empty: the model thought and said nothing.")
+
+
+def test_in_json_nothing_is_said_beside_the_events(ask: Ask, service: FakeService) -> None:
+    service.will_answer(thought("Hm."), tool_call("w", {}), completed())
+    code, out, err = outcome(ask("x", "--json"))
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 4
+
+
+def test_a_service_that_is_starting_is_waited_for_visibly(ask: Ask, service: FakeService) -> None:
+    soon = RetryInfo()
+    soon.retry_delay.FromMilliseconds(100)
+    for _ in range(3):
+        service.will_answer(Refusal(grpc.StatusCode.UNAVAILABLE, "STARTING", details=(soon,)))
+    assert outcome(ask("x", "--timeout", "30")) == (0, "Hello there.\n", "The service is starting; waiting for it.\n")
+    assert len(service.requests) == 4
+    first, *_, last = (deadline or 0 for deadline in service.deadlines)
+    assert last < first - 0.2, "it is one limit for all of them"
+
+
+def test_a_service_that_starts_for_too_long_is_given_up(ask: Ask, service: FakeService) -> None:
+    later = RetryInfo()
+    later.retry_delay.FromSeconds(30)
+    service.will_answer(Refusal(grpc.StatusCode.UNAVAILABLE, "STARTING", details=(later,)))
+    code, out, err = outcome(ask("x", "--timeout", "20"))
+    assert (code, out, err) == (1, "", "The service is still starting. Try again in 30 s.\n")

@@ -1,0 +1,116 @@
+"""`tokenwire chat`: a conversation in the terminal."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+
+from tokenwire import Client, TokenwireError, user
+from tokenwire.cli import question
+from tokenwire.cli.terminal import EXIT_INTERRUPTED, Notes, Screen, say, unbroken
+from tokenwire.endings import ending
+from tokenwire.v1.content_pb2 import Message
+
+_HELP = """\
+Each line is a question, asked with all that was said before. Ctrl-C stops an answer, and what has come of it stays;
+Ctrl-D ends the conversation. The arrow keys bring earlier lines back.
+  /new   begin a new conversation
+  /help  show this"""
+
+_EPILOG = f"""\
+{_HELP}
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire chat") -> int:
+    """Talk until stdin ends, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Talk with a model in the terminal; its answers appear as they are being written.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    question.add_address(parser)
+    question.add_model(parser)
+    question.add_sampling(parser)
+    question.add_timeout(parser)
+    options = parser.parse_args(argv)
+    with suppress(ImportError):  # not on Windows
+        import_module("readline")  # `input` makes use of it: editing, and earlier lines
+    try:
+        return unbroken(lambda: _Conversation(options).run())
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+class _Conversation:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._client = Client(options.address)
+        self._terminal = sys.stdin.isatty()
+        self._turns: list[Message] = []
+        """All that has been said; the model's turn is the last."""
+
+    def run(self) -> int:
+        if self._terminal:
+            say("Ctrl-C stops an answer, Ctrl-D ends the conversation; /help tells more.")
+        with self._client:
+            while (line := self._line()) is not None:
+                match line.strip():
+                    case "":
+                        pass
+                    case "/help":
+                        say(_HELP)
+                    case "/new":
+                        self._turns.clear()
+                        say("A new conversation.")
+                    case command if command.startswith("/") and command[1:].isalpha():
+                        say(f"There is no {command}: /new, /help or a question is wanted.")
+                    case _:
+                        self._ask(line)
+        return 0
+
+    def _line(self) -> str | None:
+        """The next one; None at the end."""
+        while True:
+            try:
+                return input("> " if self._terminal else "")
+            except EOFError:
+                if self._terminal:
+                    print()
+                return None
+            except KeyboardInterrupt:
+                say("\nCtrl-D ends the conversation.")
+
+    def _ask(self, line: str) -> None:
+        """Ask, and remember question and answer; nothing of either where nothing came."""
+        screen, notes = Screen(lambda message: message.text, thoughts=self._options.thoughts), Notes()
+        answer = None
+        try:
+            turn = user(line)
+            request = question.request(self._options, [*self._turns, turn])
+            answer, messages = question.asked(self._client, request, timeout=self._options.timeout)
+            for message in messages:
+                notes.saw(message)
+                screen.show(message)
+            why = ending(answer.completed) or notes.why_empty(answer.completed)
+        except KeyboardInterrupt:
+            why = "Stopped."
+        except (TokenwireError, question.WrongQuestionError, ValueError) as error:
+            why = str(error)
+        finally:
+            screen.end_line()
+            if answer is not None:
+                answer.cancel()
+        notes.tell()
+        if why:
+            say(why)
+        said = None if answer is None else answer.message
+        # A call of a tool would want a result, which nobody gives here.
+        if said is not None and said.parts and not any(part.HasField("tool_call") for part in said.parts):
+            self._turns += [turn, said]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,7 +69,7 @@ def _stop_listening() -> None:
 
 
 def _demo(question: str, *, once: bool) -> int:
-    from tokenwire.cli import ask  # noqa: PLC0415 - --help answers without it
+    from tokenwire.cli import ask, terminal  # noqa: PLC0415 - --help answers without them
 
     weights = program("vertex_emulator.answerers.weights")
 
@@ -91,7 +91,7 @@ def _demo(question: str, *, once: bool) -> int:
         print(f"\n  {question}   [SmolLM2, a very small model: fluent, but unreliable in its facts]\n", flush=True)
         code = ask.main([question, "--address", f"127.0.0.1:{port}", "--stats", "--max-output-tokens", "300"])
         print(f"\nAll of it took {time.monotonic() - begin:.1f} s.", flush=True)
-        if code not in (0, ask.EXIT_UNFINISHED):
+        if code not in (0, terminal.EXIT_UNFINISHED):
             return code
         if once:
             return 0

@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire chat") -> 
 class _Conversation:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._client = Client(options.address)
         self._terminal = sys.stdin.isatty()
         self._turns: list[Message] = []
         """All that has been said; the model's turn is the last."""
@@ -55,20 +54,19 @@ class _Conversation:
     def run(self) -> int:
         if self._terminal:
             say("Ctrl-C stops an answer, Ctrl-D ends the conversation; /help tells more.")
-        with self._client:
-            while (line := self._line()) is not None:
-                match line.strip():
-                    case "":
-                        pass
-                    case "/help":
-                        say(_HELP)
-                    case "/new":
-                        self._turns.clear()
-                        say("A new conversation.")
-                    case command if command.startswith("/") and command[1:].isalpha():
-                        say(f"There is no {command}: /new, /help or a question is wanted.")
-                    case _:
-                        self._ask(line)
+        while (line := self._line()) is not None:
+            match line.strip():
+                case "":
+                    pass
+                case "/help":
+                    say(_HELP)
+                case "/new":
+                    self._turns.clear()
+                    say("A new conversation.")
+                case command if command.startswith("/") and command[1:].isalpha():
+                    say(f"There is no {command}: /new, /help or a question is wanted.")
+                case _:
+                    self._ask(line)
         return 0
 
     def _line(self) -> str | None:
@@ -90,10 +88,12 @@ class _Conversation:
         try:
             turn = user(line)
             request = question.request(self._options, [*self._turns, turn])
-            answer, messages = question.asked(self._client, request, timeout=self._options.timeout)
-            for message in messages:
-                notes.saw(message)
-                screen.show(message)
+            # A connection for each question: wherever Ctrl-C falls, nothing is left running behind it.
+            with Client(self._options.address) as client:
+                answer, messages = question.asked(client, request, timeout=self._options.timeout)
+                for message in messages:
+                    notes.saw(message)
+                    screen.show(message)
             why = ending(answer.completed) or notes.why_empty(answer.completed)
         except KeyboardInterrupt:
             why = "Stopped."
@@ -101,8 +101,6 @@ class _Conversation:
             why = str(error)
         finally:
             screen.end_line()
-            if answer is not None:
-                answer.cancel()
         notes.tell()
         if why:
             say(why)

@@ -123,9 +123,6 @@ def asked(
             pause = error.retry_after or _MOMENT_SECONDS
             if error.reason != "STARTING" or time.monotonic() + pause >= end:
                 raise
-        except KeyboardInterrupt:
-            answer.cancel()
-            raise
         else:
             return answer, itertools.chain((first,), messages)
         if not waiting:

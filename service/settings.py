@@ -358,9 +358,23 @@ def parser(settings: type[Settings], prog: str) -> argparse.ArgumentParser:
         made.add_argument(
             "--" + one.name.replace("_", "-"),
             help=f"{source(one).help} [{source(one).variable}; {shown(one.default)}]".replace("%", "%%"),
-            metavar=one.name.rsplit("_", maxsplit=1)[-1].upper(),
+            metavar=_kind(one),
         )
     return made
+
+
+def _kind(one: "Field[Any]") -> str:
+    """What kind of value a flag wants, and in which unit."""
+    if source(one).parse is host_and_port:
+        return "HOST:PORT"
+    match one.default:
+        case bool():
+            return "true|false"
+        case float():
+            return "SECONDS"
+        case int() if one.name != "port":
+            return "BYTES" if one.name.endswith("_bytes") else "COUNT"
+    return one.name.rpartition("_")[2].upper()
 
 
 def shown(default: object) -> str:

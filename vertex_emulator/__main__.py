@@ -89,11 +89,13 @@ def _parse(argv: Sequence[str] | None, prog: str) -> argparse.Namespace:
         help="who answers (default: smollm2, or script where --script is given)",
     )
     parser.add_argument("--script", type=Path, metavar="FILE", help="a JSON script")
-    parser.add_argument("--threads", type=_positive, default=1, help="of the model (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=_positive, default=1, metavar="COUNT", help="of the model (default: %(default)s)"
+    )
     parser.add_argument(
         "--max-concurrent-streams",
         type=_positive,
-        metavar="N",
+        metavar="COUNT",
         help="that one connection may have open (default: no limit)",
     )
     parser.add_argument(

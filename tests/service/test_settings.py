@@ -88,6 +88,24 @@ def test_help_tells_every_flag_with_its_variable_and_default(capsys: pytest.Capt
         assert f"[{source(one).variable}; " in told
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--port PORT",
+        "--max-deadline SECONDS",
+        "--max-prompt-bytes BYTES",
+        "--slots-per-caller COUNT",
+        "--emulator HOST:PORT",
+        "--reflection true|false",
+        "--fallback-model MODEL",
+    ],
+)
+def test_help_tells_what_kind_of_value_a_flag_wants(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("--help")
+    assert f" {flag} " in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_the_default_model_comes_first_and_once() -> None:
     assert Settings(model="b", models=(Offer("a"), Offer("b"), Offer("c"))).offered == ("b", "a", "c")
 

@@ -7,10 +7,13 @@ or can't bear it. LangChain is handed on only what it understands.
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from functools import cache
 from typing import Any, Self, cast
 
+import httpx2
 import openai
 from langchain_openai import AzureChatOpenAI, ChatOpenAI
 from langchain_openai.chat_models.base import BaseChatOpenAI
@@ -64,14 +67,19 @@ class OpenAIProvider:
     """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Provider`."""
 
     def __init__(self, offers: Sequence[Offer]) -> None:
-        self._http = openai.DefaultAsyncHttpxClient(follow_redirects=False, mounts=http_failures.DIRECTLY)
-        self._chats = {offer.name: _chat(offer, self._http) for offer in offers}
+        self._http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False, mounts=http_failures.DIRECTLY, verify=_tls()
+        )
+        # LangChain would make one of its own for calls that block, which there are none of.
+        self._blocking = openai.DefaultHttpxClient(verify=_tls())
+        self._chats = {offer.name: _chat(offer, self._http, self._blocking) for offer in offers}
         self._who = {offer.name: _SPECS[offer.provider].title for offer in offers}
         self._ways = {offer.name: offer.options for offer in offers}
         self.cards: Sequence[ModelCard] = [_card(offer, self._chats[offer.name]) for offer in offers]
 
     async def close(self) -> None:
         await self._http.aclose()
+        self._blocking.close()
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.generation.provider.Provider`."""
@@ -220,12 +228,19 @@ class _Call:
 _END = object()
 
 
-def _chat(offer: Offer, client: Any) -> BaseChatOpenAI:
+@cache
+def _tls() -> ssl.SSLContext:
+    """Whom all connections trust: to read the certificates of all authorities takes 25 ms and megabytes."""
+    return httpx2.create_ssl_context()
+
+
+def _chat(offer: Offer, client: Any, blocking: Any) -> BaseChatOpenAI:
     options = offer.options
     common: dict[str, Any] = {
         "model": offer.upstream_name,
         "api_key": offer.api_key,
         "http_async_client": client,
+        "http_client": blocking,
         "max_retries": 0,  # ours are one place for all providers
         "stream_usage": options.get("stream_options") != "false",
         "reasoning_effort": options.get("reasoning_effort"),

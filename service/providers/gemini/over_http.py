@@ -7,10 +7,12 @@ client of ours for each request (`_Call`), which keeps hold of the HTTP response
 import asyncio
 import codecs
 import json
+import ssl
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, cast
 
 import grpc
@@ -81,6 +83,7 @@ class GenAIProvider:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             event_hooks={"response": [_keep]},
             mounts=http_failures.DIRECTLY,
+            verify=_tls(),
         )
         self._clients = {
             offer.name: genai.Client(
@@ -89,7 +92,10 @@ class GenAIProvider:
                 location=location,
                 credentials=_nobody(),
                 http_options=types.HttpOptions(
-                    base_url=offer.options.get("base_url", base_url), httpx_async_client=self._http
+                    base_url=offer.options.get("base_url", base_url),
+                    httpx_async_client=self._http,
+                    client_args=_for_others(),
+                    async_client_args=_for_others(),
                 ),
             )
             for offer in offers
@@ -319,6 +325,17 @@ class _Identity(httpx.Auth):
         yield request
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """Whom all connections trust: to read the certificates of all authorities takes 25 ms and megabytes."""
+    return httpx.create_ssl_context()
+
+
+def _for_others() -> dict[str, ssl.SSLContext]:
+    """The same for connections that the SDK could make besides, and doesn't: for calls that block, and websockets."""
+    return {"verify": _tls(), "ssl": _tls()}
+
+
 def _nobody() -> Credentials:
     # Anonymous ones would be asked to renew themselves, which they refuse.
     return Credentials(token="none")  # type: ignore[no-untyped-call] # noqa: S106 - google.auth has no types; no secret
@@ -330,6 +347,7 @@ def _chat(offer: Offer, client: genai.Client) -> ChatGoogleGenerativeAI:
         vertexai=True,
         project="unused",
         credentials=_nobody(),  # of the client that it makes, and never uses
+        client_args=_for_others(),
         temperature=None,  # else it sends one of its own
         max_retries=1,  # attempts; ours are one place for all providers
         n=1,

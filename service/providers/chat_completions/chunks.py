@@ -24,7 +24,7 @@ from ...generation.events import (
 from ...generation.prompt import Reasoning
 from ..gemini import answers
 from . import citations, thought_details
-from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, words_of
+from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
 from .tool_call_pieces import Calls
 
 _FINISH = {
@@ -186,7 +186,7 @@ class Answer:
         if finish is not None and not isinstance(finish, str):
             raise fault("choices.finish_reason")
         self.finish = _finish(self.finish, plain(finish))
-        self._native = plain(choice.get("native_finish_reason")) or self._native
+        self._native = _finish(self._native, plain(choice.get("native_finish_reason")))
 
     def _message(self, choice: Json) -> Any:
         """What stands where a delta should: a whole message, without what deltas have said already."""
@@ -211,7 +211,7 @@ class Answer:
                 self._think(words)
             else:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
-        if refusal := words_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
+        if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
         self._ground(citations.annotations(delta.get("annotations"), self._cited_text))
         calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
@@ -280,8 +280,9 @@ def _finish(before: str, word: str) -> str:
 
     Some servers add such a word to every chunk (https://github.com/1jehuang/jcode/issues/1326).
     """
-    clean = FinishReason.STOP
-    keeps = word.lower() == "stop" or (_reason(word) is clean and _reason(before) is not clean)
+    cut = before in _GIVEN_UP or _reason(before) not in {FinishReason.STOP, FinishReason.OTHER}
+    clean = _reason(word) is FinishReason.STOP
+    keeps = clean and (cut or (word.lower() == "stop" and _reason(before) is FinishReason.STOP))
     return before if not word or (before and keeps) else word
 
 
@@ -339,8 +340,8 @@ def _count(value: Any) -> int | None:
 def _content(content: Any) -> Iterator[tuple[str, str]]:
     """The kind, text, refusal or thought, and the words of each part: the content is a string, or a list of parts."""
     place = "choices.delta.content"
-    if content is None or isinstance(content, str | int):
-        yield "text", words_of(content, place)
+    if content is None or isinstance(content, str):
+        yield "text", content or ""
         return
     for part in [content] if isinstance(content, Mapping) else json_list(content, place):
         if isinstance(part, str):
@@ -354,15 +355,15 @@ def _part(part: Json, place: str) -> tuple[str, str]:
         case "text" | "output_text":
             told = part.get("text")
             told = told.get("value") if isinstance(told, Mapping) else told
-            return "text", words_of(told, f"{place}.text")
+            return "text", text_of(told, f"{place}.text")
         case "refusal":
-            return "refusal", words_of(part.get("refusal"), f"{place}.refusal")
+            return "refusal", text_of(part.get("refusal"), f"{place}.refusal")
         case "thinking" | "reasoning" as kind:
             told = part.get(kind, part.get("text"))
             if isinstance(told, str):
                 return "thought", told
             return "thought", "".join(
-                words_of(json_object(one, place).get("text"), place) for one in json_list(told, place)
+                text_of(json_object(one, place).get("text"), place) for one in json_list(told, place)
             )
         case other:
             kind = other if isinstance(other, str) and other.isidentifier() and other.isascii() else "unknown"
@@ -373,7 +374,7 @@ def _part(part: Json, place: str) -> tuple[str, str]:
 def _thoughts(delta: Json) -> str:
     """Thoughts, by the names of DeepSeek and xAI, of vLLM, of others; who says them by two says the same twice."""
     for name in ("reasoning_content", "reasoning", "thinking"):
-        if told := words_of(delta.get(name), f"choices.delta.{name}"):
+        if told := text_of(delta.get(name), f"choices.delta.{name}"):
             return told
     return thought_details.words(delta.get(thought_details.FIELD))
 

@@ -54,6 +54,10 @@ _STATUSES = {
 """The HTTP status of an error that came in mid-stream, where there is none, by its code or type."""
 
 
+_NAMES = grpc.StatusCode.__members__.keys() - {"OK"}
+"""Google's of what went wrong."""
+
+
 def _body(error: openai.APIError) -> Mapping[Any, Any]:
     """What upstream says of the error; some wrap it once more, and to some it is but a text beside a code."""
     body = error.body
@@ -77,7 +81,7 @@ def error_in(chunk: Any) -> Any:
     told = chunk.get("error")
     kind = chunk.get("error_type")
     # Text Generation Inference says its kind beside it.
-    return {"type": kind, "message": told} if kind and isinstance(told, str) else told or _other_error(chunk)
+    return {"type": kind, "message": told} if kind and told and isinstance(told, str) else told or _other_error(chunk)
 
 
 def _other_error(chunk: Mapping[Any, Any]) -> Any:
@@ -202,7 +206,7 @@ def failure(who: str, error: openai.APIError) -> errors.UpstreamError:
     return failures.failure(
         who,
         # Google says it more exactly than by HTTP's status, by this protocol too.
-        grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(status),
+        grpc.StatusCode[name] if name in _NAMES else http_failures.code(status),
         words=_WORDS,
         reason=_reason(error),
         retry_after=_delay(error, headers),

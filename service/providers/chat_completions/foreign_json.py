@@ -34,15 +34,6 @@ def text_of(value: Any, place: str) -> str:
     return value or ""
 
 
-def words_of(value: Any, place: str) -> str:
-    """A piece of what the model says, empty for null. Raises UpstreamFault for what is neither text nor whole number.
-
-    Workers AI says words of digits alone as numbers (https://github.com/cloudflare/ai/issues/651); one with a fraction
-    may have been written in more ways than one.
-    """
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else text_of(value, place)
-
-
 def plain(value: Any) -> str:
     """The text; empty for what is none, where nothing is lost by that."""
     try:

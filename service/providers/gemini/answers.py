@@ -40,6 +40,7 @@ _COUNTS = {
 }
 
 _LONGEST_CITED_CHARACTERS = 128 * 1024
+_MOST_PLACED = 500
 """Of an answer whose text is looked at for the places of what rests on sources: each costs some 30 us then."""
 
 ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
@@ -86,31 +87,37 @@ class _Text:
     """The answer's text so far, in which Gemini tells the places of what rests on sources."""
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._pieces: list[str] | None = []
+        """None: it is not looked at any more."""
         self._length = 0
+        self._placed = 0
+        """How many supports have been looked for."""
 
     def add(self, piece: str) -> None:
         self._length += len(piece)
-        if self._length <= _LONGEST_CITED_CHARACTERS:
+        if self._length > _LONGEST_CITED_CHARACTERS:
+            self._pieces = None
+        if self._pieces is not None:
             self._pieces.append(piece)
-        else:
-            self._pieces.clear()
 
     def placed(self, supports: Sequence[tuple[Support, int]]) -> tuple[Support, ...]:
         """Each at its place in the text; Gemini tells it in one of the answer's parts, of whichever message."""
         if not supports:
             return ()
-        whole = "".join(self._pieces).encode(errors="surrogatepass")
+        self._placed += len(supports)
+        if self._placed > _MOST_PLACED:
+            self._pieces = None
+        whole = "".join(self._pieces or ()).encode(errors="surrogatepass")
         return tuple(_placed(support, part, whole) for support, part in supports)
 
 
 def _placed(support: Support, part: int, whole: bytes) -> Support:
-    """At the place where its own words stand in the text, if there is but one; else not told, but of the first part.
+    """At the place where its own words stand in the text, if there is but one; else as told, or not told.
 
-    Which part is counted as which, where an answer comes in many messages, nobody says.
+    Which part is which, where an answer comes in many messages, nobody says; a place in the first is one in the text.
     """
     words = support.text.encode(errors="surrogatepass")
-    if words and whole[support.start : support.end] == words:
+    if words and not part and whole[support.start : support.end] == words:
         return support
     start = whole.find(words) if words else -1
     if start >= 0 and whole.find(words, start + 1) < 0:

@@ -346,10 +346,6 @@ def test_half_a_character_alone_is_upstreams_fault(chunks: list[Json]) -> None:
         ([{"type": "reasoning", "reasoning": "hm"}], [Reasoning("hm")]),
         ([], []),
         ("", []),
-        # https://github.com/cloudflare/ai/issues/651
-        (6, [Text("6")]),
-        (0, [Text("0")]),
-        ([{"type": "text", "text": 3}], [Text("3")]),
     ],
 )
 def test_content_in_typed_parts_is_its_words(content: Any, expected: list[Event]) -> None:
@@ -359,11 +355,12 @@ def test_content_in_typed_parts_is_its_words(content: Any, expected: list[Event]
 @pytest.mark.parametrize(
     "delta",
     [
-        {"content": 0.5},
+        {"content": 3},  # it may have been written in other ways (https://github.com/cloudflare/ai/issues/651)
+        {"content": 0},
         {"content": True},
         {"content": [3]},
         {"content": [{"type": "image_url", "image_url": {"url": "u"}}]},
-        {"content": [{"type": "text", "text": 3.0}]},
+        {"content": [{"type": "text", "text": 3}]},
         {"refusal": ["no"]},
         {"reasoning_content": {"a": 1}},
         {"images": [{"type": "image_url"}]},
@@ -566,6 +563,7 @@ def test_an_answer_that_was_given_up_is_cut(finish: str | None) -> None:
         (["stop", "length", "stop"], (FinishReason.MAX_TOKENS, "length")),
         (["content_filter", "STOP"], (FinishReason.SAFETY, "content_filter")),
         (["length", "end_turn"], (FinishReason.MAX_TOKENS, "length")),
+        (["null", "stop"], (FinishReason.STOP, "stop")),  # a word that nobody knows is no cut
         (["stop", "end_turn"], (FinishReason.STOP, "end_turn")),
         (["stop", "stop"], (FinishReason.STOP, "stop")),
     ],
@@ -728,7 +726,7 @@ def test_one_odd_field_anywhere_is_the_same_answer_or_a_typed_failure(
         return
     assert messages[-1].completed.finish_reason
     # Only what upstream said is told: pieces of the answer, or the odd value where the words should be.
-    parts = ["one ", "two", "x", "0", "-1", str(2**70)]
+    parts = ["one ", "two", "x"]
     possible = {"".join(some) for size in range(5) for some in itertools.product(parts, repeat=size)}
     assert words(events) in possible
     for call in (event for event in events if isinstance(event, ToolCall)):

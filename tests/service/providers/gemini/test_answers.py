@@ -38,10 +38,9 @@ def test_a_place_is_that_of_its_words_or_is_not_told(said: list[list[str]], data
         answer.read(message(*texts))
     (found,) = supports(answer.read(message(groundingMetadata=grounded(segment), finishReason="STOP")))
     assert found.text == words
-    if found.start is not None:
-        assert whole.encode()[found.start : found.end] == words.encode()
-    if whole.encode().find(words.encode(), whole.encode().find(words.encode()) + 1) < 0:  # once
-        assert found.start == len(whole[:begin].encode())
+    once = whole.encode().find(words.encode(), whole.encode().find(words.encode()) + 1) < 0
+    place = len(whole[:begin].encode())
+    assert (found.start, found.end) == ((place, place + len(words.encode())) if once else (None, None))
 
 
 @pytest.mark.parametrize("text", ["", "elsewhere", "a"])
@@ -51,6 +50,16 @@ def test_a_place_in_the_first_part_is_told_as_it_came_where_its_words_do_not_say
     segment = {"text": text, "startIndex": 2, "endIndex": 3}
     (found,) = supports(answer.read(message(groundingMetadata=grounded(segment), finishReason="STOP")))
     assert (found.start, found.end) == (2, 3)
+
+
+def test_only_so_many_places_are_looked_for() -> None:
+    answer = answers.Answer()
+    answer.said("a b")
+    told = [{"text": "b", "partIndex": 1, "endIndex": 1}] * (answers._MOST_PLACED - 1)
+    few = supports(answer.read(message(groundingMetadata=grounded(*told))))
+    assert {(one.start, one.end) for one in few} == {(2, 3)}
+    many = supports(answer.read(message("c", groundingMetadata=grounded(*told, *told), finishReason="STOP")))
+    assert {(one.start, one.end) for one in many} == {(None, None)}
 
 
 def test_a_long_answer_is_not_kept_for_the_sake_of_places() -> None:

@@ -89,7 +89,7 @@ def _ask(options: argparse.Namespace) -> int:
     with Client(options.address) as client:
         meter = Meter(asked_at=time.monotonic())
         try:
-            answer, messages = question.asked(client, request, timeout=options.timeout)
+            answer, messages, meter.asked_at = question.asked(client, request, timeout=options.timeout)
             for message in messages:
                 meter.saw(message, time.monotonic())
                 notes.saw(message)
@@ -105,7 +105,8 @@ def _ask(options: argparse.Namespace) -> int:
                 notes.tell()
             if options.stats:
                 say(" · ".join(meter.figures()))
-    unfinished = ending(answer.completed) or ("" if options.json else notes.why_empty(answer.completed))
+    why = "" if options.json else notes.why_empty(answer.completed, thoughts=options.thoughts)
+    unfinished = ending(answer.completed) or why
     if unfinished:
         say(unfinished)
     return EXIT_UNFINISHED if ending(answer.completed) else 0

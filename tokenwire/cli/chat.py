@@ -1,12 +1,13 @@
 """`tokenwire chat`: a conversation in the terminal."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from tokenwire import Client, TokenwireError, user
+from tokenwire import Client, TokenwireError, model, user
 from tokenwire.cli import question
 from tokenwire.cli.terminal import EXIT_INTERRUPTED, Notes, Screen, say, unbroken
 from tokenwire.endings import ending
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire chat") -> 
     question.add_sampling(parser)
     question.add_timeout(parser)
     options = parser.parse_args(argv)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is no text is refused as such
     with suppress(ImportError):  # not on Windows
         import_module("readline")  # `input` makes use of it: editing, and earlier lines
     try:
@@ -79,6 +82,8 @@ class _Conversation:
                     print()
                 return None
             except KeyboardInterrupt:
+                if not self._terminal:
+                    raise
                 say("\nCtrl-D ends the conversation.")
 
     def _ask(self, line: str) -> None:
@@ -90,24 +95,26 @@ class _Conversation:
             request = question.request(self._options, [*self._turns, turn])
             # A connection for each question: wherever Ctrl-C falls, nothing is left running behind it.
             with Client(self._options.address) as client:
-                answer, messages = question.asked(client, request, timeout=self._options.timeout)
+                answer, messages, _ = question.asked(client, request, timeout=self._options.timeout)
                 for message in messages:
                     notes.saw(message)
                     screen.show(message)
-            why = ending(answer.completed) or notes.why_empty(answer.completed)
+            why = ending(answer.completed) or notes.why_empty(answer.completed, thoughts=self._options.thoughts)
         except KeyboardInterrupt:
             why = "Stopped."
-        except (TokenwireError, question.WrongQuestionError, ValueError) as error:
+        except (TokenwireError, question.WrongQuestionError) as error:
             why = str(error)
+        except ValueError as error:
+            why = f"This cannot be asked: {error}"
         finally:
             screen.end_line()
         notes.tell()
         if why:
             say(why)
-        said = None if answer is None else answer.message
-        # A call of a tool would want a result, which nobody gives here.
-        if said is not None and said.parts and not any(part.HasField("tool_call") for part in said.parts):
-            self._turns += [turn, said]
+        # Not all models take their thoughts back, and nobody here gives a tool's result.
+        said = "" if answer is None else "".join(part.text for part in answer.message.parts)
+        if said.strip():
+            self._turns += [turn, model(said)]
 
 
 if __name__ == "__main__":

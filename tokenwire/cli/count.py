@@ -38,6 +38,9 @@ def _count(options: argparse.Namespace) -> int:
         except question.WrongQuestionError as error:
             say(str(error))
             return EXIT_USAGE
+        except ValueError as error:  # what no request can hold
+            say(f"This cannot be asked: {error}")
+            return EXIT_USAGE
         except TokenwireError as error:
             say(str(error))
             return EXIT_FAILED

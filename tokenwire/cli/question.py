@@ -5,6 +5,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from tokenwire import Client, TokenwireError, default_address, file, user
 from tokenwire.cli import arguments
@@ -71,8 +72,11 @@ class WrongQuestionError(Exception):
 
 
 def prompt(options: argparse.Namespace) -> str:
-    """Give the question; "-" is all of stdin."""
-    return sys.stdin.read() if options.prompt == "-" else str(options.prompt)
+    """Give the question; "-" is all of stdin. Raises WrongQuestionError where that is no text."""
+    try:
+        return sys.stdin.read() if options.prompt == "-" else str(options.prompt)
+    except UnicodeDecodeError as error:
+        raise WrongQuestionError(f"This cannot be asked: {error}") from error
 
 
 def turn(options: argparse.Namespace) -> Message:
@@ -103,18 +107,26 @@ def request(options: argparse.Namespace, messages: Iterable[Message] = (), promp
         raise WrongQuestionError(f"This cannot be asked: {error}") from error
 
 
-def asked(
-    client: Client, request: GenerateRequest, *, timeout: float | None
-) -> tuple[Answer, Iterator[GenerateResponse]]:
-    """Ask; gives the answer, and its messages from the first on, once that has come.
+class Asked(NamedTuple):
+    """A question that is being answered."""
 
-    A service that says it is starting is asked again, visibly, until `timeout` seconds have passed in all. Raises
-    TokenwireError.
+    answer: Answer
+    messages: Iterator[GenerateResponse]
+    """From the first on, which has come."""
+    at: float
+    """When it was asked, on the monotonic clock: waiting for a service that starts comes before."""
+
+
+def asked(client: Client, request: GenerateRequest, *, timeout: float | None) -> Asked:
+    """Ask. A service that says it is starting is asked again, visibly, until `timeout` seconds have passed in all.
+
+    Raises TokenwireError.
     """
     end = time.monotonic() + (timeout or START_SECONDS)
     waiting = False
+    left = timeout
     while True:
-        left = None if timeout is None else max(end - time.monotonic(), 0.001)
+        at = time.monotonic()
         answer = client.stream(request, timeout=left)
         messages = iter(answer)
         try:
@@ -124,8 +136,9 @@ def asked(
             if error.reason != "STARTING" or time.monotonic() + pause >= end:
                 raise
         else:
-            return answer, itertools.chain((first,), messages)
+            return Asked(answer, itertools.chain((first,), messages), at)
         if not waiting:
             say("The service is starting; waiting for it.")
         waiting = True
         time.sleep(pause)
+        left = None if timeout is None else max(round(end - time.monotonic(), 1), 0.1)  # as people write it

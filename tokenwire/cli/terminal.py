@@ -112,12 +112,16 @@ class Notes:
         for number, (address, title) in enumerate(self._sources.items(), start=1):
             say(f"  {number}. {title} {address}" if title not in ("", address) else f"  {number}. {address}")
 
-    def why_empty(self, completed: Completed) -> str:
-        """Say why there is nothing to read in an answer that ended well; empty where there is something."""
+    def why_empty(self, completed: Completed, *, thoughts: bool) -> str:
+        """Say why there is nothing to read in an answer that ended well; empty where there is something.
+
+        `thoughts`: they have been asked for.
+        """
         if self._said or self._calls:
             return ""
         if self._thought or completed.usage.reasoning_tokens:
-            return "The answer is empty: the model thought and said nothing. --thoughts shows what it tells of that."
+            hint = "" if thoughts else " --thoughts shows what it tells of that."
+            return f"The answer is empty: the model thought and said nothing.{hint}"
         return "The answer has no text."
 
 
@@ -140,8 +144,10 @@ def say(text: str) -> None:
 def unbroken(run: Callable[[], int]) -> int:
     """Run; gives its exit code, or that of a reader of the output who went away."""
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()  # else Python does on its way out, where nobody could answer for it
     except BrokenPipeError:
         # Python flushes stdout once more on its way out; there must be something behind it then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    return code

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
+from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought, tool_call
 from tokenwire import model, user
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -27,7 +27,7 @@ def chat(service: FakeService) -> Iterator[Chat]:
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env={**os.environ, "TOKENWIRE_ADDRESS": service.address, "PYTHONUTF8": "1", "TERM": "dumb"},
+            env={**os.environ, "TOKENWIRE_ADDRESS": service.address, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict", "TERM": "dumb"},
         )
         running.append(process)
         return process
@@ -68,6 +68,23 @@ def test_a_question_that_failed_is_no_part_of_the_conversation(chat: Chat, servi
     assert (code, out) == (0, "Hello there.\n")
     assert err.startswith("The service is busy. Try again in a moment.\nThe model calls w({}), id c-1.\n")
     assert list(service.requests[2].messages) == [user("three")]
+
+
+def test_thoughts_are_no_part_of_what_goes_back(chat: Chat, service: FakeService) -> None:
+    """Not every model takes them."""
+    service.will_answer(thought("Hm.", b"s"), "Yes.", completed())
+    service.will_answer(thought("Hm."), completed())
+    outcome(chat(), "one\ntwo\nthree\n")
+    assert list(service.requests[1].messages) == [user("one"), model("Yes."), user("two")]
+    assert list(service.requests[2].messages) == [user("one"), model("Yes."), user("three")]
+
+
+def test_a_line_that_is_no_text_ends_nothing(chat: Chat, service: FakeService) -> None:
+    process = chat()
+    out, err = process.communicate(b"\xff\none\n", timeout=30)
+    assert (process.returncode, out) == (0, b"Hello there.\n")
+    assert err.startswith(b"This cannot be asked:")
+    assert list(service.requests[0].messages) == [user("one")]
 
 
 def test_a_cut_answer_says_so_and_stays(chat: Chat, service: FakeService) -> None:

@@ -1,6 +1,8 @@
 """`tokenwire models` and `tokenwire count`, against the scripted service."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -68,3 +70,20 @@ def test_a_file_that_is_none_is_a_wrong_command_line(service: FakeService, capsy
     assert count.main(["x", "--image", str(tmp_path / "none.png"), "--address", service.address]) == 2
     assert capsys.readouterr().err.endswith("none.png can't be read: No such file or directory.\n")
     assert not service.counted
+
+
+def test_what_no_request_can_hold_is_a_wrong_command_line(service: FakeService, capsys: Said) -> None:
+    assert count.main(["x", "--system", "\udcff", "--address", service.address]) == 2
+    assert capsys.readouterr().err.startswith("This cannot be asked:")
+    assert not service.counted
+
+
+def test_a_reader_that_goes_away_is_no_error(service: FakeService) -> None:
+    command = [sys.executable, "-m", "tokenwire.cli.models", "--address", service.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process:
+        assert process.wait(30) == 141
+        assert process.stderr.read() == b""

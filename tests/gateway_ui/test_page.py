@@ -196,7 +196,7 @@ async def test_smoothing_shows_the_text_letter_by_letter_and_all_of_it(chat: Ope
 
 
 async def test_smoothing_does_not_put_a_stop_off(chat: Open, service: FakeService) -> None:
-    service.will_answer("word " * 2000, threading.Event())
+    service.will_answer("word " * 10_000, threading.Event())
     page = await chat()
     await page.flip("Letter by letter")
     await expect(page.tab.get_by_role("slider")).to_be_enabled()
@@ -204,11 +204,11 @@ async def test_smoothing_does_not_put_a_stop_off(chat: Open, service: FakeServic
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("word word")
     await page.stop.click()
-    assert await happened(service.cancelled, 5)  # to show all of it takes six seconds, however idle the machine
+    assert await happened(service.cancelled, 5)  # to show all of it takes eight seconds, however idle the machine
     # What had come is kept, also what hadn't been shown.
     await page.ask("And then?")
     await expect(page.answer()).to_contain_text("Hello there.")
-    assert service.requests[1].messages[1].parts[0].text == "word " * 2000
+    assert service.requests[1].messages[1].parts[0].text == "word " * 10_000
 
 
 @pytest.mark.parametrize(

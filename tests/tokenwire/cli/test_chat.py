@@ -27,7 +27,13 @@ def chat(service: FakeService) -> Iterator[Chat]:
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            env={**os.environ, "TOKENWIRE_ADDRESS": service.address, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict", "TERM": "dumb"},
+            env={
+                **os.environ,
+                "TOKENWIRE_ADDRESS": service.address,
+                "LC_ALL": "C.UTF-8",
+                "PYTHONIOENCODING": "utf-8:strict",
+                "TERM": "dumb",
+            },
         )
         running.append(process)
         return process

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.faults.forkserver import ForkServer, clock, opened
-from tests.faults.processes import BLOCKED, ServerChild, server
+from tests.faults.processes import BLOCKED, ServerChild
 from tests.faults.recorder import record
 from vertex_emulator.emulator import Emulator
 
@@ -28,8 +28,8 @@ async def the_upstream() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture(scope="session")
-async def the_server(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
-    async with server(the_upstream.address) as running:
+async def the_server(forkserver: ForkServer, the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+    async with forkserver.serving(the_upstream.address) as running:
         yield running
 
 
@@ -58,9 +58,9 @@ async def budget(served: ServerChild, upstream: Emulator) -> None:
 
 
 @pytest.fixture(scope="session")
-async def the_limited_server(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+async def the_limited_server(forkserver: ForkServer, the_upstream: Emulator) -> AsyncIterator[ServerChild]:
     flags = ("--slots", str(SLOTS), "--queue", "0", "--write-timeout", "1")
-    async with server(the_upstream.address, *flags) as running:
+    async with forkserver.serving(the_upstream.address, *flags) as running:
         yield running
 
 

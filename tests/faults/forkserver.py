@@ -144,6 +144,15 @@ class ForkServer:
             await child.process.wait()
             await reading
 
+    @asynccontextmanager
+    async def serving(self, upstream: str, *flags: str, workers: int = 1, **around: Any) -> AsyncIterator[ForkedServer]:
+        """A server, ready, on the local Vertex at `upstream`; as one process it can be watched."""
+        where = ("--port", "0", "--emulator", upstream, "--workers", str(workers))
+        async with self.started(*where, *flags, **around) as child:
+            await child.ready()
+            await eventually(lambda: len(child.workers()) == workers)  # and the one that greeted has gone
+            yield child
+
 
 async def _reader(end: int) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
@@ -229,6 +238,7 @@ def _start(
     told: int,
     *,
     cold: bool = False,
+    collected: bool = True,
     loop: Loop = "uvloop",
     google: str = "",
     orphans: int = 0,
@@ -236,9 +246,9 @@ def _start(
 ) -> int:
     """In a process of its own: fork the server, and tell of it.
 
-    `cold` is one that imports everything itself. From one on the `loop` "asyncio", uvloop is hidden. `google` is where
-    it finds a local Vertex under Google's address. `orphans` are processes beside it that end once they have lost their
-    parent, and that process 1 has to bury.
+    `cold` is one that imports everything itself. In one that isn't `collected`, the garbage collector is off. From one
+    on the `loop` "asyncio", uvloop is hidden. `google` is where it finds a local Vertex under Google's address.
+    `orphans` are processes beside it that end once they have lost their parent, and that process 1 has to bury.
     """
     try:
         _surround(**around)
@@ -247,7 +257,7 @@ def _start(
         return 1
     pid = os.fork()
     if not pid:
-        _serve(flags, stderr, cold=cold, loop=loop, google=google)
+        _serve(flags, stderr, cold=cold, collected=collected, loop=loop, google=google)
     os.close(stderr)
     for _ in range(orphans):
         if not (middle := os.fork()):
@@ -260,12 +270,14 @@ def _start(
     return 0
 
 
-def _serve(flags: Sequence[str], stderr: int, *, cold: bool, loop: Loop, google: str) -> NoReturn:
+def _serve(flags: Sequence[str], stderr: int, *, cold: bool, collected: bool, loop: Loop, google: str) -> NoReturn:
     os.setsid()
     os.dup2(stderr, 2)
     if cold:
         os.execv(sys.executable, [sys.executable, "-m", "service", *flags])
     os.closerange(3, 1024)
+    if not collected:
+        gc.disable()
     if loop == "asyncio":
         sys.modules["uvloop"] = cast("Any", None)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_tell_misuse)

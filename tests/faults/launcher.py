@@ -1,4 +1,4 @@
-"""`python -m tests.faults.launcher [--gc-off] FLAGS`: the server as it is, which tells of its event loop.
+"""`python -m tests.faults.launcher FLAGS`: the server as it is, which tells of its event loop.
 
 A process that serves tells once which loop it is. On SIGUSR1 it writes how many asyncio tasks there are, on SIGUSR2
 and when it has drained for how long its loop was blocked since it was ready: nobody outside of it can tell. Servers
@@ -6,7 +6,6 @@ of the fork server do the same.
 """
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -63,9 +62,5 @@ def prepare() -> None:
 
 
 if __name__ == "__main__":
-    flags = sys.argv[1:]
-    if flags[:1] == ["--gc-off"]:
-        gc.disable()
-        del flags[0]
     prepare()
-    sys.exit(main(flags))
+    sys.exit(main(sys.argv[1:]))

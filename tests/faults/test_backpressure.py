@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from tests.conftest import failure
-from tests.faults.processes import NARROW, Caller, ServerChild, engine, fate, pieces, server
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import NARROW, Caller, ServerChild, engine, fate, pieces
 from tests.faults.recorder import percentile, record
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
@@ -21,9 +22,9 @@ STALLED = 100
 
 
 @pytest.fixture(scope="module")
-async def fast() -> AsyncIterator[tuple[ServerChild, ControlClient]]:
+async def fast(forkserver: ForkServer) -> AsyncIterator[tuple[ServerChild, ControlClient]]:
     """A server on an upstream that is as fast as a process of its own can be."""
-    async with engine() as (_, address), server(address) as running:
+    async with engine() as (_, address), forkserver.serving(address) as running:
         with ControlClient(address) as control:
             yield running, control
 

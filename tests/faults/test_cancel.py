@@ -14,7 +14,8 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from tests.faults.processes import LAUNCHER, NARROW, Caller, ServerChild, eventually, pieces, server, stalled
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import NARROW, Caller, ServerChild, eventually, pieces, stalled
 from tests.faults.recorder import milliseconds, record
 from vertex_emulator.call_records import Call
 from vertex_emulator.emulator import Emulator
@@ -25,8 +26,8 @@ TRIES = 100
 
 
 @pytest.fixture(scope="session")
-async def gc_off(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
-    async with server(the_upstream.address, module=(*LAUNCHER, "--gc-off")) as running:
+async def gc_off(forkserver: ForkServer, the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+    async with forkserver.serving(the_upstream.address, collected=False) as running:
         yield running
 
 
@@ -210,9 +211,9 @@ async def narrow_upstream() -> AsyncIterator[Emulator]:
 
 
 @pytest.fixture(scope="module")
-async def pinging(narrow_upstream: Emulator) -> AsyncIterator[ServerChild]:
+async def pinging(forkserver: ForkServer, narrow_upstream: Emulator) -> AsyncIterator[ServerChild]:
     """A server that looks after its callers each second, on an upstream that takes ten streams at once."""
-    async with server(narrow_upstream.address, "--keepalive", "1", "--keepalive-timeout", "1") as running:
+    async with forkserver.serving(narrow_upstream.address, "--keepalive", "1", "--keepalive-timeout", "1") as running:
         yield running
 
 

@@ -11,7 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.conftest import failure
-from tests.faults.processes import ending, fate, outcome, pieces, server
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import ending, fate, outcome, pieces
 from tests.faults.recorder import record
 from tests.faults.windows import OPEN, connected
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -24,9 +25,11 @@ DRAINING = (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 WHOLE = (58, "completed", (grpc.StatusCode.OK, ""))
 
 
-async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(upstream: Emulator) -> None:
+async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(
+    forkserver: ForkServer, upstream: Emulator
+) -> None:
     upstream.script.play(answer(repeat(60, "word ", interval=0.05), uses=0))
-    async with server(upstream.address, "--drain-delay", "1", "--grace", "20") as leaving:
+    async with forkserver.serving(upstream.address, "--drain-delay", "1", "--grace", "20") as leaving:
         async with leaving.caller() as caller, leaving.caller() as watcher, leaving.caller() as late:
             watch = watcher.health.Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
@@ -53,9 +56,12 @@ async def rest(call: Any) -> tuple[int, str, tuple[grpc.StatusCode, str]]:
     return sum(bool(message.text) for message in messages), str(kind), ending(error)
 
 
-async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Emulator) -> None:
+async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(forkserver: ForkServer, upstream: Emulator) -> None:
     upstream.script.play(answer(repeat(0, "word ", interval=0.05), uses=0))
-    async with server(upstream.address, "--drain-delay", "0", "--grace", "1") as leaving, leaving.caller() as caller:
+    async with (
+        forkserver.serving(upstream.address, "--drain-delay", "0", "--grace", "1") as leaving,
+        leaving.caller() as caller,
+    ):
         call = caller.start()
         await pieces(call, 1)
         leaving.signal(signal.SIGTERM)
@@ -68,12 +74,12 @@ async def test_a_stream_beyond_the_grace_is_ended_here_and_upstream(upstream: Em
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("chunks", "grace"), [(10, 20), (0, 0.5)])
 async def test_a_caller_on_a_slow_line_hears_the_end_of_each_call(
-    upstream: Emulator, chunks: int, grace: float, workers: int
+    forkserver: ForkServer, upstream: Emulator, chunks: int, grace: float, workers: int
 ) -> None:
     # gRPC closes a connection with its last call; whatever the caller says next makes the kernel forget the rest.
     upstream.script.play(answer(repeat(chunks, "x" * 3000, interval=0.05), uses=0))
     flags = ("--drain-delay", "0", "--grace", str(grace))
-    async with server(upstream.address, *flags, workers=workers) as leaving:
+    async with forkserver.serving(upstream.address, *flags, workers=workers) as leaving:
         async with connected(leaving.address, window=OPEN, slow=True) as caller:
             streams = [caller.call(pb.GenerateRequest(prompt="slowly").SerializeToString()) for _ in range(12)]
             await asyncio.gather(*(stream.begun.wait() for stream in streams))
@@ -90,9 +96,11 @@ async def test_a_caller_on_a_slow_line_hears_the_end_of_each_call(
         assert not chunks or len(messages) == chunks + 2
 
 
-async def test_a_call_that_ends_is_told_at_once_where_others_of_its_connection_go_on(upstream: Emulator) -> None:
+async def test_a_call_that_ends_is_told_at_once_where_others_of_its_connection_go_on(
+    forkserver: ForkServer, upstream: Emulator
+) -> None:
     upstream.script.play(answer(repeat(0, "x" * 3000, interval=0.05), uses=0))
-    async with server(upstream.address, "--drain-delay", "0", "--grace", "20") as leaving:
+    async with forkserver.serving(upstream.address, "--drain-delay", "0", "--grace", "20") as leaving:
         async with connected(leaving.address, window=OPEN, slow=True) as caller:
             endless = caller.call(pb.GenerateRequest(prompt="endless").SerializeToString())
             await endless.begun.wait()

@@ -16,7 +16,8 @@ from service.generation.events import Event, Finished, Started, Text
 from service.generation.events import FinishReason as Reason
 from service.testing import FakeProvider
 from tests.conftest import Serve, detail, failure
-from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome, server
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import Caller, ServerChild, ending, engine, fate, outcome
 from tests.faults.recorder import record
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
@@ -127,9 +128,11 @@ async def test_a_connection_that_is_reset_before_the_first_chunk_is_made_anew(
     assert messages[-1].completed.timing.upstream_attempts == 2
 
 
-async def test_an_upstream_that_is_killed_is_told_at_once_and_found_again_when_it_is_back() -> None:
+async def test_an_upstream_that_is_killed_is_told_at_once_and_found_again_when_it_is_back(
+    forkserver: ForkServer,
+) -> None:
     endless = answer(repeat(0, "word ", interval=0.02), user_text="endless", uses=0)
-    async with engine() as (first, address), server(address) as served, served.caller() as caller:
+    async with engine() as (first, address), forkserver.serving(address) as served, served.caller() as caller:
         await asyncio.to_thread(play, address, endless)
         calls = [caller.start("endless") for _ in range(10)]
         for call in calls:

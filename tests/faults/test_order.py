@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.crowd import Noted, overtaken, worker
-from tests.faults.processes import Caller, ServerChild, ending, outcome, server
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import Caller, ServerChild, ending, outcome
 from tests.faults.recorder import record
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, repeat
@@ -59,10 +60,12 @@ async def callers_at_both(served: ServerChild, stack: AsyncExitStack) -> tuple[C
     return found[True], found[False]
 
 
-async def test_a_polite_caller_is_served_beside_a_greedy_one_at_the_other_worker(upstream: Emulator) -> None:
+async def test_a_polite_caller_is_served_beside_a_greedy_one_at_the_other_worker(
+    forkserver: ForkServer, upstream: Emulator
+) -> None:
     upstream.script.play(default=answer("word"))
     flags = ("--slots", "8", "--queue", "100", "--queue-timeout", "5")
-    async with server(upstream.address, *flags, workers=2) as served, AsyncExitStack() as stack:
+    async with forkserver.serving(upstream.address, *flags, workers=2) as served, AsyncExitStack() as stack:
         greedy, polite = await callers_at_both(served, stack)
         upstream.script.play(default=answer(repeat(3, "word ", interval=0.01)))
         over = asyncio.Event()

@@ -6,14 +6,13 @@ A failure tells the storm's seed; TOKENWIRE_STORM=SEED sends the same calls agai
 import os
 import random
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
 from typing import get_args
 
 import grpc
 import pytest
 
-from tests.faults.forkserver import ForkedServer, ForkServer, Loop
-from tests.faults.processes import engine, eventually
+from tests.faults.forkserver import ForkServer, Loop
+from tests.faults.processes import engine
 from tests.faults.recorder import STRICT, record
 from tests.faults.storm import AIMS, AIMS_OF_DRAINS, DRAIN_FLAGS, FLAGS, SLOTS, Heard, Storm, fault, left_over, tasks
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -47,17 +46,6 @@ async def storm(vertex: tuple[str, ControlClient]) -> Storm:
     return made
 
 
-@asynccontextmanager
-async def serving(
-    forkserver: ForkServer, upstream: str, *flags: str, loop: Loop = "uvloop", workers: int = 1
-) -> AsyncIterator[ForkedServer]:
-    every = ("--port", "0", "--emulator", upstream, "--workers", str(workers), *flags)
-    async with forkserver.started(*every, loop=loop) as served:
-        await served.ready()
-        await eventually(lambda: len(served.workers()) == workers)  # and the one that greeted has gone
-        yield served
-
-
 def hold(storm: Storm, left: dict[str, int] | None = None) -> None:
     """Fail with all that is known, if something was wrong or is left behind."""
     assert not storm.faults, storm.report()
@@ -79,7 +67,7 @@ async def strikes(
     storm: Storm, forkserver: ForkServer, loop: Loop, workers: int, *, read: range, stalled: range
 ) -> None:
     """A storm of calls that are read and of calls that are not, on one server."""
-    async with serving(forkserver, storm.upstream, *FLAGS, loop=loop, workers=workers) as served:
+    async with forkserver.serving(storm.upstream, *FLAGS, loop=loop, workers=workers) as served:
         before = await tasks(served)
         await storm.rage(served, read)
         await storm.stall(served, stalled)
@@ -92,7 +80,7 @@ async def drains(storm: Storm, forkserver: ForkServer, loop: Loop, workers: int,
     for number in rounds:
         grace = GRACE_SECONDS if number % 3 == 0 else 20
         flags = (*DRAIN_FLAGS, "--grace", str(grace))
-        async with serving(forkserver, storm.upstream, *flags, loop=loop, workers=workers) as served:
+        async with forkserver.serving(storm.upstream, *flags, loop=loop, workers=workers) as served:
             await storm.drain(served, number, grace=grace)
         storm.look_at_log(served)
     hold(storm)
@@ -119,7 +107,7 @@ async def test_whatever_meets_a_signal_a_call_ends_once_and_typed(
 async def test_a_caller_that_never_reads_holds_nothing_once_its_limits_have_passed(
     storm: Storm, forkserver: ForkServer
 ) -> None:
-    async with serving(forkserver, storm.upstream, *FLAGS) as served:
+    async with forkserver.serving(storm.upstream, *FLAGS) as served:
         left = await storm.never_read(served, each=SLOTS // 2)
         storm.look_at_log(served)
     hold(storm, left)

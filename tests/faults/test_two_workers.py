@@ -14,7 +14,8 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from tests.faults.conftest import SLOTS
-from tests.faults.processes import Caller, ServerChild, ending, outcome, pieces, server
+from tests.faults.forkserver import ForkServer
+from tests.faults.processes import Caller, ServerChild, ending, outcome, pieces
 from tests.faults.recorder import milliseconds, record
 from tests.faults.test_cancel import TRIES, cancel
 from tests.faults.test_drain import DRAINING, STREAMS, WHOLE, rest
@@ -29,8 +30,8 @@ AWAY = (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")
 
 
 @pytest.fixture(scope="module")
-async def the_pair(the_upstream: Emulator) -> AsyncIterator[ServerChild]:
-    async with server(the_upstream.address, "--slots", str(SLOTS), "--queue", "0", workers=2) as running:
+async def the_pair(forkserver: ForkServer, the_upstream: Emulator) -> AsyncIterator[ServerChild]:
+    async with forkserver.serving(the_upstream.address, "--slots", str(SLOTS), "--queue", "0", workers=2) as running:
         yield running
 
 
@@ -96,9 +97,11 @@ async def test_of_2500_calls_at_once_each_is_served_or_refused_in_words(upstream
     assert endings.total() == 2500
 
 
-async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(upstream: Emulator) -> None:
+async def test_at_sigterm_running_streams_finish_and_health_tells_at_once(
+    forkserver: ForkServer, upstream: Emulator
+) -> None:
     upstream.script.play(answer(repeat(60, "word ", interval=0.05), uses=0))
-    async with server(upstream.address, "--drain-delay", "1", "--grace", "20", workers=2) as leaving:
+    async with forkserver.serving(upstream.address, "--drain-delay", "1", "--grace", "20", workers=2) as leaving:
         async with callers(leaving) as inside:
             watches = [one.health.Watch(health_pb2.HealthCheckRequest()) for one in inside]
             calls = [inside[number % CONNECTIONS].start() for number in range(STREAMS)]

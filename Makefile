@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Processes that run tests side by side; each file of tests stays in one.
-JOBS ?= 2
+# Processes that run tests side by side: one more than two cores, since a good part of the tests waits. Each file of tests
+# stays in one.
+JOBS ?= 3
 
 # Without cached bytecode, importing ChatVertexAI takes three times as long, each time.
 unexport PYTHONDONTWRITEBYTECODE

@@ -1,0 +1,553 @@
+r"""Turns an answer's Markdown into HTML that is safe to draw, also while the answer is still growing.
+
+CommonMark with GFM's tables and strikethrough, code in colours, and formulas. Nothing else has a meaning: no HTML, no
+emoji, no typography, no bare addresses. Nothing that a model names is fetched: an image is shown as words.
+
+A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no MathML,
+so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the source.
+"""
+
+import html
+import re
+from collections.abc import Iterator, MutableMapping, Sequence
+from functools import lru_cache
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from latex2mathml.converter import Converter
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
+from markdown_it.utils import OptionsDict
+from pygments import token as kinds
+from pygments.lexer import Lexer
+from pygments.lexers import get_lexer_by_name
+from pygments.util import ClassNotFound
+
+SEGMENT_CHARACTERS = 2000
+"""A closed segment is at least so long, in characters of Markdown, so that an answer has some dozens of them."""
+
+_DEEPEST = 40
+# Levels of quotes and lists (a list takes two); what is deeper is a paragraph. Also of brackets in brackets.
+
+_LONGEST_FORMULA = 4000
+# In characters. Bounds the search for an end, so that many beginnings in one line cost no more than each so much.
+
+_COLOURED_CHARACTERS = 20_000
+# Of one block of code: some lexers are slow, and the open block is coloured anew at each update.
+
+_Env = MutableMapping[str, Any]
+_GROWING = "growing"
+
+
+def render(text: str) -> str:
+    """Give the whole answer as HTML."""
+    return _html(text, {})
+
+
+def segments(text: str) -> list[str]:
+    """Give the whole answer as HTML in segments, for an answer that has ended.
+
+    The same segments as `Growing` gives, except that a link may be defined below the segment that uses it.
+    """
+    growing = Growing()
+    _blocks(text, growing.env)
+    closed, tail = growing.update(text, ended=True)
+    return [*closed, tail] if tail else closed
+
+
+class Growing:
+    """An answer that is being written, as HTML in segments. Closed ones never change, so they are drawn once.
+
+    All closed segments and the last tail together are `render` of the whole text, if the last update says `ended`. One
+    exception: a link's definition (`[1]: https://...`) is known to its own segment and to later ones, not to earlier.
+
+    An update costs time in proportion to the open tail, which is usually `SEGMENT_CHARACTERS` and the last top-level block
+    (a list or a block of code is one block, however long).
+    """
+
+    def __init__(self) -> None:
+        self.parsed = 0
+        """Characters that all updates so far have parsed, each as often as it was."""
+        self.env: _Env = {}
+        self._start = 0
+
+    def update(self, text: str, *, ended: bool = False) -> tuple[list[str], str]:
+        """Take the text so far, which begins with that of the last update.
+
+        Gives the segments that have been closed since then, and the rest as it looks for now. Until it has `ended`, the
+        rest leaves out a last line that can't be told yet: a dash may become a list, a rule or a heading.
+        """
+        closed = []
+        rest = text[self._start :]
+        for end in self._ends(rest):
+            closed.append(self._draw(rest[:end], self.env))
+            self._start += len(rest[:end])
+            rest = rest[end:]
+        env = {key: dict(value) for key, value in self.env.items()}
+        return closed, self._draw(rest if ended else _told(rest), env if ended else {**env, _GROWING: True})
+
+    def _ends(self, rest: str) -> Iterator[int]:
+        """Where segments end, each counted in characters from the end of the last."""
+        # A line that isn't complete may still change the block above it: `a`, then `-`, is a heading or a list.
+        complete = rest[: rest.rfind("\n") + 1]
+        if len(complete) < SEGMENT_CHARACTERS:
+            return
+        self.parsed += len(complete)
+        lines = [*_line_starts(complete)]
+        begun = 0
+        last_end = 0
+        for first, end in _blocks(complete, {}):
+            start = lines[first]
+            # A link's definition leaves no block. One that ends here may go on in the next line, with a title.
+            if not complete[lines[last_end] : start].strip() and start - begun >= SEGMENT_CHARACTERS:
+                yield start - begun
+                begun = start
+            last_end = end
+
+    def _draw(self, markdown: str, env: _Env) -> str:
+        self.parsed += len(markdown)
+        return _html(markdown, env)
+
+
+# ---- parsing -----------------------------------------------------------------------------------------------------
+
+
+def _html(text: str, env: _Env) -> str:
+    return str(_PARSER.render(text, env))
+
+
+def _blocks(text: str, env: _Env) -> list[tuple[int, int]]:
+    """The first line of each top-level block, and the line after its last; `env` learns the links defined."""
+    tokens: list[Token] = []
+    _PARSER.block.parse(_normal(text), _PARSER, env, tokens)
+    found: list[tuple[int, int]] = []
+    for token in tokens:
+        if token.level == 0 and token.map and (not found or token.map[0] >= found[-1][1]):
+            found.append((token.map[0], token.map[1]))
+    return found
+
+
+def _normal(text: str) -> str:
+    return re.sub(r"\r\n?", "\n", text).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _line_starts(text: str) -> Iterator[int]:
+    yield 0
+    for end in re.finditer(r"\r\n?|\n", text):
+        yield end.end()
+
+
+# A line of nothing but marks, or of a number: a list, a rule, a fence, a heading, a table's second row.
+_UNTOLD = re.compile(r"[ \t>]*(?:[-=*_+#`~|:$\\ \t]+|\d{1,9}[.)]?[ \t]*)")
+_ROW = re.compile(r" {0,3}\|")
+_SECOND_ROW = re.compile(r"[ \t|:-]*")
+
+
+def _told(tail: str) -> str:
+    """The tail without the lines that can't be told yet, and would be drawn as something else a moment later."""
+    *above, before, last = ["", "", *tail.rsplit("\n", 3)[-3:]]
+    row = _ROW.match(before) is not None
+    if _ROW.match(last) and not row:
+        untold = 1  # a table's first row looks like a paragraph
+    elif row and _SECOND_ROW.fullmatch(last) and not _ROW.match(above[-1]):
+        untold = 2
+    else:
+        untold = 1 if _UNTOLD.fullmatch(last) else 0
+    for _ in range(untold):
+        tail = tail[: max(tail.rfind("\n"), 0)]
+    return tail + "\n" if untold and tail else tail
+
+
+def _deep_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+    """Take what is nested too deep as a paragraph; markdown-it would leave it out."""
+    if state.level < _DEEPEST or silent:
+        return False
+    _push_paragraph(state, start, end, state.getLines(start, end, state.blkIndent, False).strip())  # noqa: FBT003
+    state.line = end
+    return True
+
+
+# ---- formulas ----------------------------------------------------------------------------------------------------
+
+_ENDS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$", "$": "$"}
+
+# What holds letters that are no words of prose.
+_NO_PROSE = re.compile(
+    r"\\(?:text\w*|math\w+|operatorname\*?|mbox|begin|end)\s*\{[^{}]*\}|[_^]\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_SHORT_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_A-Z]{2,3}(?![^\W\d_])")
+# Between spaces they join two prices, whatever else stands there.
+_JOINS = re.compile(r"(?:^|\s)(?:an|and|are|at|but|by|for|if|in|is|it|of|on|or|per|the|to|was)(?:\s|$)")
+_SIGNS = re.compile(r"[\\^_={}<>+]")
+
+
+def _is_prose(content: str) -> bool:
+    """Whether what stands between two dollars reads as words rather than as a formula."""
+    bare = _NO_PROSE.sub(" ", content)
+    if _WORD.search(bare) or _JOINS.search(bare):
+        return True
+    # `ax^2 + bx` is a formula, `5 und 10` isn't.
+    return _SHORT_WORD.search(bare) is not None and not _SIGNS.search(content)
+
+
+def _joins_a_word(character: str) -> bool:
+    # Not of scripts that put no spaces between words: a formula stands right beside them.
+    return character.isdigit() or character.lower() != character.upper()
+
+
+def _maths_end(source: str, start: int, mark: str) -> int:
+    """Where the formula's content ends that begins after the mark at `start`, or -1 if it is none."""
+    first = start + len(mark)
+    end = source.find(_ENDS[mark], first, first + _LONGEST_FORMULA)
+    while mark[0] == "$" and end > 0 and source[end - 1] == "\\":
+        end = source.find(_ENDS[mark], end + 1, first + _LONGEST_FORMULA)
+    content = source[first:end] if end >= 0 else ""
+    if not content.strip() or "\n\n" in content:
+        return -1
+    if mark == "\\[" and source.startswith("(", end + 2):
+        return -1  # a link that somebody wants shown, not made
+    if mark == "$$" and "\\" not in content and _is_prose(content) and not _SIGNS.search(content):
+        return -1
+    return -1 if mark == "$" and not _may_be_dollars(source, start, end) else end
+
+
+def _may_be_dollars(source: str, start: int, end: int) -> bool:
+    before, after = source[start - 1 : start], source[end + 1 : end + 2]
+    content = source[start + 1 : end]
+    return not (
+        before in ("$", "\\")
+        or after == "$"
+        or (before and _joins_a_word(before))
+        or (after and _joins_a_word(after))
+        or content[0].isspace()
+        or content[-1].isspace()
+        or "`" in content
+        or _is_prose(content)
+    )
+
+
+def _mark_at(source: str, place: int) -> str:
+    pair = source[place : place + 2]
+    if pair in _ENDS:
+        return pair
+    return "$" if pair[:1] == "$" else ""
+
+
+def _maths_rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+    r"""Take `\( \)`, `\[ \]`, `$$ $$` and `$ $` inside a paragraph."""
+    mark = _mark_at(state.src, state.pos)
+    if not mark:
+        return False
+    end = _maths_end(state.src, state.pos, mark)
+    if 0 <= end < state.posMax:
+        if not silent:
+            token = state.push("maths", "span", 0)
+            token.markup, token.content = mark, state.src[state.pos + len(mark) : end]
+        state.pos = end + len(_ENDS[mark])
+        return True
+    rest = state.src[state.pos : state.pos + _LONGEST_FORMULA]
+    if mark[0] == "\\" and state.env.get(_GROWING) and _ENDS[mark] not in rest and len(rest) < _LONGEST_FORMULA:
+        # It ends in what hasn't come yet. Without this rule its backslashes would be taken for escapes.
+        if not silent:
+            state.push("code_inline", "code", 0).content = state.src[state.pos : state.posMax]
+        state.pos = state.posMax
+        return True
+    return False
+
+
+def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001
+    r"""Take `$$ $$` and `\[ \]` that begin a line; what has no end ends with the paragraph, and is shown as its source.
+
+    Whether it is one depends on its first line alone: else a block above, which is closed, might change later.
+    """
+    if state.is_code_block(start):
+        return False
+    line = _line(state, start)
+    mark = line[:2]
+    if mark not in ("$$", "\\["):
+        return False
+    if _ENDS[mark] in line[2:]:
+        # On one line: a formula with words around it is the paragraph's.
+        if not line.endswith(_ENDS[mark]) or line.index(_ENDS[mark], 2) != len(line) - 2 or _maths_end(line, 0, mark) < 0:
+            return False
+        token_type, below, content, after = "maths_block", start + 1, line[2:-2], ""
+    else:
+        if mark == "$$" and (line[2:3] == "$" or _is_prose(line[2:]) or _is_open(state, start)):
+            return False
+        token_type, below, content, after = _gather(state, start, end, mark)
+    if silent:
+        return True
+    state.line = below
+    token = state.push(token_type, "div", 0)
+    token.map, token.markup, token.content = [start, below], mark, content
+    if _PUNCTUATION.fullmatch(after):
+        token.info = after
+    elif after:
+        _push_paragraph(state, below - 1, below, after)
+    return True
+
+
+def _line(state: StateBlock, number: int) -> str:
+    return state.src[state.bMarks[number] + state.tShift[number] : state.eMarks[number]].rstrip()
+
+
+def _is_open(state: StateBlock, start: int) -> bool:
+    """Whether the paragraph above this line has an odd number of `$$`: then the one in this line ends it."""
+    above = state.src[state.bMarks[state.line] : state.bMarks[start]] if state.line < start else ""
+    return above[-_LONGEST_FORMULA:].count("$$") % 2 == 1
+
+
+def _gather(state: StateBlock, start: int, end: int, mark: str) -> tuple[str, int, str, str]:
+    """The formula's token type, the line below it, its content, and what stands behind it in its last line."""
+    lines = [_line(state, start)[2:]]
+    for number in range(start + 1, end):
+        if state.isEmpty(number) or state.sCount[number] < state.blkIndent:
+            return "maths_source", number, "\n".join(lines), ""
+        before, found, after = _line(state, number).partition(_ENDS[mark])
+        lines.append(before)
+        if found:
+            return "maths_block", number + 1, "\n".join(lines), after.strip()
+    return "maths_source", end, "\n".join(lines), ""
+
+
+def _push_paragraph(state: StateBlock, start: int, end: int, content: str) -> None:
+    state.push("paragraph_open", "p", 1).map = [start, end]
+    inline = state.push("inline", "", 0)
+    inline.content, inline.map, inline.children = content, [start, end], []
+    state.push("paragraph_close", "p", -1)
+
+
+_PUNCTUATION = re.compile(r"[.,;:!?]{0,3}")
+
+# latex2mathml knows the one, models write the other.
+_SAME = [
+    (re.compile(r"\\(begin|end)\{(?:aligned|align|alignat\*?|split|eqnarray\*?)\}"), r"\\\1{align*}"),
+    (re.compile(r"\\(begin|end)\{(?:gathered|gather)\}"), r"\\\1{gather*}"),
+    (re.compile(r"\\(?:begin|end)\{(?:equation|displaymath|math)\*?\}"), ""),
+    (re.compile(r"\\(?:label\{[^{}]*\}|nonumber\b|notag\b)"), ""),
+    (re.compile(r"\\(?:bm|boldsymbol)\b"), r"\\mathbf"),
+    (re.compile(r"\\[dt]frac\b"), r"\\frac"),
+]
+_REFUSED = re.compile(r"\\(?:(?:re)?newcommand|g?def|let|href|url|includegraphics|style|class)\b")
+
+_MATHS_ELEMENTS = frozenset(
+    "math mrow mi mn mo ms mspace mtext mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover"
+    " munderover mmultiscripts mprescripts mtable mtr mtd merror".split()
+)
+_MATHS_ATTRIBUTES = frozenset(
+    "accent accentunder depth display displaystyle fence form height largeop linethickness lspace mathvariant maxsize"
+    " minsize movablelimits rspace scriptlevel separator stretchy symmetric voffset width".split()
+)
+
+
+@lru_cache(maxsize=1024)
+def _mathml(latex: str, display: str) -> str:
+    """Convert a formula; empty if that isn't possible. `display` is "inline" or "block"."""
+    if _REFUSED.search(latex) or len(latex) > _LONGEST_FORMULA:
+        return ""
+    for pattern, instead in _SAME:
+        latex = pattern.sub(instead, latex)
+    if "\\\\" in latex and "\\begin" not in latex:
+        latex = f"\\begin{{gather*}}{latex}\\end{{gather*}}"
+    try:
+        return "".join(_written(Converter(display=display).convert_to_element(latex.strip())))
+    except Exception:  # noqa: BLE001 - it raises whatever comes of what it doesn't know, from IndexError to RecursionError
+        return ""
+
+
+_ARROW = re.compile("[\u2190-\u21ff\u27f0-\u27ff]")
+_NAME = re.compile("[a-z]{2,}")
+
+
+def _written(element: Element) -> Iterator[str]:
+    # Not the library's own writing, which takes back the escaping of what stands in \text{...}.
+    tag, attributes = element.tag, {key: value for key, value in element.attrib.items() if key in _MATHS_ATTRIBUTES}
+    if tag == "menclose":
+        # Browsers don't know it any more.
+        tag, attributes["class"] = "mrow", " ".join(f"tw-{name}" for name in element.get("notation", "").split())
+    if align := element.get("columnalign"):
+        attributes["class"] = " ".join(f"tw-{name}" for name in align.split()[:1])
+    if tag not in _MATHS_ELEMENTS or element.get("linebreak"):
+        raise ValueError(tag)
+    text = re.sub(r"&#x[0-9A-Fa-f]+;", lambda found: html.unescape(found[0]), element.text or "")
+    if tag != "mtext" and (text.startswith("\\") or text == "&"):
+        raise ValueError(text)  # a command that the library doesn't know
+    if tag == "mi" and _ARROW.fullmatch(text):
+        tag = "mo"  # only an operator has space around it
+    yield f"<{tag}" + "".join(f' {key}="{html.escape(value)}"' for key, value in attributes.items()) + ">"
+    yield html.escape(text, quote=False)
+    children = [*element]
+    for child, following in zip(children, [*children[1:], None], strict=True):
+        yield from _written(child)
+        if child.tag == "mi" and _NAME.fullmatch(child.text or "") and following is not None and following.tag != "mo":
+            yield '<mspace width="0.167em"></mspace>'  # sin x
+    yield f"</{tag}>"
+
+
+def _maths(token: Token) -> str:
+    """A formula's element. `markup` is the mark that it begins with."""
+    source = html.escape(token.markup + token.content + _ENDS[token.markup], quote=False)
+    display = "block" if token.markup in ("$$", "\\[") else "inline"
+    mathml = _mathml(token.content, display)
+    if not mathml:
+        return f'<code class="tw-source">{source}</code>'
+    return f'<span class="tw-math tw-math-{display}" data-tw-math="{html.escape(mathml)}">{source}</span>'
+
+
+# ---- code --------------------------------------------------------------------------------------------------------
+
+# By kind of token, the first that fits: the class that colours it. What isn't here has the text's colour.
+_COLOURS = (
+    (kinds.Comment, "tw-c"),
+    (kinds.Keyword.Type, "tw-t"),
+    (kinds.Keyword, "tw-k"),
+    (kinds.Operator.Word, "tw-k"),
+    (kinds.Name.Function, "tw-f"),
+    (kinds.Name.Class, "tw-f"),
+    (kinds.Name.Decorator, "tw-f"),
+    (kinds.Name.Tag, "tw-k"),
+    (kinds.Name.Attribute, "tw-t"),
+    (kinds.Name.Builtin, "tw-t"),
+    (kinds.Name.Exception, "tw-t"),
+    (kinds.String, "tw-s"),
+    (kinds.Number, "tw-n"),
+    (kinds.Generic.Deleted, "tw-d"),
+    (kinds.Generic.Inserted, "tw-i"),
+    (kinds.Generic.Heading, "tw-f"),
+    (kinds.Generic.Subheading, "tw-f"),
+)
+
+
+@lru_cache(maxsize=256)
+def _lexer(language: str) -> Lexer | None:
+    if not re.fullmatch(r"[\w+#.-]{1,30}", language):
+        return None
+    try:
+        return get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    except ClassNotFound:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _colour(kind: Any) -> str:
+    return next((colour for above, colour in _COLOURS if kind in above), "")
+
+
+@lru_cache(maxsize=32)
+def _coloured(code: str, language: str) -> str:
+    lexer = _lexer(language)
+    head = code[: code.rfind("\n", 0, _COLOURED_CHARACTERS) + 1] if len(code) > _COLOURED_CHARACTERS else code
+    if lexer is None:
+        return html.escape(code, quote=False)
+    runs: list[tuple[str, str]] = []
+    for kind, value in lexer.get_tokens(head):
+        colour = _colour(kind)
+        if runs and runs[-1][0] == colour:
+            runs[-1] = colour, runs[-1][1] + value
+        else:
+            runs.append((colour, value))
+    if "".join(value for _, value in runs) != head:
+        # What is copied must be what the model wrote; a lexer may change line ends, or leave something out.
+        return html.escape(code, quote=False)
+    written = "".join(
+        f'<span class="{colour}">{html.escape(value, quote=False)}</span>'
+        if colour
+        else html.escape(value, quote=False)
+        for colour, value in runs
+    )
+    return written + html.escape(code[len(head) :], quote=False)
+
+
+def _code(code: str, language: str) -> str:
+    label = f'<div class="tw-language">{html.escape(language)}</div>' if language else ""
+    colours = _coloured(code, language.lower()) if language else html.escape(code, quote=False)
+    return f'<div class="tw-code">{label}<pre tabindex="0"><code>{colours}</code></pre></div>\n'
+
+
+# ---- links, images, tables, headings ----------------------------------------------------------------------------
+
+_LINK = re.compile(r"https?://[^/?#]|mailto:[^?#]", re.IGNORECASE)
+_HALF_LINK = re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]*\Z")
+
+
+def _half_link_rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+    """Take a link whose address is still coming as its text, without the address."""
+    if not state.env.get(_GROWING):
+        return False
+    found = _HALF_LINK.match(state.src, state.pos)
+    if not found:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = found[1]
+    state.pos = state.posMax
+    return True
+
+
+class _Renderer(RendererHTML):
+    """Writes tokens. A method's name is the type of the token that it writes; all others are written as usual."""
+
+    def link_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: _Env) -> str:
+        tokens[idx].attrSet("target", "_blank")
+        tokens[idx].attrSet("rel", "noopener noreferrer")
+        return self.renderToken(tokens, idx, options, env)
+
+    def heading_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: _Env) -> str:
+        # The page's own heading is the first; an answer's stand below it.
+        tokens[idx].tag = f"h{min(6, int(tokens[idx].tag[1]) + 2)}"
+        return self.renderToken(tokens, idx, options, env)
+
+    heading_close = heading_open
+
+    def td_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: _Env) -> str:
+        align = str(tokens[idx].attrs.pop("style", "")).removeprefix("text-align:")
+        if align:
+            tokens[idx].attrSet("class", f"tw-{align}")
+        return self.renderToken(tokens, idx, options, env)
+
+    th_open = td_open
+
+    def table_open(self, *_: object) -> str:
+        return '<div class="tw-table" tabindex="0" role="region" aria-label="Table"><table>\n'
+
+    def table_close(self, *_: object) -> str:
+        return "</table></div>\n"
+
+    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: _Env) -> str:
+        alt = self.renderInlineAsText(tokens[idx].children, options, env)
+        address = str(tokens[idx].attrs.get("src", ""))
+        return f'<span class="tw-image">{html.escape(f"{alt} ({address})" if alt else address, quote=False)}</span>'
+
+    def fence(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        return _code(tokens[idx].content, (tokens[idx].info.split() or [""])[0])
+
+    def code_block(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        return _code(tokens[idx].content, "")
+
+    def maths(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        return _maths(tokens[idx])
+
+    def maths_block(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        return f'<div class="tw-formula" tabindex="0">{_maths(tokens[idx])}{tokens[idx].info}</div>\n'
+
+    def maths_source(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        return _code(tokens[idx].markup + tokens[idx].content, "")
+
+
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 2 * _DEEPEST}, renderer_cls=_Renderer)
+    parser.enable(["table", "strikethrough"])
+    parser.validateLink = lambda url: _LINK.match(url) is not None  # type: ignore[method-assign]
+    parser.block.ruler.before("table", "deep", _deep_rule)
+    parser.block.ruler.before(
+        "table", "maths_block", _maths_block_rule, {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    )
+    parser.inline.ruler.before("escape", "maths", _maths_rule)
+    parser.inline.ruler.after("link", "half_link", _half_link_rule)
+    return parser
+
+
+_PARSER = _parser()

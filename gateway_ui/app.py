@@ -48,6 +48,8 @@ class Question:
     # Why it can't be asked, in words for a person; empty: it can.
     typed: bool = False
     # Whether it came from the chat input, which then shows a Stop of its own.
+    instead: Exchange | None = None
+    # Of which it is to be an alternative.
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Chat:
 
     conversation: Conversation = field(default_factory=Conversation)
     live: Live | None = None
-    pending: Message | None = None
+    pending: Question | None = None
     # To be asked by the next run.
 
     def stop(self) -> None:
@@ -80,9 +82,10 @@ class Chat:
             self.live = None
 
     def retry(self) -> None:
-        """Take the last answer back, and ask its question again."""
+        """Ask the last question again; the earlier answer stays as an alternative."""
         self.stop()
-        self.pending = self.conversation.exchanges.pop().question
+        last = self.conversation.path()[-1]
+        self.pending = Question(last.question, instead=last)
 
 
 @st.cache_resource
@@ -154,7 +157,7 @@ def _question(chat: Chat, model: Model) -> Question | None:
         chat.pending = None
         return Question(user(typed), typed=True) if isinstance(typed, str) else _with_files(typed, model.input_kinds)
     again, chat.pending = chat.pending, None
-    return None if again is None else Question(again)
+    return again
 
 
 def _with_files(typed: Any, kinds: Iterable[str]) -> Question:
@@ -199,9 +202,10 @@ def _ask(chat: Chat, question: Question, choices: Choices) -> None:
     client = _client(default_address())
     now = time.monotonic()
     asked = choices.request
-    history = chat.conversation.history(model=asked.model, then=question.message)
+    conversation, instead = chat.conversation, question.instead
+    history = conversation.history(model=asked.model, then=question.message, before=instead)
     exchange = Exchange(question.message, asked, Meter(asked_at=now), follows_up=bool(history))
-    chat.conversation.exchanges.append(exchange)
+    conversation.add(exchange, conversation.last if instead is None else instead.parent)
     if trouble := question.trouble or choices.trouble:
         exchange.fail(trouble)
         return
@@ -211,7 +215,7 @@ def _ask(chat: Chat, question: Question, choices: Choices) -> None:
 
 
 def _talk(chat: Chat, choices: Choices, connection: Any, *, taken_over: bool) -> None:
-    exchanges = chat.conversation.exchanges
+    exchanges = chat.conversation.path()
     if not exchanges:
         _welcome()
     for number, exchange in enumerate(exchanges):
@@ -264,7 +268,8 @@ def _results_form(chat: Chat, calls: Sequence[ToolCall]) -> None:
 
 def _answer_calls(chat: Chat, calls: Sequence[ToolCall]) -> None:
     written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
-    chat.pending = tool(*(tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)))
+    results = (tool_result(call, response(text)) for call, text in zip(calls, written, strict=True))
+    chat.pending = Question(tool(*results))
 
 
 def _retry_button(chat: Chat, key: str) -> None:

@@ -1,6 +1,7 @@
-"""What was asked and answered on the page; pure state, drawn and driven elsewhere."""
+"""What was asked and answered on the page: a tree of exchanges, of which one path is shown. Drawn elsewhere."""
 
 import json
+import uuid
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,13 @@ from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateRespons
 from .pump import Arrival
 
 STOPPED = "Stopped: this answer is incomplete."
+INTERRUPTED = "Interrupted: this answer is incomplete."
+"""The problem of an answer that was kept while it ran and whose end never came: the page's process died before."""
+
+UNTITLED = "New conversation"
+
+_HEADING_LENGTH = 60
+"""Characters of a question that stand for a title."""
 
 Kind = Literal["text", "thought", "tool call"]
 
@@ -32,9 +40,15 @@ class Piece:
     # Seconds since the question.
 
 
-@dataclass(slots=True)
+def new_id() -> str:
+    """Make an id that no other conversation or exchange has: 32 hexadecimal digits."""
+    return uuid.uuid4().hex
+
+
+# Compared by identity: two exchanges may say the same.
+@dataclass(slots=True, eq=False)
 class Exchange:
-    """A question and its answer, while it comes and afterwards."""
+    """A question and its answer, while it comes and afterwards. One thread adds to it; others may read meanwhile."""
 
     question: Message
     # A user's turn, or the results of tool calls.
@@ -49,7 +63,29 @@ class Exchange:
     problem: str = ""
     # Why there is no complete answer, in words for a person.
     ended: bool = False
+    # Set last: whoever reads it as true finds everything else in its final state.
     turn: Turn = field(default_factory=Turn)
+    id: str = field(default_factory=new_id)
+    parent: "Exchange | None" = field(default=None, repr=False)
+    # The exchange before; exchanges with the same parent are alternatives. Set by Conversation.add.
+    arrivals: list[Arrival] = field(default_factory=list, repr=False)
+    # Everything that came, as it came: all of the answer follows from it, so this is what is stored.
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer came to its proper end: it neither runs nor was cut, stopped or blocked."""
+        return self.ended and not self.problem
+
+    @property
+    def answer(self) -> Message:
+        """The answer so far, as a turn of the model's. May be read while another thread adds to it."""
+        if self.ended:
+            return self.turn.message
+        # `turn` may be between two states.
+        turn = Turn()
+        for arrival in self.arrivals[:]:
+            turn.saw(arrival.message)
+        return turn.message
 
     @property
     def model(self) -> str:
@@ -70,6 +106,7 @@ class Exchange:
     def saw(self, arrival: Arrival) -> None:
         """Add what came."""
         message = arrival.message
+        self.arrivals.append(arrival)
         self.meter.saw(message, arrival.at)
         self.turn.saw(message)
         kind, text = _piece(message)
@@ -82,14 +119,14 @@ class Exchange:
 
     def finish(self) -> None:
         """It has come to its end; it may still have been cut or blocked."""
-        self.ended = True
         if self.meter.completed is not None:
             self.problem = ending(self.meter.completed)
+        self.ended = True
 
     def fail(self, problem: str) -> None:
         """It ended before its time."""
-        self.ended = True
         self.problem = problem
+        self.ended = True
 
     def stop(self) -> None:
         """Nobody waits for the rest. Whatever ended before stays as it was."""
@@ -136,27 +173,109 @@ def _piece(message: GenerateResponse) -> tuple[Kind | None, str]:
             return None, ""
 
 
-@dataclass(slots=True)
 class Conversation:
-    """The exchanges, oldest first."""
+    """A tree of exchanges. One path through it is shown, from a first question to an exchange with nothing below it."""
 
-    exchanges: list[Exchange] = field(default_factory=list)
+    def __init__(self, id: str = "", title: str = "") -> None:  # noqa: A002  # as an exchange calls it
+        self.id = id or new_id()
+        self.title = title
+        """What a person called it; empty: nothing yet, and `name` is made of the first question."""
+        self.exchanges: list[Exchange] = []
+        """All of them in the order they were added, so each comes after its parent."""
+        self._below: dict[Exchange | None, list[Exchange]] = {}
+        """By parent: its alternatives, oldest first. None: the first questions."""
+        self.shown: dict[Exchange | None, Exchange] = {}
+        """By parent: which of its alternatives is shown, or was when the parent was. Changed by `add` and `show`."""
 
-    def history(self, *, model: str, then: Message) -> list[Message]:
+    @property
+    def name(self) -> str:
+        """The title; without one, the beginning of the first question that is shown. One line, never empty."""
+        first = self.shown.get(None)
+        return one_line(self.title) or (UNTITLED if first is None else heading(first.question))
+
+    @property
+    def last(self) -> Exchange | None:
+        """The exchange at the end of what is shown: a new question goes after it."""
+        path = self.path()
+        return path[-1] if path else None
+
+    def path(self) -> list[Exchange]:
+        """Give what is shown, oldest first."""
+        path: list[Exchange] = []
+        following = self.shown.get(None)
+        while following is not None:
+            path.append(following)
+            following = self.shown.get(following)
+        return path
+
+    def add(self, exchange: Exchange, after: Exchange | None) -> None:
+        """Put it after another, or at the beginning, and show it. What stood there stays as its alternative."""
+        exchange.parent = after
+        self.exchanges.append(exchange)
+        self._below.setdefault(after, []).append(exchange)
+        self.show(exchange)
+
+    def alternatives(self, exchange: Exchange) -> list[Exchange]:
+        """Give the exchanges in the same place, oldest first, itself among them."""
+        return list(self._below[exchange.parent])
+
+    def show(self, exchange: Exchange) -> None:
+        """Show it: the path that leads to it, and below it what was shown there the last time."""
+        for one in (exchange, *_ancestors(exchange)):
+            self.shown[one.parent] = one
+
+    def history(self, *, model: str, then: Message, before: Exchange | None = None) -> list[Message]:
         """Give the turns that come before the message `then`, for a model to go on from.
+
+        `then` stands at the end of what is shown, or in the place of the exchange `before`.
 
         Questions without an answer are left out: users and models take turns, and nobody can follow up on nothing.
         So are tool calls that nobody answered, and the thoughts of another model, which mean nothing to this one.
         """
         turns: list[Message] = []
-        for exchange in reversed(self.exchanges):
+        for exchange in reversed(self.path()) if before is None else _ancestors(before):
             answered = {part.tool_result.tool_call_id for part in then.parts if then.role == ROLE_TOOL}
             own = exchange.asked.model == model
-            answer = Message(role=ROLE_MODEL, parts=_parts(exchange.turn.message, answered, own=own))
+            answer = Message(role=ROLE_MODEL, parts=_parts(exchange.answer, answered, own=own))
             if any(part.text.strip() or part.HasField("tool_call") for part in answer.parts):
                 then = exchange.question
                 turns[:0] = [then, answer]
         return turns
+
+
+def heading(question: Message) -> str:
+    """Give the beginning of a question in one line, for a title; where it has no text, the name of what it holds."""
+    text = one_line(" ".join(part.text for part in question.parts))
+    if len(text) > _HEADING_LENGTH:
+        cut = text[: _HEADING_LENGTH - 1]
+        # At the end of a word, unless that would leave little: Japanese has no spaces.
+        words = cut.rpartition(" ")[0] if text[len(cut)] != " " else cut
+        text = (words if len(words) > _HEADING_LENGTH // 2 else cut).rstrip() + "…"
+    return text or next(filter(None, map(_file, question.parts)), UNTITLED)
+
+
+def one_line(text: str) -> str:
+    """Give a text without line breaks, and without space at its ends."""
+    return " ".join(text.split())
+
+
+def _file(part: Part) -> str:
+    match part.WhichOneof("data"):
+        case "file_data":
+            return one_line(part.file_data.file_uri.rstrip("/").rpartition("/")[2] or part.file_data.mime_type)
+        case "inline_data":
+            return one_line(part.inline_data.mime_type)  # a request holds no names of files
+        case "tool_result":
+            return one_line(f"Result of {part.tool_result.name}")
+        case _:
+            return ""
+
+
+def _ancestors(exchange: Exchange) -> Iterator[Exchange]:
+    """The exchanges that lead to it, nearest first."""
+    while exchange.parent is not None:
+        exchange = exchange.parent
+        yield exchange
 
 
 def _parts(answer: Message, answered: Collection[str], *, own: bool) -> Iterator[Part]:

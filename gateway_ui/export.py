@@ -14,12 +14,12 @@ from .conversation import Conversation, Exchange, pretty
 
 def as_json(conversation: Conversation) -> str:
     """Give all of it: messages, settings and ends as protobuf's JSON, and when each chunk came."""
-    return json.dumps({"exchanges": [_record(one) for one in conversation.exchanges]}, ensure_ascii=False, indent=2)
+    return json.dumps({"exchanges": [_record(one) for one in conversation.path()]}, ensure_ascii=False, indent=2)
 
 
 def as_markdown(conversation: Conversation) -> str:
     """Give what was said, for reading; bytes are only named."""
-    return "\n\n".join(block for one in conversation.exchanges for block in _blocks(one)) + "\n"
+    return "\n\n".join(block for one in conversation.path() for block in _blocks(one)) + "\n"
 
 
 def _record(exchange: Exchange) -> dict[str, object]:

@@ -1,10 +1,12 @@
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gateway_ui.conversation import STOPPED, Conversation, Exchange, response
+from gateway_ui.conversation import STOPPED, UNTITLED, Conversation, Exchange, heading, response
 from gateway_ui.pump import Arrival
 from gateway_ui.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
-from tokenwire import inline, model, struct, tool, tool_result, user
+from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
@@ -24,8 +26,32 @@ def exchange(
     return one
 
 
+def conversation(*exchanges: Exchange, title: str = "") -> Conversation:
+    """One that has never been retried or edited."""
+    talk = Conversation(title=title)
+    for one in exchanges:
+        talk.add(one, talk.last)
+    return talk
+
+
 def history(*exchanges: Exchange, model: str = "", then: Message | None = None) -> list[Message]:
-    return Conversation(list(exchanges)).history(model=model, then=then or user("And?"))
+    return conversation(*exchanges).history(model=model, then=then or user("And?"))
+
+
+def grown(steps: list[tuple[int, int]]) -> Conversation:
+    """A tree: each step adds an exchange somewhere, or shows one that is there."""
+    talk = Conversation()
+    for kind, place in steps:
+        places = [None, *talk.exchanges]
+        chosen = places[place % len(places)]
+        if kind == 0 and chosen is not None:
+            talk.show(chosen)
+        else:
+            talk.add(exchange(f"{len(talk.exchanges)}", end=completed()), chosen)
+    return talk
+
+
+STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), max_size=30)
 
 
 # ---- the conversation
@@ -150,6 +176,133 @@ def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:
 def test_a_persons_words_are_a_tools_response(text: str, wanted: dict[str, object]) -> None:
     assert response(text) == wanted
     assert struct(response(text)) == struct(wanted)
+
+
+# ---- its alternatives
+
+
+def test_a_retry_keeps_the_earlier_answer() -> None:
+    first, second, again = exchange("One."), exchange("Two."), exchange("Three.")
+    talk = conversation(first, second)
+    talk.add(again, second.parent)
+    assert talk.path() == [first, again]
+    assert talk.alternatives(second) == talk.alternatives(again) == [second, again]
+    talk.show(second)
+    assert talk.path() == [first, second]
+
+
+def test_showing_an_exchange_shows_what_was_shown_below_it_the_last_time() -> None:
+    first, below, other, edited = (exchange(text) for text in ("1", "2", "3", "4"))
+    talk = conversation(first, below)
+    talk.add(other, first)
+    talk.show(below)
+    talk.add(edited, None)
+    assert talk.path() == [edited]
+    talk.show(first)
+    assert talk.path() == [first, below]
+    # Also where it is itself in a branch that isn't shown.
+    talk.show(edited)
+    talk.show(other)
+    assert talk.path() == [first, other]
+
+
+def test_history_leads_to_a_place() -> None:
+    first, second = exchange("One.", end=completed()), exchange("Two.", end=completed())
+    talk = conversation(first, second)
+    assert talk.history(model="", then=user("Anew?"), before=second) == [user("Why?"), model("One.")]
+    assert talk.history(model="", then=user("Anew?"), before=first) == []
+    # Of another branch than the shown one, too.
+    talk.add(exchange("Other.", end=completed()), None)
+    assert talk.history(model="", then=user("Anew?"), before=second) == [user("Why?"), model("One.")]
+    assert talk.history(model="", then=user("Anew?")) == [user("Why?"), model("Other.")]
+
+
+@given(STEPS)
+def test_a_path_is_a_way_down_the_tree_and_nothing_is_lost(steps: list[tuple[int, int]]) -> None:
+    talk = grown(steps)
+    path = talk.path()
+    assert [one.parent for one in path] == [None, *path][: len(path)]
+    assert not path or not any(one.parent is path[-1] for one in talk.exchanges)
+    assert bool(path) == bool(talk.exchanges)
+    for one in talk.exchanges:
+        assert talk.alternatives(one) == [other for other in talk.exchanges if other.parent is one.parent]
+
+
+@given(STEPS, st.data())
+def test_what_is_shown_stays_shown_below_wherever_one_looks_meanwhile(
+    steps: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    talk = grown([(1, 0), *steps])
+    top = talk.path()[0]
+    before = talk.path()
+    for _ in range(3):
+        others = [one for one in talk.exchanges if one.parent is None and one is not top]
+        if others:
+            talk.show(data.draw(st.sampled_from(others)))
+            assert talk.path()[0] is not top
+    talk.show(top)
+    assert talk.path() == before
+
+
+def test_ids_are_stable_and_differ() -> None:
+    one, other = exchange(), exchange()
+    assert one.id != other.id
+    assert Conversation().id != Conversation().id
+    assert Conversation("c").id == "c"
+
+
+def test_an_answer_is_complete_only_at_its_proper_end() -> None:
+    stopped = exchange("Half")
+    assert not stopped.complete
+    stopped.stop()
+    assert not stopped.complete
+    assert not exchange("Half", end=completed(pb.FINISH_REASON_MAX_TOKENS)).complete
+    assert exchange("All.", end=completed()).complete
+
+
+def test_an_answer_reads_the_same_while_it_runs_and_afterwards() -> None:
+    one = exchange(thought("Hm."), "All", tool_call("f", {}), " of", " it.")
+    running = one.answer
+    one.stop()
+    assert running == one.answer == one.turn.message
+
+
+# ---- its name
+
+
+def test_a_title_is_shown_as_it_is_on_one_line() -> None:
+    assert conversation(exchange(), title=" My\ntitle ").name == "My title"
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        (user(" What is\n baseball? "), "What is baseball?"),
+        (user("word " * 20), " ".join(["word"] * 12) + "…"),
+        (user("野" * 70), "野" * 59 + "…"),
+        (user("x" * 60), "x" * 60),
+        (user(inline(b"x", "image/png"), "What is this?"), "What is this?"),
+        (user(inline(b"x", "image/png"), " "), "image/png"),
+        (user(file_uri("gs://b/some/report.pdf", "application/pdf")), "report.pdf"),
+        (tool(tool_result(tool_call("look", {}).tool_call, {})), "Result of look"),
+        (user(" "), UNTITLED),
+    ],
+)
+def test_without_a_title_it_is_named_by_its_first_question(question: Message, name: str) -> None:
+    assert conversation(exchange(question=question), exchange(), title=" ").name == name
+
+
+def test_an_empty_conversation_has_a_name() -> None:
+    assert Conversation().name == UNTITLED
+
+
+@given(st.text(max_size=200))
+@settings(max_examples=200)
+def test_a_name_is_one_short_line(text: str) -> None:
+    name = heading(user(text))
+    assert 0 < len(name) <= 60
+    assert len(name.splitlines()) == 1
+    assert name.removesuffix("…") in " ".join(text.split()) + UNTITLED
 
 
 # ---- its figures

@@ -4,6 +4,7 @@ from google.protobuf.json_format import ParseDict
 
 from gateway_ui.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.export import as_json, as_markdown
+from tests.gateway_ui import test_conversation as conversations
 from tests.gateway_ui.test_conversation import exchange
 from tests.tokenwire.fake_service import completed, thought, tool_call
 from tokenwire import file_uri, inline, tool, tool_result, user
@@ -24,7 +25,7 @@ def conversation() -> Conversation:
     concluded = exchange("It is **blue**.", SOURCES, end=completed(pb.FINISH_REASON_MAX_TOKENS), question=results)
     stopped = exchange("Half")
     stopped.stop()
-    return Conversation([called, concluded, stopped])
+    return conversations.conversation(called, concluded, stopped)
 
 
 def test_json_loses_nothing() -> None:
@@ -53,7 +54,7 @@ def test_an_empty_conversation_is_a_file_too() -> None:
 
 def test_a_models_words_end_no_block_of_markdown() -> None:
     one: Exchange = exchange(tool_call("f", {"x": "```\n# Title"}), end=completed())
-    assert "\n```\n# Title" not in as_markdown(Conversation([one]))
+    assert "\n```\n# Title" not in as_markdown(conversations.conversation(one))
 
 
 MARKDOWN = """\

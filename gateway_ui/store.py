@@ -203,12 +203,10 @@ class Store:
         called every second. The title is written the first time; `rename` changes it later. A deleted conversation
         stays deleted.
         """
-        done = False
-        with self._guarded("saved"):
-            with self._transaction("IMMEDIATE"):
+        with self._lock:  # so that what went wrong is of this call
+            with self._guarded("saved"), self._transaction("IMMEDIATE"):
                 self._save(owner, conversation)
-            done = True
-        return done
+            return not self._passing
 
     def rename(self, owner: str, id: str, title: str) -> bool:  # noqa: A002
         """Give a conversation another title, or with an empty one that of its first question; False: there is none."""

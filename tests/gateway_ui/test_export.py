@@ -1,10 +1,19 @@
+import asyncio
 import json
+import re
+from html.parser import HTMLParser
+from pathlib import PureWindowsPath
 
+import pytest
 from google.protobuf.json_format import ParseDict
+from hypothesis import given
+from hypothesis import strategies as st
+from playwright.async_api import Page
 
 from gateway_ui.conversation import STOPPED, Conversation, Exchange
-from gateway_ui.export import as_json, as_markdown
+from gateway_ui.export import RUNNING, as_html, as_json, as_markdown, file_name
 from tests.gateway_ui import test_conversation as conversations
+from tests.gateway_ui.test_attachments import picture
 from tests.gateway_ui.test_conversation import exchange
 from tests.tokenwire.fake_service import completed, thought, tool_call
 from tokenwire import file_uri, inline, tool, tool_result, user
@@ -41,6 +50,37 @@ def test_json_loses_nothing() -> None:
     assert ParseDict(records[0]["completed"], pb.Completed()) == completed()
     assert records[0]["asked"]["config"] == {"temperature": 0.0}
     assert (records[2]["completed"], records[2]["problem"]) == (None, STOPPED)
+    assert [record["complete"] for record in records] == [True, False, False]
+
+
+def test_json_holds_the_alternatives_too() -> None:
+    talk = conversation()
+    first, second, third = talk.path()
+    talk.add(exchange("Again.", end=completed()), first)
+    whole = json.loads(as_json(talk))
+    assert [(one["id"], one["parent"]) for one in whole["exchanges"]] == [
+        (first.id, None),
+        (talk.exchanges[3].id, first.id),
+    ]
+    assert [(one["id"], one["parent"]) for one in whole["alternatives"]] == [
+        (second.id, first.id),
+        (third.id, second.id),
+    ]
+    assert "Again." in as_markdown(talk)
+    assert "Half" not in as_markdown(talk)
+    assert "Again." in as_html(talk)
+    assert "Half" not in as_html(talk)
+
+
+def test_an_export_in_mid_answer_says_that_it_is_incomplete() -> None:
+    one = exchange("Half")
+    talk = conversations.conversation(exchange("All.", end=completed()), one)
+    records = json.loads(as_json(talk))["exchanges"]
+    assert [record["complete"] for record in records] == [True, False]
+    assert as_markdown(talk).endswith(f"\n\nHalf\n\n**{RUNNING}**\n")
+    assert as_html(talk).count(RUNNING) == 1
+    one.stop()
+    assert RUNNING not in as_markdown(talk) + as_html(talk)
 
 
 def test_markdown_reads_like_the_conversation() -> None:
@@ -48,7 +88,7 @@ def test_markdown_reads_like_the_conversation() -> None:
 
 
 def test_an_empty_conversation_is_a_file_too() -> None:
-    assert json.loads(as_json(Conversation())) == {"exchanges": []}
+    assert json.loads(as_json(Conversation())) == {"title": "New conversation", "exchanges": [], "alternatives": []}
     assert as_markdown(Conversation()) == "\n"
 
 
@@ -56,6 +96,181 @@ def test_a_models_words_end_no_block_of_markdown() -> None:
     one: Exchange = exchange(tool_call("f", {"x": "```\n# Title"}), end=completed())
     assert "\n```\n# Title" not in as_markdown(conversations.conversation(one))
 
+
+# ---- HTML
+
+
+class Parsed(HTMLParser):
+    """Every tag with its attributes, and all text outside of the style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text += data
+
+
+OURS = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "main", "article", "section", "div", "p", "b", "pre",
+    "details", "summary", "ol", "li", "a", "small", "img",
+}  # fmt: skip
+
+
+def test_html_reads_like_the_conversation() -> None:
+    talk = conversation()
+    talk.title = "Blue <things>"
+    page = as_html(talk)
+    parsed = Parsed(page)
+    assert parsed.open == []
+    assert {tag for tag, _ in parsed.tags} <= OURS
+    assert ("img", {"alt": "image/png", "src": "data:image/png;base64,AGJ5dGVz/w=="}) in parsed.tags
+    assert [attrs["href"] for tag, attrs in parsed.tags if tag == "a"] == ["https://example.org/a"]
+    lines = [line for line in parsed.text.splitlines() if line]
+    assert lines == HTML
+    assert "prefers-color-scheme: dark" in page
+    policy = next(attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+
+
+@given(st.text(max_size=100), st.sampled_from(["", "image/svg+xml", 'image/png" onerror="x', "image/gif"]))
+def test_no_words_of_anybody_become_html(text: str, mime_type: str) -> None:
+    words = f"</style><script>{text}</script><!-- "
+    source = pb.Grounding.Source(uri=f"javascript:{words}", title=words)
+    called = exchange(
+        thought(words), words, tool_call(words, {words: words}), pb.Grounding(sources=[source]),
+        end=pb.Completed(model=words), question=user(words, inline(b"x", mime_type), file_uri(words, words)),
+    )  # fmt: skip
+    failed = exchange(question=tool(tool_result(called.tool_calls[0], {"x": words})), model=words)
+    failed.fail(words)
+    parsed = Parsed(as_html(conversations.conversation(called, failed, title=words)))
+    assert parsed.open == []
+    assert {tag for tag, _ in parsed.tags} <= OURS - {"a"}
+    assert {name for _, attrs in parsed.tags for name in attrs} <= {
+        "class", "dir", "alt", "src", "charset", "http-equiv", "content", "name",
+    }  # fmt: skip
+    # Except for what the parser makes of line ends and NUL.
+    if text.isprintable():
+        assert parsed.text.count(words) >= 8
+
+
+def test_an_answers_markdown_is_drawn_by_whom_it_is_given_to() -> None:
+    talk = conversations.conversation(exchange(thought("*a*"), "*b*", end=completed(), question=user("*c*")))
+    page = as_html(talk, render=lambda text: f"<em>{text[1:-1]}</em>")
+    assert "<em>a</em>" in page
+    assert "<em>b</em>" in page
+    assert ">*c*<" in page
+
+
+@pytest.mark.browser
+async def test_a_browser_shows_it_and_fetches_and_runs_nothing(tab: Page) -> None:
+    one = exchange("x", end=completed(), question=user(inline(picture("PNG"), "image/png"), "What?"))
+    callers = []
+    refused = []
+    tab.on("console", lambda message: refused.append(message.text))
+    async with await asyncio.start_server(lambda *caller: callers.append(caller), "localhost", 0) as server:
+        place = f"http://localhost:{server.sockets[0].getsockname()[1]}"
+        # Not a frame: Chromium connects to where that would lead, though it asks for nothing. A renderer makes none.
+        hostile = (
+            f"<script>document.title = 'run'</script><script src='{place}/a.js'></script><link rel=stylesheet "
+            f"href='{place}/b.css'><p style='background: url({place}/d.png)'>x</p>"
+            f"<img src='{place}/e.png' onerror='document.title = 1'>"
+        )
+        await tab.set_content(as_html(conversations.conversation(one), render=lambda _: hostile))
+        image = tab.get_by_alt_text("image/png")
+        assert await image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+        assert await tab.title() == "What?"
+    assert not callers
+    assert sum("Content Security Policy" in line for line in refused) >= 5
+    await tab.emulate_media(color_scheme="dark")
+    assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 27)"
+
+
+# ---- names of files
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("What is baseball?", "what-is-baseball.md"),
+        ("What's it\N{RIGHT SINGLE QUOTATION MARK}s?", "whats-its.md"),
+        ("野球とは何ですか？", "野球とは何ですか.md"),  # noqa: RUF001  # as it is written
+        ("../../etc/passwd", "etc-passwd.md"),
+        ("C:\\x|y<z>.exe", "c-x-y-z-exe.md"),
+        ("हिन्दी", "हिन्दी.md"),
+        ("⚾ !!", "conversation.md"),
+        ("CON", "conversation-con.md"),
+        ("Com¹", "conversation-com1.md"),
+        ("console", "console.md"),
+        ("x" * 100, "x" * 57 + ".md"),
+        ("野" * 100, "野" * 57 + ".md"),
+        ("", "new-conversation.md"),
+    ],
+)
+def test_a_file_name_tells_which_conversation(title: str, name: str) -> None:
+    assert file_name(Conversation(title=title), "md") == name
+
+
+@given(st.text(max_size=100), st.sampled_from(["md", "json", "html"]))
+def test_a_file_name_is_fit_for_every_system(title: str, ending: str) -> None:
+    name = file_name(Conversation(title=title), ending)
+    stem = name.removesuffix(f".{ending}")
+    assert stem
+    assert len(name) <= 60
+    assert len(name.encode()) <= 255
+    assert re.fullmatch(r"[^\x00-\x1f\x7f<>:\"/\\|?*\s.]+", stem)
+    assert not PureWindowsPath(name).is_reserved()
+    assert not name.startswith("-")
+    assert name == file_name(Conversation(title=title), ending)
+
+
+HTML = [
+    "Blue <things>",
+    "Blue <things>",
+    "Question",
+    "application/pdf, gs://b/a.pdf",
+    "What is this?",
+    "Answer of fake-1",
+    "ThoughtsHm.",
+    "Let me see.",
+    "Calls look{",
+    '  "at": [',
+    "    1,",
+    "    2.5,",
+    "    null,",
+    "    true",
+    "  ]",
+    "}",
+    "stop · first chunk 2.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "Results",
+    "Result of look{",
+    '  "seen": "blue"',
+    "}",
+    "Answer of fake-1",
+    "It is **blue**.",
+    "SourcesA page https://example.org/a",
+    "The answer was cut: it reached the token limit.",
+    "max tokens · first chunk 1.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "Question",
+    "Why?",
+    "Answer",
+    "Half",
+    "Stopped: this answer is incomplete.",
+]
 
 MARKDOWN = """\
 ## Question

@@ -10,7 +10,9 @@ so `assets/markdown.js` puts it in place, before the browser paints. Without tha
 import html
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
+from copy import copy
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -86,7 +88,7 @@ class Growing:
             closed.append(self._draw(rest[:end], self.env))
             self._start += len(rest[:end])
             rest = rest[end:]
-        env = {key: dict(value) for key, value in self.env.items()}
+        env = {key: copy(value) for key, value in self.env.items()}
         return closed, self._draw(rest if ended else _told(rest), env if ended else {**env, _GROWING: True})
 
     def _ends(self, rest: str) -> Iterator[int]:
@@ -272,7 +274,11 @@ def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> 
         return False
     if _ENDS[mark] in line[2:]:
         # On one line: a formula with words around it is the paragraph's.
-        if not line.endswith(_ENDS[mark]) or line.index(_ENDS[mark], 2) != len(line) - 2 or _maths_end(line, 0, mark) < 0:
+        if (
+            not line.endswith(_ENDS[mark])
+            or line.index(_ENDS[mark], 2) != len(line) - 2
+            or _maths_end(line, 0, mark) < 0
+        ):
             return False
         token_type, below, content, after = "maths_block", start + 1, line[2:-2], ""
     else:
@@ -326,7 +332,7 @@ _PUNCTUATION = re.compile(r"[.,;:!?]{0,3}")
 # latex2mathml knows the one, models write the other.
 _SAME = [
     (re.compile(r"\\(begin|end)\{(?:aligned|align|alignat\*?|split|eqnarray\*?)\}"), r"\\\1{align*}"),
-    (re.compile(r"\\(begin|end)\{(?:gathered|gather)\}"), r"\\\1{gather*}"),
+    (re.compile(r"\\(begin|end)\{gather(?:ed|\*)?\}"), r"\\\1{matrix}"),
     (re.compile(r"\\(?:begin|end)\{(?:equation|displaymath|math)\*?\}"), ""),
     (re.compile(r"\\(?:label\{[^{}]*\}|nonumber\b|notag\b)"), ""),
     (re.compile(r"\\(?:bm|boldsymbol)\b"), r"\\mathbf"),
@@ -352,11 +358,19 @@ def _mathml(latex: str, display: str) -> str:
     for pattern, instead in _SAME:
         latex = pattern.sub(instead, latex)
     if "\\\\" in latex and "\\begin" not in latex:
-        latex = f"\\begin{{gather*}}{latex}\\end{{gather*}}"
+        latex = f"\\begin{{matrix}}{latex}\\end{{matrix}}"
     try:
-        return "".join(_written(Converter(display=display).convert_to_element(latex.strip())))
+        element = Converter(display=display).convert_to_element(latex.strip())
     except Exception:  # noqa: BLE001 - it raises whatever comes of what it doesn't know, from IndexError to RecursionError
         return ""
+    try:
+        return "".join(_written(element))
+    except (_UnknownError, RecursionError):
+        return ""
+
+
+class _UnknownError(Exception):
+    """Part of a formula that can't be drawn."""
 
 
 _ARROW = re.compile("[\u2190-\u21ff\u27f0-\u27ff]")
@@ -372,16 +386,16 @@ def _written(element: Element) -> Iterator[str]:
     if align := element.get("columnalign"):
         attributes["class"] = " ".join(f"tw-{name}" for name in align.split()[:1])
     if tag not in _MATHS_ELEMENTS or element.get("linebreak"):
-        raise ValueError(tag)
+        raise _UnknownError(tag)
     text = re.sub(r"&#x[0-9A-Fa-f]+;", lambda found: html.unescape(found[0]), element.text or "")
     if tag != "mtext" and (text.startswith("\\") or text == "&"):
-        raise ValueError(text)  # a command that the library doesn't know
+        raise _UnknownError(text)  # a command that the library doesn't know
     if tag == "mi" and _ARROW.fullmatch(text):
         tag = "mo"  # only an operator has space around it
     yield f"<{tag}" + "".join(f' {key}="{html.escape(value)}"' for key, value in attributes.items()) + ">"
     yield html.escape(text, quote=False)
     children = [*element]
-    for child, following in zip(children, [*children[1:], None], strict=True):
+    for child, following in zip_longest(children, children[1:]):
         yield from _written(child)
         if child.tag == "mi" and _NAME.fullmatch(child.text or "") and following is not None and following.tag != "mo":
             yield '<mspace width="0.167em"></mspace>'  # sin x

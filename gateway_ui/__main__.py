@@ -1,11 +1,12 @@
 """`tokenwire ui`: the page in the browser."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenwire import default_address
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
         return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}.")
     # The page reads it as any caller does.
     os.environ["TOKENWIRE_ADDRESS"] = options.address
-    return _serve(options.host, options.port)
+    return _serve(options.host, options.port, options.name)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -43,6 +44,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--host", default="localhost", help="which address to listen on (default: %(default)s, this machine only)"
     )
     parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="another name under which browsers reach the page, such as a proxy's; any number of times",
+    )
+    parser.add_argument(
         "--address",
         type=arguments.address,
         default=default_address(),
@@ -52,7 +60,23 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(host: str, port: int) -> int:
+def _own_names(host: str, names: Iterable[str]) -> list[str]:
+    """Under which names a browser may reach the page: this machine's own, its addresses, and what was told."""
+    found = {"localhost", "127.0.0.1", "::1", host, *names}
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104 - it listens on all addresses that this machine has
+        name = socket.gethostname()
+        found |= {name, socket.getfqdn()}
+        with contextlib.suppress(OSError):  # a name that nobody knows
+            found |= {str(address[0]) for *_, address in socket.getaddrinfo(name, None)}
+        for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+            # Nothing is sent: the kernel says which of its addresses it would use.
+            with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((anywhere, 9))
+                found.add(probe.getsockname()[0])
+    return sorted(found - {"0.0.0.0", "::", ""})  # noqa: S104 - as above
+
+
+def _serve(host: str, port: int, names: Sequence[str]) -> int:
     from streamlit.web import cli  # noqa: PLC0415  # an extra, and slow to import
 
     settings = {
@@ -72,6 +96,8 @@ def _serve(host: str, port: int) -> int:
         "runner.magicEnabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
+    # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).
+    flags += [f"--server.allowedHosts={name}" for name in _own_names(host, names)]
     cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
     return 0
 

@@ -1,91 +1,41 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from streamlit.runtime.scriptrunner import RerunException
 
-from tokenwire import Client, InvalidRequestError, TokenwireError, default_address, tool, tool_result, user
+from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.v1.content_pb2 import Message, ToolCall
+from tokenwire.v1.content_pb2 import Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
-from . import attachments, exchange_view, sidebar
-from .conversation import Conversation, Exchange, response
-from .export import as_json, as_markdown
-from .pump import Pump
+from . import attachments, conversations, exchange_view, sidebar
+from .conversation import Exchange, response
+from .desk import Desk, Talk, Waiting
+from .live import Live
+from .plain import label
+from .reader import reader
 from .sidebar import Choices
+from .store import Store, default_path
 from .typewriter import Typewriter
 
-# Streamlit sees a Stop only when the script touches the page, so it does so at least this often.
+# Streamlit sees that something was clicked only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25
 # A browser can't use more pictures a second than this.
 _FRAME_SECONDS = 0.03
-# Each picture holds the whole answer, so the longer it is the fewer there are.
-_CHARACTERS_PER_SECOND = 500_000
-# A switch flipped in mid-answer starts the script again, which then goes on with the same answer. Should it
-# not (the tab was closed at that moment), the answer is cancelled after so long.
-_HANDOVER_SECONDS = 3.0
+# Drawing may take a fifth of a core, and less where many tabs are drawn at once: then each picture takes longer.
+_REST = 4.0
 
-# Far more than can be sent: only what would fill the memory is stopped at the door.
-_UPLOAD_MEGABYTES = 4 * attachments.MAX_MEGABYTES
+# How often the service is looked for while it is away, and looked after while it is there.
+_AWAY_SECONDS = 2.0
+_THERE_SECONDS = 20.0
 
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("assets") / "icon.svg")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a person asked, or a button asked again."""
-
-    message: Message
-    trouble: str = ""
-    # Why it can't be asked, in words for a person; empty: it can.
-    typed: bool = False
-    # Whether it came from the chat input, which then shows a Stop of its own.
-    instead: Exchange | None = None
-    # Of which it is to be an alternative.
-
-
-@dataclass(slots=True)
-class Live:
-    """The answer that is being written; it outlives a rerun of the script."""
-
-    exchange: Exchange
-    pump: Pump
-    typewriter: Typewriter
-
-    def stop(self) -> None:
-        """Cancel it, and mark the answer incomplete unless it had ended."""
-        self.pump.close()
-        self.exchange.stop()
-
-
-@dataclass(slots=True)
-class Chat:
-    """What the session remembers. One object, since a run that is being stopped can't write to the session."""
-
-    conversation: Conversation = field(default_factory=Conversation)
-    live: Live | None = None
-    pending: Question | None = None
-    # To be asked by the next run.
-
-    def stop(self) -> None:
-        """End the answer that is being written, if there is one."""
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
-
-    def retry(self) -> None:
-        """Ask the last question again; the earlier answer stays as an alternative."""
-        self.stop()
-        last = self.conversation.path()[-1]
-        self.pending = Question(last.question, instead=last)
 
 
 @st.cache_resource
@@ -98,36 +48,48 @@ def _models(address: str) -> list[Model]:
     return _client(address).models(timeout=2)
 
 
+@st.cache_resource
+def _desk() -> Desk:
+    return Desk(Store(default_path()))
+
+
 def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     exchange_view.style()
-    if "chat" not in st.session_state:
-        st.session_state.chat = Chat()
-    chat: Chat = st.session_state.chat
+    typed = st.chat_input(
+        "Ask, for example: What is baseball?",
+        key="question",
+        # Always the same: an input that changes forgets what was typed into it.
+        accept_file="multiple",
+        max_upload_size=attachments.UPLOAD_MEGABYTES,
+    )
+    early: list[Any] = st.session_state.setdefault("early", [])
+    if typed is not None:
+        early.append(typed)
+    owner = reader()
+    if not owner:
+        # The browser says in a moment who it is, and the script runs again.
+        return
+    desk = _desk()
+    talk = conversations.opened(desk, owner)
 
     models, trouble = _offered(default_address())
-    question = _question(chat, sidebar.chosen(models))
+    if talk.conversation.last is not None:
+        sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
+    model = sidebar.chosen(models)
+    talk.waiting.extend(_question(one, model) for one in early)
+    early.clear()
     with st.sidebar:
         st.subheader("tokenwire")
-        connection = st.empty()
-        _connected(connection, trouble)
+        _connection(trouble)
+        conversations.new_button(desk, talk)
         choices = sidebar.drawer(models)
-        st.button("New conversation", key="new", on_click=_forget, width="stretch", icon=":material/edit_square:")
-    # From the first line that touches the page on, any line may be the last of this run.
-    try:
-        if question is not None:
-            _ask(chat, question, choices)
-        _downloads(chat.conversation)
-        _talk(chat, choices, connection, taken_over=question is None or not question.typed)
-    except RerunException:
-        if chat.live is not None:
-            chat.live.pump.close_unless_kept(_HANDOVER_SECONDS)
-        raise
-    except BaseException:
-        # Stop, a closed tab, a bug: nobody reads on.
-        chat.stop()
-        raise
+    _ask(desk, talk, choices)
+    with st.sidebar:
+        conversations.drawer(desk, talk)
+    # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
+    _talk(desk, talk, choices)
 
 
 def _offered(address: str) -> tuple[list[Model], str]:
@@ -138,185 +100,237 @@ def _offered(address: str) -> tuple[list[Model], str]:
         return [], str(error)
 
 
-def _connected(place: Any, trouble: str) -> None:
-    state = exchange_view.words(trouble or f"Connected to {default_address()}")
-    place.html(f'<div class="tw-state"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
+def _connection(trouble: str) -> None:
+    """Say whether the service is there, and notice by itself when that changes."""
+
+    @st.fragment(run_every=_AWAY_SECONDS if trouble else _THERE_SECONDS)
+    def look() -> None:
+        if st.session_state.get("looked") != trouble:
+            st.session_state.looked = trouble  # the first run of it, with what the script has found a moment ago
+        else:
+            if not trouble:
+                _models.clear()
+            if bool(_offered(default_address())[1]) != bool(trouble):
+                st.rerun()
+        state = exchange_view.words(trouble or f"Connected to {default_address()}")
+        st.html(
+            f'<div class="tw-state" role="status"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>'
+        )
+
+    look()
 
 
-def _question(chat: Chat, model: Model) -> Question | None:
-    """What is to be asked by this run, if anything."""
-    # Streamlit asks without what it has refused itself, so it is to refuse next to nothing: `attach` says why.
-    typed = st.chat_input(
-        "Ask, for example: What is baseball?",
-        key="question",
-        accept_file="multiple" if attachments.endings(model.input_kinds) else False,
-        max_upload_size=_UPLOAD_MEGABYTES,
-        submit_mode="stop",
-    )
-    if typed is not None:
-        chat.pending = None
-        return Question(user(typed), typed=True) if isinstance(typed, str) else _with_files(typed, model.input_kinds)
-    again, chat.pending = chat.pending, None
-    return again
-
-
-def _with_files(typed: Any, kinds: Iterable[str]) -> Question:
-    parts, problems = [], []
+def _question(typed: Any, model: Model) -> Waiting:
+    parts: list[Part] = []
+    problems, names, refused = [], [], []
     for file in typed.files:
         try:
-            parts.append(attachments.attach(file.name, file.getvalue(), kinds))
+            parts.append(attachments.attach(file.name, file.getvalue(), model.input_kinds))
+            names.append(file.name)
         except ValueError as error:
             problems.append(str(error))
+            refused.append(file.name)
     if typed.text:
         parts.append(user(typed.text).parts[0])
-    message = user(*parts) if parts else user(", ".join(file.name for file in typed.files))
-    return Question(message, " ".join(problems), typed=True)
+    return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, refused)
 
 
-def _downloads(conversation: Conversation) -> None:
-    files = (("JSON", as_json, "json", "application/json"), ("Markdown", as_markdown, "md", "text/markdown"))
-    with st.sidebar, st.container(horizontal=True):
-        for label, write, ending, mime in files:
-            st.download_button(
-                label,
-                # Written when it is asked for: an answer may have come since.
-                data=partial(write, conversation),
-                file_name=f"conversation.{ending}",
-                mime=mime,
-                key=f"download-{ending}",
-                help=f"Download the conversation as {label}",
-                on_click="ignore",
-                icon=":material/download:",
-                disabled=not conversation.exchanges,
-                width="stretch",
-            )
-
-
-def _forget() -> None:
-    st.session_state.chat.stop()
-    st.session_state.chat = Chat()
-
-
-def _ask(chat: Chat, question: Question, choices: Choices) -> None:
-    chat.stop()
-    client = _client(default_address())
-    now = time.monotonic()
-    asked = choices.request
-    conversation, instead = chat.conversation, question.instead
-    history = conversation.history(model=asked.model, then=question.message, before=instead)
-    exchange = Exchange(question.message, asked, Meter(asked_at=now), follows_up=bool(history))
-    conversation.add(exchange, conversation.last if instead is None else instead.parent)
-    if trouble := question.trouble or choices.trouble:
-        exchange.fail(trouble)
+def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
+    """Ask the next question that waits, if none is being answered."""
+    if talk.running() is not None or not talk.waiting or talk.waiting[0].trouble:
         return
-    request = GenerateRequest(messages=[*history, question.message])
+    if choices.trouble:
+        talk.waiting[0].trouble = choices.trouble
+        return
+    waiting = talk.waiting.pop(0)
+    conversation, asked = talk.conversation, choices.request
+    history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
+    exchange = Exchange(
+        waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
+    )
+    conversation.add(exchange, conversation.last if waiting.instead is None else waiting.instead.parent)
+    request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    chat.live = Live(exchange, Pump(client.stream(request)), Typewriter(now))
+    keep = partial(desk.keep, talk)
+    keep()
+    talk.live = Live(exchange, _client(default_address()).stream(request), keep)
+    st.query_params["c"] = conversation.id
 
 
-def _talk(chat: Chat, choices: Choices, connection: Any, *, taken_over: bool) -> None:
-    exchanges = chat.conversation.path()
-    if not exchanges:
-        _welcome()
-    for number, exchange in enumerate(exchanges):
-        with st.chat_message("user", avatar=":material/person:"):
-            exchange_view.question(exchange.question)
-        with st.chat_message("assistant", avatar=":material/bolt:"):
-            drawn = exchange_view.Drawing(exchange, borders=choices.borders)
-            if chat.live is not None and chat.live.exchange is exchange and not exchange.ended:
-                _follow(chat, chat.live, drawn, choices.seconds_per_letter, taken_over=taken_over)
-                chat.stop()
-                if exchange.problem:
-                    # What was true of the service before may not be any more.
-                    _models.clear()
-                    _connected(connection, _offered(default_address())[1])
-            else:
-                drawn.update()
-                drawn.note()
-            _actions(chat, exchange, number, last=exchange is exchanges[-1])
+def _talk(desk: Desk, talk: Talk, choices: Choices) -> None:
+    said, below = st.container(), st.container(key="below")
+    with below:
+        stop = st.empty()
+        _waiting(talk)
+    with said:
+        path = talk.conversation.path()
+        if not path:
+            _welcome()
+        for exchange in path:
+            last = exchange is path[-1]
+            with st.chat_message("user", avatar=":material/person:"):
+                _asked(talk, exchange)
+            with st.chat_message("assistant", avatar=":material/bolt:"):
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last)
+                live = talk.running()
+                if live is not None and live.exchange is exchange:
+                    stop.button(
+                        "Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Escape does it, too"
+                    )
+                    _follow(live, drawn, choices.seconds_per_letter)
+                    stop.empty()
+                    if exchange.problem:
+                        # What was true of the service before may not be any more.
+                        _models.clear()
+                    if talk.waiting:
+                        st.rerun()
+                else:
+                    drawn.update()
+                    drawn.note()
+                _actions(desk, talk, exchange, last=last)
 
 
 def _welcome() -> None:
     st.title("Ask a question")
-    st.markdown("and read the answer while it is being written.")
+    st.html("<p>and read the answer while it is being written.</p>")
 
 
-def _actions(chat: Chat, exchange: Exchange, number: int, *, last: bool) -> None:
+def _waiting(talk: Talk) -> None:
+    """What isn't asked yet: because an answer is being written, or because it can't be."""
+    for place, one in enumerate(talk.waiting):
+        with st.container(key=f"waiting-{place}", border=True):
+            exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
+            with st.container(horizontal=True):
+                if not one.trouble:
+                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
+                elif one.message.parts:
+                    words = "Ask without the refused files" if one.refused else "Ask"
+                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
+                st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
+
+
+def _now(talk: Talk, one: Waiting) -> None:
+    talk.waiting.remove(one)
+    talk.waiting.insert(0, one)
+    talk.stop()
+
+
+def _despite(one: Waiting) -> None:
+    one.trouble = ""
+
+
+def _asked(talk: Talk, exchange: Exchange) -> None:
+    """The question, and a way to ask it in other words."""
+    key = f"edit-{exchange.id}"
+    if st.session_state.get("editing") != exchange.id:
+        exchange_view.question(exchange.question, exchange.names)
+        if any(part.text for part in exchange.question.parts):
+            st.button("Edit", key=key, on_click=_edit, args=(exchange.id,), type="tertiary", icon=":material/edit:")
+        return
+    words = "\n\n".join(part.text for part in exchange.question.parts if part.text)
+    with st.form(key, border=False):
+        st.text_area("Your question", words, key=f"{key}-words")
+        with st.container(horizontal=True):
+            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(talk, exchange, f"{key}-words"))
+            st.form_submit_button("Cancel", on_click=_edit, args=("",))
+
+
+def _edit(exchange: str) -> None:
+    st.session_state.editing = exchange
+
+
+def _ask_anew(talk: Talk, exchange: Exchange, key: str) -> None:
+    _edit("")
+    words = st.session_state[key].strip()
+    if not words:
+        return
+    files = [part for part in exchange.question.parts if not part.text]
+    talk.waiting.append(Waiting(user(*files, words), names=exchange.names, instead=exchange))
+
+
+def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
     """What can be done with an answer that has ended."""
-    with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{number}"):
+    with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
-            exchange_view.copy_button(exchange, key=f"copy-{number}")
+            exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
         if last:
-            _retry_button(chat, "retry")
-    if last and exchange.tool_calls:
-        _results_form(chat, exchange.tool_calls)
+            st.button(
+                "Retry",
+                key="retry",
+                on_click=talk.waiting.append,
+                args=(Waiting(exchange.question, names=exchange.names, instead=exchange),),
+                type="tertiary",
+                icon=":material/refresh:",
+            )
+        _others(desk, talk, exchange)
+    if last and exchange.tool_calls and not exchange.problem:
+        _results_form(talk, exchange.tool_calls)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
-        fold = st.expander("Chunks", key=f"chunks-{number}", type="compact", on_change="rerun")
+        fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
         if fold.open:
             with fold:
                 exchange_view.chart(exchange.pieces)
 
 
-def _results_form(chat: Chat, calls: Sequence[ToolCall]) -> None:
+def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
+    """A way to the other answers to this question, and to the answers to its other versions."""
+    all_ = talk.conversation.alternatives(exchange)
+    if len(all_) < 2:
+        return
+    place = next(number for number, one in enumerate(all_) if one is exchange)
+    steps = (("Earlier", "chevron_left", place - 1), ("Later", "chevron_right", place + 1))
+    for words, icon, to in steps:
+        st.button(
+            words,
+            key=f"{words}-{exchange.id}",
+            on_click=_show,
+            args=(desk, talk, all_[to] if 0 <= to < len(all_) else exchange),
+            disabled=not 0 <= to < len(all_),
+            type="tertiary",
+            icon=f":material/{icon}:",
+        )
+    st.html(f'<span class="tw-figures">{place + 1} of {len(all_)}</span>')
+
+
+def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:
+    talk.conversation.show(exchange)
+    desk.keep(talk)
+
+
+def _results_form(talk: Talk, calls: Sequence[ToolCall]) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
         for place, call in enumerate(calls):
-            st.text_area(f"Result of {call.name}", key=f"result-{place}", placeholder="JSON, or plain text", height=80)
-        st.form_submit_button("Send", on_click=_answer_calls, args=(chat, calls))
+            st.text_area(
+                f"Result of {label(call.name)}", key=f"result-{place}", placeholder="JSON, or plain text", height=80
+            )
+        st.form_submit_button("Send", on_click=_answer_calls, args=(talk, calls))
 
 
-def _answer_calls(chat: Chat, calls: Sequence[ToolCall]) -> None:
+def _answer_calls(talk: Talk, calls: Sequence[ToolCall]) -> None:
     written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
-    results = (tool_result(call, response(text)) for call, text in zip(calls, written, strict=True))
-    chat.pending = Question(tool(*results))
+    results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
+    talk.waiting.append(Waiting(tool(*results)))
 
 
-def _retry_button(chat: Chat, key: str) -> None:
-    st.button("Retry", key=key, on_click=chat.retry, type="tertiary", icon=":material/refresh:")
-
-
-def _follow(
-    chat: Chat, live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, *, taken_over: bool
-) -> None:
+def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
     """Show the answer until it has ended and everything is on the page."""
     exchange = live.exchange
-    live.pump.keep()
-    below = st.empty()
-    with below.container():
-        if taken_over:
-            # The Stop in the chat input is gone after a rerun.
-            st.button("Stop", key="stop", on_click=live.stop, icon=":material/stop:")
-        # A stopped script can't draw any more, so the button is drawn beforehand and appears when the script stops.
-        with st.container(key="retry-if-stopped"):
-            _retry_button(chat, "retry-stopped")
-    shown = 0
-    while True:
-        _advance(live, wait=_TICK_SECONDS if shown == len(exchange.text) else _FRAME_SECONDS)
-        now = time.monotonic()
-        available = len(exchange.text)
-        shown = live.typewriter.advance(available, now, seconds_per_letter=seconds_per_letter)
-        size = drawn.update(shown)
-        if exchange.ended and shown == available:
-            break
-        drawn.note(now)
-        time.sleep(min(max(_FRAME_SECONDS, size / _CHARACTERS_PER_SECOND), _TICK_SECONDS))
+    with live.looked_at():
+        typewriter = Typewriter(time.monotonic(), shown=live.shown)
+        version = 0
+        while True:
+            begin = time.monotonic()
+            ended, available = exchange.ended, len(exchange.text)
+            shown = typewriter.advance(available, begin, seconds_per_letter=seconds_per_letter)
+            live.shown = shown
+            drawn.update(shown)
+            if ended and shown == available:
+                break
+            drawn.note(time.monotonic())
+            rest = _REST * (time.monotonic() - begin)
+            time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
+            if shown == available:
+                version = live.wait(version, _TICK_SECONDS)
     drawn.note()
-    below.empty()
-
-
-def _advance(live: Live, wait: float) -> None:
-    if live.exchange.ended:
-        return
-    try:
-        arrivals = live.pump.take(wait)
-    except TokenwireError as error:
-        too_long = isinstance(error, InvalidRequestError) and live.exchange.follows_up
-        hint = " If this conversation has become too long, start a new one." if too_long else ""
-        live.exchange.fail(str(error) + hint)
-        return
-    if arrivals is None:
-        live.exchange.finish()
-        return
-    for arrival in arrivals:
-        live.exchange.saw(arrival)

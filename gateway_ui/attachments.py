@@ -12,6 +12,9 @@ from tokenwire.v1.content_pb2 import Part
 # What providers take in the request itself; bigger ones have to go by reference.
 MAX_MEGABYTES = 7
 
+# Streamlit asks without what it has refused itself, so it is to refuse next to nothing: `attach` says why.
+UPLOAD_MEGABYTES = 4 * MAX_MEGABYTES
+
 _MEGABYTE = 1024 * 1024
 
 # By the input kind of ListModels: endings of file names, and what each is.

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +15,6 @@ from tokenwire.endings import ending
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 
-from .pump import Arrival
-
 STOPPED = "Stopped: this answer is incomplete."
 INTERRUPTED = "Interrupted: this answer is incomplete."
 """The problem of an answer that was kept while it ran and whose end never came: the page's process died before."""
@@ -27,6 +25,14 @@ _HEADING_LENGTH = 60
 """Characters of a question that stand for a title."""
 
 Kind = Literal["text", "thought", "tool call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message and when it came, in seconds of time.monotonic()."""
+
+    message: GenerateResponse
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,8 @@ class Exchange:
     meter: Meter
     follows_up: bool = False
     # Whether it brought earlier turns along.
+    names: list[str] = field(default_factory=list)
+    # Of the question's files, in their order; a request holds none.
     pieces: list[Piece] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     groundings: list[Grounding] = field(default_factory=list)
@@ -191,7 +199,7 @@ class Conversation:
     def name(self) -> str:
         """The title; without one, the beginning of the first question that is shown. One line, never empty."""
         first = self.shown.get(None)
-        return one_line(self.title) or (UNTITLED if first is None else heading(first.question))
+        return one_line(self.title) or (UNTITLED if first is None else heading(first.question, first.names))
 
     @property
     def last(self) -> Exchange | None:
@@ -243,15 +251,18 @@ class Conversation:
         return turns
 
 
-def heading(question: Message) -> str:
-    """Give the beginning of a question in one line, for a title; where it has no text, the name of what it holds."""
+def heading(question: Message, names: Iterable[str] = ()) -> str:
+    """Give the beginning of a question in one line, for a title; where it has no text, the name of what it holds.
+
+    `names` are those of its files.
+    """
     text = one_line(" ".join(part.text for part in question.parts))
     if len(text) > _HEADING_LENGTH:
         cut = text[: _HEADING_LENGTH - 1]
         # At the end of a word, unless that would leave little: Japanese has no spaces.
         words = cut.rpartition(" ")[0] if text[len(cut)] != " " else cut
         text = (words if len(words) > _HEADING_LENGTH // 2 else cut).rstrip() + "…"
-    return text or next(filter(None, map(_file, question.parts)), UNTITLED)
+    return text or next(filter(None, (*names, *map(_file, question.parts))), UNTITLED)
 
 
 def one_line(text: str) -> str:

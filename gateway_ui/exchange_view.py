@@ -2,7 +2,8 @@
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,10 +12,11 @@ import streamlit as st
 
 from tokenwire.cli.meter import duration
 from tokenwire.endings import finish
-from tokenwire.v1.content_pb2 import Message, Part
+from tokenwire.v1.content_pb2 import Blob, Message
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from .conversation import STOPPED, Exchange, Piece, pretty
+from .conversation import Exchange, Piece, pretty
+from .markdown import Growing, render, segments
 
 _ASSETS = Path(__file__).with_name("assets")
 
@@ -31,34 +33,57 @@ _COPY = st.components.v2.component(
 def style() -> None:
     """Give the page its looks."""
     st.html(_ASSETS / "style.css")
+    st.html(_ASSETS / "markdown.css")
 
 
-def question(message: Message) -> None:
-    """Draw what was asked: text, files, or the results of tool calls."""
-    images = [part.inline_data.data for part in message.parts if part.inline_data.mime_type.startswith("image/")]
+def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
+    """Draw a question that isn't asked yet, and why."""
+    text = " ".join(part.text for part in message.parts if part.text)
+    files = ", ".join(names)
+    said = " · ".join(html.escape(one) for one in (text, files) if one)
+    st.html(f'<div class="tw-waiting"><b>{"Not asked" if trouble else "Next"}</b> {said}</div>')
+    if trouble:
+        st.html(f'<div class="tw-problem" role="alert">{words(trouble)}</div>')
+
+
+def question(message: Message, names: Sequence[str] = ()) -> None:
+    """Draw what was asked: text, files under their names, or the results of tool calls."""
+    st.html('<span class="tw-asked"></span>')
+    files = [part.inline_data for part in message.parts if part.HasField("inline_data")]
+    images = [file.data for file in files if file.mime_type.startswith("image/")]
     if images:
         with st.container(horizontal=True):
             for image in images:
                 st.image(image)
+    for file, name in zip(files, [*names, *[""] * len(files)], strict=False):
+        if not file.mime_type.startswith("image/"):
+            _file(name, file)
     for part in message.parts:
-        _draw_part(part)
+        match part.WhichOneof("data"):
+            case "text":
+                st.html(f'<div class="tw-question">{html.escape(part.text)}</div>')
+            case "tool_result":
+                _card(f"Result of {part.tool_result.name}", pretty(part.tool_result.response))
+            case "inline_data":
+                pass  # a file, drawn above
+            case "file_data" | "tool_call" | "reasoning" | None:
+                pass  # nothing that the page lets its user say
 
 
-def _draw_part(part: Part) -> None:
-    match part.WhichOneof("data"):
-        case "text":
-            st.text(part.text)
-        case "tool_result":
-            _card(f"Result of {part.tool_result.name}", pretty(part.tool_result.response))
-        case "inline_data" if part.inline_data.mime_type.startswith("audio/"):
-            st.audio(part.inline_data.data, part.inline_data.mime_type)
-        case "inline_data" if not part.inline_data.mime_type.startswith("image/"):
-            kilobytes = len(part.inline_data.data) / 1024
-            st.html(f'<div class="tw-file">{html.escape(part.inline_data.mime_type)} · {kilobytes:,.0f} kB</div>')
-        case "inline_data":
-            pass  # images stand side by side above
-        case "file_data" | "tool_call" | "reasoning" | None:
-            pass  # nothing that the page lets its user say
+def _file(name: str, file: Blob) -> None:
+    told = " · ".join(html.escape(one) for one in (name, file.mime_type, size(len(file.data))) if one)
+    st.html(f'<div class="tw-file">{told}</div>')
+    if file.mime_type.startswith("audio/"):
+        st.audio(file.data, file.mime_type)
+    elif file.mime_type.startswith("video/"):
+        st.video(file.data, file.mime_type)
+
+
+def size(count: int) -> str:
+    """Write a number of bytes as people read it."""
+    if count < 1024:
+        return f"{count} bytes"
+    return f"{count / 1024:,.0f} kB" if count < 1024**2 else f"{count / 1024**2:,.1f} MB"
 
 
 class Drawing:
@@ -68,62 +93,81 @@ class Drawing:
         self._exchange = exchange
         self._borders = borders
         self._fold: Any = None
-        self._fold_place, self._text, self._calls, self._sources = st.empty(), st.empty(), st.empty(), st.empty()
-        self._note = st.empty()
+        with st.container(key=f"answer-{exchange.id}"):
+            self._fold_place, self._words = st.empty(), st.container(key=f"words-{exchange.id}")
+            self._calls, self._sources, self._note = st.empty(), st.empty(), st.empty()
+        self._tail = self._words.empty()
+        self._growing = Growing()
         self._drawn: tuple[int, ...] = ()
-        self._size = 0
 
-    def update(self, shown: int | None = None) -> int:
-        """Draw the first `shown` letters of the text, or all, and everything else; gives its size in characters."""
+    def update(self, shown: int | None = None) -> None:
+        """Draw the first `shown` letters of the text, or all, and everything else."""
         exchange = self._exchange
         state = (len(exchange.pieces), len(exchange.groundings), -1 if shown is None else shown, exchange.ended)
         if state != self._drawn:
             self._drawn = state
-            self._size = self._think() + self._write(shown)
+            self._think()
+            self._write(shown)
             _call(self._calls, exchange)
             _cite(self._sources, exchange.groundings)
-        return self._size
 
     def note(self, now: float | None = None) -> None:
         """Draw the line under the answer: how it ended, or how it is coming along."""
         exchange, parts = self._exchange, []
-        if now is not None:
-            parts.append(f'<div class="tw-problem tw-if-stopped">{STOPPED}</div>')
-        elif exchange.problem:
+        if now is None and exchange.problem:
             parts.append(f'<div class="tw-problem" role="alert">{words(exchange.problem)}</div>')
         figures = [*exchange.meter.figures(now)]
         if exchange.meter.completed is not None:
             figures = [exchange.model, finish(exchange.meter.completed), *figures]
         dot = '<span class="tw-dot"></span>' if now is not None else ""
-        parts.append(f'<div class="tw-figures">{dot}{" · ".join(html.escape(one) for one in figures if one)}</div>')
+        running = " data-running" if now is not None else ""
+        line = " · ".join(html.escape(one) for one in figures if one)
+        parts.append(f'<div class="tw-figures"{running}>{dot}{line}</div>')
         self._note.html("".join(parts))
 
-    def _think(self) -> int:
+    def _think(self) -> None:
         thoughts = [piece for piece in self._exchange.pieces if piece.kind == "thought"]
         if not thoughts:
-            return 0
+            return
         thinking = not self._exchange.ended and self._exchange.pieces[-1].kind == "thought"
         if self._fold is None:
             self._fold = self._fold_place.status("Thinking", expanded=thinking, type="compact")
             # Not in a `with`: the end of that would say that the thinking is over.
             self._thoughts = self._fold.empty()
         if not thinking:
-            self._fold.update(label=f"Thought for {duration(thoughts[-1].after)}", state="complete", expanded=False)
-        text = "".join(piece.text for piece in thoughts)
-        self._thoughts.markdown(_harmless(text))
-        return len(text)
+            answer = (piece for piece in self._exchange.pieces if piece.kind != "thought")
+            first = next(answer, thoughts[-1])  # what it said instead, else the last thought
+            self._fold.update(label=f"Thought for {duration(first.after)}", state="complete", expanded=False)
+        self._thoughts.html(_markdown(render("".join(piece.text for piece in thoughts))))
 
-    def _write(self, shown: int | None) -> int:
+    def _write(self, shown: int | None) -> None:
         text = self._exchange.text
         if not text:
-            return 0
+            return
         if self._borders:
-            picture = _pieces(self._exchange.pieces, len(text) if shown is None else shown)
-            self._text.html(picture)
+            self._tail.html(_pieces(self._exchange.pieces, len(text) if shown is None else shown))
+            return
+        if shown is None:
+            *closed, tail = _segments(text)
         else:
-            picture = _harmless(text[:shown])
-            self._text.markdown(picture)
-        return len(picture)
+            ended = self._exchange.ended and shown == len(text)
+            closed, tail = self._growing.update(text[:shown], ended=ended)
+        for segment in closed:
+            # It stays as it is, and what follows gets a place of its own.
+            self._tail.html(_markdown(segment))
+            self._tail = self._words.empty()
+        if tail:
+            self._tail.html(_markdown(tail))
+
+
+def _markdown(segment: str) -> str:
+    return f'<div class="tw-md">{segment}</div>'
+
+
+@lru_cache(maxsize=200)
+def _segments(text: str) -> tuple[str, ...]:
+    """Each run of the script draws all answers, most of them as they were."""
+    return tuple(segments(text)) or ("",)
 
 
 def copy_button(exchange: Exchange, key: str) -> None:
@@ -131,36 +175,52 @@ def copy_button(exchange: Exchange, key: str) -> None:
     _COPY(data={"text": exchange.text}, key=key, width="content", height="content")
 
 
-def chart(pieces: Iterable[Piece]) -> None:
-    """Draw when each chunk came, and how long it was."""
-    bars = [{"seconds": piece.after, "characters": len(piece.text), "kind": piece.kind} for piece in pieces]
-    st.vega_lite_chart(
-        {
-            "data": {"values": bars},
-            "mark": {"type": "bar", "width": 4, "tooltip": True},
+def chart(pieces: Sequence[Piece]) -> None:
+    """Draw how the answer grew, how long each chunk was, and how long it was waited for; three pictures, one time."""
+    bars, before, grown = [], 0.0, 0
+    for number, piece in enumerate(pieces, 1):
+        grown += len(piece.text)
+        bars.append(
+            {
+                "chunk": number,
+                "seconds": piece.after,
+                "characters": len(piece.text),
+                "grown": grown,
+                "gap": 1000 * (piece.after - before),
+                "kind": piece.kind,
+            }
+        )
+        before = piece.after
+    tips = [{"field": name, "type": "quantitative"} for name in ("chunk", "seconds", "characters", "gap")]
+
+    def picture(field: str, title: str, mark: str | dict[str, Any], height: int) -> dict[str, Any]:
+        return {
+            "mark": mark,
+            "width": "container",
+            "height": height,
             "encoding": {
-                "x": {
-                    "field": "seconds",
-                    "type": "quantitative",
-                    "title": "seconds after the question",
-                    "scale": {"domainMin": 0},
-                },
-                "y": {"field": "characters", "type": "quantitative", "title": "characters", "stack": None},
+                "x": {"field": "seconds", "type": "quantitative", "title": None, "scale": {"domainMin": 0}},
+                "y": {"field": field, "type": "quantitative", "title": title},
                 "color": {"field": "kind", "type": "nominal", "title": None, "legend": {"orient": "top"}},
+                "tooltip": tips,
             },
-        },
-        height=260,
-    )
+        }
+
+    dots = {"type": "point", "filled": True, "size": 14, "opacity": 0.7}
+    steps = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5}
+    # Not one picture of three: Streamlit doesn't fit such a one to the page's width.
+    for one in (
+        picture("grown", "characters so far", steps, 140),
+        picture("characters", "of a chunk", dots, 90),
+        picture("gap", "ms since the one before", dots, 90),
+    ):
+        st.vega_lite_chart({"data": {"values": bars}, **one})
+    st.html('<div class="tw-figures">Seconds after the question</div>')
 
 
 def words(text: str) -> str:
     """Give words as HTML, with what stands between backticks as code."""
     return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
-
-
-def _harmless(markdown: str) -> str:
-    # An image would be fetched from wherever the model says, and would tell that place that it was shown.
-    return markdown.replace("![", "!\N{ZERO WIDTH SPACE}[")
 
 
 def _pieces(pieces: Iterable[Piece], left: int) -> str:

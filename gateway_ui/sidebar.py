@@ -67,6 +67,12 @@ def chosen(models: Iterable[Model]) -> Model:
     return offered.get(st.session_state.get("model", ""), next(iter(offered.values()), Model()))
 
 
+def prefer(names: Iterable[str], model: str) -> None:
+    """Have the picker show this model, if it is on offer and none was picked yet."""
+    if "model" not in st.session_state and model in names:
+        st.session_state.model = model
+
+
 def drawer(models: list[Model]) -> Choices:
     """Draw it."""
     model = chosen(models)

@@ -5,6 +5,7 @@ belongs to the owner. What is stored of an answer is every message as it came; t
 """
 
 import hashlib
+import json
 import os
 import secrets
 import sqlite3
@@ -24,8 +25,7 @@ from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
 
-from .conversation import INTERRUPTED, UNTITLED, Conversation, Exchange, heading, one_line, pretty
-from .pump import Arrival
+from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, heading, one_line, pretty
 
 PURGED_AFTER_DAYS = 30
 """A deleted conversation can be had back for so long."""
@@ -68,7 +68,8 @@ CREATE INDEX exchange_by_parent ON exchange (conversation, parent);
 CREATE TABLE asked (  -- apart, since it may be large, and never changes
     exchange INTEGER PRIMARY KEY REFERENCES exchange (key) ON DELETE CASCADE,
     question BLOB NOT NULL,  -- a Message
-    request BLOB NOT NULL  -- a GenerateRequest
+    request BLOB NOT NULL,  -- a GenerateRequest
+    names TEXT NOT NULL  -- of the question's files, as JSON
 );
 CREATE TABLE arrival (
     exchange INTEGER NOT NULL REFERENCES exchange (key) ON DELETE CASCADE,
@@ -244,17 +245,18 @@ class Store:
         conversation = Conversation(id_, title)
         exchanges: dict[str, Exchange] = {}
         rows = self._base.execute(
-            "SELECT key, id, parent, follows_up, ended, problem, question, request FROM exchange"
+            "SELECT key, id, parent, follows_up, ended, problem, question, request, names FROM exchange"
             " JOIN asked ON asked.exchange = exchange.key WHERE conversation = ? ORDER BY key",
             (key,),
         )
-        for row, name, parent, follows_up, ended, problem, question, request in rows:
+        for row, name, parent, follows_up, ended, problem, question, request, names in rows:
             # Only differences of times are ever shown, and they were stored as such.
             exchange = Exchange(
                 Message.FromString(question),
                 GenerateRequest.FromString(request),
                 Meter(asked_at=0.0),
                 follows_up=bool(follows_up),
+                names=json.loads(names),
                 id=name,
             )
             for after, message in self._base.execute(
@@ -273,7 +275,7 @@ class Store:
     def _save(self, owner: str, conversation: Conversation) -> None:
         # Copied before the exchanges: whatever another thread adds meanwhile is shown only after it has been added.
         shown, path = conversation.shown.copy(), conversation.path()
-        key = self._entry(owner, conversation, _plain(heading(path[0].question)) if path else UNTITLED)
+        key = self._entry(owner, conversation, _plain(heading(path[0].question, path[0].names)) if path else UNTITLED)
         stored = {
             name: (row, ended, arrivals)
             for name, row, ended, arrivals in self._base.execute(
@@ -314,8 +316,13 @@ class Store:
         ).lastrowid
         assert row is not None
         self._base.execute(
-            "INSERT INTO asked (exchange, question, request) VALUES (?, ?, ?)",
-            (row, exchange.question.SerializeToString(), exchange.asked.SerializeToString()),
+            "INSERT INTO asked (exchange, question, request, names) VALUES (?, ?, ?, ?)",
+            (
+                row,
+                exchange.question.SerializeToString(),
+                exchange.asked.SerializeToString(),
+                json.dumps(exchange.names),
+            ),
         )
         return row
 

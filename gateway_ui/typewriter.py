@@ -9,8 +9,8 @@ _STEP_SECONDS = 0.1
 class Typewriter:
     """Says how many letters to show. It hurries in proportion to what waits, so nothing is lost or put off."""
 
-    def __init__(self, now: float) -> None:
-        self._shown = 0.0
+    def __init__(self, now: float, *, shown: int = 0) -> None:
+        self._shown = float(shown)
         self._at = now
 
     def advance(self, available: int, now: float, *, seconds_per_letter: float) -> int:

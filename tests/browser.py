@@ -50,7 +50,7 @@ def wait_for_port(port: int, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.fixture(scope="session")
-def page_at() -> Iterator[PageAt]:
+def page_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageAt]:
     """Serve the real page as a process of its own, for the service at an address; gives the page's URL."""
     pages: dict[str, tuple[subprocess.Popen[str], str]] = {}
 
@@ -61,6 +61,7 @@ def page_at() -> Iterator[PageAt]:
                 [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
                 stdout=subprocess.DEVNULL,
                 text=True,
+                env={**os.environ, "TOKENWIRE_PAGE_DATA": str(tmp_path_factory.mktemp("page"))},
             )
             pages[address] = process, f"http://localhost:{port}"
             wait_for_port(port, process)
@@ -80,7 +81,7 @@ async def browser() -> AsyncIterator[BrowserContext]:
     # Without one playwright takes its own, where `playwright install chromium` has been run.
     async with async_playwright() as playwright:
         chromium = await playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        # One for all tests: a page's session is its tab's, and the scripts needn't be loaded each time.
+        # One for all tests: the scripts needn't be loaded each time.
         yield await chromium.new_context(viewport={"width": 1100, "height": 800})
         await chromium.close()
 
@@ -88,6 +89,7 @@ async def browser() -> AsyncIterator[BrowserContext]:
 @pytest.fixture
 async def tab(browser: BrowserContext) -> AsyncIterator[Page]:
     """A tab of its own. Any address but this machine's fails the test."""
+    await browser.clear_cookies()  # it is another person's browser
     tab = await browser.new_page()
     outside: list[str] = []
     tab.on("request", lambda request: None if _is_local(request.url) else outside.append(request.url))

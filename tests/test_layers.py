@@ -48,7 +48,9 @@ ONLY = {
     "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
     "uvicorn": {"vertex_emulator.http.server"},
     # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
-    "streamlit": {"gateway_ui.__main__", "gateway_ui.app", "gateway_ui.exchange_view", "gateway_ui.sidebar"},
+    "streamlit": {
+        f"gateway_ui.{name}" for name in ("__main__", "app", "conversations", "exchange_view", "reader", "sidebar")
+    },
     "PIL": {"gateway_ui.attachments"},
     "markdown_it": {"gateway_ui.markdown"},
     "pygments": {"gateway_ui.markdown"},

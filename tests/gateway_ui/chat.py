@@ -24,7 +24,7 @@ class Chat:
     def __init__(self, tab: Page) -> None:
         self.tab = tab
         self.input = tab.get_by_test_id("stChatInputTextArea")
-        self.stop = tab.get_by_test_id("stChatInputStopButton")
+        self.stop = tab.get_by_role("button", name="Stop", exact=True)
         self.messages = tab.get_by_test_id("stChatMessage")
 
     async def ask(self, question: str) -> None:
@@ -79,6 +79,14 @@ class Chat:
 
     def problem(self) -> Locator:
         return self.answer().locator(".tw-problem:visible")
+
+    def not_asked(self) -> Locator:
+        """What waits over the input, since it can't be asked."""
+        return self.tab.locator('[class*="st-key-waiting-"]')
+
+    async def open_this_conversation(self) -> None:
+        await self.tab.get_by_test_id("stSidebar").get_by_text("This conversation", exact=True).click()
+        await expect(self.tab.get_by_role("button", name="JSON")).to_be_visible()
 
     async def photograph(self, name: str) -> None:
         # The sidebar's animations and the fonts have settled by then.

@@ -1,5 +1,6 @@
 """The page's process: how it starts, and how it ends."""
 
+import http.client
 import importlib.util
 import os
 import signal
@@ -12,15 +13,15 @@ from pathlib import Path
 
 import grpc
 import pytest
+import streamlit as st
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
 import gateway_ui
+from gateway_ui import app, exchange_view
 from gateway_ui.__main__ import main
 from tests.browser import free_port, wait_for_port
 from tests.tokenwire.fake_service import FakeService, Refusal
-from tokenwire import Turn
-from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 APP = Path(gateway_ui.__file__).with_name("script.py")
 
@@ -95,16 +96,25 @@ def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture
 
 
 @pytest.fixture
-def script(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> AppTest:
+def script(service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
+    """The page's script without a browser, which would have told who it is."""
     monkeypatch.setenv("TOKENWIRE_ADDRESS", service.address)
+    monkeypatch.setenv("TOKENWIRE_PAGE_DATA", str(tmp_path))
+    monkeypatch.setattr(app, "reader", lambda: "0" * 64)
+    st.cache_resource.clear()
     return AppTest.from_file(str(APP), default_timeout=30)
+
+
+def said(script: AppTest) -> list[str]:
+    """What the page has drawn in HTML."""
+    return [one.proto.body for one in script.get("html")]
 
 
 def test_the_script_answers_a_question(script: AppTest) -> None:
     script.run()
     script.chat_input[0].set_value("What is baseball?").run()
     assert not script.exception
-    assert [one.markdown[0].value for one in script.chat_message[1:]] == ["Hello there."]
+    assert any("<p>Hello there.</p>" in one for one in said(script))
 
 
 def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) -> None:
@@ -113,24 +123,52 @@ def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) ->
     script.chat_input[0].set_value("What is baseball?").run()
     assert not script.exception
     script.chat_input[0].set_value("Again?").run()
-    assert script.chat_message[-1].markdown[0].value == "Hello there."
+    assert any("<p>Hello there.</p>" in one for one in said(script))
 
 
-def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(script: AppTest, service: FakeService) -> None:
+def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(
+    script: AppTest, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     service.will_answer(threading.Event())
 
-    class Broken:
-        asked = GenerateRequest()
-        turn = Turn()
-
-        @property
-        def question(self) -> str:
-            assert service.arrived.wait(10)
-            raise RuntimeError
+    def breaks(*_: object) -> None:
+        assert service.arrived.wait(10)
+        raise RuntimeError
 
     script.run()
-    # Drawn before the new answer is.
-    script.session_state["chat"].conversation.exchanges.append(Broken())
+    monkeypatch.setattr(exchange_view, "question", breaks)
     script.chat_input[0].set_value("What is baseball?").run()
     assert script.exception
-    assert service.cancelled.wait(10)
+    assert service.cancelled.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 101), ("127.0.0.1", 101), ("[::1]", 101), ("page.example", 101), ("attacker.example", 403)],
+)
+def test_only_its_own_names_reach_it(service: FakeService, host: str, status: int) -> None:
+    """A name of somebody else's that leads to this machine would else be the page's own to a browser."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway_ui", "--port", str(port), "--name", "page.example"],
+        env={**os.environ, "TOKENWIRE_ADDRESS": service.address},
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for_port(port, process)
+        connection = http.client.HTTPConnection("localhost", port, timeout=10)
+        headers = {
+            "Host": f"{host}:{port}",
+            "Origin": f"http://{host}:{port}",
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "MTIzNDU2Nzg5MDEyMzQ1Ng==",
+        }
+        connection.request("GET", "/_stcore/stream", headers=headers)
+        assert connection.getresponse().status == status
+        connection.close()
+    finally:
+        process.kill()
+        process.wait()

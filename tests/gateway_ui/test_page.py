@@ -164,8 +164,7 @@ async def test_a_switch_flipped_in_mid_answer_changes_the_view_and_not_the_call(
     await page.photograph("chunks-streaming")
     assert not service.cancelled.is_set()
     assert len(service.requests) == 1
-    # Streamlit's own Stop is gone by now.
-    await page.answer().get_by_role("button", name="Stop").click()
+    await page.stop.click()
     assert await happened(service.cancelled)
     await expect(page.problem()).to_have_text(STOPPED)
 
@@ -180,8 +179,8 @@ async def test_smoothing_shows_the_text_letter_by_letter_and_all_of_it(chat: Ope
         """() => {
             const seen = [];
             new MutationObserver(() => {
-                const texts = document.querySelectorAll('[data-testid=stChatMessage] .stMarkdown');
-                if (texts.length) seen.push(texts[texts.length - 1].textContent);
+                const texts = document.querySelectorAll('[class*=st-key-words-]');
+                if (texts.length) seen.push(texts[texts.length - 1].textContent.trimEnd());
             }).observe(document.body, {subtree: true, childList: true, characterData: true});
             return seen;
         }"""

@@ -15,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway_ui import store as module
-from gateway_ui.conversation import INTERRUPTED, STOPPED, Conversation, Exchange
-from gateway_ui.pump import Arrival
+from gateway_ui.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange
 from gateway_ui.store import Store, default_path, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
 from tests.tokenwire.fake_service import completed, thought, tool_call
@@ -552,7 +551,7 @@ def test_processes_make_the_file_and_write_at_once(path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gateway_ui.pump import Arrival
+from gateway_ui.conversation import Arrival
 from gateway_ui.store import Store
 from tests.gateway_ui.test_conversation import conversation, exchange
 

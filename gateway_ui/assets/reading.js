@@ -1,0 +1,146 @@
+// What the page does for its reader: it follows the answer unless the reader scrolls away, has it read out sentence by
+// sentence, puts the cursor into the input, and knows the browser again.
+
+const START_OF_PAGE = '[data-testid="stMain"]';
+const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
+const RUNNING = ".tw-figures[data-running]";
+// The end of a sentence, of a line, or of a list's item, in Western and in Japanese writing.
+const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
+
+class Reading {
+  following = true;
+  questions = 0;
+  answer = null; // the element of the answer that is being written
+  heard = 0; // so many of its characters were read out
+
+  constructor(main) {
+    this.main = main;
+    this.top = main.scrollTop;
+    this.toEnd = document.createElement("button");
+    this.toEnd.type = "button";
+    this.toEnd.className = "tw-end";
+    this.toEnd.textContent = "To the end";
+    this.toEnd.hidden = true;
+    this.toEnd.onclick = () => this.follow();
+    this.voice = document.createElement("div");
+    this.voice.className = "tw-voice";
+    this.voice.setAttribute("aria-live", "polite");
+    this.voice.setAttribute("role", "status");
+    main.append(this.toEnd, this.voice);
+    main.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    document.addEventListener("keydown", (event) => this.pressed(event));
+    this.waiting = false;
+    new MutationObserver(() => this.soon()).observe(main, { subtree: true, childList: true, characterData: true });
+    new ResizeObserver(() => this.soon()).observe(main.firstElementChild);
+    this.input();
+    this.look();
+  }
+
+  // One look for all changes of a frame.
+  soon() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      this.look();
+    });
+  }
+
+  look() {
+    const questions = this.main.querySelectorAll(".tw-asked").length;
+    if (questions > this.questions) this.following = true;
+    this.questions = questions;
+    this.listen();
+    if (this.following) this.main.scrollTop = this.main.scrollHeight;
+    this.show();
+  }
+
+  left() {
+    return this.main.scrollHeight - this.main.scrollTop - this.main.clientHeight;
+  }
+
+  scrolled() {
+    // Only the reader scrolls up.
+    if (this.main.scrollTop < this.top - 1 && this.left() > 4) this.following = false;
+    else if (this.left() <= 4) this.following = true;
+    this.top = this.main.scrollTop;
+    this.show();
+  }
+
+  follow() {
+    this.following = true;
+    this.main.scrollTop = this.main.scrollHeight;
+    document.querySelector(INPUT)?.focus({ preventScroll: true });
+    this.show();
+  }
+
+  show() {
+    this.toEnd.hidden = this.following || this.left() < 100;
+  }
+
+  pressed(event) {
+    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+    document.querySelector(".st-key-stop button")?.click();
+  }
+
+  // Once, when the page has been loaded.
+  input() {
+    const input = document.querySelector(INPUT);
+    if (!input) return setTimeout(() => this.input(), 50);
+    if (document.activeElement === document.body && innerWidth > 640) input.focus({ preventScroll: true });
+  }
+
+  listen() {
+    const running = this.main.querySelector(RUNNING)?.closest('[class*="st-key-answer-"]') ?? null;
+    if (running !== this.answer) {
+      if (this.answer) this.ended();
+      this.answer = running;
+      this.heard = 0;
+      this.tallest = 0;
+    }
+    if (!running) return;
+    // Half a table is lower than the lines that it was before: what stands below must not jump.
+    const text = running.querySelector('[class*="st-key-words-"]');
+    if (text) {
+      this.tallest = Math.max(this.tallest, text.getBoundingClientRect().height);
+      text.style.minHeight = `${this.tallest}px`;
+      this.say(text.innerText, false);
+    }
+  }
+
+  ended() {
+    const text = this.answer.querySelector('[class*="st-key-words-"]');
+    if (!text) return;
+    text.style.minHeight = "";
+    this.say(text.innerText, true);
+  }
+
+  say(text, all) {
+    let end = all ? text.length : this.heard;
+    if (!all) {
+      SENTENCE.lastIndex = this.heard;
+      for (let found; (found = SENTENCE.exec(text)); ) end = found.index + 1;
+    }
+    if (end <= this.heard) return;
+    const words = document.createElement("p");
+    words.textContent = text.slice(this.heard, end).trim();
+    this.heard = end;
+    if (!words.textContent) return;
+    this.voice.append(words);
+    while (this.voice.childElementCount > 20) this.voice.firstElementChild.remove();
+  }
+}
+
+const secret = () => Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+export default ({ data, setStateValue }) => {
+  if (!window.tokenwireReading) {
+    const main = document.querySelector(START_OF_PAGE);
+    if (main) window.tokenwireReading = new Reading(main);
+  }
+  if (data.known || window.tokenwireBrowser) return;
+  window.tokenwireBrowser = secret();
+  const secure = location.protocol === "https:" ? "; Secure" : "";
+  document.cookie = `${data.cookie}=${window.tokenwireBrowser}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
+  setStateValue("browser", window.tokenwireBrowser);
+};

@@ -1,0 +1,116 @@
+"""The page's list of conversations: find one, name it, put it into a file, delete it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import streamlit as st
+
+from . import export
+from .conversation import Conversation
+from .desk import Desk, Talk
+from .markdown import render
+from .plain import label
+
+# More than these are found by searching.
+_SHOWN = 30
+# So many can be looked through without a search.
+_FEW = 5
+
+
+def opened(desk: Desk, owner: str) -> Talk:
+    """The conversation of this tab: the one in its address, else a new one."""
+    talk: Talk | None = st.session_state.get("talk")
+    if talk is None or talk.owner != owner:
+        talk = st.session_state.talk = desk.talk(owner, st.query_params.get("c", ""))
+    return talk
+
+
+def new_button(desk: Desk, talk: Talk) -> None:
+    """Draw what opens a new one."""
+    st.button("New conversation", key="new", on_click=_open, args=(desk, talk.owner), width="stretch")
+
+
+def drawer(desk: Desk, talk: Talk) -> None:
+    """Draw the list."""
+    if desk.store.trouble:
+        st.html(f'<div class="tw-problem" role="alert">{desk.store.trouble}</div>')
+    if talk.conversation.exchanges:
+        _this_one(desk, talk)
+    _undo(desk, talk)
+    search = st.session_state.get("search", "")
+    found = desk.store.list(talk.owner, search)
+    if search or len(found) > _FEW:
+        st.text_input("Search conversations", key="search", placeholder="Search", label_visibility="collapsed")
+    with st.container(key="conversations"):
+        for one in found[:_SHOWN]:
+            st.button(
+                label(one.title),
+                key=f"open-{one.id}",
+                on_click=_open,
+                args=(desk, talk.owner, one.id),
+                type="primary" if one.id == talk.conversation.id else "tertiary",
+                width="stretch",
+            )
+        if search and not found:
+            st.caption("None has these words.")
+
+
+def _open(desk: Desk, owner: str, number: str = "") -> None:
+    st.session_state.talk = desk.talk(owner, number)
+    st.session_state.editing = ""
+    st.session_state.pop("model", None)
+    if number:
+        st.query_params["c"] = number
+    else:
+        st.query_params.pop("c", None)
+
+
+def _this_one(desk: Desk, talk: Talk) -> None:
+    conversation = talk.conversation
+    with st.expander("This conversation", key=f"this-{conversation.id}"):
+        key = f"title-{conversation.id}"
+        st.text_input("Name", conversation.name, key=key, on_change=_rename, args=(desk, talk, key), max_chars=200)
+        # Written when they are asked for: an answer may have come since.
+        writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
+            ("Markdown", "md", "text/markdown", export.as_markdown),
+            ("JSON", "json", "application/json", export.as_json),
+            ("Page", "html", "text/html", partial(export.as_html, render=render)),
+        )
+        with st.container(horizontal=True):
+            for words, ending, mime, write in writes:
+                st.download_button(
+                    words,
+                    data=partial(write, conversation),
+                    file_name=export.file_name(conversation, ending),
+                    mime=mime,
+                    key=f"download-{ending}",
+                    help="To share: one file that any browser shows" if ending == "html" else None,
+                    on_click="ignore",
+                    width="stretch",
+                )
+        st.button("Delete", key="delete", on_click=_delete, args=(desk, talk), width="stretch")
+
+
+def _rename(desk: Desk, talk: Talk, key: str) -> None:
+    talk.conversation.title = st.session_state[key].strip()
+    desk.store.rename(talk.owner, talk.conversation.id, talk.conversation.title)
+
+
+def _delete(desk: Desk, talk: Talk) -> None:
+    talk.stop()
+    desk.store.delete(talk.owner, talk.conversation.id)
+    st.session_state.deleted = talk.conversation.id, talk.conversation.name
+    _open(desk, talk.owner)
+
+
+def _undo(desk: Desk, talk: Talk) -> None:
+    if "deleted" not in st.session_state:
+        return
+    number, name = st.session_state.deleted
+    st.button(f"Undo: delete {label(name)}", key="undo", on_click=_undelete, args=(desk, talk, number), width="stretch")
+
+
+def _undelete(desk: Desk, talk: Talk, number: str) -> None:
+    del st.session_state.deleted
+    desk.store.undelete(talk.owner, number)
+    _open(desk, talk.owner, number)

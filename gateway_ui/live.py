@@ -1,0 +1,129 @@
+"""An answer that is being written: one thread reads it, any number of tabs look on."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tokenwire import Answer, InvalidRequestError, TokenwireError
+
+from .conversation import Arrival, Exchange
+
+# A page that is loaded anew is back by then, also on a phone. Nobody reads on otherwise, and tokens cost money.
+_ALONE_SECONDS = 5.0
+
+# What has come is kept so often: so much of it can be lost with this process.
+_SAVE_SECONDS = 1.0
+
+_BUG = "The page has made a mistake, which its log tells. What you see is incomplete."
+
+
+class Live:
+    """Reads an answer into its exchange to the end, as long as somebody looks on.
+
+    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called now and then
+    and in the end, by the thread that reads.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        answer: Answer,
+        save: Callable[[], object],
+        *,
+        alone: float = _ALONE_SECONDS,
+    ) -> None:
+        self.exchange = exchange
+        self.shown = 0
+        """So many letters of it have been drawn: a view that takes another's place goes on from there."""
+        self._answer = answer
+        self._save = save
+        self._alone = alone
+        self._changed = threading.Condition()
+        self._version = 0
+        self._lookers = 0
+        self._leaving: threading.Timer | None = None
+        self._left()
+        self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
+        self.thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Nothing more comes, and all of it is saved."""
+        return not self.thread.is_alive()
+
+    def lookers(self) -> int:
+        """So many look on. Without any it is cancelled soon."""
+        return self._lookers
+
+    def wait(self, seen: int, seconds: float) -> int:
+        """Wait until there is more than at the version `seen`, for so many seconds at most; gives the version now."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._version != seen or self.exchange.ended, seconds)
+            return self._version
+
+    def stop(self) -> None:
+        """Cancel it, and mark the answer incomplete unless it had ended. As often as you like."""
+        with self._changed:
+            self.exchange.stop()
+            self._changed.notify_all()
+        self._answer.cancel()
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Somebody reads it."""
+        with self._changed:
+            self._lookers += 1
+            if self._leaving is not None:
+                self._leaving.cancel()
+                self._leaving = None
+        try:
+            yield
+        finally:
+            self._left(1)
+
+    def _left(self, count: int = 0) -> None:
+        with self._changed:
+            self._lookers -= count
+            if self._lookers == 0 and not self.exchange.ended:
+                self._leaving = threading.Timer(self._alone, self._give_up)
+                self._leaving.daemon = True
+                self._leaving.start()
+
+    def _give_up(self) -> None:
+        if self._lookers == 0:
+            self.stop()
+
+    def _run(self) -> None:
+        problem: str | None = None
+        try:
+            with self._answer:
+                self._read()
+        except TokenwireError as error:
+            too_long = isinstance(error, InvalidRequestError) and self.exchange.follows_up
+            problem = str(error) + (" If this conversation has become too long, start a new one." if too_long else "")
+        except Exception:
+            logging.getLogger(__name__).exception("an answer could not be read")
+            problem = _BUG
+        with self._changed:
+            if not self.exchange.ended:
+                self.exchange.finish() if problem is None else self.exchange.fail(problem)
+            self._changed.notify_all()
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._save()
+
+    def _read(self) -> None:
+        saved_at = time.monotonic()
+        for message in self._answer:
+            now = time.monotonic()
+            with self._changed:
+                if self.exchange.ended:
+                    return
+                self.exchange.saw(Arrival(message, now))
+                self._version += 1
+                self._changed.notify_all()
+            if now - saved_at >= _SAVE_SECONDS:
+                self._save()
+                saved_at = time.monotonic()

@@ -1,0 +1,31 @@
+"""What the page does in the browser: it follows the answer, reads it out, and knows the browser again."""
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+_ASSETS = Path(__file__).with_name("assets")
+
+_COMPONENT = st.components.v2.component(
+    "tokenwire_reader",
+    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "reading.js")),
+    isolate_styles=False,
+)
+
+COOKIE = "tokenwire_browser"
+_SECRET_LENGTH = 64
+
+
+def reader() -> str:
+    """Set it up; gives the browser's own secret, empty until it has told it (the script then runs again)."""
+    known = st.context.cookies.get(COOKIE, "")
+    if len(known) < _SECRET_LENGTH:
+        known = ""  # not one of ours
+    result: Any = _COMPONENT(
+        data={"cookie": COOKIE, "known": bool(known)},
+        key="reader",
+        on_browser_change=lambda: None,
+        height=0,
+    )
+    return known or result.browser or ""

@@ -1,0 +1,140 @@
+"""One thread reads an answer, any number of tabs look on."""
+
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from gateway_ui.conversation import STOPPED, Exchange
+from gateway_ui.live import Live
+from tests.tokenwire.fake_service import FakeService, Refusal, completed
+from tokenwire import Client, user
+from tokenwire.cli.meter import Meter
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
+
+Started = Callable[..., Live]
+
+
+@pytest.fixture
+def saved() -> list[str]:
+    """The text of the exchange, each time that it was saved."""
+    return []
+
+
+@pytest.fixture
+def live(service: FakeService, saved: list[str]) -> Iterator[Started]:
+    made: list[Live] = []
+    with Client(service.address) as client:
+
+        def start(*, alone: float = 60, follows_up: bool = False) -> Live:
+            exchange = Exchange(user("x"), GenerateRequest(), Meter(asked_at=0), follows_up=follows_up)
+            made.append(Live(exchange, client.generate("x"), lambda: saved.append(exchange.text), alone=alone))
+            return made[-1]
+
+        yield start
+        for one in made:
+            one.stop()
+            one.thread.join(10)
+            assert not one.thread.is_alive()
+
+
+def ended(live: Live) -> Exchange:
+    live.thread.join(10)
+    assert live.over
+    return live.exchange
+
+
+def until(live: Live, text: str) -> None:
+    version = 0
+    while live.exchange.text != text and not live.exchange.ended:
+        version = live.wait(version, 10)
+    assert live.exchange.text == text
+
+
+def test_everything_comes_in_order_and_is_saved(live: Started, service: FakeService, saved: list[str]) -> None:
+    service.will_answer("a", "b", completed())
+    exchange = ended(live())
+    assert [piece.text for piece in exchange.pieces] == ["a", "b"]
+    assert [piece.after for piece in exchange.pieces] == sorted(piece.after for piece in exchange.pieces)
+    assert exchange.ended
+    assert not exchange.problem
+    assert saved[-1] == "ab"
+
+
+def test_waiting_ends_with_what_comes_and_gives_up_otherwise(live: Started, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("a", gate, "b", threading.Event())
+    one = live()
+    until(one, "a")
+    version = one.wait(0, 10)
+    assert one.wait(version, 0.01) == version
+    gate.set()
+    assert one.wait(version, 10) > version
+    assert one.exchange.text == "ab"
+
+
+def test_an_error_comes_after_everything_before_it(live: Started, service: FakeService, saved: list[str]) -> None:
+    service.will_answer("a", Refusal(grpc.StatusCode.UNAVAILABLE, "UPSTREAM_CUT"))
+    exchange = ended(live())
+    assert exchange.text == "a"
+    assert "what you see is incomplete" in exchange.problem
+    assert saved[-1] == "a"
+
+
+def test_a_conversation_that_is_too_long_is_told_what_to_do(live: Started, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.INVALID_ARGUMENT, "UPSTREAM_REJECTED", "The context is full."))
+    assert "start a new one" in ended(live(follows_up=True)).problem
+
+
+def test_a_stop_cancels_and_marks(live: Started, service: FakeService, saved: list[str]) -> None:
+    service.will_answer("a", threading.Event())
+    one = live()
+    until(one, "a")
+    one.stop()
+    one.stop()
+    assert ended(one).problem == STOPPED
+    assert service.cancelled.wait(10)
+    assert saved[-1] == "a"
+
+
+def test_a_stop_behind_the_end_changes_nothing(live: Started, service: FakeService) -> None:
+    service.will_answer("a", completed())
+    one = live()
+    ended(one)
+    one.stop()
+    assert not one.exchange.problem
+
+
+def test_an_answer_that_nobody_looks_at_is_cancelled(live: Started, service: FakeService) -> None:
+    service.will_answer("a", threading.Event())
+    one = live(alone=0.05)
+    assert service.cancelled.wait(10)
+    assert ended(one).problem == STOPPED
+
+
+def test_it_goes_on_while_one_of_two_looks_and_over_a_short_absence(live: Started, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("a", gate, "b", completed())
+    one = live(alone=60)
+    with one.looked_at():
+        with one.looked_at():
+            until(one, "a")
+        assert one.lookers() == 1
+    assert one.lookers() == 0
+    with one.looked_at():
+        gate.set()
+        assert ended(one).text == "ab"
+    assert not service.cancelled.is_set()
+
+
+def test_a_bug_of_the_page_is_logged_and_told(
+    live: Started, service: FakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Exchange, "saw", fails)
+    service.will_answer("a", completed())
+    assert "The page has made a mistake" in ended(live()).problem
+    assert "a bug" in caplog.text

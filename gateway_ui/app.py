@@ -57,17 +57,20 @@ def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     exchange_view.style()
-    typed = st.chat_input(
-        "Ask, for example: What is baseball?",
-        key="question",
-        # Always the same: an input that changes forgets what was typed into it.
-        accept_file="multiple",
-        max_upload_size=attachments.UPLOAD_MEGABYTES,
-    )
+    with st.bottom:
+        above = st.container(key="above")
+        typed = st.chat_input(
+            "Ask, for example: What is baseball?",
+            key="question",
+            # Always the same: an input that changes forgets what was typed into it.
+            accept_file="multiple",
+            max_upload_size=attachments.UPLOAD_MEGABYTES,
+        )
     early: list[Any] = st.session_state.setdefault("early", [])
     if typed is not None:
         early.append(typed)
-    owner = reader()
+        st.session_state.taken = st.session_state.get("taken", 0) + 1
+    owner = reader(st.session_state.get("taken", 0))
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
         return
@@ -89,7 +92,7 @@ def page() -> None:
     with st.sidebar:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
-    _talk(desk, talk, choices)
+    _talk(desk, talk, choices, above)
 
 
 def _offered(address: str) -> tuple[list[Model], str]:
@@ -157,26 +160,25 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
     st.query_params["c"] = conversation.id
 
 
-def _talk(desk: Desk, talk: Talk, choices: Choices) -> None:
-    said, below = st.container(), st.container(key="below")
-    with below:
-        stop = st.empty()
+def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
+    path, live = talk.conversation.path(), talk.running()
+    with above:
         _waiting(talk)
-    with said:
-        path = talk.conversation.path()
-        if not path:
-            _welcome()
-        for exchange in path:
-            last = exchange is path[-1]
+        stop = st.empty()
+        if live is not None:
+            stop.button("Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Or press Escape")
+    for exchange, slot in zip(path, _slots(len(path)), strict=True):
+        last = exchange is path[-1]
+        running = live is not None and live.exchange is exchange
+        with slot:
             with st.chat_message("user", avatar=":material/person:"):
                 _asked(talk, exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last)
-                live = talk.running()
-                if live is not None and live.exchange is exchange:
-                    stop.button(
-                        "Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Escape does it, too"
-                    )
+                fresh = live is not None and running and not live.shown
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, fresh=fresh)
+                # What stood there before doesn't belong to an answer that is being written.
+                below = st.empty() if running else st.container()
+                if live is not None and running:
                     _follow(live, drawn, choices.seconds_per_letter)
                     stop.empty()
                     if exchange.problem:
@@ -184,10 +186,24 @@ def _talk(desk: Desk, talk: Talk, choices: Choices) -> None:
                         _models.clear()
                     if talk.waiting:
                         st.rerun()
-                else:
-                    drawn.update()
-                    drawn.note()
-                _actions(desk, talk, exchange, last=last)
+                    below = below.container()
+                drawn.update()
+                drawn.note()
+                with below:
+                    _actions(desk, talk, exchange, last=last)
+
+
+def _slots(count: int) -> list[Any]:
+    """A place for each exchange. Streamlit takes away what isn't drawn any more only when the script ends."""
+    before = st.session_state.get("slots", 0)
+    st.session_state.slots = count
+    if not count:
+        with st.container():
+            _welcome()
+    slots = [st.container() for _ in range(count)]
+    for _ in range(before - max(count, 1)):
+        st.empty()
+    return slots
 
 
 def _welcome() -> None:
@@ -197,16 +213,17 @@ def _welcome() -> None:
 
 def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
-    for place, one in enumerate(talk.waiting):
-        with st.container(key=f"waiting-{place}", border=True):
-            exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
-            with st.container(horizontal=True):
-                if not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
-                elif one.message.parts:
-                    words = "Ask without the refused files" if one.refused else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
-                st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
+    with st.empty().container():  # anew each time: what has been asked is to go at once
+        for place, one in enumerate(talk.waiting):
+            with st.container(key=f"waiting-{place}", border=True):
+                exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
+                with st.container(horizontal=True):
+                    if not one.trouble:
+                        st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
+                    elif one.message.parts:
+                        words = "Ask without the refused files" if one.refused else "Ask"
+                        st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
+                    st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
 
 
 def _now(talk: Talk, one: Waiting) -> None:

@@ -89,11 +89,12 @@ def size(count: int) -> str:
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 
-    def __init__(self, exchange: Exchange, *, borders: bool) -> None:
+    def __init__(self, exchange: Exchange, *, borders: bool, fresh: bool = False) -> None:
+        """`fresh`: another answer stood there, of which nothing is to stay."""
         self._exchange = exchange
         self._borders = borders
         self._fold: Any = None
-        with st.container(key=f"answer-{exchange.id}"):
+        with (st.empty() if fresh else st).container(key=f"answer-{exchange.id}"):
             self._fold_place, self._words = st.empty(), st.container(key=f"words-{exchange.id}")
             self._calls, self._sources, self._note = st.empty(), st.empty(), st.empty()
         self._tail = self._words.empty()
@@ -193,15 +194,13 @@ def chart(pieces: Sequence[Piece]) -> None:
         before = piece.after
     tips = [{"field": name, "type": "quantitative"} for name in ("chunk", "seconds", "characters", "gap")]
 
-    def picture(field: str, title: str, mark: str | dict[str, Any], height: int) -> dict[str, Any]:
+    def picture(field: str, title: str, mark: dict[str, Any], legend: dict[str, str] | None) -> dict[str, Any]:
         return {
             "mark": mark,
-            "width": "container",
-            "height": height,
             "encoding": {
                 "x": {"field": "seconds", "type": "quantitative", "title": None, "scale": {"domainMin": 0}},
                 "y": {"field": field, "type": "quantitative", "title": title},
-                "color": {"field": "kind", "type": "nominal", "title": None, "legend": {"orient": "top"}},
+                "color": {"field": "kind", "type": "nominal", "title": None, "legend": legend},
                 "tooltip": tips,
             },
         }
@@ -209,12 +208,12 @@ def chart(pieces: Sequence[Piece]) -> None:
     dots = {"type": "point", "filled": True, "size": 14, "opacity": 0.7}
     steps = {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5}
     # Not one picture of three: Streamlit doesn't fit such a one to the page's width.
-    for one in (
-        picture("grown", "characters so far", steps, 140),
-        picture("characters", "of a chunk", dots, 90),
-        picture("gap", "ms since the one before", dots, 90),
+    for height, one in (
+        (240, picture("grown", "characters so far", steps, {"orient": "top"})),
+        (170, picture("characters", "characters of each", dots, None)),
+        (170, picture("gap", "ms waited for each", dots, None)),
     ):
-        st.vega_lite_chart({"data": {"values": bars}, **one})
+        st.vega_lite_chart({"data": {"values": bars}, **one}, height=height)
     st.html('<div class="tw-figures">Seconds after the question</div>')
 
 

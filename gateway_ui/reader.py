@@ -17,13 +17,16 @@ COOKIE = "tokenwire_browser"
 _SECRET_LENGTH = 64
 
 
-def reader() -> str:
-    """Set it up; gives the browser's own secret, empty until it has told it (the script then runs again)."""
+def reader(taken: int) -> str:
+    """Set it up, and tell it how many questions were taken from the input.
+
+    Gives the browser's own secret; it is empty until the browser has told it, and the script then runs again.
+    """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
         known = ""  # not one of ours
     result: Any = _COMPONENT(
-        data={"cookie": COOKIE, "known": bool(known)},
+        data={"cookie": COOKIE, "known": bool(known), "taken": taken},
         key="reader",
         on_browser_change=lambda: None,
         height=0,

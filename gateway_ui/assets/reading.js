@@ -3,9 +3,48 @@
 
 const START_OF_PAGE = '[data-testid="stMain"]';
 const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
+const SEND = 'button[data-testid="stChatInputSubmitButton"]';
+// Whatever was sent that long ago without having been taken never will be.
+const LOST_MS = 10_000;
 const RUNNING = ".tw-figures[data-running]";
 // The end of a sentence, of a line, or of a list's item, in Western and in Japanese writing.
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
+
+// Streamlit forgets a question when another is sent before its script has seen the first: the second waits that long.
+class Input {
+  sent = 0;
+  taken = 0;
+  held = false;
+
+  constructor() {
+    const passes = (event) => this.passes(event);
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches?.(INPUT)) passes(event);
+    }, true);
+    document.addEventListener("click", (event) => {
+      if (event.target.closest?.(SEND)) passes(event);
+    }, true);
+  }
+
+  passes(event) {
+    if (document.querySelector(SEND)?.disabled ?? true) return;
+    if (this.sent > this.taken && Date.now() - this.sentAt < LOST_MS) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.held = true;
+      return;
+    }
+    this.sent = this.taken + 1;
+    this.sentAt = Date.now();
+  }
+
+  took(count) {
+    this.taken = Math.max(this.taken, count);
+    if (!this.held || this.sent > this.taken) return;
+    this.held = false;
+    document.querySelector(SEND)?.click();
+  }
+}
 
 class Reading {
   following = true;
@@ -138,6 +177,8 @@ export default ({ data, setStateValue }) => {
     const main = document.querySelector(START_OF_PAGE);
     if (main) window.tokenwireReading = new Reading(main);
   }
+  window.tokenwireInput ??= new Input();
+  window.tokenwireInput.took(data.taken);
   if (data.known || window.tokenwireBrowser) return;
   window.tokenwireBrowser = secret();
   const secure = location.protocol === "https:" ? "; Secure" : "";

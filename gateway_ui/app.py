@@ -167,15 +167,19 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
         stop = st.empty()
         if live is not None:
             stop.button("Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Or press Escape")
-    for exchange, slot in zip(path, _slots(len(path)), strict=True):
+    slots = _slots("exchanges", max(len(path), 1))
+    if not path:
+        with slots[0]:
+            _welcome()
+    for exchange, slot in zip(path, slots, strict=False):
         last = exchange is path[-1]
         running = live is not None and live.exchange is exchange
         with slot:
             with st.chat_message("user", avatar=":material/person:"):
                 _asked(talk, exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
-                fresh = live is not None and running and not live.shown
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, fresh=fresh)
+                place = talk.conversation.alternatives(exchange).index(exchange)
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
@@ -193,15 +197,12 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
                     _actions(desk, talk, exchange, last=last)
 
 
-def _slots(count: int) -> list[Any]:
-    """A place for each exchange. Streamlit takes away what isn't drawn any more only when the script ends."""
-    before = st.session_state.get("slots", 0)
-    st.session_state.slots = count
-    if not count:
-        with st.container():
-            _welcome()
+def _slots(name: str, count: int) -> list[Any]:
+    """So many places, one below the other. Streamlit takes away what isn't drawn any more only when the script ends."""
+    before = st.session_state.get(name, 0)
+    st.session_state[name] = count
     slots = [st.container() for _ in range(count)]
-    for _ in range(before - max(count, 1)):
+    for _ in range(before - count):
         st.empty()
     return slots
 
@@ -213,17 +214,16 @@ def _welcome() -> None:
 
 def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
-    with st.empty().container():  # anew each time: what has been asked is to go at once
-        for place, one in enumerate(talk.waiting):
-            with st.container(key=f"waiting-{place}", border=True):
-                exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
-                with st.container(horizontal=True):
-                    if not one.trouble:
-                        st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
-                    elif one.message.parts:
-                        words = "Ask without the refused files" if one.refused else "Ask"
-                        st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
-                    st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
+    for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
+        with slot, st.container(key=f"waiting-{place}", border=True):
+            exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
+            with st.container(horizontal=True):
+                if not one.trouble:
+                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
+                elif one.message.parts:
+                    words = "Ask without the refused files" if one.refused else "Ask"
+                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
+                st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
 
 
 def _now(talk: Talk, one: Waiting) -> None:

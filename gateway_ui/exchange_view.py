@@ -89,12 +89,18 @@ def size(count: int) -> str:
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 
-    def __init__(self, exchange: Exchange, *, borders: bool, fresh: bool = False) -> None:
-        """`fresh`: another answer stood there, of which nothing is to stay."""
+    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0) -> None:
+        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written."""
         self._exchange = exchange
         self._borders = borders
         self._fold: Any = None
-        with (st.empty() if fresh else st).container(key=f"answer-{exchange.id}"):
+        # Streamlit keeps what stood in a container until the script ends, so the next answer gets another one.
+        for _ in range(place % 2):
+            st.empty()
+        body = st.container(key=f"answer-{exchange.id}")
+        for _ in range(1 - place % 2):
+            st.empty()
+        with body:
             self._fold_place, self._words = st.empty(), st.container(key=f"words-{exchange.id}")
             self._calls, self._sources, self._note = st.empty(), st.empty(), st.empty()
         self._tail = self._words.empty()

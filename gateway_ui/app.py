@@ -30,6 +30,9 @@ _FRAME_SECONDS = 0.03
 # Drawing may take a fifth of a core, and less where many tabs are drawn at once: then each picture takes longer.
 _REST = 4.0
 
+# gRPC waits for up to a second before it tries again to connect. A question isn't to fail of that.
+_RECONNECT_SECONDS = 1.5
+
 # How often the service is looked for while it is away, and looked after while it is there.
 _AWAY_SECONDS = 2.0
 _THERE_SECONDS = 20.0
@@ -77,7 +80,7 @@ def page() -> None:
     desk = _desk()
     talk = conversations.opened(desk, owner)
 
-    models, trouble = _offered(default_address())
+    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if early else 0.0)
     if talk.conversation.last is not None:
         sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
     model = sidebar.chosen(models)
@@ -95,12 +98,16 @@ def page() -> None:
     _talk(desk, talk, choices, above)
 
 
-def _offered(address: str) -> tuple[list[Model], str]:
-    """The models, and what is wrong when there are none."""
-    try:
-        return _models(address), ""
-    except TokenwireError as error:
-        return [], str(error)
+def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
+    """The models, and what is wrong when there are none after so many seconds of trying."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return _models(address), ""
+        except TokenwireError as error:
+            if time.monotonic() >= end:
+                return [], str(error)
+        time.sleep(_FRAME_SECONDS)
 
 
 def _connection(trouble: str) -> None:

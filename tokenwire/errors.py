@@ -29,6 +29,7 @@ answer. A status becomes one of them in `explain`, by the table `WORDS`; a finis
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -51,6 +52,11 @@ CONNECTION_LOST = "CONNECTION_LOST"
 CALL_DROPPED = "CALL_DROPPED"
 NO_COMPLETED = "NO_COMPLETED"
 SEQUENCE_GAP = "SEQUENCE_GAP"
+REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+
+# What gRPC itself says of a request beyond the service's limit: the service is never given it, and so has no words of
+# its own. The same of an answer beyond this side's limit begins with "CLIENT:".
+_TOO_LARGE = re.compile(r"(?<!CLIENT: R)eceived message larger than max \(([0-9]+) vs\. ([0-9]+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +253,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             NotAllowedError, "The service at {address} does not know you: the key is missing or wrong. {said}"
         ),
         (_Code.RESOURCE_EXHAUSTED, ""): Words(BusyError, "The service has no room for this request. {said} {again}"),
+        (_Code.RESOURCE_EXHAUSTED, REQUEST_TOO_LARGE): Words(InvalidRequestError, "The request is too large: {fields}"),
         (_Code.RESOURCE_EXHAUSTED, "SERVER_BUSY"): Words(BusyError, "The service is busy. {again}"),
         (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(
             BusyError, "You have all the answers open at once that one caller may have. {said} {again}"
@@ -319,7 +326,17 @@ def explain(
         # A call that reaches a server after it has told the connection to close ends like this, as if somebody here had
         # cancelled it (https://github.com/grpc/grpc/issues/41785).
         reason = CALL_DROPPED
+    too_large = None
+    if not known and not started and code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        too_large = _TOO_LARGE.search(said)
     retry, refused = RetryInfo(), BadRequest()
+    violations: tuple[Violation, ...] = ()
+    if too_large is not None:
+        reason = REQUEST_TOO_LARGE
+        size, most = (int(number) / 1024**2 for number in too_large.groups())
+        violations = (Violation("", f"it has {size:.1f} MB, history included, and the service takes {most:.1f} MB"),)
+    elif _unpack(details, refused):
+        violations = tuple(Violation(one.field, one.description) for one in refused.field_violations)
     return put(
         code,
         reason,
@@ -331,9 +348,7 @@ def explain(
         pieces=pieces,
         text=text,
         retry_after=retry.retry_delay.ToTimedelta().total_seconds() if _unpack(details, retry) else None,
-        violations=tuple(Violation(one.field, one.description) for one in refused.field_violations)
-        if _unpack(details, refused)
-        else (),
+        violations=violations,
         metadata=info.metadata if known else None,
     )
 

@@ -172,3 +172,20 @@ def test_every_finish_reason_but_stop_has_words(reason: pb.FinishReason.ValueTyp
 def test_a_finish_reason_of_tomorrow_keeps_the_providers_word() -> None:
     reason = pb.FinishReason.ValueType(99)
     assert ending(pb.Completed(finish_reason=reason, upstream_finish_reason="BORED")).endswith("(BORED)")
+
+
+def test_a_request_beyond_grpcs_limit_is_too_large_and_not_to_be_tried_again() -> None:
+    words = "SERVER: Received message larger than max (7340070 vs. 6291456)"
+    error = explain(Failed(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, message=words)), address="localhost:50051")
+    assert type(error) is errors.InvalidRequestError
+    assert str(error) == ("The request is too large: it has 7.0 MB, history included, and the service takes 6.0 MB.")
+    assert (error.reason, error.said) == (errors.REQUEST_TOO_LARGE, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("CLIENT: Received message larger than max (7 vs. 6)", ""), ("Received message larger than max (7 vs. 6)", "X")],
+)
+def test_an_answer_beyond_it_or_words_of_the_service_are_not_taken_for_that(words: str, reason: str) -> None:
+    refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, message=words)
+    assert type(explain(Failed(refusal), address="localhost:50051")) is errors.BusyError

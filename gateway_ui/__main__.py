@@ -90,7 +90,7 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
         "client.showErrorDetails": "none",
         # For both, since one color for all would make a theme of its own that ignores the browser's wish for dark.
         "theme.light.primaryColor": "#2563eb",
-        "theme.dark.primaryColor": "#3b82f6",
+        "theme.dark.primaryColor": "#2563eb",
         # With fast reruns a flipped switch looks like a Stop to the running script, and would end the answer.
         "runner.fastReruns": "false",
         "runner.magicEnabled": "false",

@@ -10,7 +10,7 @@ import streamlit as st
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.v1.content_pb2 import Message, Part, ToolCall
+from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import attachments, conversations, exchange_view, sidebar
@@ -84,7 +84,7 @@ def page() -> None:
     if talk.conversation.last is not None:
         sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
     model = sidebar.chosen(models)
-    talk.waiting.extend(_question(one, model) for one in early)
+    talk.waiting.extend(_question(talk, one, model) for one in early)
     early.clear()
     with st.sidebar:
         st.subheader("tokenwire")
@@ -130,18 +130,18 @@ def _connection(trouble: str) -> None:
     look()
 
 
-def _question(typed: Any, model: Model) -> Waiting:
-    parts: list[Part] = []
-    problems, names, refused = [], [], []
-    for file in typed.files:
-        try:
-            parts.append(attachments.attach(file.name, file.getvalue(), model.input_kinds))
-            names.append(file.name)
-        except ValueError as error:
-            problems.append(str(error))
-            refused.append(file.name)
+def _question(talk: Talk, typed: Any, model: Model) -> Waiting:
+    earlier = attachments.inline_bytes([one.question for one in talk.conversation.path()])
+    files = [(file.name, file.getvalue()) for file in typed.files]
+    attached, problems = attachments.attach_all(files, attachments.kinds(model), before=earlier)
+    for one in attached:
+        if one.note:
+            st.toast(label(one.note))
+    parts = [one.part for one in attached]
+    names = [one.name for one in attached]
     if typed.text:
         parts.append(user(typed.text).parts[0])
+    refused = [name for name, _ in files if name not in names]
     return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, refused)
 
 
@@ -155,6 +155,10 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
     waiting = talk.waiting.pop(0)
     conversation, asked = talk.conversation, choices.request
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
+    if trouble := attachments.too_much([*history, waiting.message]):
+        waiting.trouble = trouble
+        talk.waiting.insert(0, waiting)
+        return
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
@@ -327,7 +331,7 @@ def _results_form(talk: Talk, calls: Sequence[ToolCall]) -> None:
     with st.form("results"):
         for place, call in enumerate(calls):
             st.text_area(
-                f"Result of {label(call.name)}", key=f"result-{place}", placeholder="JSON, or plain text", height=80
+                label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
             )
         st.form_submit_button("Send", on_click=_answer_calls, args=(talk, calls))
 

@@ -37,10 +37,10 @@ def drawer(desk: Desk, talk: Talk) -> None:
     if talk.conversation.exchanges:
         _this_one(desk, talk)
     _undo(desk, talk)
-    search = st.session_state.get("search", "")
+    search = st.session_state.get("find", "")
     found = desk.store.list(talk.owner, search)
     if search or len(found) > _FEW:
-        st.text_input("Search conversations", key="search", placeholder="Search", label_visibility="collapsed")
+        st.text_input("Search conversations", key="find", placeholder="Search", label_visibility="collapsed")
     with st.container(key="conversations"):
         for one in found[:_SHOWN]:
             st.button(

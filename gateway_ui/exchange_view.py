@@ -12,11 +12,13 @@ import streamlit as st
 
 from tokenwire.cli.meter import duration
 from tokenwire.endings import finish
-from tokenwire.v1.content_pb2 import Blob, Message
+from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
+from . import attachments
 from .conversation import Exchange, Piece, pretty
 from .markdown import Growing, render, segments
+from .plain import label
 
 _ASSETS = Path(__file__).with_name("assets")
 
@@ -49,14 +51,15 @@ def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
 def question(message: Message, names: Sequence[str] = ()) -> None:
     """Draw what was asked: text, files under their names, or the results of tool calls."""
     st.html('<span class="tw-asked"></span>')
-    files = [part.inline_data for part in message.parts if part.HasField("inline_data")]
-    images = [file.data for file in files if file.mime_type.startswith("image/")]
+    files = [part for part in message.parts if part.HasField("inline_data")]
+    named = [*zip(files, [*names, *[""] * len(files)], strict=False)]
+    images = [(part.inline_data.data, name) for part, name in named if _is_image(part)]
     if images:
         with st.container(horizontal=True):
-            for image in images:
-                st.image(image)
-    for file, name in zip(files, [*names, *[""] * len(files)], strict=False):
-        if not file.mime_type.startswith("image/"):
+            for image, name in images:
+                st.image(image, caption=label(name) or None)
+    for file, name in named:
+        if not _is_image(file):
             _file(name, file)
     for part in message.parts:
         match part.WhichOneof("data"):
@@ -70,20 +73,17 @@ def question(message: Message, names: Sequence[str] = ()) -> None:
                 pass  # nothing that the page lets its user say
 
 
-def _file(name: str, file: Blob) -> None:
-    told = " · ".join(html.escape(one) for one in (name, file.mime_type, size(len(file.data))) if one)
-    st.html(f'<div class="tw-file">{told}</div>')
+def _is_image(part: Part) -> bool:
+    return part.inline_data.mime_type.startswith("image/")
+
+
+def _file(name: str, part: Part) -> None:
+    st.html(f'<div class="tw-file">{html.escape(attachments.described(part, name))}</div>')
+    file = part.inline_data
     if file.mime_type.startswith("audio/"):
         st.audio(file.data, file.mime_type)
     elif file.mime_type.startswith("video/"):
         st.video(file.data, file.mime_type)
-
-
-def size(count: int) -> str:
-    """Write a number of bytes as people read it."""
-    if count < 1024:
-        return f"{count} bytes"
-    return f"{count / 1024:,.0f} kB" if count < 1024**2 else f"{count / 1024**2:,.1f} MB"
 
 
 class Drawing:

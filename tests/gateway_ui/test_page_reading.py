@@ -2,6 +2,7 @@
 
 import re
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,11 +15,11 @@ from tests.tokenwire.fake_service import FakeService, completed, thought, tool_c
 
 pytestmark = pytest.mark.browser
 
-PARAGRAPHS = ["A paragraph of the answer, long enough for more than one line on most screens, with some words.\n\n"] * 30
+PARAGRAPHS = ["A paragraph of the answer, long enough for more than one line on most screens.\n\n"] * 30
 
 # One chunk for each kind of thing that might be drawn late or change its height.
 RICH = (
-    *"Some words. ".split(" "),
+    *["Some", "words.", ""],
     "\n\n```python\n", "def f(x):\n", "    return x\n", "```\n\n",
     "A formula: ", "\\(x^2", " + 1\\)", " and another:\n\n", "$$\\frac{1}", "{2}$$", "\n\n",
     "| a | b |\n", "|---|---|\n", "| 1 | 2 |\n", "| 3 |", " 4 |\n\n",
@@ -76,7 +77,7 @@ async def test_the_answer_never_shrinks_or_goes_blank_while_it_streams(chat: Ope
     assert found["empty"] == 0
     heights = found["heights"]
     assert len(heights) > len(RICH)
-    assert all(after >= before - 0.5 for before, after in zip(heights, heights[1:], strict=False)), heights
+    assert all(after >= before - 0.5 for before, after in pairwise(heights)), heights
 
 
 async def end_is_visible(page: Chat) -> bool:
@@ -95,8 +96,7 @@ async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, servi
     await expect(page.answer()).to_contain_text("30 chunks")
     assert await end_is_visible(page)
     await expect(to_end).to_be_hidden()
-    await page.answer().hover()
-    await page.tab.mouse.wheel(0, -600)
+    await page.tab.get_by_test_id("stMain").evaluate("main => main.scrollBy(0, -600)")
     await expect(to_end).to_be_visible()
     place = await page.tab.get_by_test_id("stMain").evaluate("main => main.scrollTop")
     more.set()
@@ -240,14 +240,15 @@ async def test_nothing_that_anybody_names_is_fetched(chat: Open, tab: Page, serv
     await page.ask(EVERYWHERE)
     await expect(page.answer()).to_contain_text("tokens in")
     await page.settled()
-    await expect(page.tab.get_by_label(f"Result of {HOSTILE}")).to_be_visible()
+    result = page.tab.get_by_test_id("stForm").get_by_test_id("stWidgetLabel")
+    assert (await result.inner_text()).replace("\u2060", "") == f"Result of {HOSTILE}"
     await page.answer().get_by_text("Chunks", exact=True).click()
     await page.open_this_conversation()
     await page.tab.get_by_role("textbox", name="Name").fill(EVERYWHERE)
     await page.tab.get_by_role("textbox", name="Name").press("Enter")
-    await expect(page.tab.locator(".st-key-conversations")).to_contain_text(HOSTILE)
+    await expect(page.tab.locator(".st-key-conversations")).to_contain_text("attacker.example/?q=secret")
     await page.tab.get_by_role("button", name="Delete").click()
-    await expect(page.tab.get_by_role("button", name="Undo")).to_contain_text(HOSTILE)
+    await expect(page.tab.get_by_role("button", name="Undo")).to_contain_text("attacker.example/?q=secret")
     await page.settled()
     assert not asked
 

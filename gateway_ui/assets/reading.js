@@ -136,6 +136,7 @@ class Reading {
       this.answer = running;
       this.heard = 0;
       this.tallest = 0;
+      if (running) this.voice.replaceChildren();
     }
     if (!running) return;
     // Half a table is lower than the lines that it was before: what stands below must not jump.

@@ -241,7 +241,7 @@ async def test_an_answer_is_copied_as_the_model_wrote_it(chat: Open, tab: Page, 
     assert await tab.evaluate("() => navigator.clipboard.readText()") == "A **game** ⚾\n"
 
 
-async def test_retry_asks_again_and_replaces_the_last_answer(chat: Open, service: FakeService) -> None:
+async def test_retry_asks_again_and_shows_another_answer(chat: Open, service: FakeService) -> None:
     page = await chat()
     await answered(page)
     service.will_answer("A sport.", completed())

@@ -104,6 +104,7 @@ soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refres
 	@rm -f build/hostile.json
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/hostile $(ARGS)
+	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/test_recipes.py -k leaves_fastapi $(ARGS)
 	@$(BIN)/python -m pytest -m soak tests/simulation $(ARGS)
 	@$(BIN)/python -m tests.faults.report
 	@$(BIN)/python -m tests.hostile.report

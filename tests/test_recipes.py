@@ -33,6 +33,9 @@ from vertex_emulator.script import answer, function_call, silence, thought, usag
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
 RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
 
+BOUND_MS = 100
+"""In which upstream is cancelled once a browser has left: docs/recipes.md."""
+
 # What was measured, for those who want to know.
 BUILD = Path(__file__).parents[1] / "build" / "fastapi"
 
@@ -220,8 +223,10 @@ async def test_a_browser_that_leaves_fastapi_stops_the_model_within_100_ms(
     figures = milliseconds(seconds)
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / f"{request.node.callspec.id.replace(' ', '_')}.json").write_text(json.dumps(figures))
-    row = Row("a browser leaves FastAPI", "", "", "milliseconds until upstream sees it", bound=100)
+    row = Row("a browser leaves FastAPI", "", "", "milliseconds until upstream sees it", bound=BOUND_MS)
     hold(row, figures, strict=STRICT)
+    # However busy the machine is, it isn't so at each of ten moments: what is always late waits for something.
+    assert min(figures) <= BOUND_MS, figures
 
 
 def test_the_lines_of_another_provider_are_taken() -> None:

@@ -114,16 +114,34 @@ def test_a_caller_imports_nothing_but_the_front_door(installed: Path, tmp_path: 
     assert not {"langchain_core", "streamlit", "tokenwire.service"} & set(ast.literal_eval(told.stdout))
 
 
+def foreign(folder: Path) -> Path:
+    """A folder that comes first on somebody's path, and has packages by the names of ours."""
+    for name in ("service", "gateway_ui", "vertex_emulator"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    return folder
+
+
 async def test_programs_run_beside_folders_of_the_same_names(
     installed: Path, emulator: Emulator, tmp_path: Path
 ) -> None:
     emulator.script.play(default=answer("Base", "ball."))
-    for name in ("service", "gateway_ui", "vertex_emulator"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    path = str(foreign(tmp_path))
     tokenwire = installed / "tokenwire"
     flags = ("--port", "0", "--workers", "2", "--emulator", emulator.address)
-    async with running(tokenwire, "serve", *flags, told="ready after", cwd=tmp_path, PYTHONPATH=str(tmp_path)) as ready:
+    async with running(tokenwire, "serve", *flags, told="ready after", cwd=tmp_path, PYTHONPATH=path) as ready:
+        del ready
+
+
+async def test_the_programs_of_the_checkout_run_beside_such_folders_too(emulator: Emulator, tmp_path: Path) -> None:
+    path = os.pathsep.join(map(str, (foreign(tmp_path), ROOT)))
+    # Python puts the current folder first, too, where a module is run.
+    for tokenwire in ([Path(sys.executable).with_name("tokenwire")], [sys.executable, "-m", "tokenwire.cli"]):
+        for program in ("serve", "ui", "emulator"):
+            async with running(*tokenwire, program, "--help", told="usage: ", cwd=tmp_path, PYTHONPATH=path) as usage:
+                assert usage.startswith(f"usage: tokenwire {program} ")
+    flags = ("--port", "0", "--workers", "2", "--emulator", emulator.address)
+    async with running(*tokenwire, "serve", *flags, told="ready after", cwd=tmp_path, PYTHONPATH=path) as ready:
         del ready
 
 

@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 
 from ..cleanup import finished
 from ..contract.delivery import Coalesce
-from ..generation.events import Event, Text
-from ..generation.prompt import Reasoning
+from ..generation.events import Event, Finished, Grounding, Logprobs, Started, Text
+from ..generation.prompt import Reasoning, ToolCall
 
 
 def coalesced(events: AsyncIterator[Event], how: Coalesce | None) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
@@ -68,8 +68,15 @@ class _Buffer:
     def _put(self, event: Event) -> None:
         if not self._events:
             self._due = asyncio.get_running_loop().time() + self._how.max_delay
-        size = len(event.text.encode()) if isinstance(event, Text | Reasoning) else 0
-        self._at_once = self._at_once or not isinstance(event, Text)
+        match event:
+            case Text():
+                size = len(event.text.encode())
+            case Reasoning():
+                size = len(event.text.encode())
+                self._at_once = True
+            case ToolCall() | Grounding() | Logprobs() | Started() | Finished():
+                size = 0
+                self._at_once = True
         self._events.append((event, size))
         self._held += size
         self._changed.set()

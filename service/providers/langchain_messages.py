@@ -44,7 +44,11 @@ def _messages(turn: Turn, media: Media) -> list[BaseMessage]:
 
 
 def _is_said(part: Part) -> bool:
-    return not isinstance(part, Blob | File)
+    match part:
+        case str() | Reasoning() | ToolCall() | ToolResult():
+            return True
+        case Blob() | File():
+            return False
 
 
 def _content(parts: Sequence[Part], media: Media) -> Any:

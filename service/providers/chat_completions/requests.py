@@ -18,6 +18,7 @@ from ...generation.prompt import (
     Sampling,
     ToolCall,
     ToolMode,
+    ToolResult,
     Tools,
 )
 from . import schemas, thought_details
@@ -41,8 +42,14 @@ _CHOICES = {ToolMode.AUTO: "auto", ToolMode.ANY: "required", ToolMode.NONE: "non
 
 def media(part: Blob | File) -> dict[str, Any]:
     """A part as one of the protocol's content blocks. Raises InvalidRequest for text that is no UTF-8."""
-    if isinstance(part, File):  # passed on: OpenAI fetches it
-        return {"type": "image_url", "image_url": {"url": part.uri}}
+    match part:
+        case File():  # passed on: OpenAI fetches it
+            return {"type": "image_url", "image_url": {"url": part.uri}}
+        case Blob():
+            return _bytes(part)
+
+
+def _bytes(part: Blob) -> dict[str, Any]:
     if part.mime_type.startswith("text/"):
         return {"type": "text", "text": _decoded(part)}
     data = base64.b64encode(part.data).decode("ascii")
@@ -75,16 +82,32 @@ def with_thoughts(messages: Sequence[Any], prompt: Prompt, way: str) -> list[Any
     return [with_them(one, next(turns)) if one["role"] == "assistant" else one for one in messages]
 
 
+def _signable(parts: Sequence[Part]) -> tuple[list[Reasoning], list[ToolCall]]:
+    """Of a turn of the model's, what may have a signature: its thoughts, and its calls of tools."""
+    thoughts: list[Reasoning] = []
+    calls: list[ToolCall] = []
+    for part in parts:
+        match part:
+            case Reasoning():
+                thoughts.append(part)
+            case ToolCall():
+                calls.append(part)
+            case str() | Blob() | File() | ToolResult():
+                pass
+    return thoughts, calls
+
+
 def _with_words(field: str, message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
-    words = "".join(part.text for part in parts if isinstance(part, Reasoning))
+    thoughts, _ = _signable(parts)
+    words = "".join(one.text for one in thoughts)
     return {**message, field: words} if words else message
 
 
 def _with_signatures(message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
-    if any(isinstance(part, Reasoning) and part.signature for part in parts):
+    thoughts, made = _signable(parts)
+    if any(one.signature for one in thoughts):
         wrong = "is nothing that this model takes but beside a tool_call: leave it unset"
         raise errors.InvalidRequest([Violation("messages.parts.reasoning_signature", wrong)])
-    made = [part for part in parts if isinstance(part, ToolCall)]
     if not any(part.signature for part in made):
         return message
     signed = [
@@ -97,10 +120,11 @@ def _with_signatures(message: Mapping[str, Any], parts: Sequence[Part]) -> Mappi
 
 
 def _with_details(message: Mapping[str, Any], parts: Sequence[Part]) -> Mapping[str, Any]:
-    if any(isinstance(part, ToolCall) and part.signature for part in parts):
+    thoughts, made = _signable(parts)
+    if any(one.signature for one in made):
         wrong = "is nothing that this model takes beside a tool_call: leave it unset"
         raise errors.InvalidRequest([Violation("messages.parts.reasoning_signature", wrong)])
-    signatures = [part.signature for part in parts if isinstance(part, Reasoning) and part.signature]
+    signatures = [one.signature for one in thoughts if one.signature]
     if not signatures:
         return _with_words("reasoning", message, parts)
     return {**message, thought_details.FIELD: [one for told in signatures for one in thought_details.back(told)]}

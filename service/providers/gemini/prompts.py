@@ -26,7 +26,16 @@ _ROLES = {Role.USER: "user", Role.MODEL: "model", Role.TOOL: "user"}
 
 def needs_exactness(prompt: Prompt) -> bool:
     """Whether it holds what LangChain's own conversion would lose: the model's thoughts, and its calls of tools."""
-    return any(isinstance(part, Reasoning | ToolCall | ToolResult) for turn in prompt.turns for part in turn.parts)
+    return any(_loses(part) for turn in prompt.turns for part in turn.parts)
+
+
+def _loses(part: Part) -> bool:
+    """Whether LangChain's own conversion would lose a piece of it."""
+    match part:
+        case str() | Blob() | File():
+            return False
+        case Reasoning() | ToolCall() | ToolResult():
+            return True
 
 
 def contents(prompt: Prompt) -> list[dict[str, Any]]:
@@ -81,9 +90,11 @@ def _base64(data: bytes) -> str:
 
 def media(part: Blob | File) -> dict[str, Any]:
     """A part as LangChain's libraries for Gemini take it. Not as its standard blocks: some of these are fetched."""
-    if isinstance(part, File):
-        return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
-    return {"type": "media", "mime_type": part.mime_type, "data": part.data}
+    match part:
+        case File():
+            return {"type": "media", "mime_type": part.mime_type, "file_uri": part.uri}
+        case Blob():
+            return {"type": "media", "mime_type": part.mime_type, "data": part.data}
 
 
 def options(prompt: Prompt) -> dict[str, Any]:

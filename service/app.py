@@ -25,16 +25,7 @@ _FILES = 64
 
 EXIT_SETTING = 2  # as argparse has it for a flag that can't be taken
 
-# How variables begin that only providers' libraries read.
-_FOREIGN = (
-    "OPENAI_",
-    "AZURE_OPENAI_",
-    "GEMINI_",
-    "GOOGLE_API_KEY",
-    "GOOGLE_GENAI_",
-    "GOOGLE_GEMINI_",
-    "GOOGLE_VERTEX_",
-)
+# How variables begin by which LangChain itself is told to trace.
 _TRACING = ("LANGSMITH_", "LANGCHAIN_")
 
 
@@ -211,7 +202,11 @@ def _forget_foreign_variables(settings: Settings) -> None:
     LANGSMITH_GATEWAY prompts go to LangSmith, LANGCHAIN_HANDLER has every call fail. Those by which connections are
     tuned stay.
     """
-    foreign = _FOREIGN if settings.langsmith else _FOREIGN + _TRACING
+    specs = registry.PROVIDERS.values()
+    foreign = tuple(name for spec in specs for name in spec.foreign_variables)
+    tuning = tuple(name for spec in specs for name in spec.tuning_variables)
+    if not settings.langsmith:
+        foreign += _TRACING
     for name in list(os.environ):
-        if name.startswith(foreign) and not name.startswith("LANGCHAIN_OPENAI_"):
+        if name.startswith(foreign) and not name.startswith(tuning):
             del os.environ[name]

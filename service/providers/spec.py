@@ -77,6 +77,10 @@ class ProviderSpec:
     """The variable that holds the API key unless the option api_key_env names another; empty: it takes no key."""
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """By option that has to be there: the variable that stands in for it."""
+    foreign_variables: tuple[str, ...] = ()
+    """How variables begin that its library reads by itself. The server forgets them before it imports any library."""
+    tuning_variables: tuple[str, ...] = ()
+    """How variables begin by which its library tunes connections. They stay, whatever else they begin like."""
     local: Callable[[GoogleCloud], str] | None = None
     """Of models on Google Cloud: the address of the local Vertex that is asked instead, "" for none."""
 

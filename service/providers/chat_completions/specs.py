@@ -8,6 +8,10 @@ OPENAI_ADDRESS = "https://api.openai.com/v1"
 _WAYS = ("token_limit", "stream_options", "reasoning_effort", "thoughts", "thoughts_back", "strict")
 """In which servers of the protocol differ."""
 
+# One library reads both, whichever of the two is asked.
+_FOREIGN = ("OPENAI_", "AZURE_OPENAI_")
+_TUNING = ("LANGCHAIN_OPENAI_",)
+
 
 def _host(offer: Offer, google: GoogleCloud) -> str:
     del google
@@ -23,6 +27,8 @@ OPENAI = ProviderSpec(
     options=("base_url", "api_key_env", "organization", *_WAYS),
     host=_host,
     key_variable="OPENAI_API_KEY",
+    foreign_variables=_FOREIGN,
+    tuning_variables=_TUNING,
 )
 
 AZURE = ProviderSpec(
@@ -35,4 +41,6 @@ AZURE = ProviderSpec(
     host=_host,
     key_variable="AZURE_OPENAI_API_KEY",
     variables={"endpoint": "AZURE_OPENAI_ENDPOINT", "api_version": "OPENAI_API_VERSION"},
+    foreign_variables=_FOREIGN,
+    tuning_variables=_TUNING,
 )

@@ -42,5 +42,6 @@ GENAI = ProviderSpec(
     extra="genai",
     options=("project", "location", "base_url"),
     host=_http_host,
+    foreign_variables=("GEMINI_", "GOOGLE_API_KEY", "GOOGLE_GENAI_", "GOOGLE_GEMINI_", "GOOGLE_VERTEX_"),
     local=attrgetter("emulator_rest"),
 )

@@ -114,6 +114,44 @@ def test_a_module_imports_only_from_the_rooms_that_its_own_may_know(module: str)
     assert forbidden(module, SOURCES[module]) == set()
 
 
+def reached(room: str) -> dict[str, str]:
+    """All modules of ours that a room's import, themselves or through others; of each, one that imports it."""
+    found: dict[str, str] = {}
+    unseen = [module for module in SOURCES if room_of(module) == room]
+    while unseen:
+        module = unseen.pop()
+        for name in imports(SOURCES[module], module):
+            for known in (name, name.rpartition(".")[0]):
+                if known in SOURCES and known not in found:
+                    found[known] = module
+                    unseen.append(known)
+    return found
+
+
+# What holds whatever docs/architecture.md says, and through whatever lies between.
+NEVER = [
+    ("service.calls", "service.providers"),
+    ("service.providers", "service.settings"),
+]
+ALONE = ["service.generation", "service.errors", "service.telemetry", "tokenwire", "vertex_emulator"]
+
+
+@pytest.mark.parametrize(("room", "other"), NEVER)
+def test_a_room_never_knows_another(room: str, other: str) -> None:
+    assert {name: by for name, by in reached(room).items() if within(name, {other})} == {}
+
+
+def test_what_lies_between_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "service.calls.x", "from service.settings import Settings\n")
+    assert reached("service.calls")["service.providers.registry"] in {"service.settings", "service.providers.offers"}
+
+
+@pytest.mark.parametrize("room", ALONE)
+def test_a_room_knows_nothing_of_ours_but_itself(room: str) -> None:
+    assert ROOMS[room] == set()
+    assert {name: by for name, by in reached(room).items() if not within(name, {room})} == {}
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_files_of_a_room_import_each_other_in_no_circle(room: str) -> None:
     graph = {}

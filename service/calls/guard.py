@@ -18,11 +18,11 @@ import grpc.aio
 from grpc_status import rpc_status
 
 from ..errors import CallError, Draining, InternalError, UpstreamError
-from ..settings import Settings
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
 from . import memory
 from .call import Call
+from .call_settings import CallSettings
 from .connections import connections, key
 from .health import NAME as HEALTH
 from .receive import Receiver
@@ -62,7 +62,7 @@ Answer = Callable[[Call, Context], Awaitable[None]]
 class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler, and knows every call that hasn't ended yet."""
 
-    def __init__(self, settings: Settings, receiver: Receiver, health_receiver: Receiver) -> None:
+    def __init__(self, settings: CallSettings, receiver: Receiver, health_receiver: Receiver) -> None:
         """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving."""
         self._settings = settings
         self._hosts = settings.hosts

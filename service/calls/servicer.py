@@ -12,15 +12,15 @@ from ..contract.rules import Limits, good_request_id
 from ..errors import NotReady
 from ..generation.events import Finished
 from ..generation.provider import Provider
-from ..settings import Settings
 from .call import Call
+from .call_settings import CallSettings
 from .coalesce import coalesced
 
 
 class Servicer(GenerationServiceServicer):
     """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
 
-    def __init__(self, settings: Settings, slots: Slots) -> None:
+    def __init__(self, settings: CallSettings, slots: Slots) -> None:
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
         self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
         self._model: Provider | None = None

@@ -185,6 +185,31 @@ def test_the_vocabulary_knows_no_library() -> None:
             assert {name for name in outside if not within(name, {"service.generation"})} == set(), module
 
 
+def texts(source: str) -> Iterator[str]:
+    """What a module may say to people: its texts, but for those that stand alone, as docstrings do."""
+    tree = ast.parse(source)
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in alone:
+            yield node.value
+
+
+INDEX = re.compile(r"\b(pip3?|pipx|uv|poetry|conda)\s+(install|add|pip)\b|\buvx\b|pypi", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_no_text_names_an_index_which_may_not_have_us(module: str) -> None:
+    assert [text for text in texts(PATHS[module].read_text()) if INDEX.search(text)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["raise ImportError(\"pip install 'tokenwire[ui]'\")", "x = f'{name}: see pypi.org'", "print('run uv add x')"],
+)
+def test_a_text_that_names_an_index_is_noticed(source: str) -> None:
+    assert any(map(INDEX.search, texts(source)))
+
+
 @pytest.mark.parametrize(
     ("module", "source"),
     [

@@ -40,7 +40,7 @@ def record(key: str, *new: float) -> None:
     }
     FILE.parent.mkdir(exist_ok=True)
     with FILE.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # `make test` runs tests in two processes
+        fcntl.flock(file, fcntl.LOCK_EX)  # `make test` runs tests in several processes
         file.seek(0)
         known = json.loads(file.read() or "{}")
         file.truncate(0)

@@ -94,6 +94,30 @@ def test_every_module_of_the_service_is_on_the_map() -> None:
             assert f"  {path.relative_to(ROOT / 'service')} " in house, path
 
 
+def test_the_way_of_a_request_is_counted_as_it_is_listed() -> None:
+    section = ARCHITECTURE.partition("## How long the way is")[2]
+    today, before = re.findall(r"^```\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    above: list[str] = []
+    stays: list[tuple[str, str]] = []
+    for line in today.splitlines():
+        indent, path, named = re.fullmatch(r"( *)(\S+) +(.+)", line).groups()  # type: ignore[union-attr]
+        source = (ROOT / "service" / path).read_text()
+        for name in named.removesuffix(" (end)").split(", "):
+            assert re.search(rf"(def|class) {name.rpartition('.')[2]}\b", source), line
+        assert len(indent) // 2 <= len(above), line
+        above = [*above[: len(indent) // 2], path]
+        if len(above) > 1:
+            assert above[-1] != above[-2], line
+            stays.append((above[-2], path))
+    rooms = sum(one.partition("/")[0] != other.partition("/")[0] for one, other in stays)
+    files = {path for stay in stays for path in stay}
+    assert f"| today | {len(files)} | {len(stays)} | {rooms} |" in section
+    old = re.findall(r"\w+", before)
+    assert f" | {len(set(old))} | {len(old) - 1} | - |" in section
+    pair = {"providers/gemini/over_grpc.py", "providers/gemini/shortcuts.py"}
+    assert sum(set(stay) == pair for stay in stays) == 7
+
+
 def test_every_make_target_and_command_that_is_named_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for name in re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE):

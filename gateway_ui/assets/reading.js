@@ -7,6 +7,7 @@ const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RUNNING = ".tw-figures[data-running]";
+const READ_MS = 300;
 // The end of a sentence, of a line, or of a list's item, in Western and in Japanese writing.
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 
@@ -50,7 +51,8 @@ class Reading {
   following = true;
   questions = 0;
   answer = null; // the element of the answer that is being written
-  heard = 0; // so many of its characters were read out
+  segment = 0; // which of its segments is being read out
+  heard = 0; // so many of that one's characters were
 
   constructor(main) {
     this.main = main;
@@ -131,28 +133,39 @@ class Reading {
 
   listen() {
     const running = this.main.querySelector(RUNNING)?.closest('[class*="st-key-answer-"]') ?? null;
-    if (running !== this.answer) {
-      if (this.answer) this.ended();
-      this.answer = running;
-      this.heard = 0;
-      this.tallest = 0;
-      if (running) this.voice.replaceChildren();
-    }
+    if (running === this.answer) return;
+    if (this.answer) this.ended();
+    this.answer = running;
+    this.segment = this.heard = this.tallest = 0;
     if (!running) return;
+    this.voice.replaceChildren();
+    this.words = running.querySelector('[class*="st-key-words-"]');
     // Half a table is lower than the lines that it was before: what stands below must not jump.
-    const text = running.querySelector('[class*="st-key-words-"]');
-    if (text) {
-      this.tallest = Math.max(this.tallest, text.getBoundingClientRect().height);
-      text.style.minHeight = `${this.tallest}px`;
-      this.say(text.innerText, false);
-    }
+    this.height = new ResizeObserver(([{ borderBoxSize }]) => {
+      const height = borderBoxSize[0].blockSize;
+      if (height <= this.tallest) return;
+      this.tallest = height;
+      this.words.style.minHeight = `${height}px`;
+    });
+    this.height.observe(this.words);
+    this.reading = setInterval(() => this.read(false), READ_MS);
   }
 
   ended() {
-    const text = this.answer.querySelector('[class*="st-key-words-"]');
-    if (!text) return;
-    text.style.minHeight = "";
-    this.say(text.innerText, true);
+    clearInterval(this.reading);
+    this.height.disconnect();
+    this.words.style.minHeight = "";
+    this.read(true);
+  }
+
+  // An answer stands there in segments, of which only the last still changes.
+  read(all) {
+    const segments = this.words.children;
+    for (; this.segment < segments.length; this.segment += 1, this.heard = 0) {
+      const last = this.segment === segments.length - 1;
+      this.say(segments[this.segment].innerText, all || !last);
+      if (last) return;
+    }
   }
 
   say(text, all) {

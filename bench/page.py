@@ -1,0 +1,212 @@
+"""`python -m bench.page`: how fast and how smooth the page is, seen from a real browser. Three minutes; writes nothing.
+
+A tab's delay is an upper bound: from Enter until the first words are visible, less the time for which the page itself
+has waited for the first chunk (it says so under the answer). So the way of the question is in it.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.async_api import Browser, Page, async_playwright
+
+from bench.processes import BenchError, cpu_seconds, environment, memory_bytes, started, tree
+from vertex_emulator import ControlClient
+from vertex_emulator.script import answer, delay, repeat, usage
+
+WORDS = 20_000
+CHUNKS_PER_SECOND = 100
+WORDS_PER_CHUNK = 5
+BROWSERS = 20
+ANSWERS = 200
+
+_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+_FIRST_CHUNK_SECONDS = 1.0
+_READY_SECONDS = 60
+
+# Told by the browser: how far apart its frames are, and when the first word could be read.
+_WATCH = """
+() => {
+    const seen = {first: 0, before: 0, gaps: [], long: []};
+    new PerformanceObserver((list) => {
+        for (const one of list.getEntries()) seen.long.push(one.duration);
+    }).observe({type: "long-animation-frame"});
+    let before = performance.now();
+    const look = (now) => {
+        seen.gaps.push(now - before);
+        before = now;
+        const words = document.querySelectorAll('[class*=st-key-words-]');
+        if (!seen.first && words.length > seen.before && words[words.length - 1].innerText.includes("word")) {
+            seen.first = now;
+        }
+        requestAnimationFrame(look);
+    };
+    requestAnimationFrame(look);
+    document.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter") return;
+        const before = document.querySelectorAll('[class*=st-key-words-]').length;
+        Object.assign(seen, {first: 0, gaps: [], long: [], before, entered: performance.now()});
+    }, true);
+    window.seen = seen;
+}
+"""
+
+
+@contextmanager
+def page(address: str) -> Iterator[tuple[int, str]]:
+    """The page for the service there: its process id and its URL."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="tokenwire-bench-") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment({"TOKENWIRE_PAGE_DATA": folder}),
+        )
+        try:
+            give_up = time.monotonic() + _READY_SECONDS
+            while time.monotonic() < give_up:
+                try:
+                    socket.create_connection(("localhost", port), timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            else:
+                raise BenchError("the page did not start")
+            yield process.pid, f"http://localhost:{port}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+async def opened(browser: Browser, url: str) -> Page:
+    """The page in a browser of its own."""
+    tab = await (await browser.new_context(viewport={"width": 1100, "height": 800})).new_page()
+    await tab.goto(url)
+    await tab.get_by_test_id("stChatInputTextArea").wait_for()
+    await tab.get_by_text("Connected to").wait_for()
+    await tab.evaluate(_WATCH)
+    return tab
+
+
+async def asked(tab: Page, question: str = "Tell me.") -> None:
+    box = tab.get_by_test_id("stChatInputTextArea")
+    await box.fill(question)
+    await box.press("Enter")
+
+
+async def done(tab: Page, count: int = 1, *, seconds: float = 60) -> dict[str, Any]:
+    """What the browser has seen, once the last answer has ended."""
+    figures = tab.locator(".tw-figures:not([data-running])", has_text="tokens in")
+    await figures.nth(count - 1).wait_for(timeout=1000 * seconds)
+    seen: dict[str, Any] = await tab.evaluate("() => seen")
+    said = await figures.nth(count - 1).inner_text()
+    found = re.search(r"first chunk ([\d.]+) (m?s)", said)
+    if found is None:
+        raise BenchError(f"no first chunk in {said!r}")
+    first = float(found[1]) * (1 if found[2] == "ms" else 1000)
+    return {**seen, "delay": seen["first"] - seen["entered"] - first}
+
+
+async def first_words(control: ControlClient, browser: Browser, url: str) -> None:
+    control.reset()
+    control.play(default=answer(delay(_FIRST_CHUNK_SECONDS), repeat(20, "word ", interval=0.01), usage=usage(1, 20)))
+    tab = await opened(browser, url)
+    delays = []
+    for number in range(1, 11):
+        await asked(tab)
+        delays.append((await done(tab, number))["delay"])
+    print(f"first words after the first chunk: {statistics.median(delays):.0f} ms, at most {max(delays):.0f} of ten")
+    await tab.context.close()
+
+
+async def long_answer(control: ControlClient, browser: Browser, url: str, pid: int) -> None:
+    control.reset()
+    chunks = WORDS // WORDS_PER_CHUNK
+    piece = "word " * (WORDS_PER_CHUNK - 1) + "end. "
+    paragraph = repeat(40, piece, interval=1 / CHUNKS_PER_SECOND)
+    steps = [step for _ in range(chunks // 40) for step in (paragraph, "\n\n")]
+    control.play(default=answer(*steps, usage=usage(1, WORDS)))
+    tab = await opened(browser, url)
+    before, begin = cpu_seconds(tree(pid)), time.monotonic()
+    await asked(tab)
+    seen = await done(tab, seconds=300)
+    seconds = time.monotonic() - begin
+    share = (cpu_seconds(tree(pid)) - before) / seconds
+    gaps = sorted(seen["gaps"])
+    print(
+        f"{WORDS} words at {CHUNKS_PER_SECOND} chunks/s: {seconds:.0f} s, the page's process {share:.0%} of a core; "
+        f"{len(gaps)} frames, longest gap {gaps[-1]:.0f} ms, over 100 ms: {sum(gap > 100 for gap in gaps)}; "
+        f"long animation frames over 100 ms: {sum(one > 100 for one in seen['long'])}, "
+        f"longest {max(seen['long'], default=0):.0f} ms"
+    )
+    await tab.context.close()
+
+
+async def many(control: ControlClient, browser: Browser, url: str) -> None:
+    control.reset()
+    control.play(default=answer(delay(_FIRST_CHUNK_SECONDS), repeat(300, "word ", interval=0.02), usage=usage(1, 300)))
+    tabs = [await opened(browser, url) for _ in range(BROWSERS)]
+    await asyncio.gather(*map(asked, tabs))
+    seen = await asyncio.gather(*(done(tab, seconds=120) for tab in tabs))
+    delays = sorted(one["delay"] for one in seen)
+    print(f"{BROWSERS} browsers at once: words after {delays[len(delays) // 2]:.0f} ms, at most {delays[-1]:.0f} ms")
+    for tab in tabs:
+        await tab.context.close()
+
+
+async def memory(control: ControlClient, browser: Browser, url: str, pid: int) -> None:
+    control.reset()
+    control.play(default=answer(repeat(50, "word " * 20, interval=0), usage=usage(1, 50)))
+    tab = await opened(browser, url)
+    found = {}
+    for number in range(1, ANSWERS + 1):
+        await asked(tab)
+        await done(tab, (number - 1) % 10 + 1)
+        if number % 10 == 0:
+            await tab.get_by_role("button", name="New conversation").click()
+            await tab.get_by_role("heading", name="Ask a question").wait_for()
+        if number in (20, ANSWERS // 2, ANSWERS):
+            found[number] = memory_bytes(tree(pid)) / 2**20
+    print("memory after so many answers: " + ", ".join(f"{number}: {value:.0f} MB" for number, value in found.items()))
+    await tab.context.close()
+
+
+async def run(only: str) -> None:
+    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    with (
+        started("upstream", "-m", "vertex_emulator", "--mind", "script", "--port", "0") as upstream,
+        started("service", "-m", "service", "--emulator", upstream.address, "--port", "0", "--workers", "1") as service,
+        page(service.address) as (pid, url),
+        ControlClient(upstream.address) as control,
+    ):
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=executable, args=_FLAGS)
+            if only in ("", "first"):
+                await first_words(control, browser, url)
+            if only in ("", "long"):
+                await long_answer(control, browser, url, pid)
+            if only in ("", "many"):
+                await many(control, browser, url)
+            if only in ("", "memory"):
+                await memory(control, browser, url, pid)
+            await browser.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.page", description="Measure the page in a real browser.")
+    parser.add_argument("only", nargs="?", default="", choices=["", "first", "long", "many", "memory"])
+    asyncio.run(run(parser.parse_args().only))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
+from .providers import addresses
 from .providers.offers import completed, offers
 from .providers.registry import PROVIDERS
 from .providers.spec import DEFAULT_MODEL, GoogleCloud, Offer
@@ -22,8 +23,6 @@ _NEARLY = 0.7
 # names one is a setting.
 _LINKED = "TOKENWIRE_PORT"
 _LINK = re.compile(r"(tcp|udp|sctp)://")
-
-_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/@\[\]]+):([0-9]{1,5})")
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -56,9 +55,21 @@ def text(value: str) -> str:
     return value
 
 
+def that(fits: Callable[[str], bool], wanted: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if not fits(value):
+            raise ValueError(wanted)
+        return value
+
+    return parse
+
+
+name = that(str.isprintable, "a name without line breaks and other controls")
+
+
 def host_and_port(value: str) -> str:
-    found = _HOST_AND_PORT.fullmatch(value)
-    if found is None or not 0 < int(found[2]) < 1 << 16:
+    host, _, port = value.rpartition(":")
+    if not (addresses.is_host(host) and addresses.is_port(port)):
         raise ValueError("HOST:PORT, such as 127.0.0.1:8080,")
     return value
 
@@ -126,15 +137,25 @@ class Settings:
         "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)",
     )
     port: int = setting(50051, "TOKENWIRE_PORT", whole(0, 65535), "port to listen on; 0 picks a free one")
-    model: str = setting(DEFAULT_MODEL, "TOKENWIRE_MODEL", text, "the model that answers when a request names none")
+    model: str = setting(DEFAULT_MODEL, "TOKENWIRE_MODEL", name, "the model that answers when a request names none")
     models: tuple[Offer, ...] = setting(
         (),
         "TOKENWIRE_MODELS",
         offers,
         "further models, separated by commas: NAME, or NAME=PROVIDER:MODEL?OPTION=VALUE; others are NOT_FOUND",
     )
-    project: str = setting("", "GOOGLE_CLOUD_PROJECT", text, "the Google Cloud project that Vertex AI is billed to")
-    location: str = setting("us-central1", "GOOGLE_CLOUD_LOCATION", text, "the Vertex AI region, or global")
+    project: str = setting(
+        "",
+        "GOOGLE_CLOUD_PROJECT",
+        that(addresses.is_word, "plain letters and signs, without spaces,"),
+        "the Google Cloud project that Vertex AI is billed to",
+    )
+    location: str = setting(
+        "us-central1",
+        "GOOGLE_CLOUD_LOCATION",
+        that(addresses.is_label, "a region, such as us-central1, or global"),
+        "the Vertex AI region, or global",
+    )
     emulator: str = setting(
         "", "VERTEX_EMULATOR_HOST", host_and_port, "host:port of a local Vertex; no Google credentials are needed then"
     )
@@ -214,7 +235,7 @@ class Settings:
     fallback_model: str = setting(
         "",
         "TOKENWIRE_FALLBACK_MODEL",
-        text,
+        name,
         "the model to ask when the first is away or out of quota before its first chunk",
     )
     keepalive: float = setting(

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ..generation.capabilities import FIELDS, ModelCard
+from . import addresses
 from .registry import PROVIDERS
 from .spec import Offer
 
@@ -52,14 +53,14 @@ def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
             raise ValueError(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
         if not options.get(option):
             options[option] = environ[variable]
-            _check_address(offer.name, option, environ[variable], variable)
+            _check_plain(offer.name, option, environ[variable], variable)
     if not spec.key_variable:
         return replace(offer, options=MappingProxyType(options))
     variable = options.get("api_key_env", spec.key_variable)
     key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
     if not key:
         raise ValueError(f"{offer.name!r} with an API key in {variable}, which is not set,")
-    if not (key.isascii() and key.isprintable() and " " not in key):  # pasted with a line's end, or a word processor's
+    if not addresses.is_plain(key):  # pasted with a line's end, or a word processor's
         raise ValueError(f"{offer.name!r} with an API key in {variable} of plain letters and signs, without spaces,")
     return replace(offer, options=MappingProxyType(options), api_key=key)
 
@@ -74,13 +75,25 @@ def amended(card: ModelCard, offer: Offer) -> ModelCard:
     return replace(card, unsupported=unsupported, metadata=metadata, **said)
 
 
-_ADDRESSES = ("base_url", "endpoint")
-_ADDRESS = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
+_ADDRESSES = frozenset({"base_url", "endpoint"})
+
+_WORDS = {
+    "project": addresses.is_word,
+    "location": addresses.is_label,
+    "organization": addresses.is_plain,
+    "api_version": addresses.is_word,
+}
+"""Options that stand in a header, a host or a path: whether they can."""
+
+_MOST_TOKENS = 2**32 - 1
+"""That the contract's uint32 holds."""
 
 _NO_KEY = "none"  # for servers of one's own, many of which want none
 
 
 def _offer(line: str) -> Offer:
+    if not line.isprintable():
+        raise ValueError(f"{line!r} without line breaks and other controls")
     name, mapped, target = line.partition("=")
     if not mapped:
         return Offer(name)
@@ -98,15 +111,17 @@ def _offer(line: str) -> Offer:
             raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
         if check := _PARSE.get(option) or _CHECK.get(option):
             check(value)
-        _check_address(name, option, value)
+        _check_plain(name, option, value)
     return Offer(name, provider, model, MappingProxyType(options))
 
 
-def _check_address(name: str, option: str, value: str, variable: str = "") -> None:
-    """Raises ValueError with what is wanted, where the option is an address and the value none."""
-    if option in _ADDRESSES and not _ADDRESS.fullmatch(value):
-        where = f" in {variable}" if variable else ""
+def _check_plain(name: str, option: str, value: str, variable: str = "") -> None:
+    """Raises ValueError with what is wanted, where the option is an address, or goes into one, and the value can't."""
+    where = f" in {variable}" if variable else ""
+    if option in _ADDRESSES and not addresses.is_address(value):
         raise ValueError(f"{name!r} with {option}{where} as https://HOST/PATH, or http://HOST:PORT/PATH,")
+    if (fits := _WORDS.get(option)) and not fits(value):
+        raise ValueError(f"{name!r} with {option}{where} of plain letters and signs, without spaces,")
 
 
 def _kinds(value: str) -> frozenset[str]:
@@ -132,8 +147,10 @@ def _switch(value: str) -> bool:
 
 
 def _count(value: str) -> int:
-    if not value.isascii() or not value.isdigit():
-        raise ValueError("an option of a whole number of tokens")
+    if not (
+        value.isascii() and value.isdigit() and len(value) <= len(str(_MOST_TOKENS)) and int(value) <= _MOST_TOKENS
+    ):
+        raise ValueError(f"an option of a whole number of tokens, up to {_MOST_TOKENS},")
     return int(value)
 
 

@@ -1,6 +1,7 @@
 """Settings: flags, variables, defaults, and what is said of those that can't be taken."""
 
 from dataclasses import fields
+from urllib.parse import quote
 
 import pytest
 
@@ -143,11 +144,87 @@ def test_a_key_that_no_header_can_hold_is_refused_without_being_told(key: str) -
 
 @pytest.mark.parametrize("address", ["api.openai.com/v1", "https://", "ftp://h/v1", "https://user@h/v1", "https://h v"])
 def test_an_address_without_a_scheme_or_host_is_refused(address: str) -> None:
-    with pytest.raises(SettingError, match="base_url as https"):
-        Settings.load(["--models", f"a=openai:m?base_url={address}"], {"OPENAI_API_KEY": "k"}, prog="p")
+    refuse_address(address)
 
 
-@pytest.mark.parametrize("value", ["nonsense", "h:", "h:0", "h:70000", ":8080", "http://h:80", "h:80/", "::1:80"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("http://h:abc", "http://h:99999", "http://h:0", "http://h:", "http://:80", "https://https://h"),
+        *("http://\u201ch\u201d", "http://[::1/v1", "http://[::1", "http://::1/v1", "http://[fe80::1%eth0]/v1"),
+        *("http://h/v 1", "http://h\\x", "http://256.1.1.1", "http://a..b", "http://-h", "http:///v1", "http:h"),
+    ],
+)
+def test_an_address_that_no_call_could_reach_is_refused(address: str) -> None:
+    refuse_address(address)
+    with pytest.raises(SettingError, match=r"TOKENWIRE_MODELS is .*endpoint as https"):
+        load(TOKENWIRE_MODELS=f"a=azure:m?api_version=v&endpoint={address}", AZURE_OPENAI_API_KEY="k")
+    with pytest.raises(SettingError, match="endpoint in AZURE_OPENAI_ENDPOINT as https"):
+        load(TOKENWIRE_MODELS="a=azure:m?api_version=v", AZURE_OPENAI_ENDPOINT=address, AZURE_OPENAI_API_KEY="k")
+
+
+def refuse_address(address: str) -> None:
+    for provider in ("openai", "genai"):
+        with pytest.raises(SettingError, match=r"^--models is .*base_url as https"):
+            Settings.load(["--models", f"a={provider}:m?base_url={address}"], {"OPENAI_API_KEY": "k"}, prog="p")
+
+
+@pytest.mark.parametrize("value", ["a\nb", "\u201ca\u201d", "a b", "a\x00"])
+@pytest.mark.parametrize(
+    ("provider", "option"),
+    [
+        *(("vertex", "project"), ("vertex", "location"), ("genai", "project"), ("genai", "location")),
+        *(("openai", "organization"), ("azure", "api_version")),
+    ],
+)
+def test_an_option_that_no_header_or_path_can_hold_is_refused(provider: str, option: str, value: str) -> None:
+    with pytest.raises(SettingError, match=r"^TOKENWIRE_MODELS is .* wanted$"):
+        load(TOKENWIRE_MODELS=f"a={provider}:m?{option}={quote(value)}", OPENAI_API_KEY="k")
+
+
+@pytest.mark.parametrize("value", ["a\nb", "\u201ca\u201d", "a b", "a/b"])
+def test_a_project_or_region_that_no_path_can_hold_is_refused(value: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--project", value, GOOGLE_CLOUD_LOCATION=value)
+    assert [line.partition(" is ")[0] for line in str(caught.value).splitlines()] == [
+        "--project",
+        "GOOGLE_CLOUD_LOCATION",
+    ]
+    with pytest.raises(SettingError, match="api_version in OPENAI_API_VERSION of plain letters"):
+        load(TOKENWIRE_MODELS="a=azure:m?endpoint=https://h", OPENAI_API_VERSION=value, AZURE_OPENAI_API_KEY="k")
+
+
+@pytest.mark.parametrize("option", ["max_input_tokens", "max_output_tokens"])
+def test_a_count_that_the_contract_cannot_tell_is_refused(option: str) -> None:
+    load(TOKENWIRE_MODELS=f"a=vertex:m?{option}={2**32 - 1}")
+    for value in (2**32, 99999999999999999999, "9" * 5000):
+        with pytest.raises(SettingError, match="whole number of tokens"):
+            load(TOKENWIRE_MODELS=f"a=vertex:m?{option}={value}")
+
+
+def test_a_model_whose_name_breaks_the_line_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"--model is .*without line breaks"):
+        load("--model", "a\nb")
+    with pytest.raises(SettingError, match="without line breaks"):
+        load(TOKENWIRE_MODELS="a=azure:m\nb")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "nonsense",
+        "h:",
+        "\u201ch\u201d:80",
+        "[::::]:80",
+        "1.2.3.400:80",
+        "h:0",
+        "h:70000",
+        ":8080",
+        "http://h:80",
+        "h:80/",
+        "::1:80",
+    ],
+)
 def test_an_emulator_that_is_no_address_is_refused(value: str) -> None:
     with pytest.raises(SettingError, match="HOST:PORT"):
         Settings.load(["--emulator", value], {}, prog="p")

@@ -4,7 +4,7 @@ import email.utils
 import json
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import grpc
 import httpx
@@ -12,10 +12,28 @@ import httpx2
 import pydantic_core
 
 from .. import errors
-from . import failures
+from . import addresses, failures
 
-DIRECTLY: Mapping[str, None] = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+_THIS_MACHINE = (
+    "localhost",
+    "localhost.",
+    "*.localhost",
+    "127.0.0.1",
+    "0.0.0.0",  # noqa: S104 - nobody listens there
+    "[::1]",
+    "[::]",
+    "[::ffff:127.0.0.1]",
+)
+
+DIRECTLY: Mapping[str, None] = {f"all://{host}": None for host in _THIS_MACHINE}
 """As httpx's `mounts`: a proxy of the environment can't reach what listens on this machine."""
+
+
+def directly(asked: Iterable[str]) -> Mapping[str, None]:
+    """`DIRECTLY`, and those of these addresses that are this machine by other names, such as 127.0.0.2."""
+    hosts = {addresses.host_in(one) for one in asked}
+    return {**DIRECTLY, **{f"all://{host}": None for host in hosts if addresses.is_local(host)}}
+
 
 ERRORS = (httpx.RequestError, httpx2.RequestError, ssl.SSLError)
 """What providers' libraries raise, or let through, where a connection can't be had, or an answer can't be read."""

@@ -1,6 +1,7 @@
 """HTTP upstreams that redirect, break off, or say what is no HTTP: bytes by hand, the real libraries above."""
 
 import gzip
+import itertools
 import json
 import socket
 import threading
@@ -164,11 +165,25 @@ async def test_no_answer_that_is_none_is_taken_for_a_quota_a_refusal_or_bad_cred
     assert reason in {"UPSTREAM_UNAVAILABLE", "UPSTREAM_CUT", "UPSTREAM_FAULT"}, text
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-@pytest.mark.parametrize("provider", ["genai", "openai", "azure"])
+@pytest.mark.parametrize(
+    ("provider", "host"),
+    [
+        *itertools.product(["genai", "openai", "azure"], ["127.0.0.1", "localhost", "localhost.", "0.0.0.0"]),
+        *itertools.product(["genai", "openai", "azure"], ["foo.localhost", "[::ffff:127.0.0.1]"]),
+        *itertools.product(["openai", "azure"], ["LOCALHOST", "127.1", "[::ffff:7f00:1]", "2130706433"]),
+    ],
+)
 async def test_what_listens_on_this_machine_is_not_asked_by_way_of_a_proxy(
     open_provider: Open, by_hand: tuple[ByHand, str], monkeypatch: pytest.MonkeyPatch, provider: str, host: str
 ) -> None:
+    real: Callable[..., Any] = socket.getaddrinfo
+
+    def look(name: Any, *more: Any, **options: Any) -> Any:
+        """Not every system's resolver knows these."""
+        local = name in (b"localhost.", "localhost.", b"foo.localhost", "foo.localhost")
+        return real("127.0.0.1" if local else name, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
     proxy = ByHand()
     async with proxy.serving() as address:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):

@@ -59,16 +59,16 @@ _SPECS = {spec.name: spec for spec in (OPENAI, AZURE)}
 
 def open_models(offers: Sequence[Offer], google: GoogleCloud) -> "OpenAIProvider":
     """As `ProviderSpec.module` wants it."""
-    del google
-    return OpenAIProvider(offers)
+    return OpenAIProvider(offers, google)
 
 
 class OpenAIProvider:
     """Models of OpenAI, of Azure, or of any server with their protocol; a `service.generation.provider.Provider`."""
 
-    def __init__(self, offers: Sequence[Offer]) -> None:
+    def __init__(self, offers: Sequence[Offer], google: GoogleCloud) -> None:
+        hosts = [_SPECS[offer.provider].host(offer, google) for offer in offers]
         self._http = openai.DefaultAsyncHttpxClient(
-            follow_redirects=False, mounts=http_failures.DIRECTLY, verify=_tls()
+            follow_redirects=False, mounts=http_failures.directly(hosts), verify=_tls()
         )
         # LangChain would make one of its own for calls that block, which there are none of.
         self._blocking = openai.DefaultHttpxClient(verify=_tls())

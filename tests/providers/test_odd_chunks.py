@@ -77,6 +77,43 @@ async def test_an_odd_answer_is_told_whole(odd: Upstream, by_hand: tuple[ByHand,
     assert completed.model_version == "m-1"
 
 
+@pytest.mark.parametrize(
+    "says_nothing",
+    [
+        {"annotations": {}},
+        {"tool_calls": {}},
+        {"tool_calls": ""},
+        {"refusal": {}},
+        {"reasoning_content": False},
+        {"function_call": []},
+        {"reasoning": {}, "images": {}, "audio": ""},
+    ],
+)
+async def test_a_value_that_says_nothing_costs_nothing(
+    odd: Upstream, by_hand: tuple[ByHand, str], says_nothing: Any
+) -> None:
+    by_hand[0].says = stream(chunk(content="a", **says_nothing), chunk("stop", **says_nothing), COUNTED)
+    messages, error = await heard(odd)
+    assert error is None
+    assert [message.WhichOneof("event") for message in messages] == ["started", "text", "completed"]
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    "told",
+    [[], "x", {"content": [{"token": 3, "logprob": -1}]}, {"content": [{"token": "a", "logprob": "-1"}]}, [3], 7],
+)
+async def test_logprobs_that_nobody_asked_for_are_not_read(
+    odd: Upstream, by_hand: tuple[ByHand, str], told: Any
+) -> None:
+    said = chunk(content="a")
+    said["choices"][0]["logprobs"] = told
+    by_hand[0].says = stream(said, chunk("stop"))
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "a"
+
+
 async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
     by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)

@@ -77,8 +77,13 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 class Answer:
     """One answer as it comes, chunk by chunk."""
 
-    def __init__(self, functions: Collection[str] = (), *, thoughts: bool = True, back: str = "") -> None:
-        """`functions` are the names of those declared; `thoughts`: they are told; `back`: the option thoughts_back."""
+    def __init__(
+        self, functions: Collection[str] = (), *, thoughts: bool = True, back: str = "", logprobs: bool = False
+    ) -> None:
+        """`functions` are the names of those declared; `thoughts`: they are told; `back`: the option thoughts_back.
+
+        `logprobs`: they have been asked for. Unasked, they are nothing that an answer could fail by.
+        """
         self.chunks = 0
         """How many have come."""
         self.finish = ""
@@ -92,6 +97,7 @@ class Answer:
         self._functions = functions
         self._calls = Calls(functions, signed=back == "google")
         self._tells_thoughts = thoughts
+        self._tells_logprobs = logprobs
         self._details = thought_details.Details() if thoughts and back == thought_details.FIELD else None
         self._events: list[Event] = []
         self._kinds: set[str] = set()
@@ -116,7 +122,7 @@ class Answer:
             self._count(groq.get("usage"))
         chosen: Json | None = None
         for choice in json_list(chunk.get("choices"), "choices"):
-            if choice is None or _index(json_object(choice, "choices").get("index")):
+            if not choice or _index(json_object(choice, "choices").get("index")):
                 continue  # a second answer, that nobody asked for
             if chosen is not None and (chosen.get("index"), choice.get("index")) != (0, 0):
                 break  # another, that isn't counted
@@ -170,22 +176,20 @@ class Answer:
     def _choose(self, choice: Json) -> None:
         self._count(choice.get("usage"))
         delta = choice.get("delta")
-        if delta is None or (isinstance(delta, Mapping) and not any(map(delta.get, _SAYS))):
+        if not delta or (isinstance(delta, Mapping) and not any(map(delta.get, _SAYS))):
             message = self._message(choice)
             delta = delta if message is None else message
-        if delta is None and choice.get("text") is not None:  # of the protocol before
+        if not delta and choice.get("text"):  # of the protocol before
             delta = {"content": choice["text"]}
-        if delta is not None:
+        if delta:
             self._say(json_object(delta, "choices.delta"))
         self._ground(citations.annotations(choice.get("annotations"), self._cited_text))
-        if (logprobs := choice.get("logprobs")) is not None:
+        if self._tells_logprobs and (logprobs := choice.get("logprobs")):
             tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
             if told := tuple(_token(one) for one in tokens if _has_logprob(one)):
                 self._events.append(Logprobs(told))
         finish = choice.get("finish_reason")
-        if finish is not None and not isinstance(finish, str):
-            raise fault("choices.finish_reason")
-        self.finish = _finish(self.finish, plain(finish))
+        self.finish = _finish(self.finish, plain(text_of(finish, "choices.finish_reason")))
         self._native = _finish(self._native, plain(choice.get("native_finish_reason")))
 
     def _message(self, choice: Json) -> Any:
@@ -214,8 +218,8 @@ class Answer:
         if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
         self._ground(citations.annotations(delta.get("annotations"), self._cited_text))
-        calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call is not None]
-        if not calls and delta.get("function_call") is not None:  # the old form; some say both
+        calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call]
+        if not calls and delta.get("function_call"):  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
         for call in calls:
             self._kinds.add("call")
@@ -343,10 +347,12 @@ def _content(content: Any) -> Iterator[tuple[str, str]]:
     if content is None or isinstance(content, str):
         yield "text", content or ""
         return
+    if isinstance(content, int | float):  # be it 0 or false, which may be the answer
+        raise fault(place)
     for part in [content] if isinstance(content, Mapping) else json_list(content, place):
         if isinstance(part, str):
             yield "text", part
-        elif part is not None:
+        elif part:
             yield _part(json_object(part, place), place)
 
 
@@ -355,7 +361,9 @@ def _part(part: Json, place: str) -> tuple[str, str]:
         case "text" | "output_text":
             told = part.get("text")
             told = told.get("value") if isinstance(told, Mapping) else told
-            return "text", text_of(told, f"{place}.text")
+            if told is not None and not isinstance(told, str):  # be it 0 or false, which may be the answer
+                raise fault(f"{place}.text")
+            return "text", told or ""
         case "refusal":
             return "refusal", text_of(part.get("refusal"), f"{place}.refusal")
         case "thinking" | "reasoning" as kind:

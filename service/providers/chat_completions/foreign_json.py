@@ -1,6 +1,7 @@
 """What somebody else's server wrote as JSON: each value may be missing, null or of another type than it should be.
 
-A value that must be right to be told is asked for with its place, which the UPSTREAM_FAULT names. No I/O.
+A value that must be right to be told is asked for with its place, which the UPSTREAM_FAULT names. What is empty,
+null or false says nothing, whatever it should have been, so nothing is lost by reading past it. No I/O.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,8 @@ def json_object(value: Any, place: str) -> Json:
 
 
 def json_list(value: Any, place: str) -> Sequence[Any]:
-    """The list, empty for null. Raises UpstreamFault for anything else."""
-    if value is None:
+    """The list, empty for what says nothing. Raises UpstreamFault for anything else."""
+    if not value:
         return ()
     if not isinstance(value, list | tuple):
         raise fault(place)
@@ -28,10 +29,12 @@ def json_list(value: Any, place: str) -> Sequence[Any]:
 
 
 def text_of(value: Any, place: str) -> str:
-    """The text, empty for null. Raises UpstreamFault for anything else."""
-    if value is not None and not isinstance(value, str):
+    """The text, empty for what says nothing. Raises UpstreamFault for anything else."""
+    if not value:
+        return ""
+    if not isinstance(value, str):
         raise fault(place)
-    return value or ""
+    return value
 
 
 def plain(value: Any) -> str:

@@ -91,6 +91,7 @@ class OpenAIProvider:
             {function.name for function in prompt.tools.functions},
             thoughts=ways.get("thoughts") != "false",
             back=ways.get("thoughts_back", ""),
+            logprobs=bool(prompt.sampling.response_logprobs),
         )
         call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer, prompt, ways)
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})

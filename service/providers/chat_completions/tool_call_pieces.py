@@ -58,16 +58,17 @@ class Calls:
 
     def add(self, piece: Json) -> None:
         """Raises UpstreamFault for what is no call of a function."""
-        if piece.get("custom") is not None:
+        if piece.get("custom"):
             raise fault("choices.delta.tool_calls.custom")
         place = "choices.delta.tool_calls.function"
-        told = piece.get("function")
-        function = {} if told is None else json_object(told, place)
+        function = json_object(piece.get("function") or {}, place)
         name = text_of(function.get("name"), f"{place}.name")
         identity = text_of(piece.get("id"), "choices.delta.tool_calls.id")
         arguments = function.get("arguments")
-        if arguments is not None and not isinstance(arguments, str | Mapping):
-            raise fault(f"{place}.arguments")
+        if not isinstance(arguments, str | Mapping):
+            if arguments:
+                raise fault(f"{place}.arguments")
+            arguments = None  # such as PHP's way to write an empty object: []
         index = piece.get("index")
         index = index if isinstance(index, int) else None
         call = self._of(index, identity, name, begins=arguments not in (None, ""))
@@ -76,7 +77,7 @@ class Calls:
             call.name += name
         if self._signed:
             call.signature = call.signature or _signature(piece)
-        if arguments in (None, ""):
+        if arguments in (None, "") or (arguments == {} and call.has_arguments):
             return
         if call.object == {}:
             call.object = None  # as much as "{}", which some say first

@@ -50,7 +50,7 @@ def piece(index: Any = None, identity: Any = None, name: Any = None, arguments: 
 
 
 def heard(*chunks: Any, functions: Sequence[str] = (), back: str = "") -> list[Event]:
-    answer = Answer(functions, back=back)
+    answer = Answer(functions, back=back, logprobs=True)
     events = []
     for one in chunks:
         answer.look_at(one)
@@ -382,6 +382,8 @@ def test_words_that_are_no_text_are_upstreams_fault_and_never_told_as_a_structur
         {"choices": None},
         {"choices": []},
         {"choices": [None]},
+        {"choices": {}},
+        {"choices": ""},
         {"choices": [{}]},
         {"choices": [{"index": 0}]},
         {"choices": [{"index": None, "delta": None}]},
@@ -400,7 +402,41 @@ def test_a_chunk_that_says_nothing_costs_nothing(odd: Any) -> None:
         assert heard(*good[:place], odd, *good[place:]) == heard(*good)
 
 
-@pytest.mark.parametrize("odd", [3, "x", [], True, {"choices": {}}, {"choices": [3]}, {"choices": [{"delta": "x"}]}])
+@given(
+    st.sampled_from([None, "", False, 0, 0.0, [], {}]),
+    st.sampled_from(
+        [
+            *("annotations", "tool_calls", "function_call", "refusal", "reasoning_content", "reasoning", "thinking"),
+            *("reasoning_details", "audio", "images", "role", "citations", "context", "logprobs", "finish_reason"),
+            *("message", "text", "native_finish_reason", "usage", "error", "search_results", "id", "name", "arguments"),
+            *("custom", "index", "function", "top_logprobs"),
+        ]
+    ),
+    st.booleans(),
+)
+def test_a_value_that_says_nothing_says_nothing_wherever_it_stands(empty: Any, name: str, last: bool) -> None:
+    good = [chunk(content="a"), chunk("stop")]
+    for place in range(3):
+        told = copy.deepcopy(good)
+        one = told[-1 if last else 0]
+        holder = (one, one["choices"][0], one["choices"][0]["delta"])[place]
+        holder.setdefault(name, empty)
+        assert heard(*told) == heard(*good), (place, told)
+
+
+@given(
+    st.sampled_from([None, "", False, 0, [], {}]),
+    st.sampled_from(["id", "name", "arguments", "function", "custom", "extra_content", "index", "type"]),
+)
+def test_a_piece_of_a_call_that_says_nothing_says_nothing(empty: Any, name: str) -> None:
+    more: Json = {"index": 0, "function": {"arguments": ""}}
+    (more["function"] if name in ("name", "arguments") else more)[name] = empty
+    assert calls(piece(0, "a", "w", '{"city"'), more, piece(0, None, None, ':"Rome"}')) == [("a", "w", CITY)]
+
+
+@pytest.mark.parametrize(
+    "odd", [3, "x", [], True, {"choices": {"a": 1}}, {"choices": [3]}, {"choices": [{"delta": "x"}]}]
+)
 def test_a_chunk_that_is_none_is_upstreams_fault(odd: Any) -> None:
     with pytest.raises(errors.UpstreamFault):
         heard(chunk(content="a"), odd, chunk("stop"))

@@ -114,6 +114,28 @@ async def test_logprobs_that_nobody_asked_for_are_not_read(
     assert "".join(message.text for message in messages) == "a"
 
 
+@pytest.mark.parametrize(
+    "cites",
+    [
+        chunk(content="a", citations=["https://u"]),
+        chunk(content="a", context={"citations": [{"content": "c", "title": "", "url": "https://u"}], "intent": "[]"}),
+        chunk(content="a", annotations=[{"type": "url_citation", "url": "https://u"}]),
+        chunk(content="a", annotations=[{"type": "file_citation", "file_citation": {"file_id": "https://u"}}]),
+        {**chunk(content="a"), "citations": "https://u"},
+        {**chunk(content="a"), "citations": [{"uri": "https://u"}]},
+        {**chunk(content="a"), "annotations": [{"type": "url_citation", "url_citation": {"url": "https://u"}}]},
+        {"choices": [{"index": 0, "delta": {"content": "a"}, "citations": ["https://u"]}]},
+        {"choices": [{"index": 0, "message": {"content": "a", "citations": ["https://u"]}}]},
+    ],
+)
+async def test_what_an_answer_rests_on_is_not_lost(odd: Upstream, by_hand: tuple[ByHand, str], cites: Any) -> None:
+    by_hand[0].says = stream(cites, chunk("stop"))
+    messages, error = await heard(odd)
+    assert error is None
+    assert [source.uri for message in messages for source in message.grounding.sources] == ["https://u"]
+    assert "".join(message.text for message in messages) == "a"
+
+
 async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
     by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)

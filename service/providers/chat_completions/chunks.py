@@ -106,8 +106,8 @@ class Answer:
         """What has been told as text, without refusals."""
         self._content, self._refusal, self._thoughts = _Words("content"), _Words("refusal"), _Words("reasoning")
         self._refused = False
-        self._grounded: Grounding | None = None
-        """What was told last; some tell it again with each chunk."""
+        self._grounded: set[Grounding] = set()
+        """What has been told; some tell it again with each chunk, and at several places of one."""
 
     def look_at(self, chunk: Any) -> None:
         """Take what the next chunk says. Raises UpstreamFault where a part of the answer can't be read."""
@@ -127,7 +127,7 @@ class Answer:
             if chosen is not None and (chosen.get("index"), choice.get("index")) != (0, 0):
                 break  # another, that isn't counted
             self._choose(chosen := choice)
-        self._ground(citations.pages(chunk.get("search_results") or chunk.get("citations")))
+        self._cite(chunk)
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
 
@@ -183,7 +183,9 @@ class Answer:
             delta = {"content": choice["text"]}
         if delta:
             self._say(json_object(delta, "choices.delta"))
-        self._ground(citations.annotations(choice.get("annotations"), self._cited_text))
+        for holder in (choice.get("delta"), choice.get("message"), choice):
+            if isinstance(holder, Mapping):
+                self._cite(holder)
         if self._tells_logprobs and (logprobs := choice.get("logprobs")):
             tokens = json_list(json_object(logprobs, "choices.logprobs").get("content"), "choices.logprobs.content")
             if told := tuple(_token(one) for one in tokens if _has_logprob(one)):
@@ -217,7 +219,6 @@ class Answer:
                 self._text(words, self._refusal if kind == "refusal" else self._content)
         if refusal := text_of(delta.get("refusal"), "choices.delta.refusal"):  # the text where the model won't answer
             self._text(refusal, self._refusal)
-        self._ground(citations.annotations(delta.get("annotations"), self._cited_text))
         calls = [call for call in json_list(delta.get("tool_calls"), "choices.delta.tool_calls") if call]
         if not calls and delta.get("function_call"):  # the old form; some say both
             calls = [{"function": delta["function_call"]}]
@@ -253,9 +254,17 @@ class Answer:
         for start in range(0, len(whole) if self._tells_thoughts else 0, answers.LONGEST_PIECE_CHARACTERS):
             self._events.append(Reasoning(whole[start : start + answers.LONGEST_PIECE_CHARACTERS]))
 
+    def _cite(self, holder: Json) -> None:
+        """Tell what this part of a chunk says of what the answer rests on."""
+        if citations.FIELDS.isdisjoint(holder):
+            return
+        self._ground(citations.annotations(holder.get("annotations"), self._cited_text))
+        for pages in citations.listed(holder):
+            self._ground(citations.pages(pages))
+
     def _ground(self, grounding: Grounding | None) -> None:
-        if grounding is not None and grounding != self._grounded:
-            self._grounded = grounding
+        if grounding is not None and grounding not in self._grounded:
+            self._grounded.add(grounding)
             self._events.append(grounding)
 
 

@@ -6,32 +6,69 @@ from typing import Any
 
 from ...generation import json_values
 from ...generation.events import Grounding, Source, Support
-from .foreign_json import json_list, plain
+from .foreign_json import Json, plain
 
 _WIDE = re.compile("[\U00010000-\U0010ffff]")
 """What counts as two in UTF-16, as JavaScript counts."""
 
+FIELDS = frozenset({"annotations", "citations", "search_results", "context"})
+"""Of a chunk, a choice or a message."""
+
+_NESTED = ("url_citation", "file_citation", "container_file_citation", "file_path")
+_URIS = ("url", "uri", "link", "file_id", "filepath", "id")
+_TITLES = ("title", "filename", "name")
+"""The fields by which a source is told, the best first."""
+
 
 def pages(told: Any) -> Grounding | None:
-    """Addresses of pages, as xAI and Perplexity tell them; None: nothing. Each chunk may tell all of them again."""
-    cited = told if isinstance(told, Sequence) and not isinstance(told, str) else ()
-    sources = tuple(Source(uri=uri, title=_title(one)) for one in cited if (uri := plain(_url(one))))
+    """Pages and documents that somebody lists, as xAI, Perplexity and Azure do; None: nothing."""
+    cited = list(_each(told))
+    if isinstance(told, Mapping) and not any(map(_source, cited)):
+        cited = list(told.values())  # by their numbers, or their names
+    sources = tuple(filter(None, map(_source, cited)))
     return Grounding(sources=sources) if sources else None
 
 
 def annotations(told: Any, text: Callable[[], str]) -> Grounding | None:
     """Those of a message, as OpenAI tells them; None: nothing. `text`: the answer's so far, for their places in it."""
-    cited = [
-        one["url_citation"]
-        for one in json_list(told, "choices.delta.annotations")
-        if isinstance(one, Mapping) and isinstance(one.get("url_citation"), Mapping)
-    ]
-    if not cited:
+    found = [(source, _inner(one)) for one in _each(told) if (source := _source(one))]
+    if not found:
         return None
     return Grounding(
-        sources=tuple(Source(uri=plain(one.get("url")), title=plain(one.get("title"))) for one in cited),
-        supports=tuple(_supports(text(), cited)),
+        sources=tuple(source for source, _ in found),
+        supports=tuple(_supports(text(), [cited for _, cited in found])),
     )
+
+
+def listed(holder: Json) -> Iterator[Any]:
+    """What an object of the protocol, be it a chunk, a choice or a message, lists as pages; some say it twice."""
+    yield holder.get("search_results") or holder.get("citations")  # the same pages, those with titles first
+    if isinstance(context := holder.get("context"), Mapping):  # Azure's, where it answers from the owner's data
+        yield context.get("citations")
+
+
+def _each(told: Any) -> Sequence[Any]:
+    """Several of them, or the only one."""
+    if isinstance(told, list | tuple):
+        return told
+    return [told] if isinstance(told, str | Mapping) and told else ()
+
+
+def _inner(cited: Any) -> Json:
+    """The citation itself, which OpenAI has inside of an object that tells its type, and others flat beside that."""
+    if not isinstance(cited, Mapping):
+        return {}
+    nested = (cited.get(name) for name in _NESTED)
+    return next((one for one in nested if isinstance(one, Mapping)), cited)
+
+
+def _source(cited: Any) -> Source | None:
+    """None where neither an address nor a title is told."""
+    if not isinstance(cited, Mapping):
+        return Source(uri=uri) if (uri := plain(cited)) else None
+    inner = _inner(cited)
+    uri, title = (next(filter(None, (plain(inner.get(name)) for name in names)), "") for names in (_URIS, _TITLES))
+    return Source(uri=uri, title=title) if uri or title else None
 
 
 def _supports(text: str, cited: Sequence[Mapping[str, Any]]) -> Iterator[Support]:
@@ -53,11 +90,3 @@ def _supports(text: str, cited: Sequence[Mapping[str, Any]]) -> Iterator[Support
 def _bytes(text: str, characters: int) -> int:
     """How many bytes so many characters are."""
     return characters if text.isascii() else len(text[:characters].encode())
-
-
-def _url(cited: Any) -> Any:
-    return cited.get("url") if isinstance(cited, Mapping) else cited
-
-
-def _title(cited: Any) -> str:
-    return plain(cited.get("title")) if isinstance(cited, Mapping) else ""

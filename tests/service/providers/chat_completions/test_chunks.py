@@ -512,6 +512,47 @@ def test_places_of_citations_are_told_in_bytes_where_they_are_certain(start: Any
     assert grounding.supports == (Support(text=text, sources=(0,), start=begins, end=ends),)
 
 
+SOURCES: list[tuple[Any, Source]] = [
+    ("u", Source("u")),
+    ({"url": "u", "title": "t"}, Source("u", "t")),
+    ({"uri": "u"}, Source("u")),
+    ({"type": "url_citation", "url": "u", "title": "t"}, Source("u", "t")),
+    ({"type": "url_citation", "url_citation": {"url": "u"}}, Source("u")),
+    ({"type": "file_citation", "file_citation": {"file_id": "f", "filename": "n"}}, Source("f", "n")),
+    ({"type": "file_citation", "file_id": "f", "index": 3}, Source("f")),
+    ({"content": "c", "title": "t", "url": None, "filepath": "f.pdf", "chunk_id": "0"}, Source("f.pdf", "t")),
+]
+
+
+@pytest.mark.parametrize(("cited", "source"), SOURCES)
+@pytest.mark.parametrize("several", [True, False])
+@pytest.mark.parametrize("name", ["citations", "search_results", "annotations", "context"])
+@pytest.mark.parametrize("place", ["chunk", "choice", "delta", "message", "empty delta"])
+def test_what_the_answer_rests_on_is_told_wherever_it_stands(
+    place: str, name: str, cited: Any, source: Source, *, several: bool
+) -> None:
+    told = [cited] if several else cited
+    held = {"context": {"citations": told}} if name == "context" else {name: told}
+    said = chunk(content="a")
+    choice = said["choices"][0]
+    match place:
+        case "chunk":
+            said |= held
+        case "message":
+            choice["message"] = held
+        case "choice":
+            choice |= held
+        case _:
+            choice["delta"] |= held
+    if place == "empty delta":
+        del choice["delta"]["content"]
+        events = heard(chunk(content="a"), said, said, chunk("stop"))
+    else:
+        events = heard(said, chunk("stop"))
+    assert [event.sources for event in events if isinstance(event, Grounding)] == [(source,)]
+    assert [event for event in events if isinstance(event, Text)] == [Text("a")]
+
+
 def test_pages_with_titles_take_the_place_of_bare_ones() -> None:
     found = {**chunk(content="a"), "citations": ["u"], "search_results": [{"title": "t", "url": "u"}]}
     assert Grounding(sources=(Source("u", "t"),)) in heard(found, chunk("stop"))

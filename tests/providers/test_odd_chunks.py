@@ -136,6 +136,29 @@ async def test_what_an_answer_rests_on_is_not_lost(odd: Upstream, by_hand: tuple
     assert "".join(message.text for message in messages) == "a"
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        {"total_tokens": 8},
+        {"prompt_tokens": 5, "completion_tokens": None},
+        {"prompt_tokens": True, "completion_tokens": 3, "total_tokens": 4},
+    ],
+)
+async def test_a_count_that_cannot_be_read_is_none_and_wipes_out_none(
+    odd: Upstream, by_hand: tuple[ByHand, str], later: Any
+) -> None:
+    uncounted = {"choices": [], "usage": later}
+    by_hand[0].says = stream(chunk("stop", content="a"), COUNTED, uncounted)
+    messages, _ = await heard(odd)
+    assert messages[-1].completed.usage == pb.Usage(exact=True, input_tokens=5, output_tokens=3, total_tokens=8)
+    for content in ("a", ""):
+        by_hand[0].says = stream(chunk("stop", content=content), uncounted)
+        messages, _ = await heard(odd)
+        assert messages[-1].completed.usage == pb.Usage(exact=False)
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_EMPTY
+
+
 async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
     by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)

@@ -71,8 +71,6 @@ _SAYS = {
 }
 """Which of a message's fields say what."""
 
-_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-
 
 class Answer:
     """One answer as it comes, chunk by chunk."""
@@ -169,9 +167,8 @@ class Answer:
         )
 
     def _count(self, told: Any) -> None:
-        """Figures are cumulative, so the last ones count; a chunk that counts nothing doesn't wipe them out."""
-        if isinstance(told, Mapping) and any(told.get(name) is not None for name in _COUNTS):
-            self.usage = usage(told)
+        """Figures are cumulative, so the last ones count; those that can't be read don't wipe out earlier ones."""
+        self.usage = usage(told) or self.usage
 
     def _choose(self, choice: Json) -> None:
         self._count(choice.get("usage"))
@@ -306,14 +303,14 @@ def _reason(finish: str) -> FinishReason:
 
 
 def usage(told: Any) -> Usage | None:
-    """Tokens, without the thoughts in the output; None where a figure is missing or can't be.
+    """Tokens, without the thoughts in the output; None where a figure is missing or can't be, or nothing is counted.
 
     Most count the thoughts inside the output; xAI, and Google's own server of this protocol, beside it. The sum tells.
     """
     if not isinstance(told, Mapping):
         return None
     prompt, output = _count(told.get("prompt_tokens")), _count(told.get("completion_tokens"))
-    if prompt is None or output is None:
+    if prompt is None or output is None or not (prompt or output or told.get("total_tokens")):
         return None
     thoughts = _detail(told, "completion_tokens_details", "reasoning_tokens", "reasoning_tokens")
     cached = _detail(told, "prompt_tokens_details", "cached_tokens", "prompt_cache_hit_tokens", "cached_tokens")

@@ -189,8 +189,10 @@ class _Call:
     async def _next(self) -> Any:
         """The next chunk, as JSON. The SDK doesn't look at what it is given, and what it stumbles on is no chunk."""
         try:
-            chunk = _json(await anext(self._chunks, _END))
-            if chunk is _END and (whole := self._body.json()) is not None:
+            chunk = await anext(self._chunks, _END)
+            if chunk is not _END:
+                chunk = self._body.read(chunk)
+            elif (whole := self._body.json()) is not None:
                 chunk = _answer_or_error(whole)
         except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             if self.answer.finish:  # nothing of the answer can be missing
@@ -296,6 +298,8 @@ class _Body:
         self._in_json = False
         self._event = ""
         """What the latest event holds."""
+        self._chunk: Any = _END
+        """The same, read."""
         decoder = getattr(stream, "_decoder", None)
         decode = getattr(decoder, "decode", None)
         if decoder is None or decode is None:
@@ -312,9 +316,19 @@ class _Body:
             if event is None or not event.data.strip():
                 return None
             self._event = event.data
+            event.json = self._read
             return event
 
         decoder.decode = decoded
+
+    def _read(self) -> Any:
+        """The JSON of the latest event, for the SDK."""
+        self._chunk = json.loads(self._event)
+        return self._chunk
+
+    def read(self, chunk: Any) -> Any:
+        """The JSON of which the SDK has made this chunk, as it came: to its types, true is 1, and so is "1"."""
+        return _json(chunk) if self._chunk is _END else self._chunk
 
     def _is_json(self, line: str) -> bool:
         """No field of an event begins as JSON does, and no line of JSON as a field."""

@@ -701,6 +701,10 @@ def test_tokens_are_counted_as_the_sum_tells(said: Json, expected: tuple[int, ..
     [
         {},
         {"completion_tokens": 3},
+        {"total_tokens": 8},
+        figures(0, 0, 0),
+        figures(0, 0, None),
+        figures(True, 3, 4),
         figures(5, None, 8),
         figures(None, 3, 8),
         figures(-5, 3, 8),
@@ -719,6 +723,19 @@ def test_tokens_are_counted_as_the_sum_tells(said: Json, expected: tuple[int, ..
 )
 def test_a_count_that_is_missing_or_cannot_be_is_none(said: Any) -> None:
     assert usage(said) is None
+
+
+COUNTS = st.sampled_from([None, 0, 0.0, True, False, "", "5", -1, 5, 3, 8, 2**40, float("nan"), [], {}])
+
+
+@given(st.dictionaries(st.sampled_from([*figures(0, 0, 0), "reasoning_tokens", "cached_tokens"]), COUNTS))
+def test_figures_that_cannot_be_read_do_not_wipe_out_those_that_could(said: Json) -> None:
+    counted = figures(5, 3, 8)
+    (*_, ending) = heard(chunk("stop", content="a"), {"choices": [], "usage": counted}, {"choices": [], "usage": said})
+    assert isinstance(ending, Finished)
+    assert ending.usage == (usage(said) or usage(counted))
+    if (told := usage(said)) is not None:
+        assert told.input_tokens or told.output_tokens or told.total_tokens
 
 
 # ---- whatever stands in a chunk --------------------------------------------------------------------------------------

@@ -159,6 +159,15 @@ async def test_a_count_that_cannot_be_read_is_none_and_wipes_out_none(
     assert messages[-1].completed.finish_reason == pb.FINISH_REASON_EMPTY
 
 
+async def test_a_second_call_without_a_name_is_no_clean_stop(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    said = [chunk(tool_calls=[piece(0, "a", "f", '{"x":1}')]), chunk(tool_calls=[piece(0, "b", None, '{"x":1}')])]
+    by_hand[0].says = stream(*said, chunk("tool_calls"))
+    messages, error = await heard(odd)
+    assert error is not None
+    assert failure(error)[1] == "UPSTREAM_FAULT"
+    assert not any(message.HasField("tool_call") for message in messages)
+
+
 async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
     by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)

@@ -17,10 +17,12 @@ _STANDARD = str.maketrans("-_", "+/")
 class _Call:
     """A call of a tool, as far as it has come."""
 
-    __slots__ = ("arguments", "id", "index", "name", "object", "signature")
+    __slots__ = ("arguments", "id", "index", "name", "object", "signature", "trails")
 
-    def __init__(self, index: int | None) -> None:
+    def __init__(self, index: int | None, *, trails: bool) -> None:
         self.index = index
+        self.trails = trails
+        """Whether it began behind another of the same index: perhaps no more than that one's last, empty piece."""
         self.id = ""
         self.name = ""
         self.arguments = ""
@@ -92,8 +94,8 @@ class Calls:
         """Raises UpstreamFault for a call without a name, or whose arguments are no JSON object."""
         known: set[str] = set()
         for call in self._calls:
-            if not (call.name or call.id or call.arguments or call.object):
-                continue  # a server's way to say that there is none
+            if not (call.name or call.has_arguments) and (not call.id or call.trails):
+                continue  # a server's way to say that there is none, or no more
             if any(map(call.announces, self._calls)):
                 continue
             if not call.name:
@@ -121,7 +123,7 @@ class Calls:
         """The call that a piece belongs to; `begins`: it brings arguments."""
         call = self._known(identity, name, index) if identity else self._open(index, name, begins=begins)
         if call is None:
-            call = _Call(index)
+            call = _Call(index, trails=not name and self._last(index) is not None)
             self._calls.append(call)
         return call
 
@@ -134,7 +136,9 @@ class Calls:
         last = self._last(index)
         if last is None or (last.id and (name or index is None)):
             return None
-        # Its id comes late, or each piece has one of its own; a call of its own would have a name.
+        # Its id comes late, or each piece has one of its own; behind a whole call there is nothing that it could go on.
+        if last.whole and last.id:
+            return None
         return last if not name or (name == last.name and not last.whole) else None
 
     def _another(self, call: _Call, name: str, index: int | None) -> bool:

@@ -131,6 +131,12 @@ CITY = {"city": "Rome"}
             [("a", "w", CITY)],
         ),
         ([piece(0, "a", "w", ROME * 3)], [("a", "w", CITY)]),
+        # An id of its own for each piece, be it the last, which is empty.
+        (
+            [piece(0, "a", "w", '{"city"'), piece(0, "b", None, ':"Rome"}'), piece(0, "c", None, "")],
+            [("a", "w", CITY)],
+        ),
+        ([piece(0, "a", "w", ROME), piece(0, "a", "w", ROME)], [("a", "w", CITY)]),
         # A beginning that is counted otherwise than the rest: https://github.com/agno-agi/agno/pull/8880
         (
             [
@@ -143,6 +149,19 @@ CITY = {"city": "Rome"}
 )
 def test_calls_are_put_together_whatever_tells_their_pieces_apart(pieces: list[Json], expected: object) -> None:
     assert calls(*pieces) == expected
+
+
+@given(st.lists(st.integers(0, len(ROME)), max_size=4), st.sampled_from(["w", "v", "", None]), st.booleans())
+def test_a_new_id_behind_a_whole_call_is_never_a_part_of_it(cuts: list[int], name: str | None, same: bool) -> None:
+    ends = [0, *sorted(cuts), len(ROME)]
+    first, *rest = [ROME[start:end] for start, end in itertools.pairwise(ends)]
+    pieces = [piece(0, "a", "w", first), *(piece(0, None, None, one) for one in rest)]
+    other = piece(0 if same else 1, "b", name, ROME)
+    if name:
+        assert calls(*pieces, other) == [("a", "w", CITY), ("b", name, CITY)]
+    else:
+        with pytest.raises(errors.UpstreamFault):
+            calls(*pieces, other)
 
 
 def test_a_name_in_pieces_is_one_name_only_if_that_was_declared() -> None:
@@ -223,6 +242,11 @@ def test_a_call_in_the_old_form_is_told() -> None:
         [piece(0, "\ud83d", "w", ROME)],
         [piece(0, "a", "w", ROME), piece(1, None, None, "{}")],
         [piece(0, "a", "w", ROME + "{}")],
+        # A new id behind a whole call is a new call, which lacks its name.
+        [piece(0, "a", "w", ROME), piece(0, "b", None, ROME)],
+        [piece(0, "a", "w", ROME), piece(0, "b", None, ""), piece(0, None, None, ROME)],
+        [piece(0, "a", "w", CITY), piece(0, "b", None, CITY)],
+        [piece(0, "a", "w", ROME), piece(0, "b", "", "{}")],
     ],
 )
 def test_a_call_that_cannot_be_told_is_upstreams_fault(pieces: list[Json]) -> None:

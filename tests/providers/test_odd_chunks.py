@@ -168,6 +168,16 @@ async def test_a_second_call_without_a_name_is_no_clean_stop(odd: Upstream, by_h
     assert not any(message.HasField("tool_call") for message in messages)
 
 
+@pytest.mark.parametrize("index", [1, 1.0, "1"])
+async def test_a_second_answer_is_left_out(odd: Upstream, by_hand: tuple[ByHand, str], index: Any) -> None:
+    second = {"choices": [{"index": index, "delta": {"content": "x"}, "finish_reason": "length"}]}
+    by_hand[0].says = stream(chunk(content="a"), second, chunk("stop", content="b"))
+    messages, error = await heard(odd)
+    assert error is None
+    assert "".join(message.text for message in messages) == "ab"
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+
+
 async def test_a_mark_of_the_byte_order_costs_no_words(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
     said = stream(chunk(content="one "), chunk(content="two"), chunk("stop"))
     by_hand[0].says = said.replace(b"data:", b"\xef\xbb\xbfdata:", 1)

@@ -24,7 +24,7 @@ from ...generation.events import (
 from ...generation.prompt import Reasoning
 from ..gemini import answers
 from . import citations, thought_details
-from .foreign_json import Json, fault, joined, json_list, json_object, plain, sound, text_of
+from .foreign_json import Json, fault, index_of, joined, json_list, json_object, plain, sound, text_of
 from .tool_call_pieces import Calls
 
 _FINISH = {
@@ -118,13 +118,14 @@ class Answer:
         self._count(chunk.get("usage"))
         if isinstance(groq := chunk.get("x_groq"), Mapping):
             self._count(groq.get("usage"))
-        chosen: Json | None = None
+        chosen: list[int | None] = []
         for choice in json_list(chunk.get("choices"), "choices"):
-            if not choice or _index(json_object(choice, "choices").get("index")):
+            if not choice or (index := index_of(json_object(choice, "choices").get("index"))):
                 continue  # a second answer, that nobody asked for
-            if chosen is not None and (chosen.get("index"), choice.get("index")) != (0, 0):
+            if chosen and (chosen[-1], index) != (0, 0):
                 break  # another, that isn't counted
-            self._choose(chosen := choice)
+            chosen.append(index)
+            self._choose(choice)
         self._cite(chunk)
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
@@ -386,11 +387,15 @@ def _part(part: Json, place: str) -> tuple[str, str]:
 
 
 def _thoughts(delta: Json) -> str:
-    """Thoughts, by the names of DeepSeek and xAI, of vLLM, of others; who says them by two says the same twice."""
-    for name in ("reasoning_content", "reasoning", "thinking"):
-        if told := text_of(delta.get(name), f"choices.delta.{name}"):
-            return told
-    return thought_details.words(delta.get(thought_details.FIELD))
+    """Thoughts, by the names of DeepSeek and xAI, of vLLM, of others.
+
+    Who says them by two names says the same twice, for clients of either (vLLM, LiteLLM); what differs is more of them.
+    """
+    named = [
+        text_of(delta.get(name), f"choices.delta.{name}") for name in ("reasoning_content", "reasoning", "thinking")
+    ]
+    told = "".join(dict.fromkeys(named))
+    return told or thought_details.words(delta.get(thought_details.FIELD))
 
 
 def _token(told: Any) -> TokenLogprob:
@@ -420,7 +425,3 @@ def _probable(told: Json) -> tuple[str, float]:
         return token.encode(errors="replace").decode(), float(logprob)
     except OverflowError:
         raise fault(f"{place}.logprob") from None
-
-
-def _index(value: Any) -> int:
-    return value if isinstance(value, int) else 0

@@ -4,12 +4,15 @@ A value that must be right to be told is asked for with its place, which the UPS
 null or false says nothing, whatever it should have been, so nothing is lost by reading past it. No I/O.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ... import errors
 
 Json = Mapping[str, Any]
+
+_INDEX = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def json_object(value: Any, place: str) -> Json:
@@ -35,6 +38,15 @@ def text_of(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise fault(place)
     return value
+
+
+def index_of(value: Any) -> int | None:
+    """The place in a list, be it told as 1.0 or "1"; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and _INDEX.fullmatch(value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import errors
 from ...generation.prompt import ToolCall
-from .foreign_json import Json, fault, joined, json_object, sound, text_of
+from .foreign_json import Json, fault, index_of, joined, json_object, sound, text_of
 
 _STANDARD = str.maketrans("-_", "+/")
 """From the alphabet for addresses, which Google's JSON may have as well."""
@@ -71,8 +71,7 @@ class Calls:
             if arguments:
                 raise fault(f"{place}.arguments")
             arguments = None  # such as PHP's way to write an empty object: []
-        index = piece.get("index")
-        index = index if isinstance(index, int) else None
+        index = index_of(piece.get("index"))
         call = self._of(index, identity, name, begins=arguments not in (None, ""))
         call.id = call.id or identity
         if name != call.name:

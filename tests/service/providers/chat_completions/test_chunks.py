@@ -123,6 +123,15 @@ CITY = {"city": "Rome"}
         ([piece(0, "e", "w", '{"city"'), piece(1, "e", "w", ':"Rome"}')], [("e", "w", CITY)]),
         ([piece(0, "", "w", {}), piece(0, "", "w", {})], [("", "w", {}), ("", "w", {})]),
         ([piece("0", "a", "w", '{"city"'), piece("0", None, None, ':"Rome"}')], [("a", "w", CITY)]),
+        (
+            [
+                piece("0", "a", "w", ""),
+                piece(1.0, "b", "v", ""),
+                piece("0", None, None, ROME),
+                piece(1, arguments="{}"),
+            ],
+            [("a", "w", CITY), ("b", "v", {})],
+        ),
         ([piece(0, "a", "w", '{"city":"\ud83d'), piece(0, None, None, '\ude00"}')], [("a", "w", {"city": "😀"})]),
         # The whole once more behind its pieces: https://github.com/lidge-jun/opencodex/issues/361
         ([piece(0, "a", "w", ""), piece(0, None, None, ROME), piece(0, None, None, ROME)], [("a", "w", CITY)]),
@@ -476,6 +485,24 @@ def test_thoughts_that_are_told_twice_are_told_once() -> None:
     both = {"reasoning": "hm", "reasoning_content": "hm", "reasoning_details": [{"text": "hm"}]}
     assert heard(chunk(**both), chunk("stop"))[:-1] == [Reasoning("hm")]
     assert heard(chunk(reasoning_details=[{"text": "hm"}]), chunk("stop"))[:-1] == [Reasoning("hm")]
+
+
+def test_thoughts_that_differ_by_their_names_are_all_told_in_order() -> None:
+    both = {"reasoning": "then that", "reasoning_content": "first this, "}
+    assert heard(chunk(**both), chunk("stop"))[:-1] == [Reasoning("first this, then that")]
+
+
+@pytest.mark.parametrize("second", [1, 1.0, "1", 2, "2"])
+@pytest.mark.parametrize("first", [0, 0.0, "0", None])
+def test_a_second_answer_is_never_mixed_in_however_it_is_counted(first: Any, second: Any) -> None:
+    said = [
+        {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": end}]}
+        for index, text, end in ((first, "a", None), (second, "x", "length"), (first, "b", "stop"))
+    ]
+    together = [{"choices": [one["choices"][0] for one in said]}]
+    assert heard(*said)[:-1] == [Text("a"), Text("b")]
+    if first is not None:
+        assert heard(*together)[:-1] == [Text("a"), Text("b")]
 
 
 def test_a_whole_message_in_place_of_a_delta_is_taken_and_not_told_twice() -> None:

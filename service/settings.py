@@ -7,22 +7,29 @@ the table in docs/settings.md. A flag wins over its variable; an empty variable 
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
 
 from .providers import addresses
-from .providers.offers import completed, offers
+from .providers.offers import SeveralError, completed, offers
 from .providers.registry import PROVIDERS
 from .providers.spec import DEFAULT_MODEL, GoogleCloud, Offer
 
 _PREFIX = "TOKENWIRE_"
 _NEARLY = 0.7
 
-# What Kubernetes sets for a service that is called tokenwire: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and more. Of those
-# names one is a setting.
+# What Kubernetes sets for services that are called tokenwire or tokenwire-...: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and
+# more. Of those names one is a setting.
 _LINKED = "TOKENWIRE_PORT"
 _LINK = re.compile(r"(tcp|udp|sctp)://")
+_OF_KUBERNETES = re.compile(
+    r"TOKENWIRE_([A-Z0-9_]+_)?"
+    r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+
+_OF_OTHERS = frozenset(f"{_PREFIX}{name}" for name in ("ADDRESS", "CACHE", "PAGE_DATA", "STRICT", "STORM"))
+"""Variables that callers, the local Vertex, the page and the tests read, which may be set for all of them at once."""
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -280,11 +287,8 @@ class Settings:
     log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
 
     def __post_init__(self) -> None:
-        if self.default_deadline > self.max_deadline:
-            raise SettingError(
-                f"TOKENWIRE_DEFAULT_DEADLINE is {self.default_deadline:g}: "
-                f"at most TOKENWIRE_MAX_DEADLINE ({self.max_deadline:g}) is wanted"
-            )
+        if wrong := _beyond(self.default_deadline, self.max_deadline, {}):
+            raise SettingError(wrong)
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -330,41 +334,97 @@ class Settings:
     def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
         """Read the settings.
 
-        Raises SettingError with all that is wrong, a line each; exits by itself, as argparse does, on --help and on
-        flags that don't exist.
+        Raises SettingError with all that is wrong, a line each; exits by itself, as argparse does, on --help.
         """
-        flags = vars(parser(cls, prog).parse_args(argv))
+        flags, wrong = _flags(parser(cls, prog), argv)
         values: dict[str, Any] = {}
-        wrong = []
+        told: dict[str, str] = {}
+        """By setting: the flag or variable that has told it."""
         for one in fields(cls):
             origin = source(one)
-            flag = "--" + one.name.replace("_", "-")
-            for name, value in ((flag, flags[one.name]), (origin.variable, environ.get(origin.variable))):
+            for name, value in ((_flag(one), flags.get(one.name)), (origin.variable, environ.get(origin.variable))):
                 if not value or (name == _LINKED and _LINK.match(value)):
                     continue
+                told[one.name] = name
                 try:
                     values[one.name] = origin.parse(value)
+                except SeveralError as error:
+                    values[one.name] = error.found
+                    start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
+                    wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
                 except ValueError as error:
                     wrong.append(f"{name} is {value!r}: {error} is wanted")
+                    values[one.name] = None
                 break
         models = []
         for offer in values.get("models", ()):
             try:
                 models.append(completed(offer, environ))
-            except ValueError as error:
-                wrong.append(f"TOKENWIRE_MODELS: {error} is wanted")
+            except SeveralError as error:
+                wrong += [f"{told['models']}: {wanted} is wanted" for wanted in error.wanted]
+        by_default = {one.name: one.default for one in fields(cls)}
+        default, most = (values.get(name, by_default[name]) for name in ("default_deadline", "max_deadline"))
+        if None not in (default, most) and (beyond := _beyond(default, most, told)):
+            wrong.append(beyond)
         if wrong := [*wrong, *_misspelt(cls, environ)]:
             raise SettingError("\n".join(wrong))
         return cls(**{**values, "models": tuple(models)})
 
 
+def _flag(one: "Field[Any]") -> str:
+    return "--" + one.name.replace("_", "-")
+
+
+def _flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Mapping[str, str | None], list[str]]:
+    """The values of flags, and what is wrong with flags themselves."""
+    try:
+        found, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        return {}, [str(error).removeprefix("argument ")]
+    wrong = []
+    known = [f"--{name.replace('_', '-')}" for name in vars(found)]
+    unknown = False
+    for one in others:
+        if one.startswith("-"):
+            flag = one.partition("=")[0]
+            wrong.append(f"{flag} is no flag: {_near(flag, known) or 'one that --help tells'} is wanted")
+            unknown = "=" not in one
+        elif not unknown:  # else it is that flag's value
+            wrong.append(f"{one!r} belongs to no flag: flags and their values are wanted")
+        else:
+            unknown = False
+    return vars(found), wrong
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest, if one is near."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)), "")
+
+
+def _beyond(default: float, most: float, told: Mapping[str, str]) -> str:
+    """What is wrong where the default deadline is beyond the maximum; `told`: by which flags or variables they are."""
+    if default <= most:
+        return ""
+    names = {"default_deadline": "TOKENWIRE_DEFAULT_DEADLINE", "max_deadline": "TOKENWIRE_MAX_DEADLINE"}
+    first, second = (told.get(setting, variable) for setting, variable in names.items())
+    if "max_deadline" in told and "default_deadline" not in told:
+        return f"{second} is {most:g}: at least {first}, which is unset and so {default:g}, is wanted; set both"
+    unset = "" if "max_deadline" in told else ", which is unset"
+    return f"{first} is {default:g}: at most {second} ({most:g}{unset}) is wanted"
+
+
 def _misspelt(settings: type[Settings], environ: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with variables that are nearly settings; others may be another program's, or Kubernetes's."""
-    known = {source(one).variable.removeprefix(_PREFIX): source(one).variable for one in fields(settings)}
+    """What is wrong with variables that begin as settings do and are none: a server without them isn't as intended."""
+    variables = [source(one).variable for one in fields(settings)]
+    meant = {variable.removeprefix(_PREFIX): variable for variable in variables}
+    meant |= {one.name.upper(): source(one).variable for one in fields(settings)}
     for name, value in environ.items():
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX) not in known and not _LINK.match(value):
-            for near in difflib.get_close_matches(name.removeprefix(_PREFIX), known, n=1, cutoff=_NEARLY):
-                yield f"{name} is set, and is no setting: {known[near]} is wanted"
+        if not value or not name.startswith(_PREFIX) or name in variables or name in _OF_OTHERS:
+            continue
+        if _OF_KUBERNETES.fullmatch(name) or (name.endswith("_PORT") and _LINK.match(value)):
+            continue
+        near = meant.get(_near(name.removeprefix(_PREFIX), meant), "")
+        yield f"{name} is set, and is no setting: {near or 'one that --help tells'} is wanted"
 
 
 def parser(settings: type[Settings], prog: str) -> argparse.ArgumentParser:
@@ -373,11 +433,12 @@ def parser(settings: type[Settings], prog: str) -> argparse.ArgumentParser:
         description="Serve tokenwire.v1.GenerationService: Gemini's answers, streamed over gRPC.",
         epilog="Each flag can be set by the variable in brackets instead; the flag wins.",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     for one in fields(settings):
         assert one.default is not MISSING
         made.add_argument(
-            "--" + one.name.replace("_", "-"),
+            _flag(one),
             help=f"{source(one).help} [{source(one).variable}; {shown(one.default)}]".replace("%", "%%"),
             metavar=_kind(one),
         )

@@ -7,7 +7,7 @@ Vertex AI's own.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -35,33 +35,62 @@ _ABOUT = (
 _METADATA = "metadata."
 
 
+class SeveralError(ValueError):
+    """All that is wrong with a list of models, each as what is wanted; `found` are the models that can be taken."""
+
+    def __init__(self, wanted: Sequence[str], found: Sequence[Offer] = ()) -> None:
+        super().__init__("; ".join(wanted))
+        self.wanted = tuple(wanted)
+        self.found = tuple(found)
+
+
 def offers(value: str) -> tuple[Offer, ...]:
-    """The models of a comma-separated list. Raises ValueError with what is wanted."""
-    found = tuple(_offer(line.strip()) for line in value.split(",") if line.strip())
-    if not found:
-        raise ValueError("a comma-separated list of models")
-    if len({offer.name for offer in found}) < len(found):
-        raise ValueError("a list that has each name once")
-    return found
+    """The models of a comma-separated list. Raises SeveralError with what is wanted."""
+    found: dict[str, Offer] = {}
+    wanted: list[str] = []
+    twice = False
+    for line in filter(None, map(str.strip, value.split(","))):
+        try:
+            offer = _offer(line)
+        except SeveralError as error:
+            wanted += error.wanted
+            continue
+        twice = twice or offer.name in found
+        found[offer.name] = offer
+    if twice:
+        wanted.append("a list that has each name once")
+    if not found and not wanted:
+        wanted.append("a comma-separated list of models")
+    if wanted:
+        raise SeveralError(wanted, tuple(found.values()))
+    return tuple(found.values())
 
 
 def completed(offer: Offer, environ: Mapping[str, str]) -> Offer:
-    """The offer with what its provider needs of the environment. Raises ValueError with what is missing, and where."""
+    """The offer with what its provider needs of the environment.
+
+    Raises SeveralError with what is missing, or can't be taken, and where.
+    """
     spec, options = PROVIDERS[offer.provider], dict(offer.options)
+    wanted: list[str] = []
     for option, variable in spec.variables.items():
-        if not options.get(option) and not environ.get(variable):
-            raise ValueError(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
-        if not options.get(option):
+        if options.get(option):
+            continue
+        if not environ.get(variable):
+            wanted.append(f"{offer.name!r} with the option {option} of {offer.provider}, or with {variable} set,")
+        else:
             options[option] = environ[variable]
-            _check_plain(offer.name, option, environ[variable], variable)
-    if not spec.key_variable:
-        return replace(offer, options=MappingProxyType(options))
-    variable = options.get("api_key_env", spec.key_variable)
-    key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
-    if not key:
-        raise ValueError(f"{offer.name!r} with an API key in {variable}, which is not set,")
-    if not addresses.is_plain(key):  # pasted with a line's end, or a word processor's
-        raise ValueError(f"{offer.name!r} with an API key in {variable} of plain letters and signs, without spaces,")
+            wanted += _unfit(offer.name, option, environ[variable], variable)
+    key = ""
+    if spec.key_variable:
+        variable = options.get("api_key_env", spec.key_variable)
+        key = environ.get(variable) or (_NO_KEY if options.get("base_url") and "api_key_env" not in options else "")
+        if not key:
+            wanted.append(f"{offer.name!r} with an API key in {variable}, which is not set,")
+        elif not addresses.is_plain(key):  # pasted with a line's end, or a word processor's
+            wanted.append(f"{offer.name!r} with an API key in {variable} of plain letters and signs, without spaces,")
+    if wanted:
+        raise SeveralError(wanted)
     return replace(offer, options=MappingProxyType(options), api_key=key)
 
 
@@ -92,57 +121,63 @@ _NO_KEY = "none"  # for servers of one's own, many of which want none
 
 
 def _offer(line: str) -> Offer:
+    """Raises SeveralError."""
     if not line.isprintable():
-        raise ValueError(f"{line!r} without line breaks and other controls")
+        raise SeveralError([f"{line!r} without line breaks and other controls"])
     name, mapped, target = line.partition("=")
     if not mapped:
         return Offer(name)
     provider, _, rest = target.partition(":")
     model, _, query = rest.partition("?")
     if not name or provider not in PROVIDERS or not model:
-        raise ValueError(f"{line!r} as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of {', '.join(PROVIDERS)}")
+        raise SeveralError([f"{line!r} as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of {', '.join(PROVIDERS)}"])
     try:
         options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
     except ValueError:
-        raise ValueError(f"{name!r} with options as OPTION=VALUE&OPTION=VALUE") from None
+        raise SeveralError([f"{name!r} with options as OPTION=VALUE&OPTION=VALUE"]) from None
     known = (*PROVIDERS[provider].options, *_ABOUT)
+    wanted: list[str] = []
     for option, value in options.items():
         if option not in known and not option.startswith(_METADATA):
-            raise ValueError(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
-        if check := _PARSE.get(option) or _CHECK.get(option):
-            check(value)
-        _check_plain(name, option, value)
+            wanted.append(f"{name!r} with options of {provider}, which are {', '.join(known)}, and not {option!r},")
+        else:
+            wanted += _unfit(name, option, value)
+    if wanted:
+        raise SeveralError(wanted)
     return Offer(name, provider, model, MappingProxyType(options))
 
 
-def _check_plain(name: str, option: str, value: str, variable: str = "") -> None:
-    """Raises ValueError with what is wanted, where the option is an address, or goes into one, and the value can't."""
-    where = f" in {variable}" if variable else ""
+def _unfit(name: str, option: str, value: str, variable: str = "") -> Iterator[str]:
+    """What is wanted of the option, where the value, read from `variable` if from any, isn't that."""
+    where = f"{name!r} with {option}{f' in {variable}' if variable else ''}"
     if option in _ADDRESSES and not addresses.is_address(value):
-        raise ValueError(f"{name!r} with {option}{where} as https://HOST/PATH, or http://HOST:PORT/PATH,")
+        yield f"{where} as https://HOST/PATH, or http://HOST:PORT/PATH,"
     if (fits := _WORDS.get(option)) and not fits(value):
-        raise ValueError(f"{name!r} with {option}{where} of plain letters and signs, without spaces,")
+        yield f"{where} of plain letters and signs, without spaces,"
+    if check := _PARSE.get(option) or _CHECK.get(option):
+        try:
+            check(value)
+        except ValueError as error:
+            yield f"{where} of {error}"
 
 
 def _kinds(value: str) -> frozenset[str]:
     kinds = frozenset(value.split())  # a plus sign between them is a space in a URL's query
     if not kinds or not kinds <= KINDS:
-        raise ValueError(f"input_kinds of {'+'.join(sorted(KINDS))}")
+        raise ValueError("+".join(sorted(KINDS)))
     return kinds
 
 
 def _paths(value: str) -> frozenset[str]:
     paths = frozenset(value.split())
     if not paths <= FIELDS:  # one that nothing looks for would be taken in silence
-        raise ValueError(
-            f"unsupported fields by their paths, such as config.top_k, which are {', '.join(sorted(FIELDS))},"
-        )
+        raise ValueError(f"fields by their paths, such as config.top_k, which are {', '.join(sorted(FIELDS))},")
     return paths
 
 
 def _switch(value: str) -> bool:
     if value not in ("true", "false"):
-        raise ValueError("an option of true or false")
+        raise ValueError("true or false")
     return value == "true"
 
 
@@ -150,23 +185,23 @@ def _count(value: str) -> int:
     if not (
         value.isascii() and value.isdigit() and len(value) <= len(str(_MOST_TOKENS)) and int(value) <= _MOST_TOKENS
     ):
-        raise ValueError(f"an option of a whole number of tokens, up to {_MOST_TOKENS},")
+        raise ValueError(f"a whole number of tokens, up to {_MOST_TOKENS},")
     return int(value)
 
 
 def _token_limit(value: str) -> None:
     if value not in ("max_tokens", "max_completion_tokens"):
-        raise ValueError("an option token_limit of max_tokens or max_completion_tokens")
+        raise ValueError("max_tokens or max_completion_tokens")
 
 
 def _effort(value: str) -> None:
     if not re.fullmatch(r"[a-z]{1,20}", value):
-        raise ValueError("an option reasoning_effort of one word, such as low, medium or high")
+        raise ValueError("one word, such as low, medium or high")
 
 
 def _thoughts_back(value: str) -> None:
     if value not in ("reasoning_content", "reasoning", "reasoning_details", "google"):
-        raise ValueError("an option thoughts_back of reasoning_content, reasoning, reasoning_details or google")
+        raise ValueError("reasoning_content, reasoning, reasoning_details or google")
 
 
 _CHECK: Mapping[str, Callable[[str], object]] = {

@@ -79,6 +79,77 @@ def test_the_default_deadline_is_within_the_maximum() -> None:
         load(TOKENWIRE_DEFAULT_DEADLINE="700")
 
 
+@pytest.mark.parametrize(
+    ("flags", "environ", "told"),
+    [
+        (
+            ["--max-deadline", "5"],
+            {},
+            "--max-deadline is 5: at least TOKENWIRE_DEFAULT_DEADLINE, which is unset and so 120",
+        ),
+        (
+            [],
+            {"TOKENWIRE_MAX_DEADLINE": "5"},
+            "TOKENWIRE_MAX_DEADLINE is 5: at least TOKENWIRE_DEFAULT_DEADLINE, which",
+        ),
+        (["--default-deadline", "700"], {}, "--default-deadline is 700: at most TOKENWIRE_MAX_DEADLINE (600, which is"),
+        (
+            ["--default-deadline", "9"],
+            {"TOKENWIRE_MAX_DEADLINE": "5"},
+            "--default-deadline is 9: at most TOKENWIRE_MAX_DEADLINE (5) is wanted",
+        ),
+    ],
+)
+def test_deadlines_that_do_not_fit_are_told_by_what_set_them_with_all_else(
+    flags: list[str], environ: dict[str, str], told: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(*flags, "--grace", "x", **environ)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("--grace is 'x'")
+    assert second.startswith(told)
+    with pytest.raises(SettingError, match=r"^--max-deadline is 'x': seconds[^\n]*$"):
+        load("--max-deadline", "x", "--default-deadline", "700")  # it can't be told whether that fits
+
+
+def test_flags_that_there_are_not_are_told_with_all_else() -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--grcae", "5", "--port", "x", "stray", "--nonsense=1", TOKENWIRE_QUEUE="x")
+    assert str(caught.value).splitlines() == [
+        "--grcae is no flag: --grace is wanted",
+        "'stray' belongs to no flag: flags and their values are wanted",
+        "--nonsense is no flag: one that --help tells is wanted",
+        "--port is 'x': a whole number from 0 to 65535 is wanted",
+        "TOKENWIRE_QUEUE is 'x': a whole number from 0 to 100000 is wanted",
+    ]
+    with pytest.raises(SettingError) as caught:
+        load("--port", TOKENWIRE_QUEUE="x")
+    assert str(caught.value).splitlines()[0] == "--port: expected one argument"
+    assert str(caught.value).splitlines()[1].startswith("TOKENWIRE_QUEUE is 'x'")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("PROJECT", "GOOGLE_CLOUD_PROJECT"),
+        ("GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_PROJECT"),
+        ("LOCATION", "GOOGLE_CLOUD_LOCATION"),
+        ("EMULATOR", "VERTEX_EMULATOR_HOST"),
+        ("EMULATOR_REST", "VERTEX_EMULATOR_REST_HOST"),
+        ("LOG", "one that --help tells"),
+        ("RETRIES", "one that --help tells"),
+        ("API_KEY", "one that --help tells"),
+        ("port", "one that --help tells"),
+        ("PORT_", "TOKENWIRE_PORT"),
+    ],
+)
+def test_a_variable_of_our_prefix_that_is_no_setting_is_refused(name: str, wanted: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.load([], {f"TOKENWIRE_{name}": "x"}, prog="p")
+    assert str(caught.value) == f"TOKENWIRE_{name} is set, and is no setting: {wanted} is wanted"
+    assert Settings.load([], {f"TOKENWIRE_{name}": ""}, prog="p") == Settings()
+
+
 def test_help_tells_every_flag_with_its_variable_and_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         load("--help")
@@ -235,4 +306,11 @@ def test_what_kubernetes_and_others_set_is_left_alone() -> None:
     assert Settings.load([], links, prog="p") == Settings()
     assert load(TOKENWIRE_HOST="tcp://h").host == "tcp://h"  # a value of somebody's own is never passed over
     others = ["TOKENWIRE_SERVICE_HOST", "TOKENWIRE_PORT_50051_TCP_ADDR", "TOKENWIRE_ADDRESS", "TOKENWIRE_CACHE"]
+    others += [
+        "TOKENWIRE_PAGE_DATA",
+        "TOKENWIRE_SERVICE_PORT",
+        "TOKENWIRE_SERVICE_PORT_GRPC",
+        "TOKENWIRE_PORT_50051_TCP",
+    ]
+    others += ["TOKENWIRE_PORT_50051_TCP_PROTO", "TOKENWIRE_EMULATOR_SERVICE_HOST", "TOKENWIRE_UI_2_PORT_80_TCP_PORT"]
     assert Settings.load([], dict.fromkeys(others, "x"), prog="p") == Settings()

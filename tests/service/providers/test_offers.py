@@ -34,20 +34,20 @@ def test_a_line_maps_a_public_name_to_provider_model_and_options() -> None:
         ("=openai:x", "'=openai:x' as NAME or NAME=PROVIDER:MODEL"),
         ("a=openai:x?colour=red", "'a' with options of openai, which are base_url, api_key_env, organization, tok"),
         ("a=openai:x?colour", "'a' with options as OPTION=VALUE&OPTION=VALUE"),
-        ("a=openai:x?tools=perhaps", "an option of true or false"),
-        ("a=openai:x?max_input_tokens=many", "an option of a whole number of tokens"),
-        ("a=openai:x?unsupported=Top K", "unsupported fields by their paths, such as config.top_k"),
-        ("a=openai:x?unsupported=config.topk", "unsupported fields by their paths, such as config.top_k"),
-        ("a=openai:x?input_kinds=smell", "input_kinds of audio+image+pdf+text+video"),
-        ("a=openai:x?token_limit=most", "an option token_limit of max_tokens or max_completion_tokens"),
-        ("a=openai:x?stream_options=no", "an option of true or false"),
-        ("a=openai:x?reasoning_effort=9", "an option reasoning_effort of one word, such as low, medium or high"),
-        ("a=azure:x?thoughts=", "an option of true or false"),
+        ("a=openai:x?tools=perhaps", "'a' with tools of true or false"),
+        ("a=openai:x?max_input_tokens=many", "'a' with max_input_tokens of a whole number of tokens"),
+        ("a=openai:x?unsupported=Top K", "'a' with unsupported of fields by their paths, such as config.top_k"),
+        ("a=openai:x?unsupported=config.topk", "'a' with unsupported of fields by their paths, such as config.top_k"),
+        ("a=openai:x?input_kinds=smell", "'a' with input_kinds of audio+image+pdf+text+video"),
+        ("a=openai:x?token_limit=most", "'a' with token_limit of max_tokens or max_completion_tokens"),
+        ("a=openai:x?stream_options=no", "'a' with stream_options of true or false"),
+        ("a=openai:x?reasoning_effort=9", "'a' with reasoning_effort of one word, such as low, medium or high"),
+        ("a=azure:x?thoughts=", "'a' with thoughts of true or false"),
         (
             "a=azure:x?thoughts_back=yes",
-            "an option thoughts_back of reasoning_content, reasoning, reasoning_details or google",
+            "'a' with thoughts_back of reasoning_content, reasoning, reasoning_details or google",
         ),
-        ("a=azure:x?strict=maybe", "an option of true or false"),
+        ("a=azure:x?strict=maybe", "'a' with strict of true or false"),
         ("a=vertex:x?thoughts=true", "'a' with options of vertex, which are project, location, "),
     ],
 )
@@ -55,6 +55,41 @@ def test_a_line_that_cannot_be_taken_says_what_is_wanted(line: str, wanted: str)
     with pytest.raises(SettingError) as caught:
         load(line)
     assert str(caught.value).startswith(f"TOKENWIRE_MODELS is {line!r}: {wanted}")
+
+
+def test_all_that_is_wrong_with_a_list_is_told_at_once_naming_model_and_option() -> None:
+    lines = [
+        "a=openai:x?tools=perhaps&strict=maybe&colour=red&base_url=h",
+        "b=cohere:x",
+        "c=azure:x?api_version=1 2",
+        "d=openai:x?api_key_env=NONE",
+        "e=vertex:x",
+    ]
+    for flag in (True, False):
+        told = ["--models", ",".join(lines)] if flag else []
+        with pytest.raises(SettingError) as caught:
+            Settings.load(told, {} if flag else {"TOKENWIRE_MODELS": ",".join(lines)}, prog="p")
+        starts = [line.partition(",")[0] for line in str(caught.value).splitlines()]
+        name = "--models" if flag else "TOKENWIRE_MODELS"
+        assert starts == [
+            f"{name}: 'a' with tools of true or false is wanted",
+            f"{name}: 'a' with strict of true or false is wanted",
+            f"{name}: 'a' with options of openai",
+            f"{name}: 'a' with base_url as https://HOST/PATH",
+            f"{name}: 'b=cohere:x' as NAME or NAME=PROVIDER:MODEL?OPTION=VALUE with one of vertex",
+            f"{name}: 'c' with api_version of plain letters and signs",
+            f"{name}: 'd' with an API key in NONE",
+        ]
+
+
+def test_all_that_a_model_lacks_is_told_at_once() -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.load(["--models", "a=azure:x"], {}, prog="p")
+    assert [line.rpartition(" with ")[0][:24] for line in str(caught.value).splitlines()] == [
+        "--models: 'a' with the o",
+        "--models: 'a' with the o",
+        "--models: 'a'",
+    ]
 
 
 def test_keys_come_from_the_environment_and_are_not_printed() -> None:

@@ -776,7 +776,9 @@ def test_a_count_that_is_missing_or_cannot_be_is_none(said: Any) -> None:
     assert usage(said) is None
 
 
-COUNTS = st.sampled_from([None, 0, 0.0, True, False, "", "5", -1, 5, 3, 8, 2**40, float("nan"), [], {}])
+COUNTS: st.SearchStrategy[Any] = st.sampled_from(
+    [None, 0, 0.0, True, False, "", "5", -1, 5, 3, 8, 2**40, float("nan"), [], {}]
+)
 
 
 @given(st.dictionaries(st.sampled_from([*figures(0, 0, 0), "reasoning_tokens", "cached_tokens"]), COUNTS))

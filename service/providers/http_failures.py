@@ -55,17 +55,30 @@ _CODES = {
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     409: grpc.StatusCode.ABORTED,
     410: grpc.StatusCode.NOT_FOUND,
+    420: grpc.StatusCode.RESOURCE_EXHAUSTED,
     421: grpc.StatusCode.FAILED_PRECONDITION,
+    423: grpc.StatusCode.UNAVAILABLE,  # locked for now
+    424: grpc.StatusCode.UNKNOWN,  # Text Generation Inference's, and Azure ML's: the model failed, not the request
     425: grpc.StatusCode.UNAVAILABLE,
     426: grpc.StatusCode.FAILED_PRECONDITION,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    440: grpc.StatusCode.UNAUTHENTICATED,  # IIS: a login has run out
+    444: grpc.StatusCode.UNAVAILABLE,  # nginx: closed without an answer
+    449: grpc.StatusCode.UNAVAILABLE,  # Microsoft's "retry with"
     451: grpc.StatusCode.PERMISSION_DENIED,  # by law
+    460: grpc.StatusCode.CANCELLED,  # a load balancer's, as 499
+    495: grpc.StatusCode.FAILED_PRECONDITION,  # nginx: of certificates, and plain HTTP where TLS was wanted
+    496: grpc.StatusCode.FAILED_PRECONDITION,
+    497: grpc.StatusCode.FAILED_PRECONDITION,
     498: grpc.StatusCode.RESOURCE_EXHAUSTED,  # Groq's, for capacity
     499: grpc.StatusCode.CANCELLED,
     500: grpc.StatusCode.UNKNOWN,
     501: grpc.StatusCode.UNKNOWN,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     505: grpc.StatusCode.UNKNOWN,
+    508: grpc.StatusCode.FAILED_PRECONDITION,  # a loop, of the owner's own making
+    509: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    511: grpc.StatusCode.FAILED_PRECONDITION,  # a network that wants somebody to log in
 }
 
 # Of the rest: what was wrong with the request, and servers, and what stands before them, that are away or overloaded.

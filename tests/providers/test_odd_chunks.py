@@ -411,6 +411,42 @@ async def test_a_prompt_that_is_blocked_is_an_answer(
     assert messages[-1].completed.upstream_finish_reason == code
 
 
+FILTERED = (
+    "The response was filtered due to the prompt triggering Azure OpenAI's content management policy. "
+    "Please modify your prompt and retry."
+)
+
+
+@pytest.mark.parametrize(("said", "reason"), [("", "PROMPT_BLOCKED"), ("a", "SAFETY")])
+async def test_a_prompt_that_a_filter_struck_is_told_from_an_answer_that_one_did(
+    odd: Upstream, by_hand: tuple[ByHand, str], said: str, reason: str
+) -> None:
+    struck = {"hate": {"filtered": True, "severity": "high"}, "violence": {"filtered": False, "severity": "safe"}}
+    results = [{"prompt_index": 0, "content_filter_results": struck}]
+    by_hand[0].says = stream({"choices": [], "prompt_filter_results": results}, chunk("content_filter", content=said))
+    messages, failed = await heard(odd)
+    assert failed is None
+    assert pb.FinishReason.Name(messages[-1].completed.finish_reason) == f"FINISH_REASON_{reason}"
+    assert messages[-1].completed.upstream_finish_reason == "content_filter"
+
+
+async def test_an_answer_that_a_filter_struck_is_no_blocked_prompt(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    results = [{"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False}}}, None, {}]
+    by_hand[0].says = stream({"choices": [], "prompt_filter_results": results}, chunk("content_filter"))
+    messages, _ = await heard(odd)
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_SAFETY
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_words_of_a_filter_in_another_error_block_nothing(
+    odd: Upstream, by_hand: tuple[ByHand, str], status: int
+) -> None:
+    by_hand[0].says = refusal(status, {"message": FILTERED})
+    _, failed = await heard(odd)
+    assert failed is not None
+    assert failure(failed)[1] in ("UPSTREAM_CREDENTIALS", "UPSTREAM_QUOTA", "UPSTREAM_UNAVAILABLE")
+
+
 @pytest.mark.parametrize(
     ("status", "body", "word"),
     [
@@ -427,8 +463,22 @@ async def test_a_prompt_that_is_blocked_is_an_answer(
             "403",
         ),
         (400, {"error": {"code": "invalid_request_error", "message": "Content Exists Risk"}}, "invalid_request_error"),
+        (
+            400,
+            {"error": {"code": "400", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+            "ResponsibleAIPolicyViolation",
+        ),
+        (400, {"error": {"code": "ResponsibleAIPolicyViolation"}}, "ResponsibleAIPolicyViolation"),
+        (400, {"error": {"code": "Content_Filter"}}, "Content_Filter"),
+        (400, {"error": {"type": "CONTENT_FILTER"}}, "CONTENT_FILTER"),
+        (400, {"error": {"code": "moderation_blocked"}}, "moderation_blocked"),
+        (400, {"error": {"message": FILTERED}}, "blocked"),
+        (400, {"error": FILTERED}, "blocked"),
     ],
-    ids=["Moonshot", "DashScope", "xAI", "OpenRouter", "DeepSeek"],
+    ids=[
+        *("Moonshot", "DashScope", "xAI", "OpenRouter", "DeepSeek", "Azure inside", "Azure", "Azure's code"),
+        *("Azure's type", "images", "Azure's words", "only words"),
+    ],
 )
 async def test_a_prompt_that_is_blocked_in_other_words_is_an_answer_too(
     odd: Upstream, by_hand: tuple[ByHand, str], status: int, body: Any, word: str
@@ -513,6 +563,12 @@ async def test_an_error_that_is_wrapped_is_unwrapped(
     [
         ({"message": "SECRET", "code": "rate_limit_exceeded"}, "UPSTREAM_QUOTA"),
         ({"message": "SECRET", "code": None, "type": "insufficient_quota"}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "type": "RateLimitError", "code": None}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "code": "RateLimitError"}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "type": "rate-limit-error"}, "UPSTREAM_QUOTA"),
+        ({"message": "SECRET", "type": "AuthenticationError"}, "UPSTREAM_CREDENTIALS"),
+        ({"message": "SECRET", "type": "NotFoundError"}, "UPSTREAM_MODEL_NOT_FOUND"),
+        ({"message": "SECRET", "code": 424}, "UPSTREAM_FAULT"),
         ({"message": "SECRET", "code": 503}, "UPSTREAM_UNAVAILABLE"),
         ({"message": "SECRET", "code": "overloaded_error"}, "UPSTREAM_UNAVAILABLE"),
         ({"message": "SECRET", "type": "BadRequestError", "code": None}, "UPSTREAM_REJECTED"),
@@ -539,7 +595,8 @@ async def test_an_error_in_mid_stream_is_what_its_words_say(
     assert "SECRET" not in str(failed)
     # A status that upstream never gave isn't made up of its words.
     told = detail(failed, ErrorInfo).metadata.get("upstream_status")
-    assert told == ("503" if error == {"message": "SECRET", "code": 503} else None)
+    code = error.get("code") if isinstance(error, dict) else None
+    assert told == (str(code) if isinstance(code, int) else None)
 
 
 @pytest.mark.parametrize(
@@ -551,7 +608,15 @@ async def test_an_error_in_mid_stream_is_what_its_words_say(
         (409, (Code.UNAVAILABLE, "UPSTREAM_CUT")),
         (413, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
         (418, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
+        (423, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (424, (Code.INTERNAL, "UPSTREAM_FAULT")),
         (431, (Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED")),
+        (440, (Code.FAILED_PRECONDITION, "UPSTREAM_CREDENTIALS")),
+        (444, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (449, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),
+        (497, (Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION")),
+        (509, (Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA")),
+        (511, (Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION")),
         (451, None),
         (500, None),
         (507, (Code.UNAVAILABLE, "UPSTREAM_UNAVAILABLE")),

@@ -104,6 +104,8 @@ class Answer:
         """What has been told as text, without refusals."""
         self._content, self._refusal, self._thoughts = _Words("content"), _Words("refusal"), _Words("reasoning")
         self._refused = False
+        self._prompt_filtered = False
+        """Whether Azure has told that a filter took offence at the prompt itself."""
         self._grounded: set[Grounding] = set()
         """What has been told; some tell it again with each chunk, and at several places of one."""
 
@@ -127,6 +129,8 @@ class Answer:
             chosen.append(index)
             self._choose(choice)
         self._cite(chunk)
+        if told := chunk.get("prompt_filter_results") or chunk.get("prompt_annotations"):
+            self._prompt_filtered = self._prompt_filtered or _filtered(told)
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
 
@@ -148,11 +152,7 @@ class Answer:
             raise errors.UpstreamCut(text, metadata={"upstream_reason": self.finish.upper()})
         if not self.finish:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
-        reason, word = _reason(self.finish), self.finish
-        if reason is FinishReason.STOP and (native := FinishReason.__members__.get(self._native.upper())):
-            reason, word = native, self._native
-        if self.finish in _CALLS and self._functions and "call" not in self._kinds:
-            reason = FinishReason.MALFORMED_FUNCTION_CALL
+        reason, word = self._ending()
         if reason in _WHOLE:
             for words in (self._content, self._refusal, self._thoughts):
                 words.end()
@@ -166,6 +166,17 @@ class Answer:
             usage=self.usage,
             model_version=self.model_version,
         )
+
+    def _ending(self) -> tuple[FinishReason, str]:
+        """How the answer ended, by ours and by upstream's word."""
+        reason, word = _reason(self.finish), self.finish
+        if reason is FinishReason.STOP and (native := FinishReason.__members__.get(self._native.upper())):
+            reason, word = native, self._native
+        if reason is FinishReason.SAFETY and self._prompt_filtered and not self._kinds:
+            reason = FinishReason.PROMPT_BLOCKED
+        if self.finish in _CALLS and self._functions and "call" not in self._kinds:
+            reason = FinishReason.MALFORMED_FUNCTION_CALL
+        return reason, word
 
     def _count(self, told: Any) -> None:
         """Figures are cumulative, so the last ones count; those that can't be read don't wipe out earlier ones."""
@@ -301,6 +312,19 @@ def _reason(finish: str) -> FinishReason:
     """Also of Google's words, which its own server of this protocol tells: "content_filter: RECITATION"."""
     google = FinishReason.__members__.get(finish.rpartition(": ")[2].upper())
     return _FINISH.get(finish) or google or _FINISH.get(finish.partition(":")[0], FinishReason.OTHER)
+
+
+def _filtered(told: Any) -> bool:
+    """Whether any filter of Azure's for prompts has struck.
+
+    https://learn.microsoft.com/azure/ai-foundry/openai/concepts/content-filter-annotations
+    """
+    for one in told if isinstance(told, list | tuple) else [told]:
+        results = one.get("content_filter_results") if isinstance(one, Mapping) else None
+        for result in results.values() if isinstance(results, Mapping) else ():
+            if isinstance(result, Mapping) and result.get("filtered") is True:
+                return True
+    return False
 
 
 def usage(told: Any) -> Usage | None:

@@ -11,51 +11,76 @@ import openai
 from ... import errors
 from .. import failures, http_failures
 
-_BLOCKED = frozenset({"content_filter", "content_policy_violation", "data_inspection_failed", "invalid_prompt"})
-"""The error's code or type where the prompt itself was refused (Azure, OpenAI, Moonshot, DashScope)."""
+_BLOCKED = frozenset(
+    {
+        *("contentfilter", "contentpolicyviolation", "datainspectionfailed", "invalidprompt"),
+        *("responsibleaipolicyviolation", "moderationblocked"),
+    }
+)
+"""The error's code or type, as `_spelt`, where the prompt itself was refused (Azure, OpenAI, Moonshot, DashScope)."""
 
-_BLOCKED_WORDS = re.compile(r"violates usage guidelines|content exists risk", re.IGNORECASE)
-"""Of the error's text, where its code means other things as well (xAI, DeepSeek)."""
+_BLOCKED_WORDS = re.compile(r"violates usage guidelines|content exists risk|content management policy", re.IGNORECASE)
+"""Of the error's text, where its code means other things as well (xAI, DeepSeek, Azure)."""
+
+_OF_REQUESTS = frozenset({400, 403, 422})
+"""HTTP statuses by which a prompt may be refused for what it says."""
 
 MALFORMED = "tool_use_failed"
 """The error's code where the model has asked for a function in a form that can't be read (Groq)."""
 
 _STATUSES = {
-    "authentication_error": 401,
-    "invalid_api_key": 401,
-    "insufficient_quota": 429,
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "too_many_requests": 429,
-    "permission_error": 403,
-    "permission_denied": 403,
-    "model_not_found": 404,
-    "not_found_error": 404,
-    "not_found": 404,
-    "invalid_request_error": 400,
-    "bad_request": 400,
+    "authenticationerror": 401,
+    "invalidapikey": 401,
+    "insufficientquota": 429,
+    "ratelimitexceeded": 429,
+    "ratelimiterror": 429,
+    "toomanyrequests": 429,
+    "toomanyrequestserror": 429,
+    "quotaexceeded": 429,
+    "ratelimit": 429,
+    "ratelimitexceedederror": 429,
+    "permissionerror": 403,
+    "permissiondenied": 403,
+    "permissiondeniederror": 403,
+    "modelnotfound": 404,
+    "notfounderror": 404,
+    "notfound": 404,
+    "invalidrequesterror": 400,
+    "badrequest": 400,
     "validation": 400,
     "badrequesterror": 400,
-    "context_length_exceeded": 400,
-    "service_unavailable": 503,
-    "provider_unavailable": 503,
-    "provider_disconnected": 503,
-    "overloaded_error": 503,
-    "engine_overloaded": 503,
+    "contextlengthexceeded": 400,
+    "serviceunavailable": 503,
+    "serviceunavailableerror": 503,
+    "serveroverloaded": 503,
+    "providerunavailable": 503,
+    "providerdisconnected": 503,
+    "overloadederror": 503,
+    "engineoverloaded": 503,
     "overloaded": 503,
-    "resource_exhausted": 429,
+    "resourceexhausted": 429,
     "unauthenticated": 401,
-    "invalid_argument": 400,
+    "invalidargument": 400,
     "unavailable": 503,
-    "deadline_exceeded": 504,
+    "deadlineexceeded": 504,
     "timeout": 504,
-    "timeout_error": 504,
+    "timeouterror": 504,
+    "apitimeouterror": 504,
+    "unprocessableentityerror": 422,
+    "contextwindowexceedederror": 400,
 }
-"""The HTTP status of an error that came in mid-stream, where there is none, by its code or type."""
+"""The HTTP status of an error that came in mid-stream, where there is none, by its code or type, as `_spelt`."""
 
+
+_SIGNS = re.compile(r"[^a-z0-9]")
 
 _NAMES = grpc.StatusCode.__members__.keys() - {"OK"}
 """Google's of what went wrong."""
+
+
+def _spelt(word: object) -> str:
+    """In one of the ways: rate_limit_error is RateLimitError, the name of a class, and Rate-Limit-Error."""
+    return _SIGNS.sub("", str(word).lower())
 
 
 def _body(error: openai.APIError) -> Mapping[Any, Any]:
@@ -110,14 +135,17 @@ def words(told: Any) -> str:
 def blocked(error: openai.APIError) -> str:
     """Upstream's word for it, where the error is that the prompt was blocked."""
     body = _body(error)
-    told = [str(one) for one in (error.code, body.get("code"), error.type, body.get("type")) if one]
+    inner = [body.get(name) for name in ("innererror", "inner_error")]  # Azure's
+    codes = [one.get("code") for one in inner if isinstance(one, Mapping)]
+    told = [str(one) for one in (error.code, body.get("code"), error.type, body.get("type"), *codes) if one]
     for word in told:
-        if word in _BLOCKED:
+        if _spelt(word) in _BLOCKED:
             return word
     metadata = body.get("metadata")
     moderated = isinstance(metadata, Mapping) and metadata.get("reasons") and "flagged_input" in metadata  # OpenRouter
     words = f"{error.message} {body.get('message')} {body.get('error')}"
-    return [*told, "blocked"][0] if moderated or _BLOCKED_WORDS.search(words) else ""
+    of_request = not isinstance(error, openai.APIStatusError) or error.status_code in _OF_REQUESTS
+    return [*told, "blocked"][0] if moderated or (of_request and _BLOCKED_WORDS.search(words)) else ""
 
 
 def _status(error: openai.APIError) -> int:
@@ -134,7 +162,7 @@ def _status(error: openai.APIError) -> int:
         body.get("type"),
         _of_provider(body),
     ):
-        word = str(int(told) if isinstance(told, float) and told.is_integer() else told).lower()
+        word = _spelt(int(told) if isinstance(told, float) and told.is_integer() else told)
         if word.isdecimal() and len(word) == len("429"):
             return int(word)
         if word in _STATUSES:

@@ -109,4 +109,7 @@ _WRITES = {
     Word.ONE_OF: "several schemas of which two could fit at once",
     Word.TUPLES: "a schema for each place in an array",
     Word.FINER_LIMITS: "a limit that can't be reached, multiples, or items that differ",
+    Word.NULL: "a schema that only null fits",
+    Word.ALL_OF: "several schemas that have to fit at once",
+    Word.EXAMPLES: "several examples",
 }

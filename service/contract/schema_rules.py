@@ -47,14 +47,16 @@ def _once(found: Iterable[Violation]) -> Iterable[Violation]:
         said.add(one.description)
 
 
-def _mistakes(schema: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
+def _mistakes(schema: Any, path: str, depth: int, whole: Any, *, typed: bool = True) -> Iterable[Violation]:
+    """`typed`: it has to tell a type, for itself or by its values."""
     if not isinstance(schema, Mapping):
         yield Violation(path, f"is {kind(schema)}: a schema, which is an object, is wanted")
         return
     if depth > MAX_DEPTH:
         yield Violation(path, f"is nested deeper than {MAX_DEPTH} schemas: fewer are wanted")
         return
-    if not schema.keys() & {"type", "anyOf", "oneOf", "$ref"} and not json_schema.is_anything(schema):
+    tells = schema.keys() & {"type", "anyOf", "oneOf", "allOf", "$ref", "const"} or schema.get("enum")
+    if typed and not tells and not json_schema.is_anything(schema):
         yield Violation(f"{path}.type", f"is missing: one of {', '.join(TYPES)} is wanted")
     for key, value in schema.items():
         yield from _key(key, value, f"{path}.{key}"[:200], depth, whole)
@@ -69,10 +71,10 @@ def _key(key: str, value: Any, path: str, depth: int, whole: Any) -> Iterable[Vi
         yield from _properties(value, path, depth, whole)
     elif key == "items" or (key == "additionalProperties" and isinstance(value, Mapping)):
         yield from _mistakes(value, path, depth + 1, whole)
-    elif key == "prefixItems":
+    elif key in ("prefixItems", "anyOf", "oneOf"):
         yield from _schemas(value, path, depth, whole)
-    elif key in ("anyOf", "oneOf"):
-        yield from _any_of(value, path, depth, whole)
+    elif key == "allOf":  # of which each may add to what another is
+        yield from _schemas(value, path, depth, whole, typed=False)
     elif key == "$ref":
         if json_schema.found(whole, value) is None:
             known = ", ".join(map(_shown, itertools.islice(json_schema.names(whole), 5)))
@@ -88,8 +90,7 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
     if "$ref" in schema:
         for key in sorted(schema.keys() - _BESIDE_REF):
             yield Violation(f"{path}.{key}"[:200], "stands beside a $ref: it is wanted where that leads to")
-    if "const" in schema and "enum" in schema:
-        yield Violation(f"{path}.const", "stands beside an enum: one of them is wanted")
+    yield from _choices_together(schema, path)
     if "anyOf" in schema and "oneOf" in schema:
         yield Violation(f"{path}.oneOf", "stands beside an anyOf: one of them is wanted")
     if schema.keys() & {"anyOf", "oneOf"} and len(_types(schema)) > 1:
@@ -102,6 +103,16 @@ def _together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
         for name in required:
             if isinstance(name, str) and name not in properties:
                 yield Violation(f"{path}.required", f"names {_shown(name)}: one of `properties` is wanted")
+
+
+def _choices_together(schema: Mapping[str, Any], path: str) -> Iterable[Violation]:
+    if "type" in schema and "null" not in _types(schema):
+        if schema.get("const", ...) is None:
+            yield Violation(f"{path}.const", f"is null: {_CHOICE} is wanted")
+        if (choices := schema.get("enum")) and choices == [None]:
+            yield Violation(f"{path}.enum", f"is an array: {_CHOICES} is wanted")
+    if "const" in schema and "enum" in schema:
+        yield Violation(f"{path}.const", "stands beside an enum: one of them is wanted")
 
 
 def _types(schema: Mapping[str, Any]) -> list[str]:
@@ -123,32 +134,20 @@ def _properties(value: Any, path: str, depth: int, whole: Any) -> Iterable[Viola
         yield from _mistakes(one, f"{path}.{name}"[:200], depth + 1, whole)
 
 
-def _any_of(value: Any, path: str, depth: int, whole: Any) -> Iterable[Violation]:
-    if isinstance(value, list) and value and all(map(_is_null, value)):
-        yield Violation(path, "holds null only: another schema is wanted beside it")
-    yield from _schemas(value, path, depth, whole, null=True)
-
-
-def _schemas(value: Any, path: str, depth: int, whole: Any, *, null: bool = False) -> Iterable[Violation]:
-    """`null`: whether null is one of what they may be."""
+def _schemas(value: Any, path: str, depth: int, whole: Any, *, typed: bool = True) -> Iterable[Violation]:
     if not isinstance(value, list) or not value:
         yield Violation(path, f"is {_shown(value)}: an array of schemas is wanted")
         return
     for index, one in enumerate(value):
-        if not (null and _is_null(one)):
-            yield from _mistakes(one, f"{path}[{index}]", depth + 1, whole)
-
-
-def _is_null(schema: Any) -> bool:
-    return isinstance(schema, Mapping) and json_schema.is_null(schema) and schema.keys() <= _OF_NULL
+        yield from _mistakes(one, f"{path}[{index}]", depth + 1, whole, typed=typed)
 
 
 def _is_type(value: Any) -> bool:
     if not isinstance(value, list):
-        return isinstance(value, str) and value.lower() in TYPES
+        return isinstance(value, str) and value.lower() in (*TYPES, "null")
     kinds = [one.lower() for one in value if isinstance(one, str)]
     unlike = len(set(kinds)) == len(value)
-    return unlike and set(kinds) <= {*TYPES, "null"} and kinds not in (["null"], [])
+    return unlike and set(kinds) <= {*TYPES, "null"} and kinds != []
 
 
 def _is_choice(value: Any) -> bool:
@@ -158,8 +157,7 @@ def _is_choice(value: Any) -> bool:
 def _are_choices(value: Any) -> bool:
     if not isinstance(value, list):
         return False
-    others = [one for one in value if one is not None]
-    return all(map(_is_choice, others)) and (others != [] or value == [])
+    return all(one is None or _is_choice(one) for one in value)
 
 
 def _is_text(value: Any) -> bool:
@@ -178,15 +176,18 @@ def _is_count(value: Any) -> bool:
     return _is_number(value) and 0 <= value < _TOO_MANY and value == int(value)
 
 
+_CHOICE = "a text, a number, true or false"
+_CHOICES = "an array of texts, or of numbers, true and false,"
+
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "type": (_is_type, f"one of {', '.join(TYPES)} (with `nullable` for what may be null)"),
-    "const": (_is_choice, "a text, a number, true or false"),
+    "type": (_is_type, f"one of {', '.join(TYPES)}, null (with `nullable` for what may be null)"),
+    "const": (lambda value: value is None or _is_choice(value), _CHOICE),
     "format": (_is_text, "text"),
     "title": (_is_text, "text"),
     "description": (_is_text, "text"),
     "pattern": (_is_text, "text"),
     "nullable": (lambda value: isinstance(value, bool), "true or false"),
-    "enum": (_are_choices, "an array of texts, or of numbers, true and false,"),
+    "enum": (_are_choices, _CHOICES),
     "required": (_is_texts, "an array of texts"),
     "propertyOrdering": (_is_texts, "an array of texts"),
     "minimum": (_is_number, "a number"),
@@ -203,26 +204,30 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "maxProperties": (_is_count, "a whole number from 0 to 2^53,"),
     "default": (finite, "a value that JSON knows"),
     "example": (finite, "a value that JSON knows"),
+    "examples": (lambda value: isinstance(value, list) and finite(value), "an array of values that JSON knows"),
     # These have schemas in them.
     "properties": (lambda _: True, ""),
     "items": (lambda _: True, ""),
     "prefixItems": (lambda _: True, ""),
     "anyOf": (lambda _: True, ""),
     "oneOf": (lambda _: True, ""),
+    "allOf": (lambda _: True, ""),
     "additionalProperties": (lambda value: isinstance(value, bool), "true, false or a schema"),
     "$defs": (lambda _: True, ""),
     "definitions": (lambda _: True, ""),
     # This names one.
     "$ref": (lambda _: True, ""),
     "$schema": (_is_text, "text"),
+    "$id": (_is_text, "text"),
+    "$comment": (_is_text, "text"),
     "discriminator": (lambda value: isinstance(value, Mapping), "an object"),
 }
 
-_OF_NULL = frozenset({"type", "title", "description"})
+_OF_THE_WHOLE = frozenset({"$defs", "definitions", "$schema", "$id"})
 
-_OF_THE_WHOLE = frozenset({"$defs", "definitions", "$schema"})
-
-_BESIDE_REF = _OF_THE_WHOLE | {"$ref", "title", "description", "default", "example", "nullable"}
+_BESIDE_REF = _OF_THE_WHOLE | {
+    *("$ref", "$comment", "title", "description", "default", "example", "examples", "nullable")
+}
 
 
 def _shown(value: Any) -> str:

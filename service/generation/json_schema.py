@@ -34,16 +34,16 @@ _DEFINITIONS = ("$defs", "definitions")
 _BY_NAME = (*_DEFINITIONS, "properties")
 """Keys whose values are schemas by their names."""
 
-_LISTS = ("anyOf", "oneOf", "prefixItems")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 """Keys whose values are lists of schemas."""
 
 _HOLDERS = frozenset({*_DEFINITIONS, *_LISTS, "properties", "items", "additionalProperties"})
 """Keys whose values hold schemas."""
 
-_LEFT_OUT = frozenset({*_DEFINITIONS, "$schema", "$ref", "discriminator"})
+_LEFT_OUT = frozenset({*_DEFINITIONS, "$schema", "$id", "$comment", "$ref", "discriminator"})
 """What the form doesn't have. Schemas of a union tell their difference themselves."""
 
-_ABOUT = frozenset({"title", "description", "default", "example"})
+_ABOUT = frozenset({"title", "description", "default", "example", "examples"})
 
 _NULL: Mapping[str, Any] = {"type": "null"}
 
@@ -88,6 +88,12 @@ class Word(enum.Enum):
     """A schema for each place in an array."""
     FINER_LIMITS = enum.auto()
     """A limit that a number must not reach; multiples; arrays without equal items."""
+    NULL = enum.auto()
+    """A schema that nothing but null fits."""
+    ALL_OF = enum.auto()
+    """Schemas all of which have to fit at once."""
+    EXAMPLES = enum.auto()
+    """Several examples."""
 
 
 _WORDS = {
@@ -99,6 +105,8 @@ _WORDS = {
     "exclusiveMaximum": Word.FINER_LIMITS,
     "multipleOf": Word.FINER_LIMITS,
     "uniqueItems": Word.FINER_LIMITS,
+    "allOf": Word.ALL_OF,
+    "examples": Word.EXAMPLES,
 }
 
 
@@ -143,6 +151,8 @@ def words(schema: Schema, path: str = "") -> Iterator[tuple[str, Word]]:
     yield from ((f"{path}.{key}", word) for key, word in _WORDS.items() if key in schema)
     if is_anything(schema):
         yield path, Word.ANYTHING
+    if is_null(schema):
+        yield f"{path}.type", Word.NULL
     if not all(isinstance(one, str) for one in schema.get("enum", ())):
         yield f"{path}.enum", Word.OTHER_ENUM
     for name, one in parts(schema):
@@ -253,8 +263,7 @@ class _Reader:
         return self._read(self._named(name), (*inside, name), depth) | own
 
     def _plain(self, made: dict[str, Any], inside: tuple[str, ...], depth: int) -> dict[str, Any]:
-        if "const" in made:
-            made["enum"] = [made.pop("const")]
+        _choose(made)
         if "properties" in made:
             made["properties"] = {name: self._read(one, inside, depth + 1) for name, one in made["properties"].items()}
         for key in ("items", "additionalProperties"):
@@ -264,6 +273,10 @@ class _Reader:
             made["prefixItems"] = [self._read(one, inside, depth + 1) for one in made["prefixItems"]]
         if made.get("uniqueItems") is False:
             del made["uniqueItems"]
+        if "allOf" in made:
+            made["allOf"] = [self._read(one, inside, depth + 1) for one in made["allOf"]]
+            if len(made["allOf"]) == 1 and made.keys() <= _ABOUT | {"allOf", "nullable"}:
+                return {**made.pop("allOf")[0], **made}
         if "anyOf" in made or "oneOf" in made:
             made = self._choice(made, inside, depth)
         return _one_type(made) if "type" in made else made
@@ -272,14 +285,25 @@ class _Reader:
         """One of several as any of them, where no value fits two; null among them as `nullable`; one of one as that."""
         key = "oneOf" if "oneOf" in made else "anyOf"
         written = made.pop(key)
-        read = [self._read(one, inside, depth + 1) for one in written if not is_null(one)]
-        nulls = len(written) - len(read)
+        every = [self._read(one, inside, depth + 1) for one in written]
+        read = [one for one in every if not (is_null(one) and "enum" not in one)]
+        nulls = len(every) - len(read)
         if key == "oneOf" and not _apart([*read, *[_NULL] * nulls]):
             return made | {"oneOf": [*read, *[_NULL] * nulls]}
+        if not read:
+            return {**made, **(_NULL if made.keys() <= _ABOUT else {"anyOf": [_NULL]})}
         null = {"nullable": True} if nulls and "type" not in made else {}
         if len(read) > 1 or not made.keys() <= _ABOUT:
             return made | {"anyOf": read} | null
         return read[0] | made | null
+
+
+def _choose(made: dict[str, Any]) -> None:
+    """One value as a choice of one, and the types of a choice that tells none."""
+    if "const" in made:
+        made["enum"] = [made.pop("const")]
+    if "enum" in made and not made.keys() & {"type", "anyOf", "oneOf", "allOf"}:
+        made["type"] = list(dict.fromkeys(map(_type_of, made["enum"])))
 
 
 def _apart(options: Sequence[Schema]) -> bool:
@@ -328,6 +352,9 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
     kinds = [made["type"]] if isinstance(made["type"], str) else made["type"]
     kinds = [kind.lower() for kind in kinds]
     others = [kind for kind in kinds if kind != "null"]
+    if len(others) < len(kinds) and (not others or made.get("enum") == [None]):
+        chosen = {key: made[key] for key in ("enum",) if None not in made.get(key, [None])}
+        return {key: made[key] for key in made if key in _ABOUT or key == "allOf"} | {"type": "null"} | chosen
     null = {"nullable": True} if len(others) < len(kinds) and None in made.get("enum", [None]) else {}
     if "enum" in made:
         made["enum"] = [one for one in made["enum"] if one is not None]
@@ -346,6 +373,15 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
     return about | (options[0] if len(options) == 1 else {"anyOf": options}) | null
 
 
+def _type_of(value: Any) -> str:
+    """The narrowest type of a value of an enum."""
+    return (
+        "null"
+        if value is None
+        else next(kind for kind in ("string", "boolean", "integer", "number") if _is(value, kind))
+    )
+
+
 def _is(value: Any, kind: str) -> bool:
     """Whether a value of an enum is of this type."""
     match value:
@@ -353,6 +389,8 @@ def _is(value: Any, kind: str) -> bool:
             return kind == "string"
         case bool():
             return kind == "boolean"
+        case None:
+            return kind == "null"
         case _:
             return kind == "number" or (kind == "integer" and value == int(value))
 

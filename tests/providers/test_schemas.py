@@ -143,6 +143,47 @@ async def test_openai_gets_what_goes_beyond_gemini_as_pydantic_writes_it(open_pr
     assert [one["type"] for one in properties["home"]["prefixItems"]] == ["number", "number"]
 
 
+class Loose(BaseModel):
+    """What Pydantic writes without a type, or as only null."""
+
+    letter: Literal["a", None]  # noqa: PYI061 - the other way of writing it has a type
+    either: Literal[1, "a"]
+    nothing: None
+    name: str = Field(examples=["Ann", "Bob"])
+
+
+async def test_openai_gets_choices_of_no_type_null_examples_and_what_has_to_fit_at_once(open_provider: Open) -> None:
+    upstream = await open_provider("openai")
+    schema = Loose.model_json_schema() | {"$id": "https://example.org/loose", "$comment": "c"}
+    schema["properties"]["both"] = {"allOf": [{"type": "string"}, {"minLength": 2}, {"pattern": "^a"}]}
+    schema["properties"]["one"] = {"allOf": [{"type": "string"}], "description": "d"}
+    await upstream.ask(config=config(schema), tools=declared(schema))
+    body = json.loads(upstream.call.body or b"")
+    written = body["response_format"]["json_schema"]["schema"]
+    assert written == body["tools"][0]["function"]["parameters"]
+    assert written["properties"] == {
+        "letter": {"type": ["string", "null"], "title": "Letter", "enum": ["a", None]},
+        "either": {
+            "title": "Either",
+            "anyOf": [{"type": "integer", "enum": [1]}, {"type": "string", "enum": ["a"]}],
+        },
+        "nothing": {"type": "null", "title": "Nothing"},
+        "name": {"type": "string", "title": "Name", "examples": ["Ann", "Bob"]},
+        "both": {"allOf": [{"type": "string"}, {"minLength": 2}, {"pattern": "^a"}]},
+        "one": {"type": "string", "description": "d"},
+    }
+
+
+async def test_gemini_says_what_of_those_it_does_not_take(gemini: Upstream) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gemini.ask(config=config(Loose.model_json_schema()))
+    assert {one.field.removeprefix("config.response_schema.properties.") for one in _violations(caught.value)} == {
+        "either.anyOf[0].enum",
+        "nothing.type",
+        "name.examples",
+    }
+
+
 async def test_gemini_takes_a_union_and_says_what_else_it_does_not(gemini: Upstream) -> None:
     await gemini.ask(config=config(Cat.model_json_schema()))
     with pytest.raises(grpc.aio.AioRpcError) as caught:

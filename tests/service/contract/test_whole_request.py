@@ -379,8 +379,20 @@ def test_a_choice_without_functions_is_refused() -> None:
     ("schema", "path", "description"),
     [
         ({"type": "strange"}, ".type", "is 'strange': one of string, number, integer, boolean, array, object"),
-        ({"type": "null"}, ".type", "is 'null': one of string"),
-        ({"type": ["null"]}, ".type", "is an array: one of string"),
+        ({"type": "null"}, ".type", "is a schema that only null fits, which 'm' doesn't take"),
+        ({"type": ["null"]}, ".type", "is a schema that only null fits"),
+        ({"const": None}, ".type", "is a schema that only null fits"),
+        ({"enum": []}, ".type", "is missing: one of string"),
+        ({"enum": [1, "a"]}, ".anyOf[0].enum", "is an array of other than texts, which 'm' doesn't take"),
+        (
+            {"allOf": [{"$ref": "#/$defs/A"}, {"minLength": 1}], "$defs": {"A": {"type": "string"}}},
+            ".allOf",
+            "is several",
+        ),
+        ({"allOf": {"type": "string"}}, ".allOf", "is an object: an array of schemas is wanted"),
+        ({"type": "string", "examples": ["a"]}, ".examples", "is several examples, which 'm' doesn't take"),
+        ({"type": "string", "examples": "a"}, ".examples", "is 'a': an array of values that JSON knows is wanted"),
+        ({"type": "array", "items": {"$id": "x"}}, ".items.$id", "is no key of a schema here"),
         ({"type": ["string", ["number"]]}, ".type", "is an array: one of string"),
         ({"minLength": 1}, ".type", "is missing: one of string"),
         ({"title": "Any"}, "", "is a schema without a type, which anything fits, which 'm' doesn't take"),
@@ -413,7 +425,7 @@ def test_a_choice_without_functions_is_refused() -> None:
             "is what the schema says of other properties, which 'm' doesn't take",
         ),
         ({"type": "object", "additionalProperties": 1}, ".additionalProperties", "is 1: true, false or a schema is"),
-        ({"type": "object", "patternProperties": {}}, ".patternProperties", "is no key of a schema here: one of $defs"),
+        ({"type": "object", "patternProperties": {}}, ".patternProperties", "is no key of a schema here: one of $comm"),
         ({"type": "object", "properties": {"a": {"type": "object", "$defs": {}}}}, ".properties.a.$defs", "is no key"),
         ({"$ref": "#/x"}, ".$ref", "is '#/x': the place of a schema in this one, such as '#', is wanted"),
         ({"type": ["string", "string"]}, ".type", "is an array: one of string"),
@@ -423,7 +435,7 @@ def test_a_choice_without_functions_is_refused() -> None:
             ".anyOf",
             "stands beside several types: one of them is wanted",
         ),
-        ({"anyOf": [{"type": "string"}, {"type": "null", "x": 1}]}, ".anyOf[1].type", "is 'null': one of string"),
+        ({"anyOf": [{"type": "string"}, {"type": "null", "x": 1}]}, ".anyOf[1].x", "is no key of a schema here"),
         (
             {"$ref": "#/$defs/B", "$defs": {"A": {"type": "string"}}},
             ".$ref",
@@ -445,7 +457,7 @@ def test_a_choice_without_functions_is_refused() -> None:
         ({"type": "object", "properties": ["a"]}, ".properties", "is an array: an object, the schema of each"),
         ({"anyOf": []}, ".anyOf", "is an array: an array of schemas is wanted"),
         ({"anyOf": [{"type": "string"}, {"type": "x"}]}, ".anyOf[1].type", "is 'x'"),
-        ({"anyOf": [{"type": "null"}]}, ".anyOf", "holds null only: another schema is wanted beside it"),
+        ({"anyOf": [{"type": "null"}]}, ".type", "is a schema that only null fits"),
         (
             {"type": "string", "enum": [[1]]},
             ".enum",
@@ -487,7 +499,7 @@ def test_a_schema_that_gemini_would_not_take_whole_is_refused(
 
 
 def test_the_keys_of_a_schema_are_listed_once() -> None:
-    properties = {name: {"type": "string", "examples": ["a"]} for name in "abcdefgh"}
+    properties = {name: {"type": "string", "example_of": "a"} for name in "abcdefgh"}
     schema = struct({"type": "object", "properties": properties})
     found = refused(prompt="hi", config={"response_mime_type": "application/json", "response_schema": schema})
     assert len(found) == len(properties)

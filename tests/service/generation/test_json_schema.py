@@ -167,6 +167,20 @@ PLAIN: st.SearchStrategy[Json] = st.one_of(
     ),
     st.builds(lambda value: {"type": "string", "const": value}, st.sampled_from(["a", "b"])),
     st.builds(
+        lambda key, some: {"const": some[0]} if key == "const" else {"enum": some},
+        st.sampled_from(["const", "enum"]),
+        st.lists(st.sampled_from([None, "a", "b", 1, 2, 1.5, True]), min_size=1, max_size=3, unique_by=str),
+    ),
+    st.sampled_from(
+        [
+            {"type": "null"},
+            {"type": ["null"]},
+            {"type": ["null", "string"], "enum": [None]},
+            {"type": "null", "enum": ["a"]},
+            {"type": "string", "examples": ["a"], "$comment": "c"},
+        ]
+    ),
+    st.builds(
         lambda kinds, limits: {"type": kinds, **limits},
         st.sampled_from(["integer", "number", ["integer", "string"], ["number", "null"]]),
         st.fixed_dictionaries(
@@ -221,8 +235,23 @@ def options(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
     )
 
 
-SMALL = PLAIN | arrays(PLAIN) | options(PLAIN | objects(PLAIN)) | options(options(PLAIN))
-SCHEMAS = st.recursive(LEAVES, lambda inner: objects(inner) | arrays(inner) | options(inner), max_leaves=6)
+def together(inner: st.SearchStrategy[Json]) -> st.SearchStrategy[Json]:
+    added = st.sampled_from([{"required": ["a"]}, {"minimum": 1}, {"minLength": 1}, {"enum": ["a", 1, None]}])
+    more = st.fixed_dictionaries({}, optional={"title": st.just("T"), "type": st.sampled_from(["object", "string"])})
+    return st.builds(
+        lambda some, others, beside: {"allOf": [*some, *others], **beside},
+        st.lists(inner, min_size=1, max_size=2),
+        st.lists(added, max_size=1),
+        more,
+    )
+
+
+SMALL = (
+    together(PLAIN | objects(PLAIN)) | PLAIN | arrays(PLAIN) | options(PLAIN | objects(PLAIN)) | options(options(PLAIN))
+)
+SCHEMAS = st.recursive(
+    LEAVES, lambda inner: objects(inner) | arrays(inner) | options(inner) | together(inner), max_leaves=6
+)
 WHOLE = st.builds(
     lambda root, a, b, c: root | {"$defs": {"A": a, "B": b}, "definitions": {"C": c}},
     objects(SCHEMAS),

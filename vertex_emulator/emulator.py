@@ -137,7 +137,9 @@ class Emulator:
             "POST": [(google_rest.PATH, google), (chat_completions.PATH, others)],
             "GET": [
                 (google_rest.MODELS, google_rest.Models(names)),
+                (google_rest.MODEL, google_rest.tell_model),
                 (chat_completions.MODELS, chat_completions.Models(names)),
+                (chat_completions.MODEL, chat_completions.tell_model),
             ],
         }
         door = self._door = Door(routes, google_rest.lost)

@@ -74,10 +74,13 @@ async def test_it_lists_what_answers(http: httpx.AsyncClient) -> None:
         ("n", 0, "integer_below_min_value"),
         ("max_tokens", 0, "integer_below_min_value"),
         ("top_logprobs", 21, "integer_above_max_value"),
+        ("stop", ["a"] * 5, "array_above_max_length"),
+        ("tool_choice", "auto", None),
+        ("tool_choice", {"type": "function", "function": {"name": "f"}}, None),
     ],
 )
 async def test_what_openai_refuses_is_refused(
-    emulator: Emulator, http: httpx.AsyncClient, field: str, value: object, code: str
+    emulator: Emulator, http: httpx.AsyncClient, field: str, value: object, code: str | None
 ) -> None:
     emulator.script.play(answer("a"))
     response = await ask(http, {**HELLO, field: value})
@@ -85,6 +88,44 @@ async def test_what_openai_refuses_is_refused(
     assert (response.json()["error"]["param"], response.json()["error"]["code"]) == (field, code)
     assert emulator.calls[0].code is grpc.StatusCode.INVALID_ARGUMENT
     assert emulator.script.unplayed == 1
+
+
+@pytest.mark.parametrize("wanted", [{"type": "xml"}, {}, {"type": 3}])
+async def test_a_form_that_openai_does_not_know_is_refused(http: httpx.AsyncClient, wanted: object) -> None:
+    error = (await ask(http, {**HELLO, "response_format": wanted})).json()["error"]
+    assert (error["param"], error["code"]) == ("response_format.type", "invalid_value")
+    assert error["message"].endswith("Supported values are: 'json_object', 'json_schema', and 'text'.")
+
+
+async def test_what_openai_takes_at_its_limit_is_taken(http: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    taken = {"stop": ["a"] * 4, "tools": [tool], "tool_choice": "auto", "response_format": {"type": "text"}}
+    assert (await ask(http, {**HELLO, **taken})).status_code == 200
+
+
+async def test_it_tells_of_one_model(http: httpx.AsyncClient) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{http.base_url}/v1", api_key="k") as client:
+        assert (await client.models.retrieve("any:free")).id == "any:free"
+
+
+async def test_as_many_answers_come_as_are_wanted_and_are_counted(emulator: Emulator, http: httpx.AsyncClient) -> None:
+    said = answer(s.thought("hm"), "a", "b", usage=s.usage(4, 3, thoughts=2))
+    emulator.script.play(said, said)
+    chunks = events(await ask(http, {**STREAM, "n": 2, "stream_options": {"include_usage": True}}))
+    texts = {0: "", 1: ""}
+    finished = []
+    for chunk in chunks[:-1]:
+        (choice,) = chunk["choices"]
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+        finished += [(choice["index"], choice["finish_reason"])] if choice["finish_reason"] else []
+    assert texts == {0: "ab", 1: "ab"}
+    assert finished == [(0, "stop"), (1, "stop")]
+    whole = (await ask(http, {**HELLO, "n": 2})).json()
+    assert [(one["index"], one["message"]["content"]) for one in whole["choices"]] == [(0, "ab"), (1, "ab")]
+    for counted in (chunks[-1]["usage"], whole["usage"]):
+        figures = [counted[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+        assert figures == [4, 10, 14]
+        assert counted["completion_tokens_details"]["reasoning_tokens"] == 4
 
 
 # ---- on the wire -------------------------------------------------------------------------------------------------

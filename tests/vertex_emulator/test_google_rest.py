@@ -122,6 +122,7 @@ async def test_google_genai_asks_as_for_the_gemini_api(emulator: Emulator, rest:
     assert [chunk.text async for chunk in said] == ["a", "b"]
     assert (emulator.calls[0].api_version, emulator.calls[0].header("x-goog-api-key")) == ("v1beta", "k")
     assert [one.name async for one in await client.aio.models.list()] == ["models/scripted"]
+    assert (await client.aio.models.get(model="gemini-2.5-flash")).name == "models/gemini-2.5-flash"
     client.close()
     del rest
 
@@ -190,6 +191,37 @@ async def test_a_request_that_is_none_is_refused_in_googles_form(
     assert detail["@type"] == "type.googleapis.com/google.rpc.BadRequest"
     assert detail["fieldViolations"][0].get("field") == field
     assert (emulator.calls[0].request, emulator.calls[0].code) == (None, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"contents": []}, "at least one contents field is required"),
+        ({"generationConfig": {"temperature": 9}}, "a temperature value of 9 but the supported range is from 0 to 2"),
+        ({"generationConfig": {"temperature": -1}}, "a temperature value of -1 but"),
+        ({"generationConfig": {"topP": 1.5}}, "a top_p value of 1.5 but"),
+        ({"generationConfig": {"candidateCount": 9}}, "a candidate_count value of 9 but"),
+        ({"generationConfig": {"stopSequences": ["a"] * 6}}, "it has 6 stop_sequences but at most 5 are supported"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["streamGenerateContent", "generateContent"])
+async def test_what_vertex_refuses_is_refused(
+    emulator: Emulator, rest: Client, verb: str, change: dict[str, object], words: str
+) -> None:
+    emulator.script.play(answer("a"))
+    response = await rest.http.post(f"/v1/{MODEL}:{verb}?alt=sse", json={**HELLO, **change})
+    error = response.json()["error"]
+    assert (response.status_code, error["status"]) == (400, "INVALID_ARGUMENT")
+    assert error["message"].startswith("Unable to submit request because ")
+    assert words in error["message"]
+    assert emulator.calls[0].code is grpc.StatusCode.INVALID_ARGUMENT
+    assert emulator.script.unplayed == 1
+
+
+async def test_vertex_tells_of_one_model(rest: Client) -> None:
+    for path in (MODEL, "publishers/google/models/m"):
+        response = await rest.http.get(f"/v1beta1/{path}")
+        assert response.json()["name"].startswith("publishers/google/models/")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000])

@@ -68,7 +68,9 @@ def test_it_serves_googles_rest_form_too(start: Start) -> None:
         r"Google's REST form and OpenAI's protocol on (http://127\.0\.0\.1:\d+)\n", process.stdout.readline()
     )
     assert found
-    told = httpx.post(f"{found[1]}/v1/models/m:generateContent", json={}, timeout=10)
+    told = httpx.post(
+        f"{found[1]}/v1/models/m:generateContent", json={"contents": [{"parts": [{"text": "Hi"}]}]}, timeout=10
+    )
     assert told.json()["candidates"][0]["finishReason"] == "STOP"
 
 

@@ -1,7 +1,7 @@
 """OpenAI's chat completions protocol, on the HTTP port: as OpenAI serves it, and under Azure's paths.
 
 A script answers in OpenAI's form. Where SmolLM2 answers, the bytes pass to and from llama.cpp's own OpenAI server, but
-for what it would leave out in silence. `GET /v1/models` lists what answers.
+for what it would leave out in silence. `GET /v1/models` lists what answers, and `GET /v1/models/m` tells of a model.
 """
 
 import json
@@ -25,6 +25,7 @@ PATH = re.compile(
 )
 
 MODELS = re.compile(r"/(?:openai/)?v1/models")
+MODEL = re.compile(r"/(?:openai/)?v1/models/(?P<name>.+)")
 
 JSON = ("content-type", "application/json")
 EVENTS = ("content-type", "text/event-stream; charset=utf-8")
@@ -68,7 +69,8 @@ class OpenAI:
             return
         options = body.get("stream_options")
         usage = isinstance(options, dict) and options.get("include_usage") is True
-        answer = translated_answers.Answer(call.model, usage=usage, azure=found["deployment"] is not None)
+        azure, count = found["deployment"] is not None, _count(body)
+        answer = translated_answers.Answer(call.model, usage=usage, azure=azure, count=count)
         reply = (_Chunks if streams else _Whole)(self._calls, call, exchange, answer)
 
         async def say() -> None:
@@ -85,12 +87,20 @@ class Models:
     """Lists the models that answer, by these names."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "vertex_emulator"} for name in names]
-        self._list = json.dumps({"object": "list", "data": models}).encode()
+        self._list = json.dumps({"object": "list", "data": list(map(_model, names))}).encode()
 
     async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
         del found
         await exchange.tell(200, [JSON], self._list)
+
+
+async def tell_model(exchange: Exchange, found: re.Match[str]) -> None:
+    """Tell of one model; every name is answered."""
+    await exchange.tell(200, [JSON], json.dumps(_model(found["name"])).encode())
+
+
+def _model(name: str) -> words.Json:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "vertex_emulator"}
 
 
 class _Reply(HttpReply):
@@ -170,6 +180,12 @@ class _Whole(_Reply):
             await self.headers({})
         self._rest = message if opened is None else opened.put_back(json.dumps(whole).encode())
         self._log.sent(self._call)
+
+
+def _count(body: words.Json) -> int:
+    """How many answers are wanted."""
+    wanted = body.get("n", 1)
+    return wanted if isinstance(wanted, int) else 1
 
 
 def event(data: bytes) -> bytes:

@@ -2,7 +2,7 @@
 
 `POST /v1/projects/p/locations/l/publishers/google/models/m:streamGenerateContent?alt=sse`, and likewise
 `:generateContent` and `:countTokens`; also under v1beta1, without the project, as an API key calls it, and under
-v1beta, as google-genai calls the Gemini API. `GET /v1beta/models` lists what answers.
+v1beta, as google-genai calls the Gemini API. `GET /v1beta/models` lists what answers, `GET` of a model tells of it.
 """
 
 import json
@@ -30,12 +30,32 @@ PATH = re.compile(
 
 MODELS = re.compile(r"/v1beta/models")
 
+# Google's own; /v1/models/m is OpenAI's.
+MODEL = re.compile(
+    r"/(?P<version>v1|v1beta1|v1beta)/"
+    r"(?P<model>(?:projects/[^/]+/locations/[^/]+/)?publishers/[^/]+/models/[^/:]+|(?<=beta/)models/[^/:]+)"
+)
+
+# Vertex AI's: https://cloud.google.com/vertex-ai/generative-ai/docs/model-reference/inference
+RANGES = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "candidate_count": (1, 8),
+    "max_output_tokens": (1, 2**31 - 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logprobs": (0, 20),
+}
+MAX_STOP_SEQUENCES = 5
+
 JSON = ("content-type", "application/json; charset=UTF-8")
 EVENTS = ("content-type", "text/event-stream")
 
 # Valid in JSON as they are, but Python's str.splitlines, and with it httpx, takes each for the end of a line. Google
 # writes them as escapes.
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x7F, 0x85, 0x2028, 0x2029)}
+
+METHODS = ["generateContent", "countTokens"]
 
 R = TypeVar("R", pb.GenerateContentRequest, pb.CountTokensRequest)
 
@@ -100,6 +120,7 @@ class Rest:
         trouble = None
         try:
             request = parsed(exchange.body, kind, found["model"])
+            check(request)
         except VertexError as error:
             trouble = error
         call = self._calls.begin(
@@ -118,13 +139,22 @@ class Models:
     """Lists the models that answer, by these names."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        methods = ["generateContent", "countTokens"]
-        models = [{"name": f"models/{name}", "supportedGenerationMethods": methods} for name in names]
+        models = [{"name": f"models/{name}", "supportedGenerationMethods": METHODS} for name in names]
         self._list = json.dumps({"models": models}).encode()
 
     async def __call__(self, exchange: Exchange, found: re.Match[str]) -> None:
         del found
         await exchange.tell(200, [JSON], self._list)
+
+
+async def tell_model(exchange: Exchange, found: re.Match[str]) -> None:
+    """Tell of one model; every name is answered."""
+    name = found["model"]
+    short = name.rpartition("/")[2]
+    told = {"name": name, "displayName": short, "version": "default", "supportedGenerationMethods": METHODS}
+    if "publishers/" in name:  # Vertex AI's own form
+        told = {"name": name[name.index("publishers/") :], "versionId": "default", "launchStage": "GA"}
+    await exchange.tell(200, [JSON], json.dumps(told).encode())
 
 
 class _Reply(HttpReply):
@@ -246,6 +276,30 @@ def parsed(body: bytes, kind: type[R], model: str) -> R:
         raise _not_a_request(str(error)) from error
     request.model = model
     return request
+
+
+def check(request: Request) -> None:
+    """Raises VertexError, in Vertex's words, for a request that asks nothing, and numbers out of range."""
+    if not request.contents:
+        raise _refused("at least one contents field is required", "Add it")
+    if not isinstance(request, pb.GenerateContentRequest):
+        return
+    config = request.generation_config
+    for descriptor, value in config.ListFields():
+        if descriptor.name not in RANGES:
+            continue
+        least, most = RANGES[descriptor.name]
+        if not least <= value <= most:
+            about = f"it has a {descriptor.name} value of {value:g} but the supported range is from {least} to {most}"
+            raise _refused(about, "Update the value")
+    if len(config.stop_sequences) > MAX_STOP_SEQUENCES:
+        about = f"it has {len(config.stop_sequences)} stop_sequences but at most {MAX_STOP_SEQUENCES} are supported"
+        raise _refused(about, "Remove some")
+
+
+def _refused(about: str, advice: str) -> VertexError:
+    message = f"Unable to submit request because {about}. {advice} and try again."
+    return VertexError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def _not_a_request(words: str) -> VertexError:

@@ -7,7 +7,7 @@ citations, safety ratings) isn't told; thoughts are counted as reasoning tokens,
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from google.protobuf import json_format
 
@@ -29,8 +29,10 @@ FINISH = {
 class Answer:
     """Puts the responses of one answer into OpenAI's words."""
 
-    def __init__(self, model: str, *, usage: bool, azure: bool) -> None:
+    def __init__(self, model: str, *, usage: bool, azure: bool, count: int = 1) -> None:
+        """`count` answers are wanted: each is the same, unless the script tells several candidates apart."""
         self._model = model
+        self._count = count
         self._with_usage = usage
         self._azure = azure
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
@@ -46,15 +48,18 @@ class Answer:
             self._begun = True
             if self._azure:
                 yield {**self._chunk([]), "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]}
-            yield self._choice(0, {"role": "assistant", "content": "", "refusal": None})
+            for index in range(self._count):
+                yield self._choice(index, {"role": "assistant", "content": "", "refusal": None})
         for candidate in response.candidates:
             logprobs = told_logprobs(candidate.logprobs_result)
             for part in candidate.content.parts:
                 for delta in self._deltas(part):
-                    yield self._choice(candidate.index, delta, logprobs)
+                    for index in self._indices(candidate):
+                        yield self._choice(index, delta, logprobs)
                     logprobs = None
             if candidate.finish_reason:
-                yield self._choice(candidate.index, {}, finish=self._finish(candidate))
+                for index in self._indices(candidate):
+                    yield self._choice(index, {}, finish=self._finish(candidate))
 
     def last(self) -> Iterator[Json]:
         """The chunks after the answer."""
@@ -66,7 +71,11 @@ class Answer:
         self._note(response)
         return {
             **self._head("chat.completion"),
-            "choices": [self._message(candidate) for candidate in response.candidates],
+            "choices": [
+                self._message(candidate) | {"index": index}
+                for candidate in response.candidates
+                for index in self._indices(candidate)
+            ],
             "usage": self._told_usage(),
         }
 
@@ -74,8 +83,14 @@ class Answer:
         if response.prompt_feedback.block_reason:
             raise blocked(response.prompt_feedback, azure=self._azure)
         self._model = response.model_version or self._model
+        if any(candidate.index for candidate in response.candidates):
+            self._count = 1
         if response.HasField("usage_metadata"):
             self._usage = response.usage_metadata
+
+    def _indices(self, candidate: pb.Candidate) -> Sequence[int]:
+        """Whose answer a candidate is."""
+        return range(self._count) if self._count > 1 else [candidate.index]
 
     def _message(self, candidate: pb.Candidate) -> Json:
         parts = candidate.content.parts
@@ -141,12 +156,16 @@ class Answer:
 
     def _told_usage(self) -> Json:
         usage = self._usage
+        each = usage.candidates_token_count + usage.thoughts_token_count
         return {
             "prompt_tokens": usage.prompt_token_count,
-            "completion_tokens": usage.candidates_token_count + usage.thoughts_token_count,
-            "total_tokens": usage.total_token_count,
+            "completion_tokens": each * self._count,
+            "total_tokens": usage.total_token_count + each * (self._count - 1),
             "prompt_tokens_details": {"cached_tokens": usage.cached_content_token_count, "audio_tokens": 0},
-            "completion_tokens_details": {"reasoning_tokens": usage.thoughts_token_count, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": usage.thoughts_token_count * self._count,
+                "audio_tokens": 0,
+            },
         }
 
 

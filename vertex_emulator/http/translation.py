@@ -50,6 +50,9 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "top_logprobs": (0, 20),
 }
 
+MAX_STOP_SEQUENCES = 4
+FORMATS = ("json_object", "json_schema", "text")
+
 CHOICES = {"none": "NONE", "auto": "AUTO", "required": "ANY"}
 
 # Of an error: its type, and its code unless ErrorInfo names another.
@@ -98,6 +101,7 @@ def check(body: Json) -> None:
             "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead."
         )
         raise invalid(message, "messages", code="empty_array")
+    _check_together(body)
     for name, (least, most) in RANGES.items():
         value = body.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -109,6 +113,20 @@ def check(body: Json) -> None:
         if value > most:
             told = f"{kind} above maximum value. Expected a value <= {most:g}, but got {value} instead."
             raise invalid(f"Invalid '{name}': {told}", name, code=f"{kind}_above_max_value")
+
+
+def _check_together(body: Json) -> None:
+    stop, wanted = body.get("stop"), body.get("response_format")
+    if isinstance(stop, list) and len(stop) > MAX_STOP_SEQUENCES:
+        told = f"Expected an array with maximum length {MAX_STOP_SEQUENCES}, but got an array with length {len(stop)}"
+        raise invalid(f"Invalid 'stop': array too long. {told} instead.", "stop", code="array_above_max_length")
+    if "tool_choice" in body and not body.get("tools"):
+        message = "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified."
+        raise invalid(message, "tool_choice")
+    if isinstance(wanted, dict) and wanted.get("type") not in FORMATS:
+        told = f"Supported values are: {', '.join(map(repr, FORMATS[:-1]))}, and {FORMATS[-1]!r}."
+        message = f"Invalid value: {wanted.get('type')!r}. {told}"
+        raise invalid(message, "response_format.type", code="invalid_value")
 
 
 def refuse_beyond(body: Json) -> None:

@@ -86,7 +86,7 @@ def test_a_provider_in_the_table_can_be_installed_and_opened(spec: ProviderSpec)
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
     assert spec.extra in project["optional-dependencies"]
     assert callable(importlib.import_module(spec.module, registry.__package__).open_models)
-    options = {**dict.fromkeys(spec.variables, "https://h"), "base_url": "http://h/v1"}
+    options = {"endpoint": "https://h", "api_version": "2024-10-21", "base_url": "http://h/v1"}
     line = f"m={spec.name}:x?" + "&".join(f"{name}={options[name]}" for name in spec.options if name in options)
     (offer,) = offers(line)
     assert completed(offer, {spec.key_variable: "k"}).options.keys() == {*spec.variables} | (

@@ -6,6 +6,7 @@ client of ours for each request (`_Call`), which keeps hold of the HTTP response
 
 import asyncio
 import codecs
+import http
 import json
 import ssl
 import warnings
@@ -52,6 +53,9 @@ _PARTS = frozenset(name for key, field in types.Part.model_fields.items() for na
 
 _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What the SDK raises of JSON that is none, or of another shape."""
+
+_NAMES = grpc.StatusCode.__members__.keys() - {"OK"}
+"""Google's of what went wrong."""
 
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
@@ -274,6 +278,14 @@ class _Call:
 
 
 async def _keep(response: httpx.Response) -> None:
+    """Raises what an error's status and body say, here: the SDK stumbles on bodies that it doesn't expect."""
+    if response.status_code != http.HTTPStatus.OK:
+        await response.aread()
+        try:
+            body = response.json()
+        except (ValueError, RecursionError):
+            body = {"message": response.text}
+        raise _failure(response.status_code, body)
     if call := _answering.get(None):
         call.response = response
         response.aiter_lines = lambda: call.lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
@@ -403,19 +415,35 @@ def _tools(prompt: Prompt) -> list[types.Tool]:
 
 
 def failure(error: APIError) -> errors.UpstreamError:
-    """Ours for Google's: code, reason and retry delay are relayed, its text is not."""
-    if http_failures.redirects(error.code):
+    """Ours for Google's; see `_failure`."""
+    return _failure(error.code, error.details)
+
+
+def _failure(status: object, body: object) -> errors.UpstreamError:
+    """Ours for Google's: code, reason and retry delay are relayed, its text is not.
+
+    `status` is that of HTTP; in mid-stream, where there is none, the number in the `body`. Any of it may be odd.
+    """
+    if http_failures.redirects(status):
         return http_failures.redirected(_WHO)
-    told = error.details if isinstance(error.details, Mapping) else {}
-    told = told.get("error", told)
+    if isinstance(body, list) and len(body) == 1:
+        (body,) = body
+    told = body if isinstance(body, Mapping) else {}
+    if isinstance(inner := told.get("error"), Mapping):
+        told = inner
     reason = ""
     retry_after = None
-    for detail in told.get("details", ()) if isinstance(told, Mapping) else ():
+    details = told.get("details")
+    for detail in details if isinstance(details, list) else ():
         kind = str(detail.get("@type", "")) if isinstance(detail, Mapping) else ""
         if kind.endswith("google.rpc.ErrorInfo"):
             reason = str(detail.get("reason", ""))
         elif kind.endswith("google.rpc.RetryInfo"):
             retry_after = http_failures.seconds(detail.get("retryDelay"))
-    name = str(error.status)
-    code = grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else http_failures.code(error.code)
-    return vertex_failures.failure(code, reason=reason, retry_after=retry_after, said=str(error.message or ""))
+    name, said = told.get("status"), told.get("message")
+    return vertex_failures.failure(
+        grpc.StatusCode[name] if isinstance(name, str) and name in _NAMES else http_failures.code(status),
+        reason=reason,
+        retry_after=retry_after,
+        said=said if isinstance(said, str) else "",
+    )

@@ -1,7 +1,9 @@
 """What upstreams say of errors with a field missing, null, retyped or twice: what the status says, never our bug."""
 
 import copy
+import email.utils
 import json
+import time
 from typing import Any
 
 import grpc
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.providers.gemini import over_grpc
-from tests.conftest import failure
+from tests.conftest import detail, failure
 from tests.faults import processes
 from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
 from tests.service.providers.chat_completions.test_chunks import NOTHING, ODD, places
@@ -143,3 +145,27 @@ def test_no_odd_byte_of_an_error_over_grpc_is_a_bug_of_ours(data: st.DataObject)
     told = over_grpc.upstream_error(error)
     assert told.reason == "UPSTREAM_QUOTA"
     assert b"SECRET" not in told.status().SerializeToString()
+
+
+WHEN_TO_COME_BACK = [
+    ("retry-after: 7", 7, 7),
+    ("retry-after-ms: 7000", 7, 7),
+    ("retry-after-ms: 7000\r\nretry-after: 9", 7, 7),
+    ("retry-after: 86400", 86400, 86400),
+    ("retry-after: {date}", 50, 60),
+    ("retry-after: soon", 5, 5),
+]
+
+
+@pytest.mark.parametrize(("header", "least", "most"), WHEN_TO_COME_BACK)
+async def test_a_header_says_when_to_come_back_unless_google_says_it(
+    odd: Upstream, by_hand: tuple[ByHand, str], header: str, least: float, most: float
+) -> None:
+    told = header.format(date=email.utils.formatdate(time.time() + 60, usegmt=True))
+    by_hand[0].says = refusal(429, b'{"error": {"message": "no"}}', told)
+    delay = detail((await heard(odd))[1], RetryInfo).retry_delay
+    assert least <= delay.seconds + delay.nanos / 1e9 <= most
+    if odd.provider == "genai":
+        by_hand[0].says = refusal(429, json.dumps(GOOD[0]).encode(), told)
+        assert detail((await heard(odd))[1], RetryInfo).retry_delay.seconds == 37
+        assert detail(await counted(odd), RetryInfo).retry_delay.seconds == 37

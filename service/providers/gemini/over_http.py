@@ -285,7 +285,7 @@ async def _keep(response: httpx.Response) -> None:
             body = response.json()
         except (ValueError, RecursionError):
             body = {"message": response.text}
-        raise _failure(response.status_code, body)
+        raise _failure(response.status_code, body, response.headers)
     if call := _answering.get(None):
         call.response = response
         response.aiter_lines = lambda: call.lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
@@ -419,10 +419,11 @@ def failure(error: APIError) -> errors.UpstreamError:
     return _failure(error.code, error.details)
 
 
-def _failure(status: object, body: object) -> errors.UpstreamError:
+def _failure(status: object, body: object, headers: Mapping[str, str] | None = None) -> errors.UpstreamError:
     """Ours for Google's: code, reason and retry delay are relayed, its text is not.
 
     `status` is that of HTTP; in mid-stream, where there is none, the number in the `body`. Any of it may be odd.
+    `headers` are those that came with the status. A delay in Google's own words counts before one in them.
     """
     if http_failures.redirects(status):
         return http_failures.redirected(_WHO)
@@ -432,14 +433,15 @@ def _failure(status: object, body: object) -> errors.UpstreamError:
     if isinstance(inner := told.get("error"), Mapping):
         told = inner
     reason = ""
-    retry_after = None
+    retry_after = http_failures.delay(headers or {})
     details = told.get("details")
     for detail in details if isinstance(details, list) else ():
         kind = str(detail.get("@type", "")) if isinstance(detail, Mapping) else ""
         if kind.endswith("google.rpc.ErrorInfo"):
             reason = str(detail.get("reason", ""))
         elif kind.endswith("google.rpc.RetryInfo"):
-            retry_after = http_failures.seconds(detail.get("retryDelay"))
+            delay = http_failures.seconds(detail.get("retryDelay"))
+            retry_after = retry_after if delay is None else delay
     name, said = told.get("status"), told.get("message")
     return vertex_failures.failure(
         grpc.StatusCode[name] if isinstance(name, str) and name in _NAMES else http_failures.code(status),

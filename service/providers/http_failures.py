@@ -92,6 +92,11 @@ def code(status: object) -> grpc.StatusCode:
     return _CODES.get(status, _CLASSES.get(status // 100, grpc.StatusCode.UNKNOWN))
 
 
+def is_status(value: object) -> bool:
+    """Whether it can be a status of HTTP."""
+    return isinstance(value, int) and 100 <= value < 600
+
+
 def redirects(status: object) -> bool:
     return isinstance(status, int) and 300 <= status < 400
 

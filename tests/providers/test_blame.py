@@ -37,7 +37,8 @@ async def test_the_log_says_whose_failure_it_was_and_in_whose_words(
     assert "SECRET" not in str(caught.value)
     (line,) = [one for one in lines if "Generate code=" in one]
     host = emulator.address if provider == "vertex" else emulator.rest_address
-    words = "/400/INVALID_REQUEST_ERROR" if provider in ("openai", "azure") else ""
+    chat = "/400/INVALID_REQUEST_ERROR"
+    words = {"vertex": "", "genai": "/400", "openai": chat, "azure": chat}[provider]
     assert f" upstream=INVALID_ARGUMENT{words} " in line
     assert f" host={host}" in line
     assert ("SECRET" in line) is told

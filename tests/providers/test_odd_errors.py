@@ -169,3 +169,19 @@ async def test_a_header_says_when_to_come_back_unless_google_says_it(
         by_hand[0].says = refusal(429, json.dumps(GOOD[0]).encode(), told)
         assert detail((await heard(odd))[1], RetryInfo).retry_delay.seconds == 37
         assert detail(await counted(odd), RetryInfo).retry_delay.seconds == 37
+
+
+@pytest.mark.parametrize(("code", "status"), [(429, "429"), (429.5, None), (True, None), (0, None)])
+async def test_the_status_is_told_as_far_as_upstream_gave_one(
+    open_provider: Open, by_hand: tuple[ByHand, str], code: Any, status: str | None
+) -> None:
+    upstream = await open_on(open_provider, "genai", by_hand[1])
+    error = {"code": code, "status": "RESOURCE_EXHAUSTED", "message": "SECRET"}
+    for body, told in (
+        (refusal(503, json.dumps({"error": error}).encode()), "503"),
+        (stream({"error": error}), status),
+    ):
+        by_hand[0].says = body
+        found = detail((await heard(upstream))[1], ErrorInfo)
+        assert (found.metadata["upstream_code"], found.reason) == ("RESOURCE_EXHAUSTED", "UPSTREAM_QUOTA")
+        assert found.metadata.get("upstream_status") == told

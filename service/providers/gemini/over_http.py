@@ -447,5 +447,6 @@ def _failure(status: object, body: object, headers: Mapping[str, str] | None = N
         grpc.StatusCode[name] if isinstance(name, str) and name in _NAMES else http_failures.code(status),
         reason=reason,
         retry_after=retry_after,
+        metadata={"upstream_status": str(status)} if http_failures.is_status(status) else {},
         said=said if isinstance(said, str) else "",
     )

@@ -1,13 +1,14 @@
 """The server over each provider's real library, over a local upstream that speaks its protocol and plays a script."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
 import pytest
+from google.protobuf import json_format
 
 from service.providers import registry
 from service.providers.offers import offers
@@ -97,6 +98,8 @@ class ByHand:
 
     def __init__(self) -> None:
         self.says = b""
+        self.answers: Iterator[bytes] = iter(())
+        """What comes before `says`, one for each request."""
         self.heads: list[str] = []
 
     @asynccontextmanager
@@ -107,7 +110,7 @@ class ByHand:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        writer.write(self.says)
+        writer.write(next(self.answers, self.says))
         await reader.read(2**20)
         writer.close()
 
@@ -119,9 +122,30 @@ async def by_hand() -> AsyncIterator[tuple[ByHand, str]]:
         yield upstream, address
 
 
-def told_or_typed(messages: Sequence[pb.GenerateResponse], error: grpc.aio.AioRpcError | None) -> None:
-    """Fail unless an odd answer was told whole, or failed as upstream's fault."""
-    if error is None:
+def told(messages: Sequence[pb.GenerateResponse]) -> dict[str, Any]:
+    """What an answer says: its words, thoughts and calls, and why it ended; not how it was cut into pieces."""
+    calls = [message.tool_call.tool_call for message in messages if message.HasField("tool_call")]
+    return {
+        "text": "".join(message.text for message in messages),
+        "thoughts": "".join(message.reasoning.text for message in messages),
+        "calls": [(call.name, json_format.MessageToDict(call.arguments)) for call in calls],
+        "finish": pb.FinishReason.Name(messages[-1].completed.finish_reason),
+    }
+
+
+def told_or_typed(
+    messages: Sequence[pb.GenerateResponse],
+    error: grpc.aio.AioRpcError | None,
+    good: Mapping[str, Any] | None = None,
+) -> None:
+    """Fail unless an odd answer was told whole, or failed as upstream's fault.
+
+    With `good`, what the answer says without its oddity, it has to be told, and to say the same.
+    """
+    if good is not None:
+        assert error is None, error.details()
+        assert told(messages) == good
+    elif error is None:
         assert messages[-1].HasField("completed")
     else:
         assert failure(error)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), error.details()

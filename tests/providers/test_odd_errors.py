@@ -171,7 +171,7 @@ async def test_a_header_says_when_to_come_back_unless_google_says_it(
         assert detail(await counted(odd), RetryInfo).retry_delay.seconds == 37
 
 
-@pytest.mark.parametrize(("code", "status"), [(429, "429"), (429.5, None), (True, None), (0, None)])
+@pytest.mark.parametrize(("code", "status"), [(429, "429"), ("429", "429"), (429.5, None), (True, None), (0, None)])
 async def test_the_status_is_told_as_far_as_upstream_gave_one(
     open_provider: Open, by_hand: tuple[ByHand, str], code: Any, status: str | None
 ) -> None:

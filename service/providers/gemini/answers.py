@@ -1,5 +1,9 @@
 """What Gemini says, in the JSON form of Google's API, whichever client carries it. No I/O.
 
+Nothing of that form is taken for granted: it may have come through a server that has its own ways. What is missing or
+null is read past. So is what has another type, where nothing of the answer is lost by it, such as a count or a source;
+where something would be lost, it is UPSTREAM_FAULT, naming its place.
+
 LangChain drops much of it: signatures of thoughts, ids of calls, why a prompt was blocked, whether there was a finish
 reason at all. So what isn't plain text is read here.
 Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1beta1/GenerateContentResponse
@@ -9,6 +13,7 @@ import base64
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ... import errors
 from ...generation import json_values
@@ -26,6 +31,8 @@ from ...generation.events import (
     Usage,
 )
 from ...generation.prompt import Reasoning, ToolCall
+from ..chat_completions.foreign_json import fault, json_list, json_object, plain, text_of
+from ..half_characters import Words
 from .prompts import OWN_ID, Json
 
 LONGEST_PIECE_CHARACTERS = 512 * 1024
@@ -46,6 +53,21 @@ _MOST_PLACED = 500
 ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
 """What a part may hold beside what it says."""
 
+_KINDS = frozenset(
+    {"text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode", "codeExecutionResult"}
+)
+"""Google's names of what a part says, one of them in each. Beside it a name of tomorrow harms nobody."""
+
+_PARTS = "candidates.content.parts"
+
+_STANDARD = str.maketrans("-_", "+/")
+"""From the alphabet for addresses: Google's JSON may have either."""
+
+_LONGEST_COUNT = 10  # digits
+
+_WHOLE = frozenset({FinishReason.STOP, FinishReason.OTHER})
+"""Behind any other finish reason, a character may lack its end."""
+
 
 def pieces(text: str) -> Iterator[Text]:
     """Text in pieces that callers can take, of up to 4 MB. Nearly always one."""
@@ -53,28 +75,39 @@ def pieces(text: str) -> Iterator[Text]:
         yield Text(text[start : start + LONGEST_PIECE_CHARACTERS])
 
 
-def _said(part: Json) -> Iterator[Event]:
-    signature = base64.urlsafe_b64decode(part.get("thoughtSignature", ""))  # takes both alphabets
-    said = sorted(part.keys() - ABOUT_PARTS)
-    match said:
-        case ["text"] if part.get("thought"):
-            yield Reasoning(part["text"], signature)
-        case ["text"] | []:
-            yield from pieces(part.get("text", ""))
-            if signature:
-                yield Reasoning("", signature)
-        case ["functionCall"]:
-            call = part["functionCall"]
-            if not call.get("name") or call.get("willContinue"):
-                raise errors.UpstreamFault("The model asked for a function in pieces, or without saying which")
-            yield ToolCall(
-                id=call.get("id") or OWN_ID + uuid.uuid4().hex,
-                name=call["name"],
-                arguments=call.get("args", {}),
-                signature=signature,
-            )
-        case _:
-            raise unknown_part(said[0])
+def _call(told: Any, signature: bytes) -> ToolCall:
+    place = f"{_PARTS}.functionCall"
+    call = json_object(told, place)
+    for name in ("partialArgs", "willContinue"):
+        if call.get(name):
+            text = f"The model asked for a function in pieces ({name}), which can't be relayed"
+            raise errors.UpstreamFault(text, metadata={"field": f"{place}.{name}"})
+    if not (name := text_of(call.get("name"), f"{place}.name")):
+        raise errors.UpstreamFault("The model asked for a function without saying which")
+    arguments = call.get("args")
+    return ToolCall(
+        id=text_of(call.get("id"), f"{place}.id") or OWN_ID + uuid.uuid4().hex,
+        name=name,
+        arguments={} if arguments is None else json_object(arguments, f"{place}.args"),
+        signature=signature,
+    )
+
+
+def _signature(part: Json) -> bytes:
+    """Raises UpstreamFault for one that can't be read: without it, its part can't be sent back."""
+    place = f"{_PARTS}.thoughtSignature"
+    told = text_of(part.get("thoughtSignature"), place).translate(_STANDARD)
+    try:
+        return base64.b64decode(told + "=" * (-len(told) % 4), validate=True)
+    except ValueError:
+        raise fault(place) from None
+
+
+def _is_thought(part: Json) -> bool:
+    told = part.get("thought")
+    if told is not None and not isinstance(told, bool):
+        raise fault(f"{_PARTS}.thought")
+    return bool(told)
 
 
 def unknown_part(kind: str) -> errors.UpstreamFault:
@@ -138,10 +171,15 @@ class _Sources:
 
         `text` is the answer's so far; `last`: no more sources will come.
         """
-        found = candidate.get("groundingMetadata", {})
-        sources = tuple(map(_source, found.get("groundingChunks", ())))
-        queries = (*found.get("webSearchQueries", ()), *found.get("retrievalQueries", ()))
-        supports = tuple(map(_support, found.get("groundingSupports", ())))
+        found = _mapping(candidate.get("groundingMetadata"))
+        sources = tuple(map(_source, _list(found.get("groundingChunks"))))
+        queries = tuple(
+            words
+            for name in ("webSearchQueries", "retrievalQueries")
+            for one in _list(found.get(name))
+            if (words := plain(one))
+        )
+        supports = tuple(map(_support, filter(_is_mapping, _list(found.get("groundingSupports")))))
         # All so far, told again, or some more.
         self._all = sources if sources[: len(self._all)] == self._all else self._all + sources
         again = set(supports)
@@ -161,10 +199,10 @@ class _Sources:
 
 
 def _citations(candidate: Json) -> Iterator[Grounding]:
-    if cited := candidate.get("citationMetadata", {}).get("citations"):
+    if cited := list(filter(_is_mapping, _list(_mapping(candidate.get("citationMetadata")).get("citations")))):
         yield Grounding(
             sources=tuple(
-                Source(uri=one.get("uri", ""), title=one.get("title", ""), license=one.get("license", ""))
+                Source(uri=plain(one.get("uri")), title=plain(one.get("title")), license=plain(one.get("license")))
                 for one in cited
             ),
             supports=tuple(
@@ -174,22 +212,37 @@ def _citations(candidate: Json) -> Iterator[Grounding]:
         )
 
 
-def _source(chunk: Json) -> Source:
-    kinds = [value for value in chunk.values() if isinstance(value, Mapping)]
+def _source(chunk: Any) -> Source:
+    """One that can't be read keeps its place: others are pointed to by theirs."""
+    kinds = [value for value in _mapping(chunk).values() if isinstance(value, Mapping)]
     told = kinds[0] if kinds else {}
-    return Source(uri=told.get("uri", ""), title=told.get("title", ""))
+    return Source(uri=plain(told.get("uri")), title=plain(told.get("title")))
 
 
 def _support(support: Json) -> tuple[Support, int]:
     """With its place in a part, and that part's number."""
-    segment = support.get("segment", {})
+    segment = _mapping(support.get("segment"))
     told = Support(
-        text=segment.get("text", ""),
-        sources=tuple(one for one in support.get("groundingChunkIndices", ()) if json_values.count(one) is not None),
+        text=plain(segment.get("text")),
+        sources=tuple(one for one in _list(support.get("groundingChunkIndices")) if json_values.count(one) is not None),
         start=_index(segment, "startIndex", 0) if segment else None,
         end=_index(segment, "endIndex"),
     )
-    return told, segment.get("partIndex", 0)
+    return told, json_values.count(segment.get("partIndex")) or 0
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _mapping(value: Any) -> Json:
+    """The object; an empty one for what is none, where nothing is lost by that."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: Any) -> Sequence[Any]:
+    """The list; an empty one for what is none, where nothing is lost by that."""
+    return value if isinstance(value, list) else ()
 
 
 def _highest(support: Support) -> int:
@@ -201,19 +254,32 @@ def _index(holder: Json, field: str, default: int | None = None) -> int | None:
     return json_values.count(holder.get(field, default))
 
 
-def _tokens(result: Json) -> Iterator[TokenLogprob]:
+def _tokens(result: Any) -> Iterator[TokenLogprob]:
     """Those whose probability is told; 0 would be certainty."""
-    others = result.get("topCandidates", ())
-    for place, chosen in enumerate(result.get("chosenCandidates", ())):
-        alternatives = others[place].get("candidates", ()) if place < len(others) else ()
-        if chosen.get("logProbability") is not None:
-            told = (TokenLogprob(*_token(one)) for one in alternatives if one.get("logProbability") is not None)
-            yield TokenLogprob(*_token(chosen), alternatives=tuple(told))
+    place = "candidates.logprobsResult"
+    told = {} if result is None else json_object(result, place)
+    others = json_list(told.get("topCandidates"), f"{place}.topCandidates")
+    for number, chosen in enumerate(json_list(told.get("chosenCandidates"), f"{place}.chosenCandidates")):
+        beside = others[number] if number < len(others) else None
+        alternatives = () if beside is None else json_object(beside, f"{place}.topCandidates").get("candidates")
+        if _has_probability(chosen):
+            yield TokenLogprob(
+                *_token(chosen),
+                alternatives=tuple(
+                    TokenLogprob(*_token(one)) for one in json_list(alternatives, place) if _has_probability(one)
+                ),
+            )
+
+
+def _has_probability(one: Any) -> bool:
+    return one is not None and json_object(one, "candidates.logprobsResult").get("logProbability") is not None
 
 
 def _token(one: Json) -> tuple[str, float]:
+    # A token may be half a character; the text says the whole one.
+    token = text_of(one.get("token"), "candidates.logprobsResult.token").encode(errors="replace").decode()
     try:
-        return one.get("token", ""), float(one["logProbability"])  # which may be "-Infinity"
+        return token, float(one["logProbability"])  # which may be "-Infinity"
     except (TypeError, ValueError, OverflowError):
         raise errors.UpstreamFault("The model told a log probability that is no number") from None
 
@@ -230,10 +296,11 @@ class Answer:
         """Whether that is why the prompt was blocked."""
         self.usage: Usage | None = None
         self.model_version = ""
-        self._ratings: Sequence[Json] = ()
+        self._ratings: Any = None
         self._sources = _Sources()
         self._text = _Text()
         self._ids: set[str] = set()
+        self._words, self._thoughts = Words(f"{_PARTS}.text"), Words(f"{_PARTS}.text")
 
     def said(self, text: str) -> None:
         """A piece of text has been said, in a message that is nothing else and that `read` isn't given."""
@@ -244,20 +311,40 @@ class Answer:
 
         What it tells of the end is remembered; of each figure, the last word counts.
         """
-        self._look_at_end(response)
+        candidate = _first(response)
+        self._look_at_end(response, candidate)
         said: list[Event] = []
-        for candidate in response.get("candidates", ())[:1]:
-            for part in candidate.get("content", {}).get("parts", ()):
-                said += map(self._of_its_own, _said(part))
-            for event in said:
-                if isinstance(event, Text):
-                    self._text.add(event.text)
-            if (grounding := self._sources.grounding(candidate, self._text, last=bool(self.reason))) is not None:
-                said.append(grounding)
-            said += _citations(candidate)
-            if tokens := tuple(_tokens(candidate.get("logprobsResult", {}))):
-                said.append(Logprobs(tokens))
+        content = candidate.get("content")
+        parts = None if content is None else json_object(content, "candidates.content").get("parts")
+        for part in json_list(parts, _PARTS):
+            if part is not None:
+                said += map(self._of_its_own, self._said(json_object(part, _PARTS)))
+        for event in said:
+            if isinstance(event, Text):
+                self._text.add(event.text)
+        if (grounding := self._sources.grounding(candidate, self._text, last=bool(self.reason))) is not None:
+            said.append(grounding)
+        said += _citations(candidate)
+        if tokens := tuple(_tokens(candidate.get("logprobsResult"))):
+            said.append(Logprobs(tokens))
         return said
+
+    def _said(self, part: Json) -> Iterator[Event]:
+        signature = _signature(part)
+        said = sorted(name for name, value in part.items() if value is not None and name not in ABOUT_PARTS)
+        match [name for name in said if name in _KINDS] or said:
+            case ["text"] if _is_thought(part):
+                text = self._thoughts.take(text_of(part["text"], f"{_PARTS}.text"))
+                if text or signature:
+                    yield Reasoning(text, signature)
+            case ["text"] | []:
+                yield from pieces(self._words.take(text_of(part.get("text"), f"{_PARTS}.text")))
+                if signature:
+                    yield Reasoning("", signature)
+            case ["functionCall"]:
+                yield _call(part["functionCall"], signature)
+            case others:
+                raise unknown_part(others[0])
 
     def _of_its_own(self, event: Event) -> Event:
         """A call of a function under an id that no other has: its result is sent back under it."""
@@ -267,18 +354,17 @@ class Answer:
             self._ids.add(event.id)
         return event
 
-    def _look_at_end(self, response: Json) -> None:
-        self.model_version = response.get("modelVersion") or self.model_version
-        usage = response.get("usageMetadata", {})
+    def _look_at_end(self, response: Json, candidate: Json) -> None:
+        self.model_version = plain(response.get("modelVersion")) or self.model_version
+        usage = _mapping(response.get("usageMetadata"))
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
             self.usage = _usage(usage)
-        feedback = response.get("promptFeedback", {})
+        feedback = _mapping(response.get("promptFeedback"))
         if blocked := _told(feedback, "blockReason"):
             self.reason, self.blocked = blocked, True
-            self._ratings = feedback.get("safetyRatings", ())
-        for candidate in response.get("candidates", ())[:1]:
-            self._ratings = candidate.get("safetyRatings") or self._ratings
-            self.ended_by(_told(candidate, "finishReason"))
+            self._ratings = feedback.get("safetyRatings")
+        self._ratings = candidate.get("safetyRatings") or self._ratings
+        self.ended_by(_told(candidate, "finishReason"))
 
     def ended_by(self, reason: str) -> None:
         """Remember why it ended, by Google's name; empty: not told. STOP takes the place of no other reason.
@@ -298,41 +384,63 @@ class Answer:
         if not self.reason:
             raise errors.UpstreamCut("The model's answer broke off without a finish reason; what came is incomplete")
         known = FinishReason.__members__.get(self.reason, FinishReason.OTHER)
+        if known in _WHOLE and not self.blocked:
+            self._words.end()
+            self._thoughts.end()
         return Finished(
             reason=FinishReason.PROMPT_BLOCKED if self.blocked else known,
             upstream_reason=self.reason,
             usage=self.usage,
             model_version=self.model_version,
-            safety_ratings=tuple(map(_rating, self._ratings)),
+            safety_ratings=tuple(map(_rating, filter(_is_mapping, _list(self._ratings)))),
         )
 
 
+def _first(response: Json) -> Json:
+    """The first candidate, empty if there is none: no further one was asked for."""
+    candidates = json_list(response.get("candidates"), "candidates")
+    return {} if not candidates or candidates[0] is None else json_object(candidates[0], "candidates")
+
+
 def _told(holder: Json, field: str) -> str:
-    """The value's name; empty: not told."""
-    value = str(holder.get(field, ""))
-    return "" if value.endswith("_UNSPECIFIED") else value
+    """The value's name, or the number of one whose name isn't known; empty: not told."""
+    value = holder.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value) if value else ""
+    name = text_of(value, field)
+    return "" if name.endswith("_UNSPECIFIED") else name
 
 
 def _usage(told: Json) -> Usage | None:
     """Vertex tells cumulative figures, so the last ones are those of the whole answer."""
-    counts = {ours: told.get(theirs) or 0 for ours, theirs in _COUNTS.items()}
-    if None in map(json_values.count, counts.values()):
+    counts = {ours: _count(told.get(theirs)) for ours, theirs in _COUNTS.items()}
+    if None in counts.values():
         return None
-    spoken = counts["input_tokens"] + counts["output_tokens"] + counts["reasoning_tokens"]
-    counts["total_tokens"] = counts["total_tokens"] or spoken
-    return None if json_values.count(counts["total_tokens"]) is None else Usage(**counts)
+    known = {ours: count or 0 for ours, count in counts.items()}
+    spoken = known["input_tokens"] + known["output_tokens"] + known["reasoning_tokens"]
+    known["total_tokens"] = known["total_tokens"] or spoken
+    return None if json_values.count(known["total_tokens"]) is None else Usage(**known)
 
 
-def total(tokens: int) -> int:
+def _count(value: Any) -> int | None:
+    """0 where it isn't told, None where it can't be read. Google's JSON may have numbers as text."""
+    if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) <= _LONGEST_COUNT:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return 0 if value is None else json_values.count(value)
+
+
+def total(tokens: int | None) -> int:
     """What counting gave. Raises UpstreamFault for what no count can be."""
-    if json_values.count(tokens) is None:
+    if tokens is None or json_values.count(tokens) is None:
         raise errors.UpstreamFault("The model counted a number of tokens that can't be")
     return tokens
 
 
 def _rating(told: Json) -> SafetyRating:
     return SafetyRating(
-        category=str(told.get("category", "")),
-        probability=str(told.get("probability", "")),
-        blocked=bool(told.get("blocked")),
+        category=plain(told.get("category")),
+        probability=plain(told.get("probability")),
+        blocked=told.get("blocked") is True,
     )

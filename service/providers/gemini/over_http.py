@@ -1,7 +1,8 @@
 """Gemini on Vertex AI over HTTP, through LangChain's ChatGoogleGenerativeAI, which ChatVertexAI is to give way to.
 
 The only file that knows it, and Google's SDK below it. As in `service.providers.gemini.over_grpc`, LangChain is given a
-client of ours for each request (`_Call`), which keeps hold of the HTTP response and sees what the model really said.
+client of ours for each request (`_Call`), which keeps hold of the HTTP response. It reads each message before the SDK
+drops a part of it, or refuses all of it for one odd field, and hands on only what the SDK and LangChain understand.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from ...cleanup import finished
 from ...errors import Violation
 from ...generation import json_schema
 from ...generation.capabilities import ModelCard
-from ...generation.events import Event, Started
+from ...generation.events import Event, Started, Text
 from ...generation.prompt import Prompt
 from .. import http_failures, langchain_messages
 from ..spec import GoogleCloud, Offer
@@ -47,9 +48,6 @@ warnings.filterwarnings("ignore", message=".* is not a valid ", category=UserWar
 for _type in vars(types).values():
     if hasattr(_type, "model_rebuild"):
         _type.model_rebuild(raise_errors=False)
-
-_PARTS = frozenset(name for key, field in types.Part.model_fields.items() for name in (key, field.alias))
-"""All that the SDK knows of a part, by the names that it takes."""
 
 _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What the SDK raises of JSON that is none, or of another shape."""
@@ -179,7 +177,7 @@ class GenAIProvider:
             raise http_failures.broken(_WHO, error) from error
         except _STUMBLES as error:
             raise http_failures.unreadable(_WHO, error) from error
-        return answers.total(counted.total_tokens or 0)
+        return answers.total(counted.total_tokens)
 
 
 class _Call:
@@ -188,8 +186,6 @@ class _Call:
     def __init__(self, client: genai.Client, prompt: Prompt) -> None:
         self.answer = answers.Answer()
         self.response: httpx.Response | None = None
-        self.line = ""
-        """The latest of its lines, of which the SDK makes a message."""
         self._client = client
         self._prompt = prompt
         self._said: list[Event] = []
@@ -228,10 +224,6 @@ class _Call:
     async def _watch(self, responses: AsyncIterator[types.GenerateContentResponse]) -> AsyncIterator[Any]:
         try:
             async for response in responses:
-                said = response.model_dump(mode="json", by_alias=True, exclude_none=True)
-                self.answer.messages += 1
-                self._refuse_unknown_parts(said)
-                self._said += self.answer.read(said)
                 yield response
             self._refuse_a_page()
             self.answer.ended()
@@ -248,28 +240,34 @@ class _Call:
         if not self.answer.messages and self.response is not None and http_failures.is_page(self.response.headers):
             raise http_failures.page(_WHO)
 
-    def _refuse_unknown_parts(self, said: prompts.Json) -> None:
-        """The SDK drops what it doesn't know; where it left nothing of a part, its bytes are looked at."""
-        for candidate in said.get("candidates", ())[:1]:
-            for place, part in enumerate(candidate.get("content", {}).get("parts", ())):
-                if part.keys() <= answers.ABOUT_PARTS:
-                    try:
-                        told = json.loads(self.line.removeprefix(_DATA))["candidates"][0]["content"]["parts"][place]
-                    except ValueError:  # an event of several lines
-                        continue
-                    if unknown := sorted(told.keys() - _PARTS):
-                        raise answers.unknown_part(unknown[0])
-
     def events(self) -> list[Event]:
         """What the model has said since the last time."""
         said, self._said = self._said, []
         return said
 
     async def lines(self, response: httpx.Response) -> AsyncIterator[str]:
-        """See `_lines`."""
-        async for line in _lines(response):
-            self.line = line or self.line
-            yield line
+        """The lines that the SDK reads: a message with the text of each that comes."""
+        async for message in self._messages(response):
+            yield _DATA + json.dumps(self._taken(message))
+            yield ""
+
+    async def _messages(self, response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
+        """Those of an answer. Whatever comes behind its finish reason and is none ends it; nothing of it is missing."""
+        try:
+            async for event in _events(response):
+                yield _message(event)
+        except (errors.UpstreamError, *http_failures.ERRORS, *_STUMBLES):
+            if not self.answer.reason:
+                raise
+
+    def _taken(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Read it; what is left of it for LangChain."""
+        self.answer.messages += 1
+        message, going_on = _split(message)
+        said = self.answer.read(message)
+        self._said += said
+        text = "".join(event.text for event in said if isinstance(event, Text))
+        return {"candidates": [{"content": {"role": "model", "parts": [{"text": text}]}, **going_on}]}
 
     async def cancel(self) -> None:
         """Close the connection; nothing happens if the answer has ended."""
@@ -291,8 +289,29 @@ async def _keep(response: httpx.Response) -> None:
         response.aiter_lines = lambda: call.lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
 
 
+async def _events(response: httpx.Response) -> AsyncIterator[str]:
+    """What each server-sent event holds; or each JSON object where they come without being events."""
+    data: list[str] = []
+    loose, unclosed = "", 0
+    async for line in _lines(response):
+        if line.startswith(_DATA):
+            data.append(line.removeprefix(_DATA))
+        elif not line and data:
+            yield "\n".join(data)
+            data = []
+        elif line:
+            loose += line
+            unclosed += line.count("{") - line.count("}")
+            if not unclosed:
+                yield loose
+                loose = ""
+    for rest in (loose, "\n".join(data)):
+        if rest:
+            yield rest
+
+
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:
-    """The lines of server-sent events that hold something, in the one form that the SDK takes.
+    """The lines of server-sent events that hold something, in one form.
 
     httpx ends lines also where Unicode does, at U+2028 in the middle of a JSON text, and replaces what is no UTF-8.
     """
@@ -412,6 +431,49 @@ def _options(prompt: Prompt) -> dict[str, Any]:
 
 def _tools(prompt: Prompt) -> list[types.Tool]:
     return [types.Tool.model_validate(one) for one in prompts.tools(prompt.tools)]
+
+
+def _message(event: str) -> Mapping[str, Any]:
+    """What an event holds, empty for null. Raises ours for an error that stands there, or for anything else."""
+    told = json.loads(event)
+    if isinstance(told, list) and len(told) == 1:
+        (told,) = told  # as Google has errors
+    if told is None:
+        return {}
+    if not isinstance(told, Mapping):
+        raise http_failures.unreadable(_WHO)
+    if error := _error_in(told):
+        raise _failure(_number(error.get("code")), error)
+    return told
+
+
+_GOES_ON = ("finishReason", "continuationToken")
+
+
+def _split(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The message, and apart from it what makes the SDK ask for the rest of the answer: that is no end of it."""
+    match message:
+        case {"candidates": [{"finishReason": "CONTINUATION", "continuationToken": str()} as candidate, *_]}:
+            rest = {name: value for name, value in candidate.items() if name not in _GOES_ON}
+            return {**message, "candidates": [rest]}, {name: candidate[name] for name in _GOES_ON}
+        case _:
+            return message, {}
+
+
+def _error_in(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The error that stands where an answer should; empty if there is none."""
+    told = message.get("error")
+    if told:
+        return told if isinstance(told, Mapping) else {"message": told}
+    bare = "candidates" not in message and "code" in message and {"message", "status"} & message.keys()
+    return message if bare else {}
+
+
+def _number(told: Any) -> Any:
+    """The status of HTTP that an error's code stands for, however it is written; else as told."""
+    if isinstance(told, float) and told.is_integer():
+        return int(told)
+    return int(told) if isinstance(told, str) and len(told) == len("429") and told.isdecimal() else told
 
 
 def failure(error: APIError) -> errors.UpstreamError:

@@ -10,7 +10,7 @@ from tests.faults import processes
 from tests.providers.conftest import OK, ByHand, Open, Upstream, open_on
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.protos import prediction_pb2 as google
-from vertex_emulator.script import answer, end, message_bytes
+from vertex_emulator.script import answer, cut, end, message_bytes, status, wait_for
 
 Heard = tuple[list[pb.GenerateResponse], Any]
 
@@ -142,3 +142,28 @@ async def test_the_same_before_it_is_a_typed_failure(odd: Upstream, by_hand: tup
     assert error is not None
     assert failure(error)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT", "UPSTREAM_QUOTA")
     assert "SECRET" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        status("RESOURCE_EXHAUSTED", "SECRET"),
+        status("INTERNAL", "SECRET"),
+        status("DEADLINE_EXCEEDED"),
+        cut(),
+        message_bytes(b"\xff\xfe{"),
+    ],
+)
+async def test_what_comes_behind_the_finish_reason_costs_nothing_over_grpc_either(
+    open_provider: Open, late: Any
+) -> None:
+    vertex = await open_provider("vertex")
+    whole = google.GenerateContentResponse()
+    whole.candidates.add(finish_reason=google.Candidate.STOP).content.parts.add(text="a")
+    vertex.emulator.script.play(answer(message_bytes(whole.SerializeToString()), wait_for("read"), late, uses=0))
+    call = vertex.served.stub.Generate(pb.GenerateRequest(prompt="hi"), timeout=20)
+    assert [(await call.read()).text for _ in range(2)] == ["", "a"]
+    vertex.emulator.open_gate("read")
+    messages, error = await processes.outcome(call)
+    assert error is None
+    assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP

@@ -234,15 +234,19 @@ class _Call:
     async def read(self) -> Response | None:
         """The next response with what it says, where that is more than a piece of text; None behind the last."""
         assert self._call is not None
-        data: Any = await self._call.read()
-        if data is grpc.aio.EOF:
+        try:
+            data: Any = await self._call.read()
+            raw = None if data is grpc.aio.EOF else _response(data)
+        except (grpc.aio.AioRpcError, message.DecodeError) as error:
+            if self._answer.reason:  # behind it, nothing of the answer can be missing
+                return None
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise
+            raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
+        if raw is None:
             self._answer.ended()
             return None
         self._answer.messages += 1
-        try:
-            raw = _response(data)
-        except message.DecodeError:
-            raise errors.UpstreamFault("The model answered with bytes that are no valid message") from None
         if raw.HasField("usage_metadata"):
             usage = raw.usage_metadata
             if usage.total_token_count or any(getattr(usage, name) for name in _COUNTS):  # else it counts nothing

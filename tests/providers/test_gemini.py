@@ -292,6 +292,17 @@ async def test_the_whole_usage_comes_back(gemini: Upstream) -> None:
     )
 
 
+@pytest.mark.parametrize("told", [0, 1, 2])
+async def test_the_models_version_comes_back_whichever_message_has_it(gemini: Upstream, told: int) -> None:
+    messages = [google.GenerateContentResponse() for _ in range(3)]
+    for message, piece in zip(messages, "abc", strict=True):
+        message.candidates.add().content.parts.add(text=piece)
+    messages[-1].candidates[0].finish_reason = google.Candidate.STOP
+    messages[told].model_version = "gemini-1"
+    gemini.emulator.script.play(answer(*map(response, messages), end()))
+    assert (await gemini.ask())[-1].completed.model_version == "gemini-1"
+
+
 async def test_grounding_comes_back(gemini: Upstream) -> None:
     said = "Rome is warm."
     sources = (("https://a.example/1", "One"), ("https://b.example/2", "Two"))

@@ -246,7 +246,10 @@ class _Call:
         if raw is None:
             self._answer.ended()
             return None
-        self._answer.messages += 1
+        answer = self._answer
+        answer.messages += 1
+        if not answer.model_version:
+            answer.model_version = raw.model_version
         if raw.HasField("usage_metadata"):
             usage = raw.usage_metadata
             if usage.total_token_count or any(getattr(usage, name) for name in _COUNTS):  # else it counts nothing
@@ -254,10 +257,10 @@ class _Call:
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)
-        self._answer.said(found[0])
+        answer.said(found[0])
         if found[1]:
-            self._answer.ended_by(_name(raw.candidates[0], "finish_reason"))
-            self._answer.model_version = raw.model_version or self._answer.model_version
+            answer.ended_by(_name(raw.candidates[0], "finish_reason"))
+            answer.model_version = raw.model_version or answer.model_version
         return raw, found, None
 
     def cancel(self) -> None:

@@ -484,6 +484,28 @@ async def test_the_model_is_listed_with_what_it_takes(gemini: Upstream) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"partialArgs": [{"jsonPath": "$.city", "stringValue": "Ro"}]}, "partialArgs"),
+        ({"partialArgs": [{"jsonPath": "$.city", "stringValue": "Ro"}], "args": {"city": "Rome"}}, "partialArgs"),
+        ({"willContinue": True}, "willContinue"),
+    ],
+)
+async def test_a_call_in_pieces_is_refused_by_the_name_of_what_says_so(
+    gemini: Upstream, more: dict[str, Any], named: str
+) -> None:
+    said = {
+        "candidates": [{"content": {"parts": [{"functionCall": {"name": "weather", **more}}]}, "finishReason": "STOP"}]
+    }
+    message = json_format.ParseDict(said, google.GenerateContentResponse())
+    gemini.emulator.script.play(answer(response(message), end()))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gemini.ask()
+    assert failure(caught.value) == (grpc.StatusCode.INTERNAL, "UPSTREAM_FAULT")
+    assert named in str(caught.value.details())
+
+
 async def test_calls_under_one_id_get_ids_of_their_own(gemini: Upstream) -> None:
     calls = [function_call("f", {"n": number}, call_id="call-a") for number in range(2)]
     gemini.emulator.script.play(answer(*calls))

@@ -74,8 +74,10 @@ class Answer:
             case Finished():
                 if event.reason is FinishReason.STOP and message.sequence <= 1:  # behind nothing but `started`
                     event = replace(event, reason=FinishReason.EMPTY)
-                if self._said and event.usage is not None and not event.usage.output_tokens:
-                    event = replace(event, usage=None)  # it doesn't count what was said
+                if event.usage is not None and not (
+                    event.usage.output_tokens if self._said else event.usage.total_tokens
+                ):
+                    event = replace(event, usage=None)  # it doesn't count what was said, or nothing at all
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
 

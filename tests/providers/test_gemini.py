@@ -303,6 +303,41 @@ async def test_the_models_version_comes_back_whichever_message_has_it(gemini: Up
     assert (await gemini.ask())[-1].completed.model_version == "gemini-1"
 
 
+WHOLE = {"promptTokenCount": 4, "candidatesTokenCount": 9, "thoughtsTokenCount": 2, "totalTokenCount": 15}
+EXACT = pb.Usage(exact=True, input_tokens=4, output_tokens=9, reasoning_tokens=2, total_tokens=15)
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        ([WHOLE, {"promptTokenCount": 5}], EXACT),
+        ([WHOLE, {"promptTokenCount": 5, "totalTokenCount": 5}], EXACT),
+        ([WHOLE, {"candidatesTokenCount": -9}], pb.Usage()),  # nobody knows what they are now
+        ([WHOLE, {"candidatesTokenCount": -9}, WHOLE], EXACT),
+        ([WHOLE, {"promptTokenCount": 0}], EXACT),
+        ([{"promptTokenCount": 4, "totalTokenCount": 4}, WHOLE], EXACT),
+        ([{"promptTokenCount": 5, "candidatesTokenCount": 1, "totalTokenCount": 6}, WHOLE], EXACT),
+        ([WHOLE, {"promptTokenCount": 5}, WHOLE | {"promptTokenCount": 0}], EXACT),
+        ([{"promptTokenCount": 5}, {"candidatesTokenCount": -1}], pb.Usage()),
+        ([{"candidatesTokenCount": -1}], pb.Usage()),
+    ],
+)
+@pytest.mark.parametrize("plain", [True, False])
+async def test_figures_that_lack_some_take_the_place_of_none_that_do_not(
+    gemini: Upstream, counted: list[dict[str, int]], expected: pb.Usage, plain: bool
+) -> None:
+    messages = [
+        json_format.ParseDict(
+            {"candidates": [{"content": {"parts": [{"text": "a"}] * (1 if plain else 2)}}], "usageMetadata": one},
+            google.GenerateContentResponse(),
+        )
+        for one in counted
+    ]
+    messages[-1].candidates[0].finish_reason = google.Candidate.STOP
+    gemini.emulator.script.play(answer(*map(response, messages), end()))
+    assert (await gemini.ask())[-1].completed.usage == expected
+
+
 async def test_grounding_comes_back(gemini: Upstream) -> None:
     said = "Rome is warm."
     sources = (("https://a.example/1", "One"), ("https://b.example/2", "Two"))

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from tests.conftest import failure
@@ -161,9 +162,33 @@ async def test_what_comes_behind_the_finish_reason_costs_nothing_over_grpc_eithe
     whole = google.GenerateContentResponse()
     whole.candidates.add(finish_reason=google.Candidate.STOP).content.parts.add(text="a")
     vertex.emulator.script.play(answer(message_bytes(whole.SerializeToString()), wait_for("read"), late, uses=0))
-    call = vertex.served.stub.Generate(pb.GenerateRequest(prompt="hi"), timeout=20)
+    call: Any = vertex.served.stub.Generate(pb.GenerateRequest(prompt="hi"), timeout=20)
     assert [(await call.read()).text for _ in range(2)] == ["", "a"]
     vertex.emulator.open_gate("read")
     messages, error = await processes.outcome(call)
     assert error is None
     assert messages[-1].completed.finish_reason == pb.FINISH_REASON_STOP
+
+
+async def test_zeros_count_nothing(odd: Upstream, by_hand: tuple[ByHand, str]) -> None:
+    zeros = {
+        "usageMetadata": {"promptTokenCount": 0, "candidatesTokenCount": 0, "totalTokenCount": 0},
+        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+    }
+    for text in ("", "a"):
+        by_hand[0].says = stream(said(odd.provider, text, "stop", **zeros))
+        messages, error = await heard(odd)
+        assert error is None
+        assert messages[-1].completed.usage == pb.Usage(exact=False)
+
+
+@pytest.mark.parametrize("body", [{}, {"totalTokens": None}, {"totalTokens": -1}, {"totalTokens": "x"}, [], None, 3])
+async def test_a_count_that_is_none_is_upstreams_fault(
+    open_provider: Open, by_hand: tuple[ByHand, str], body: Any
+) -> None:
+    upstream = await open_on(open_provider, "genai", by_hand[1])
+    head = OK.replace(b"text/event-stream", b"application/json") + b"connection: close\r\n\r\n"
+    by_hand[0].says = head + json.dumps(body).encode()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await upstream.served.stub.CountTokens(pb.CountTokensRequest(prompt="hi"), timeout=20)
+    assert failure(caught.value)[1] == "UPSTREAM_FAULT"

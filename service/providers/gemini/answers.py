@@ -358,7 +358,7 @@ class Answer:
         self.model_version = plain(response.get("modelVersion")) or self.model_version
         usage = _mapping(response.get("usageMetadata"))
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
-            self.usage = _usage(usage)
+            self.usage = latest(_usage(usage), self.usage)
         feedback = _mapping(response.get("promptFeedback"))
         if blocked := _told(feedback, "blockReason"):
             self.reason, self.blocked = blocked, True
@@ -429,6 +429,14 @@ def _count(value: Any) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return 0 if value is None else json_values.count(value)
+
+
+def latest(usage: Usage | None, before: Usage | None) -> Usage | None:
+    """The later figures, None where they can't be read; or those `before`, where the later lack one of them."""
+    if usage is None or before is None or (usage.input_tokens and usage.output_tokens):
+        return usage
+    lacks = any(getattr(before, name) and not getattr(usage, name) for name in _COUNTS)
+    return before if lacks else usage
 
 
 def total(tokens: int | None) -> int:

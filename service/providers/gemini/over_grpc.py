@@ -222,7 +222,7 @@ class _Call:
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._answer = answers.Answer()
         self._usage: Any = None
-        """The latest figures, which are those of all so far."""
+        """The latest figures, where they may be taken as those of all so far; None: `_answer` has them."""
 
     def begin(self, request: Any, seconds: float) -> None:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
@@ -252,8 +252,10 @@ class _Call:
             answer.model_version = raw.model_version
         if raw.HasField("usage_metadata"):
             usage = raw.usage_metadata
-            if usage.total_token_count or any(getattr(usage, name) for name in _COUNTS):  # else it counts nothing
-                self._usage = usage
+            if usage.candidates_token_count > 0 and usage.prompt_token_count > 0:
+                self._usage = usage  # to be read at the end
+            else:
+                self._count(usage)
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)
@@ -285,9 +287,17 @@ class _Call:
 
     def finished(self) -> Finished:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
-        if self._usage is not None:
-            self._answer.usage = _usage(self._usage)
+        self._answer.usage = self._counted()
         return self._answer.finished()
+
+    def _count(self, usage: Any) -> None:
+        """Take figures that may lack some of what earlier ones told."""
+        if any(getattr(usage, name) for name in _COUNTS):  # else it counts nothing
+            self._answer.usage = answers.latest(_usage(usage), self._counted())
+            self._usage = None
+
+    def _counted(self) -> Usage | None:
+        return self._answer.usage if self._usage is None else answers.latest(_usage(self._usage), self._answer.usage)
 
 
 def _card(offer: Offer, chat: ChatVertexAI) -> ModelCard:

@@ -21,7 +21,7 @@ from ..generation.json_values import finite
 from . import schema_rules
 from .delivery import MAX_BYTES, MAX_DELAY_SECONDS
 from .lacking import lacking, needs_of_part, needs_of_request
-from .values import plain, quote, seconds
+from .values import maybe_rounded, plain, quote, seconds
 
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_FUNCTIONS = 128
@@ -218,8 +218,18 @@ def _results(message: content_pb2.Message, path: str, calls: dict[str, str]) -> 
 
 
 def _numbers(struct: struct_pb2.Struct, path: str) -> Iterator[Violation]:
-    if not finite(plain(struct)):
+    held = plain(struct)
+    if not finite(held):
         yield Violation(path, "holds NaN or an infinity: numbers that JSON knows are wanted")
+    else:
+        yield from _rounded(held, path)
+
+
+def _rounded(held: Mapping[str, Any], path: str) -> Iterator[Violation]:
+    for place in maybe_rounded(held, path):
+        yield Violation(
+            place, "is a whole number beyond 2^53, which a Struct may have rounded: up to 2^53, or a text, is wanted"
+        )
 
 
 # ---- how to answer ---------------------------------------------------------------------------------------------------
@@ -248,7 +258,7 @@ def _form(config: config_pb2.GenerationConfig, card: ModelCard) -> Iterator[Viol
 
 
 def _schema(schema: Mapping[str, Any], path: str, card: ModelCard) -> Iterator[Violation]:
-    found = list(schema_rules.mistakes(schema, path))
+    found = list(schema_rules.mistakes(schema, path)) or list(_rounded(schema, path))
     yield from found
     if not found:
         words = json_schema.words(json_schema.normal(schema), path)

@@ -1,12 +1,16 @@
 """Values of requests: JSON as a protobuf Struct holds it, durations, and callers' own text in errors."""
 
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import duration_pb2, struct_pb2
 
-# JavaScript's limit, too: beyond it a double has no place for every whole number.
-_WHOLE = float(1 << 53)
+LARGEST_WHOLE = float(1 << 53)
+"""JavaScript's limit, too: beyond it a double has no place for every whole number."""
+
+
+_LONGEST_PATH = 200
 
 
 def plain(held: struct_pb2.Struct) -> dict[str, Any]:
@@ -19,7 +23,7 @@ def _value(value: struct_pb2.Value) -> Any:
     match value.WhichOneof("kind"):
         case "number_value":
             number = value.number_value
-            return int(number) if number.is_integer() and abs(number) < _WHOLE else number
+            return int(number) if number.is_integer() and abs(number) <= LARGEST_WHOLE else number
         case "struct_value":
             return plain(value.struct_value)
         case "list_value":
@@ -30,6 +34,18 @@ def _value(value: struct_pb2.Value) -> Any:
             return value.bool_value
         case _:
             return None
+
+
+def maybe_rounded(value: Any, path: str) -> Iterator[str]:
+    """Where `value`, of `plain`, holds whole numbers beyond that: each may stand for its neighbours too."""
+    if isinstance(value, float) and abs(value) > LARGEST_WHOLE:
+        yield path
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from maybe_rounded(one, f"{path}.{name}"[:_LONGEST_PATH])
+    elif isinstance(value, list):
+        for index, one in enumerate(value):
+            yield from maybe_rounded(one, f"{path}[{index}]"[:_LONGEST_PATH])
 
 
 def decimal(number: float) -> float:

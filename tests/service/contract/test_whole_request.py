@@ -712,3 +712,34 @@ def test_no_status_is_too_large_whatever_stands_in_it(violations: list[Violation
     error = InvalidRequest(violations)
     written = urllib.parse.quote(error.text, safe=" ")  # more than gRPC
     assert len(written) + len(error.status().SerializeToString()) * 4 / 3 < 8000
+
+
+@pytest.mark.parametrize("number", [2.0**53 + 2, 2.0**60, -(2.0**60), 1e300])
+def test_a_whole_number_that_may_have_been_rounded_is_refused_by_its_place(number: float) -> None:
+    why = "is a whole number beyond 2^53, which a Struct may have rounded: up to 2^53, or a text, is wanted"
+    messages = [ASKED, message(MODEL, call(n=[{"x": number}])), message(TOOL, result(n=number))]
+    assert refused(messages=messages, prompt="") == {
+        "messages[1].parts[0].tool_call.arguments.n[0].x": why,
+        "messages[2].parts[0].tool_result.response.n": why,
+    }
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "maximum": number, "default": number}}}
+    function = {"name": "f", "parameters": struct(schema)}
+    assert refused(
+        prompt="hi",
+        tools=[{"function_declarations": [function]}],
+        config={"response_mime_type": "application/json", "response_schema": struct(schema)},
+    ) == {
+        f"{place}.properties.n.{key}": why
+        for place in ("config.response_schema", "tools[0].function_declarations[0].parameters")
+        for key in ("maximum", "default")
+    }
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_every_other_whole_number_is_one_again(number: int) -> None:
+    parsed = parse(messages=[ASKED, message(MODEL, call(n=number)), message(TOOL, result(n=number))])
+    (said,), (told,) = parsed.turns[1].parts, parsed.turns[2].parts
+    assert isinstance(said, ToolCall)
+    assert isinstance(told, ToolResult)
+    for held in (said.arguments["n"], told.response["n"]):
+        assert (held, type(held)) == (number, int)

@@ -103,7 +103,7 @@ def _refusal(held: str, need: Need, card: ModelCard) -> str:  # noqa: C901, PLR0
 
 _WRITES = {
     Word.ADDITIONAL_PROPERTIES: "what the schema says of other properties",
-    Word.OTHER_ENUM: "an array of other than texts",
+    Word.OTHER_ENUM: "a choice of other than texts",
     Word.RECURSION: "a schema within itself",
     Word.ANYTHING: "a schema without a type, which anything fits",
     Word.ONE_OF: "several schemas of which two could fit at once",

@@ -110,6 +110,10 @@ _WORDS = {
 }
 
 
+class _Only(list[Any]):
+    """An `enum` that was written as a `const`: what is wrong with it is told of that."""
+
+
 class TooLargeError(ValueError):
     """A schema that is nested too deep, or holds too many others, once its references are followed."""
 
@@ -153,8 +157,9 @@ def words(schema: Schema, path: str = "") -> Iterator[tuple[str, Word]]:
         yield path, Word.ANYTHING
     if is_null(schema):
         yield f"{path}.type", Word.NULL
-    if not all(isinstance(one, str) for one in schema.get("enum", ())):
-        yield f"{path}.enum", Word.OTHER_ENUM
+    values = schema.get("enum", ())
+    if not all(isinstance(one, str) for one in values):
+        yield f"{path}.{'const' if isinstance(values, _Only) else 'enum'}", Word.OTHER_ENUM
     for name, one in parts(schema):
         if not name.startswith("$defs."):  # which stands elsewhere as well, up to where it is itself again
             yield from words(one, f"{path}.{name}"[:_LONGEST_PATH])
@@ -301,7 +306,7 @@ class _Reader:
 def _choose(made: dict[str, Any]) -> None:
     """One value as a choice of one, and the types of a choice that tells none."""
     if "const" in made:
-        made["enum"] = [made.pop("const")]
+        made["enum"] = _Only([made.pop("const")])
     if "enum" in made and not made.keys() & {"type", "anyOf", "oneOf", "allOf"}:
         made["type"] = list(dict.fromkeys(map(_type_of, made["enum"])))
 
@@ -357,7 +362,7 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
         return {key: made[key] for key in made if key in _ABOUT or key == "allOf"} | {"type": "null"} | chosen
     null = {"nullable": True} if len(others) < len(kinds) and None in made.get("enum", [None]) else {}
     if "enum" in made:
-        made["enum"] = [one for one in made["enum"] if one is not None]
+        made["enum"] = type(made["enum"])(one for one in made["enum"] if one is not None)
     if len(others) == 1:
         return _whole_limits(made | {"type": others[0]} | null)
     about = {key: made.pop(key) for key in _ABOUT if key in made}
@@ -368,7 +373,10 @@ def _one_type(made: dict[str, Any]) -> dict[str, Any]:
         for kind in others
     ]
     if "enum" in made:
-        options = [one | {"enum": [value for value in made["enum"] if _is(value, one["type"])]} for one in options]
+        options = [
+            one | {"enum": type(made["enum"])(value for value in made["enum"] if _is(value, one["type"]))}
+            for one in options
+        ]
         options = [one for one in options if one["enum"]] or options[:1]
     return about | (options[0] if len(options) == 1 else {"anyOf": options}) | null
 

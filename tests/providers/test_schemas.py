@@ -1,6 +1,7 @@
 """JSON schemas as libraries write them, and as they reach each provider."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from tests.conftest import detail
 from tests.providers.conftest import Open, Upstream
 from tests.providers.test_gemini import lower
 from tests.service.contract.test_whole_request import struct
+from tokenwire.v1 import content_pb2
 
 
 class Team(BaseModel):
@@ -69,6 +71,11 @@ def declared(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["vertex", "genai"])
 async def gemini(request: pytest.FixtureRequest, open_provider: Open) -> Upstream:
+    return await open_provider(request.param)
+
+
+@pytest.fixture(params=["vertex", "genai", "openai", "azure"])
+async def upstream(request: pytest.FixtureRequest, open_provider: Open) -> Upstream:
     return await open_provider(request.param)
 
 
@@ -207,3 +214,60 @@ async def test_what_gemini_has_no_word_for_is_refused_by_its_path(gemini: Upstre
         "config.response_schema.properties.next.$ref",
         "config.response_schema.properties.size.enum",
     }
+
+
+@pytest.mark.parametrize("kind", ["integer", ["integer", "null"], ["integer", "string"]])
+async def test_a_number_as_the_only_value_is_refused_by_the_name_that_the_caller_wrote(
+    gemini: Upstream, kind: Any
+) -> None:
+    for key, value in (("const", 3), ("enum", [3])):
+        schema = {"type": "object", "properties": {"n": {"type": kind, key: value}}}
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await gemini.ask(config=config(schema))
+        (wrong,) = [one.field for one in _violations(caught.value)]
+        assert wrong.startswith("config.response_schema.properties.n")
+        assert wrong.endswith(f".{key}")
+
+
+@pytest.mark.parametrize("value", [{}, [], {"a": {}}, [{}], 0, "", False, 2**53])
+async def test_a_default_arrives_as_the_value_that_it_is(gemini: Upstream, value: Any) -> None:
+    """Also an empty object, of which Google's library for gRPC makes null."""
+    inner = {"type": "string", "default": value, "example": value}
+    schema = {"type": "object", "properties": {"n": inner}, "default": value}
+    form = (await gemini.request(config=config(schema))).generation_config
+    (function,) = (await gemini.request(tools=declared(schema))).tools[0].function_declarations
+    arrived = form.response_schema if gemini.provider == "vertex" else form.response_json_schema
+    for one in (arrived, function.parameters):
+        told = json_format.MessageToDict(one)
+        assert (told["default"], told["properties"]["n"]["default"]) == (value, value)
+        assert told["properties"]["n"]["example"] == value
+
+
+LIMITS = {"minimum": 1e15, "maximum": 2.0**53, "default": 2.0**53}
+
+
+async def test_whole_numbers_leave_as_such(upstream: Upstream) -> None:
+    """They come as doubles. Where JSON leaves, they stand there with neither a point nor an exponent."""
+    numbers = {"most": 2.0**53, "least": -(2.0**53), "round": 1e15, "list": [3.0]}
+    call = content_pb2.ToolCall(id="1", name="note", arguments=struct(numbers))
+    await upstream.ask(
+        prompt="",
+        messages=[
+            {"role": content_pb2.ROLE_USER, "parts": [{"text": "a"}]},
+            {"role": content_pb2.ROLE_MODEL, "parts": [{"tool_call": call}]},
+            {
+                "role": content_pb2.ROLE_TOOL,
+                "parts": [{"tool_result": {"tool_call_id": "1", "response": struct(numbers)}}],
+            },
+        ],
+        tools=declared({"type": "object", "properties": {"n": {"type": "string", "maxLength": 1e15}}}),
+    )
+    sent = (upstream.call.body or b"").decode().replace("\\", "")
+    for name, value in (("most", 2**53), ("least", -(2**53)), ("round", 10**15)):
+        assert re.findall(rf'"{name}": ?([^,}}]+)', sent) == [str(value)] * 2 * (upstream.provider != "vertex")
+    await upstream.ask(
+        config=config({"type": "object", "properties": {"n": {"type": "integer", **LIMITS}}}),
+    )
+    sent = (upstream.call.body or b"").decode()
+    for name, limit in LIMITS.items():
+        assert re.findall(rf'"{name}": ?([^,}}]+)', sent) == [str(int(limit))] * (upstream.provider != "vertex")

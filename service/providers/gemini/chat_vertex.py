@@ -10,7 +10,7 @@ from google.cloud.aiplatform_v1beta1.types import (
     Schema,
     Tool,
 )
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from langchain_core.messages import BaseMessage
 
 from ...generation import json_schema
@@ -87,7 +87,14 @@ def request_options(prompt: Prompt) -> dict[str, Any]:
 
 def _spelled(schema: dict[str, Any]) -> dict[str, Any]:
     """As Google's library spells a schema; ChatVertexAI does that to a part of it, and leaves alone what is done."""
-    return {_SPELLED.get(key, key): value.upper() if key == "type" else value for key, value in schema.items()}
+    return {_SPELLED.get(key, key): _value(key, value) for key, value in schema.items()}
+
+
+def _value(key: str, value: Any) -> Any:
+    """Of a schema's key. What is any JSON goes as a message: else Google's library makes null of an empty object."""
+    if key in ("default", "example"):
+        return json_format.ParseDict(value, struct_pb2.Value())
+    return value.upper() if key == "type" else value
 
 
 def request_tools(tools: Tools) -> list[Tool]:

@@ -469,11 +469,11 @@ def test_a_choice_without_functions_is_refused() -> None:
             "is an array: an array of texts, or of numbers, true and false, is",
         ),
         ({"type": "string", "const": None}, ".const", "is null: a text, a number, true or false is wanted"),
-        ({"type": "integer", "enum": [1, 2]}, ".enum", "is an array of other than texts, which 'm' doesn't take"),
+        ({"type": "integer", "enum": [1, 2]}, ".enum", "is a choice of other than texts, which 'm' doesn't take"),
         (
             {"type": "array", "items": {"type": "integer", "const": 1}},
-            ".items.enum",
-            "is an array of other than texts, which 'm' doesn't take",
+            ".items.const",
+            "is a choice of other than texts, which 'm' doesn't take",
         ),
         ({"type": "string", "minLength": -1}, ".minLength", "is -1: a whole number from 0 to 2^53, is wanted"),
         (

@@ -141,7 +141,7 @@ def test_what_goes_beyond_the_form_is_told_with_its_place() -> None:
     assert list(json_schema.words(schema, "x")) == [
         ("x.additionalProperties", Word.ADDITIONAL_PROPERTIES),
         ("x.properties.me.$ref", Word.RECURSION),
-        ("x.properties.a.anyOf[1].enum", Word.OTHER_ENUM),
+        ("x.properties.a.anyOf[1].const", Word.OTHER_ENUM),
         ("x.properties.b.prefixItems", Word.TUPLES),
         ("x.properties.b.items", Word.ANYTHING),
         ("x.properties.c.oneOf", Word.ONE_OF),

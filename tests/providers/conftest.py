@@ -147,6 +147,8 @@ def told_or_typed(
         assert told(messages) == good
     elif error is None:
         assert messages[-1].HasField("completed")
+        assert all(name for name, _ in told(messages)["calls"])
+        assert not any(sign in told(messages)["text"] for sign in ("{'", "[{", "None")), "a structure is no text"
     else:
         assert failure(error)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), error.details()
 

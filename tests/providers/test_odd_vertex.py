@@ -21,6 +21,9 @@ from vertex_emulator.script import answer, end, message_bytes
 GOOD = [json_format.ParseDict(one, google.GenerateContentResponse()) for one in test_odd_gemini.GOOD]
 
 # Field 5000, a string. No message has a field of that number.
+HARMLESS = {"usage_metadata", "model_version", "safety_ratings", "grounding_metadata", "response_id", "role", "index"}
+"""Of the names on the way to a field: it says nothing of what the answer says."""
+
 UNKNOWN = b"\xc2\xb8\x02\x01x"
 
 Place = tuple[str | int, ...]
@@ -145,7 +148,7 @@ async def test_no_odd_field_is_a_bug_of_ours(vertex: Upstream, place: Sequence[A
     hypothesis.assume(messages is not None)
     assert messages is not None
     said, error = await heard(vertex, *bytes_of(messages))
-    told_or_typed(said, error)
+    told_or_typed(said, error, test_odd_gemini.SAID if HARMLESS & set(place) else None)
 
 
 @hypothesis.settings(max_examples=150, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])

@@ -12,7 +12,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from ..errors import UpstreamFault
 from ..generation import json_values
 from ..generation.capabilities import ModelCard
-from ..generation.events import Event, Finished, FinishReason, Grounding, Logprobs, Started, Text, TokenLogprob
+from ..generation.events import Event, Finished, FinishReason, Grounding, Logprobs, Started, Text, TokenLogprob, Usage
 from ..generation.prompt import Reasoning, ToolCall
 
 
@@ -74,10 +74,8 @@ class Answer:
             case Finished():
                 if event.reason is FinishReason.STOP and message.sequence <= 1:  # behind nothing but `started`
                     event = replace(event, reason=FinishReason.EMPTY)
-                if event.usage is not None and not (
-                    event.usage.output_tokens if self._said else event.usage.total_tokens
-                ):
-                    event = replace(event, usage=None)  # it doesn't count what was said, or nothing at all
+                if event.usage is not None and not _counts(event.usage, said=self._said):
+                    event = replace(event, usage=None)
                 self.finish = event.reason.name
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
 
@@ -88,6 +86,11 @@ class Answer:
             total=_duration(self._clock() - self._arrival),
             upstream_attempts=attempts,
         )
+
+
+def _counts(usage: Usage, *, said: bool) -> bool:
+    """Whether figures count anything, and where something was `said`, that."""
+    return bool(usage.output_tokens if said else usage.total_tokens or usage.cached_tokens)
 
 
 def model_list(cards: Sequence[ModelCard]) -> pb.ListModelsResponse:

@@ -170,7 +170,7 @@ async def test_no_answer_that_is_none_is_taken_for_a_quota_a_refusal_or_bad_cred
     [
         *itertools.product(["genai", "openai", "azure"], ["127.0.0.1", "localhost", "localhost.", "0.0.0.0"]),
         *itertools.product(["genai", "openai", "azure"], ["foo.localhost", "[::ffff:127.0.0.1]"]),
-        *itertools.product(["openai", "azure"], ["LOCALHOST", "127.1", "[::ffff:7f00:1]", "2130706433"]),
+        *itertools.product(["openai", "azure", "genai"], ["LOCALHOST", "127.1", "[::ffff:7f00:1]", "2130706433"]),
     ],
 )
 async def test_what_listens_on_this_machine_is_not_asked_by_way_of_a_proxy(

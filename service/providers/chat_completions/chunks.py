@@ -23,8 +23,9 @@ from ...generation.events import (
 )
 from ...generation.prompt import Reasoning
 from ..gemini import answers
+from ..half_characters import Words
 from . import citations, thought_details
-from .foreign_json import Json, fault, index_of, joined, json_list, json_object, plain, sound, text_of
+from .foreign_json import Json, fault, index_of, json_list, json_object, plain, text_of
 from .tool_call_pieces import Calls
 
 _FINISH = {
@@ -102,7 +103,8 @@ class Answer:
         """What has been said: "text", "refusal", "thought", "call". A whole message behind it says it again."""
         self._text_pieces: list[str] = []
         """What has been told as text, without refusals."""
-        self._content, self._refusal, self._thoughts = _Words("content"), _Words("refusal"), _Words("reasoning")
+        content, refusal, reasoning = (f"choices.delta.{name}" for name in ("content", "refusal", "reasoning"))
+        self._content, self._refusal, self._thoughts = Words(content), Words(refusal), Words(reasoning)
         self._refused = False
         self._prompt_filtered = False
         """Whether Azure has told that a filter took offence at the prompt itself."""
@@ -235,7 +237,7 @@ class Answer:
             self._kinds.add("call")
             self._calls.add(json_object(call, "choices.delta.tool_calls"))
 
-    def _text(self, text: str, words: "_Words") -> None:
+    def _text(self, text: str, words: Words) -> None:
         if not text:
             return
         if words is self._refusal:
@@ -275,26 +277,6 @@ class Answer:
         if grounding is not None and grounding not in self._grounded:
             self._grounded.add(grounding)
             self._events.append(grounding)
-
-
-class _Words:
-    """Text of one kind. A character may be cut in two, half of its surrogate pair in one chunk and half in the next."""
-
-    def __init__(self, place: str) -> None:
-        self._place = f"choices.delta.{place}"
-        self._half = ""
-
-    def take(self, text: str) -> str:
-        """What may be told so far."""
-        if not text or (text.isascii() and not self._half):
-            return text
-        whole = joined(self._half + text)
-        self._half = whole[-1:] if "\ud800" <= whole[-1:] <= "\udbff" else ""
-        return sound(whole.removesuffix(self._half) if self._half else whole, self._place)
-
-    def end(self) -> None:
-        if self._half:
-            raise fault(self._place)
 
 
 def _finish(before: str, word: str) -> str:

@@ -84,7 +84,7 @@ class GenAIProvider:
             timeout=None,  # noqa: S113 - each request brings its own
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
             event_hooks={"response": [_keep]},
-            mounts=http_failures.DIRECTLY,
+            mounts=http_failures.directly(filter(None, (base_url, *(one.options.get("base_url") for one in offers)))),
             verify=_tls(),
         )
         self._clients = {

@@ -383,7 +383,7 @@ def test_a_choice_without_functions_is_refused() -> None:
         ({"type": ["null"]}, ".type", "is a schema that only null fits"),
         ({"const": None}, ".type", "is a schema that only null fits"),
         ({"enum": []}, ".type", "is missing: one of string"),
-        ({"enum": [1, "a"]}, ".anyOf[0].enum", "is an array of other than texts, which 'm' doesn't take"),
+        ({"enum": [1, "a"]}, ".anyOf[0].enum", "is a choice of other than texts, which 'm' doesn't take"),
         (
             {"allOf": [{"$ref": "#/$defs/A"}, {"minLength": 1}], "$defs": {"A": {"type": "string"}}},
             ".allOf",

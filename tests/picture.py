@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,12 +30,17 @@ QUESTION = "What is baseball?"
 
 @contextmanager
 def running(*command: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "tokenwire.cli", *command], stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryDirectory(prefix="tokenwire-picture-") as folder:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tokenwire.cli", *command],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TOKENWIRE_PAGE_DATA": folder},
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def wait(address: str) -> None:

@@ -3,14 +3,18 @@
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
-from tests.browser import PageAt, free_port
+from tests.browser import PageAt, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
 from tokenwire import model, user
@@ -290,3 +294,44 @@ async def test_a_refused_question_is_kept_with_its_reason(chat: Open, service: F
     await expect(page.problem()).to_contain_text("The service is busy.")
     await page.tab.get_by_role("button", name="Retry").click()
     await expect(page.answer()).to_contain_text("Hello there.")
+
+
+async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    port = free_port()
+
+    @contextlib.contextmanager
+    def page() -> Iterator["subprocess.Popen[str]"]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", service.address],
+            env={**os.environ, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            wait_for_port(port, process)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    url = f"http://localhost:{port}"
+    with page():
+        chat = await opened(tab, url)
+        await answered(chat, "What is baseball?")
+        gate = threading.Event()
+        service.will_answer("Half", gate, " of it", threading.Event())
+        await chat.ask("And cricket?")
+        await expect(chat.answer()).to_contain_text("Half")
+        await asyncio.sleep(1.1)  # what has come is saved once a second, with the next piece
+        gate.set()
+        await expect(chat.answer()).to_contain_text("Half of it")
+    with page():
+        chat = await opened(tab, tab.url)
+        await expect(chat.messages).to_have_count(4)
+        await expect(chat.messages.nth(1)).to_contain_text("Hello there.")
+        await expect(chat.answer()).to_contain_text("Half")
+        await expect(chat.problem()).to_contain_text("Interrupted: this answer is incomplete.")
+        await answered(chat, "And golf?")

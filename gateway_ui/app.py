@@ -172,7 +172,7 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
 
 
 def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
-    path, live = talk.conversation.path(), talk.running()
+    path, live = talk.conversation.path(), talk.shown()
     with above:
         _waiting(talk)
         stop = st.empty()
@@ -202,8 +202,9 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
                     if talk.waiting:
                         st.rerun()
                     below = below.container()
-                drawn.update()
-                drawn.note()
+                else:
+                    drawn.update()
+                    drawn.note()
                 with below:
                     _actions(desk, talk, exchange, last=last)
 

@@ -39,6 +39,11 @@ class Talk:
         """The answer that is being written, if it hasn't ended."""
         return self.live if self.live is not None and not self.live.exchange.ended else None
 
+    def shown(self) -> Live | None:
+        """The answer that is being written, or that a tab is still showing letter by letter."""
+        live = self.live
+        return live if live is not None and (not live.exchange.ended or live.shown < len(live.exchange.text)) else None
+
     def stop(self) -> None:
         """End it, if there is one."""
         if self.live is not None:

@@ -67,6 +67,7 @@ class Live:
         """Cancel it, and mark the answer incomplete unless it had ended. As often as you like."""
         with self._changed:
             self.exchange.stop()
+            self.shown = len(self.exchange.text)
             self._changed.notify_all()
         self._answer.cancel()
 

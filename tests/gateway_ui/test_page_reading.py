@@ -108,6 +108,9 @@ async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, servi
     rest.set()
     await expect(page.answer()).to_contain_text("tokens in")
     assert await end_is_visible(page)
+    # All of it, once.
+    said = await page.answer().locator('[class*="st-key-words-"]').inner_text()
+    assert said.split() == ("".join([*PARAGRAPHS, "Something new.\n\n", *PARAGRAPHS, "The end."])).split()
 
 
 async def test_a_question_asked_from_far_up_is_in_sight_with_its_answer(chat: Open, service: FakeService) -> None:

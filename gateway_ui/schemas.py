@@ -12,7 +12,7 @@ from typing import Any
 from tokenwire import function
 from tokenwire.v1.config_pb2 import FunctionDeclaration
 
-TYPES = ("string", "number", "integer", "boolean", "array", "object")
+TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
 
 _MOST_MISTAKES = 5
 """That are told at once."""
@@ -143,14 +143,16 @@ def _parameter_mistakes(parameters: Any, path: str) -> Iterator[str]:
 # ---- schemas ---------------------------------------------------------------------------------------------------------
 
 
-def _schema_mistakes(schema: Any, path: str, depth: int) -> Iterator[str]:
+def _schema_mistakes(schema: Any, path: str, depth: int, *, typed: bool = True) -> Iterator[str]:
+    """`typed`: it has to tell a type, for itself or by its values."""
     if not isinstance(schema, dict):
         yield f'{path or "it"}: {_kind(schema)}, where a schema such as {{"type": "string"}} is wanted'
         return
     if depth > _MOST_DEPTH:
         yield f"{path[:60]}…: nested too deep"
         return
-    if not schema.keys() & {"type", "anyOf", "oneOf", "$ref"} and not schema.keys() <= _SAYS_NOTHING:
+    tells = schema.keys() & {"type", "anyOf", "oneOf", "allOf", "$ref", "const"} or schema.get("enum")
+    if typed and not tells and not schema.keys() <= _SAYS_NOTHING:
         yield f"{_at(path, 'type')}: missing; one of {', '.join(TYPES)} is wanted"
     for key, value in schema.items():
         yield from _key_mistakes(key, value, _at(path, key), depth)
@@ -166,8 +168,9 @@ def _key_mistakes(key: str, value: Any, path: str, depth: int) -> Iterator[str]:
         yield from _named_mistakes(value, path, depth)
     elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
         yield from _schema_mistakes(value, path, depth + 1)
-    elif key in ("anyOf", "oneOf", "prefixItems"):
-        yield from _listed_mistakes(value, path, depth)
+    elif key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        # Of all that is to hold at once, each may add to what another is.
+        yield from _listed_mistakes(value, path, depth, typed=key != "allOf")
     else:
         fits, wanted = _KEYS[key]
         if not fits(value):
@@ -182,25 +185,22 @@ def _named_mistakes(value: Any, path: str, depth: int) -> Iterator[str]:
         yield from _schema_mistakes(one, _at(path, name), depth + 1)
 
 
-def _listed_mistakes(value: Any, path: str, depth: int) -> Iterator[str]:
+def _listed_mistakes(value: Any, path: str, depth: int, *, typed: bool) -> Iterator[str]:
     if not isinstance(value, list) or not value:
         yield f"{path}: {_shown(value)}, where an array of schemas is wanted"
         return
     for index, one in enumerate(value):
-        # Null is no type of its own, but one of what a value may be.
-        if not (isinstance(one, dict) and str(one.get("type", "")).lower() == "null"):
-            yield from _schema_mistakes(one, f"{path}[{index}]", depth + 1)
+        yield from _schema_mistakes(one, f"{path}[{index}]", depth + 1, typed=typed)
 
 
 def _type_mistakes(value: Any, path: str) -> Iterator[str]:
     several = isinstance(value, list)
     for index, one in enumerate(value if several else [value]):
         where = f"{path}[{index}]" if several else path
-        known = (*TYPES, "null") if several else TYPES
         if not isinstance(one, str):
-            yield f"{where}: {_shown(one)}, where one of {', '.join(known)} is wanted"
-        elif one.lower() not in known:
-            yield f"{where}: {_shown(one)} is none of {', '.join(known)}"
+            yield f"{where}: {_shown(one)}, where one of {', '.join(TYPES)} is wanted"
+        elif one.lower() not in TYPES:
+            yield f"{where}: {_shown(one)} is none of {', '.join(TYPES)}"
     if several and not value:
         yield f"{path}: an empty array, where types are wanted"
 
@@ -244,19 +244,20 @@ _COUNT = (_is_count, "a whole number, 0 or more,")
 _WITHIN = (_is_any, "")  # schemas, each looked at by itself
 
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("format", "title", "description", "pattern", "$ref", "$schema"), _TEXT),
+    **dict.fromkeys(("format", "title", "description", "pattern", "$ref", "$schema", "$id", "$comment"), _TEXT),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _NUMBER),
     **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"), _COUNT),
     **dict.fromkeys(("nullable", "uniqueItems"), (_is_switch, "true or false")),
     **dict.fromkeys(("required", "propertyOrdering"), (_are_texts, "an array of texts")),
-    **dict.fromkeys(("type", "properties", "items", "prefixItems", "anyOf", "oneOf", "$defs", "definitions"), _WITHIN),
+    **dict.fromkeys(("type", "properties", "items", "$defs", "definitions"), _WITHIN),
+    **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf"), _WITHIN),
     **dict.fromkeys(("default", "example", "const"), (_is_any, "")),
-    "enum": (lambda value: isinstance(value, list), "an array"),
+    **dict.fromkeys(("enum", "examples"), (lambda value: isinstance(value, list), "an array")),
     "additionalProperties": (_is_switch, "true, false or a schema"),
     "discriminator": (lambda value: isinstance(value, dict), "an object"),
 }
 
-_SAYS_NOTHING = {"title", "description", "default", "example", "nullable"}
+_SAYS_NOTHING = {"title", "description", "default", "example", "examples", "nullable"}
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------

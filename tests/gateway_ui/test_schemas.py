@@ -40,7 +40,7 @@ def test_several_tools_and_none() -> None:
     assert read_tools("[]") == []
 
 
-TYPES = "string, number, integer, boolean, array, object"
+TYPES = "string, number, integer, boolean, array, object, null"
 NAME = "is none; wanted are a letter or an underscore, then letters, digits, underscores, dots and dashes, 64 at most"
 
 
@@ -89,7 +89,7 @@ def test_mistakes_of_tools_are_told_by_their_paths(pasted: object, words: str) -
         ({"type": "object", "propertys": {}}, "propertys: no key of a schema; is 'properties' meant?"),
         ({"anyOf": [{"type": "string"}, {"type": 5}]}, f"anyOf[1].type: 5, where one of {TYPES} is wanted"),
         ({"anyOf": []}, "anyOf: an array, where an array of schemas is wanted"),
-        ({"type": ["string", "nul"]}, f"type[1]: 'nul' is none of {TYPES}, null"),
+        ({"type": ["string", "nul"]}, f"type[1]: 'nul' is none of {TYPES}"),
         (
             {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]},
             "required[1]: 'b' is none of the properties, 'a'",

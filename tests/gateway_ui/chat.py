@@ -48,8 +48,13 @@ class Chat:
         await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
     async def choose(self, model: str) -> None:
-        await self.tab.get_by_role("combobox", name="Model").click()
-        await self.tab.get_by_role("option", name=model).click()
+        box, option = self.tab.get_by_role("combobox", name="Model"), self.tab.get_by_role("option", name=model)
+        async with asyncio.timeout(20):
+            while not await option.is_visible():  # a list closes when the script draws the page anew in that moment
+                await box.click()
+                with contextlib.suppress(AssertionError):
+                    await expect(option).to_be_visible(timeout=1000)
+        await option.click()
         await expect(self.tab.locator(f'.tw-about[data-model="{model}"]')).to_be_attached()
         # Another model may take other files, with another input then.
         await expect(self.input).to_have_count(1)

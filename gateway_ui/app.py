@@ -235,13 +235,19 @@ def _waiting(talk: Talk) -> None:
                 elif one.message.parts:
                     words = "Ask without the refused files" if one.refused else "Ask"
                     st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
-                st.button("Don't ask", key=f"not-{place}", on_click=talk.waiting.remove, args=(one,))
+                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(talk, one))
+
+
+def _drop(talk: Talk, one: Waiting) -> None:
+    # A second click may come when it is gone already.
+    talk.waiting[:] = [other for other in talk.waiting if other is not one]
 
 
 def _now(talk: Talk, one: Waiting) -> None:
-    talk.waiting.remove(one)
-    talk.waiting.insert(0, one)
-    talk.stop()
+    if any(other is one for other in talk.waiting):
+        _drop(talk, one)
+        talk.waiting.insert(0, one)
+        talk.stop()
 
 
 def _despite(one: Waiting) -> None:
@@ -256,6 +262,7 @@ def _asked(talk: Talk, exchange: Exchange) -> None:
         if any(part.text for part in exchange.question.parts):
             st.button("Edit", key=key, on_click=_edit, args=(exchange.id,), type="tertiary", icon=":material/edit:")
         return
+    exchange_view.marked()
     words = "\n\n".join(part.text for part in exchange.question.parts if part.text)
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
@@ -319,7 +326,7 @@ def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
             type="tertiary",
             icon=f":material/{icon}:",
         )
-    st.html(f'<span class="tw-figures">{place + 1} of {len(all_)}</span>')
+    st.html(f'<span class="tw-place">{place + 1} of {len(all_)}</span>')
 
 
 def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:

@@ -38,6 +38,11 @@ def style() -> None:
     st.html(_ASSETS / "markdown.css")
 
 
+def marked() -> None:
+    """Mark a question, whether it is drawn or edited: the page follows where another is added."""
+    st.html('<span class="tw-asked"></span>')
+
+
 def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
     """Draw a question that isn't asked yet, and why."""
     text = " ".join(part.text for part in message.parts if part.text)
@@ -50,7 +55,7 @@ def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
 
 def question(message: Message, names: Sequence[str] = ()) -> None:
     """Draw what was asked: text, files under their names, or the results of tool calls."""
-    st.html('<span class="tw-asked"></span>')
+    marked()
     files = [part for part in message.parts if part.HasField("inline_data")]
     named = [*zip(files, [*names, *[""] * len(files)], strict=False)]
     images = [(part.inline_data.data, name) for part, name in named if _is_image(part)]
@@ -220,7 +225,7 @@ def chart(pieces: Sequence[Piece]) -> None:
         (170, picture("gap", "ms waited for each", dots, None)),
     ):
         st.vega_lite_chart({"data": {"values": bars}, **one}, height=height)
-    st.html('<div class="tw-figures">Seconds after the question</div>')
+    st.html('<div class="tw-place">Seconds after the question</div>')
 
 
 def words(text: str) -> str:

@@ -8,6 +8,9 @@ const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const LOST_MS = 10_000;
 const RUNNING = ".tw-figures[data-running]";
 const READ_MS = 300;
+// So long after an answer has ended, or the page was loaded, its last parts may still come.
+const SETTLED_MS = 1000;
+const LOADED_MS = 5000;
 // The end of a sentence, of a line, or of a list's item, in Western and in Japanese writing.
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 
@@ -49,6 +52,7 @@ class Input {
 
 class Reading {
   following = true;
+  growsUntil = Date.now() + LOADED_MS;
   questions = 0;
   answer = null; // the element of the answer that is being written
   segment = 0; // which of its segments is being read out
@@ -90,10 +94,24 @@ class Reading {
   look() {
     const questions = this.main.querySelectorAll(".tw-asked").length;
     if (questions > this.questions) this.following = true;
+    // What else grows, such as a question that is being edited, is where the reader looks.
+    if (questions > this.questions || this.answer) this.growsUntil = Date.now() + SETTLED_MS;
     this.questions = questions;
+    this.edit();
     this.listen();
-    if (this.following) this.main.scrollTop = this.main.scrollHeight;
+    if (this.following && Date.now() < this.growsUntil) this.main.scrollTop = this.main.scrollHeight;
     this.show();
+  }
+
+  // A question that is about to be edited comes into sight, with the cursor in it.
+  edit() {
+    const edited = this.main.querySelector('[class*="st-key-edit-"] textarea');
+    if (edited && edited !== this.edited) {
+      this.following = false;
+      edited.focus({ preventScroll: true });
+      setTimeout(() => edited.scrollIntoView({ block: "center" }), 100); // behind Streamlit's own scrolling
+    }
+    this.edited = edited;
   }
 
   left() {

@@ -27,12 +27,12 @@ APP = Path(gateway_ui.__file__).with_name("script.py")
 
 
 @pytest.fixture
-def ui(service: FakeService) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+def ui(service: FakeService, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """A page of this test's own, for it to end."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway_ui", "--port", str(port)],
-        env={**os.environ, "TOKENWIRE_ADDRESS": service.address},
+        env={**os.environ, "TOKENWIRE_ADDRESS": service.address, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -146,12 +146,12 @@ def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(
     ("host", "status"),
     [("localhost", 101), ("127.0.0.1", 101), ("[::1]", 101), ("page.example", 101), ("attacker.example", 403)],
 )
-def test_only_its_own_names_reach_it(service: FakeService, host: str, status: int) -> None:
+def test_only_its_own_names_reach_it(service: FakeService, tmp_path: Path, host: str, status: int) -> None:
     """A name of somebody else's that leads to this machine would else be the page's own to a browser."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway_ui", "--port", str(port), "--name", "page.example"],
-        env={**os.environ, "TOKENWIRE_ADDRESS": service.address},
+        env={**os.environ, "TOKENWIRE_ADDRESS": service.address, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         text=True,
     )

@@ -1,6 +1,7 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -141,24 +142,28 @@ def _question(talk: Talk, typed: Any, model: Model) -> Waiting:
     names = [one.name for one in attached]
     if typed.text:
         parts.append(user(typed.text).parts[0])
-    refused = [name for name, _ in files if name not in names]
-    return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, refused)
+    refused = Counter(name for name, _ in files) - Counter(names)
+    return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, [*refused.elements()])
 
 
 def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
     """Ask the next question that waits, if none is being answered."""
-    if talk.running() is not None or not talk.waiting or talk.waiting[0].trouble:
+    with talk.asking:
+        _ask_next(desk, talk, choices)
+
+
+def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
+    # One that can't be asked is for its owner to decide on, and holds up no other.
+    waiting = next((one for one in talk.waiting if not one.trouble), None)
+    if talk.running() is not None or waiting is None:
         return
-    if choices.trouble:
-        talk.waiting[0].trouble = choices.trouble
-        return
-    waiting = talk.waiting.pop(0)
+    client = _client(default_address())  # from here on nothing touches the page, which could end this run
     conversation, asked = talk.conversation, choices.request
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
-    if trouble := attachments.too_much([*history, waiting.message]):
-        waiting.trouble = trouble
-        talk.waiting.insert(0, waiting)
+    waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
+    if waiting.trouble:
         return
+    _drop(talk, waiting)
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
@@ -167,7 +172,7 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
     request.MergeFrom(asked)
     keep = partial(desk.keep, talk)
     keep()
-    talk.live = Live(exchange, _client(default_address()).stream(request), keep)
+    talk.live = Live(exchange, client.stream(request), keep)
     st.query_params["c"] = conversation.id
 
 
@@ -293,8 +298,8 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
             st.button(
                 "Retry",
                 key="retry",
-                on_click=talk.waiting.append,
-                args=(Waiting(exchange.question, names=exchange.names, instead=exchange),),
+                on_click=_retry,
+                args=(talk, exchange),
                 type="tertiary",
                 icon=":material/refresh:",
             )
@@ -309,12 +314,18 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 exchange_view.chart(exchange.pieces)
 
 
+def _retry(talk: Talk, exchange: Exchange) -> None:
+    # A second click may come when it is being asked already.
+    if talk.running() is None and not any(one.instead is exchange for one in talk.waiting):
+        talk.waiting.append(Waiting(exchange.question, names=exchange.names, instead=exchange))
+
+
 def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     """A way to the other answers to this question, and to the answers to its other versions."""
     all_ = talk.conversation.alternatives(exchange)
     if len(all_) < 2:
         return
-    place = next(number for number, one in enumerate(all_) if one is exchange)
+    place = all_.index(exchange)
     steps = (("Earlier", "chevron_left", place - 1), ("Later", "chevron_right", place + 1))
     for words, icon, to in steps:
         st.button(

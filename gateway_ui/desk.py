@@ -28,12 +28,14 @@ class Waiting:
 
 @dataclass(weakref_slot=True, slots=True)
 class Talk:
-    """A conversation, the answer that is being written in it, and what is to be asked next."""
+    """A conversation, the answer that is being written in it, and what is to be asked next, for any number of tabs."""
 
     owner: str
     conversation: Conversation
     live: Live | None = None
     waiting: list[Waiting] = field(default_factory=list)
+    asking: threading.RLock = field(default_factory=threading.RLock)
+    # Held by the tab that asks: when an answer ends, all of them would ask what waits.
 
     def running(self) -> Live | None:
         """The answer that is being written, if it hasn't ended."""

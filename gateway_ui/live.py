@@ -48,11 +48,6 @@ class Live:
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
         self.thread.start()
 
-    @property
-    def over(self) -> bool:
-        """Nothing more comes, and all of it is saved."""
-        return not self.thread.is_alive()
-
     def lookers(self) -> int:
         """So many look on. Without any it is cancelled soon."""
         return self._lookers
@@ -93,8 +88,9 @@ class Live:
                 self._leaving.start()
 
     def _give_up(self) -> None:
-        if self._lookers == 0:
-            self.stop()
+        with self._changed:  # else somebody could come in between, and see it stop
+            if self._lookers == 0:
+                self.stop()
 
     def _run(self) -> None:
         problem: str | None = None

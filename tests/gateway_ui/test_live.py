@@ -41,7 +41,7 @@ def live(service: FakeService, saved: list[str]) -> Iterator[Started]:
 
 def ended(live: Live) -> Exchange:
     live.thread.join(10)
-    assert live.over
+    assert not live.thread.is_alive()
     return live.exchange
 
 
@@ -126,6 +126,19 @@ def test_it_goes_on_while_one_of_two_looks_and_over_a_short_absence(live: Starte
         gate.set()
         assert ended(one).text == "ab"
     assert not service.cancelled.is_set()
+
+
+def test_whoever_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(
+    live: Started, service: FakeService
+) -> None:
+    service.will_answer("a", threading.Event())
+    one = live(alone=60)
+    until(one, "a")
+    with one.looked_at():
+        one._give_up()  # its timer had fired already when they came
+        assert not one.exchange.ended
+    one._give_up()
+    assert ended(one).problem == STOPPED
 
 
 def test_a_bug_of_the_page_is_logged_and_told(

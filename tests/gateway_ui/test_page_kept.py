@@ -250,6 +250,27 @@ async def test_a_waiting_question_can_go_first_or_not_at_all(chat: Open, service
     assert len(service.requests) == 2
 
 
+async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and the rest.", completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    other = Chat(await page.tab.context.new_page())
+    try:
+        await other.tab.goto(page.tab.url)
+        await expect(other.answer()).to_contain_text("Half")
+        await page.ask("And cricket?")
+        await expect(page.not_asked()).to_contain_text("And cricket?")
+        gate.set()
+        for one in (page, other):
+            await expect(one.messages).to_have_count(4)
+            await expect(one.answer()).to_contain_text("Hello there.")
+        assert len(service.requests) == 2
+    finally:
+        await other.tab.close()
+
+
 async def test_stop_stays_in_its_place(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
     service.will_answer("Short. ", gate, *["A longer paragraph.\n\n"] * 60, threading.Event())

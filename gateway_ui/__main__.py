@@ -73,7 +73,7 @@ def _own_names(host: str, names: Iterable[str]) -> list[str]:
             with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
                 probe.connect((anywhere, 9))
                 found.add(probe.getsockname()[0])
-    return sorted(found - {"0.0.0.0", "::", ""})  # noqa: S104 - as above
+    return sorted(found - {"0.0.0.0", "::", ""})  # noqa: S104 - these mean all addresses, and are no names
 
 
 def _serve(host: str, port: int, names: Sequence[str]) -> int:

@@ -71,7 +71,7 @@ class Exchange:
     problem: str = ""
     # Why there is no complete answer, in words for a person.
     ended: bool = False
-    # Set last: whoever reads it as true finds everything else in its final state.
+    # Set last. Once it is true, nothing else of the exchange changes.
     turn: Turn = field(default_factory=Turn)
     id: str = field(default_factory=new_id)
     parent: "Exchange | None" = field(default=None, repr=False)

@@ -12,7 +12,9 @@ from tests.conftest import Serve
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which this system does not have")
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="Windows has no os.fork, so no child can be forked from a process that runs gRPC"
+)
 async def test_a_child_that_is_forked_while_calls_run_lives(serve: Serve) -> None:
     served = await serve(FakeProvider([]))
 

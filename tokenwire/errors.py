@@ -54,8 +54,8 @@ NO_COMPLETED = "NO_COMPLETED"
 SEQUENCE_GAP = "SEQUENCE_GAP"
 REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
 
-# What gRPC itself says of a request beyond the service's limit: the service is never given it, and so has no words of
-# its own. The same of an answer beyond this side's limit begins with "CLIENT:".
+# gRPC's own text for a request that is larger than the service's limit. The service never sees such a request, so it
+# can't say anything about it. For an answer that is larger than the client's limit the text begins with "CLIENT:".
 _TOO_LARGE = re.compile(r"(?<!CLIENT: R)eceived message larger than max \(([0-9]+) vs\. ([0-9]+)\)")
 
 

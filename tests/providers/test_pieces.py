@@ -82,7 +82,7 @@ def utf16(text: str) -> str:
 
 @st.composite
 def plans(draw: st.DrawFn) -> list[tuple[str, str]]:
-    """Kinds and texts of messages; halves of characters stand alone, and whoever can't say these joins them."""
+    """Kinds and texts of messages. A piece may be half of a character: a transport without halves joins two pieces."""
     pieces = [("thought", one) for one in parted(utf16(THOUGHTS), draw(cuts(len(utf16(THOUGHTS)), 2)))]
     pieces += [("text", one) for one in parted(utf16(TEXT), draw(cuts(len(utf16(TEXT)), 5)))]
     for kind in draw(st.lists(st.sampled_from(["usage", "nothing"]), max_size=4)):

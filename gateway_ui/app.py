@@ -14,15 +14,17 @@ from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
-from . import attachments, conversations, exchange_view, sidebar
-from .conversation import Exchange, response
-from .desk import Desk, Talk, Waiting
-from .live import Live
-from .plain import label
-from .reader import reader
+from . import conversations, sidebar
+from .chat.conversation import Exchange, response
+from .chat.desk import Desk, Talk, Waiting
+from .chat.live import Live
+from .chat.store import Store, default_path
+from .drawing import exchange_view
+from .drawing.plain import label
+from .drawing.reader import reader
+from .drawing.typewriter import Typewriter
+from .input import attachments
 from .sidebar import Choices
-from .store import Store, default_path
-from .typewriter import Typewriter
 
 # Streamlit sees that something was clicked only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25
@@ -39,7 +41,7 @@ _AWAY_SECONDS = 2.0
 _THERE_SECONDS = 20.0
 
 # A :material: icon would be fetched from elsewhere.
-_ICON = str(Path(__file__).with_name("assets") / "icon.svg")
+_ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
 
 
 @st.cache_resource

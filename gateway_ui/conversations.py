@@ -5,11 +5,11 @@ from functools import partial
 
 import streamlit as st
 
-from . import export
-from .conversation import Conversation
-from .desk import Desk, Talk
-from .markdown import render
-from .plain import label
+from .chat import export
+from .chat.conversation import Conversation
+from .chat.desk import Desk, Talk
+from .drawing.markdown import render
+from .drawing.plain import label
 
 # More than these are found by searching.
 _SHOWN = 30

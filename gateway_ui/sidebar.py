@@ -11,8 +11,8 @@ from tokenwire import struct
 from tokenwire.v1.config_pb2 import GenerationConfig, GoogleSearch, Tool
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
-from . import attachments
-from .schemas import read_schema, read_tools
+from .input import attachments
+from .input.schemas import read_schema, read_tools
 
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 

@@ -49,12 +49,13 @@ ONLY = {
     "uvicorn": {"vertex_emulator.http.server"},
     # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
     "streamlit": {
-        f"gateway_ui.{name}" for name in ("__main__", "app", "conversations", "exchange_view", "reader", "sidebar")
+        f"gateway_ui.{name}"
+        for name in ("__main__", "app", "conversations", "drawing.exchange_view", "drawing.reader", "sidebar")
     },
-    "PIL": {"gateway_ui.attachments"},
-    "markdown_it": {"gateway_ui.markdown"},
-    "pygments": {"gateway_ui.markdown"},
-    "latex2mathml": {"gateway_ui.markdown"},
+    "PIL": {"gateway_ui.input.attachments"},
+    "markdown_it": {"gateway_ui.drawing.markdown"},
+    "pygments": {"gateway_ui.drawing.markdown"},
+    "latex2mathml": {"gateway_ui.drawing.markdown"},
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 

@@ -133,7 +133,12 @@ async def told(*command: str | Path, cwd: Path) -> tuple[int | None, str]:
 def test_it_holds_one_name_and_what_it_needs_to_run(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"tokenwire"}
-    for name in ("service/app.py", "gateway_ui/script.py", "gateway_ui/assets/icon.svg", "vertex_emulator/emulator.py"):
+    for name in (
+        "service/app.py",
+        "gateway_ui/script.py",
+        "gateway_ui/drawing/assets/icon.svg",
+        "vertex_emulator/emulator.py",
+    ):
         assert f"tokenwire/{name}" in names
     assert "tokenwire/py.typed" in names
 

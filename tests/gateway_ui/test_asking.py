@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gateway_ui import app
-from gateway_ui.conversation import Conversation, Exchange
-from gateway_ui.desk import Desk, Talk, Waiting
+from gateway_ui.chat.conversation import Conversation, Exchange
+from gateway_ui.chat.desk import Desk, Talk, Waiting
+from gateway_ui.chat.store import Store
 from gateway_ui.sidebar import Choices
-from gateway_ui.store import Store
 from tests.tokenwire.fake_service import FakeService
 from tokenwire import Client, user
 from tokenwire.cli.meter import Meter

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from gateway_ui import attachments
-from gateway_ui.attachments import attach, attach_all, described, endings, hint, inline_bytes, size, too_much
+from gateway_ui.input import attachments
+from gateway_ui.input.attachments import attach, attach_all, described, endings, hint, inline_bytes, size, too_much
 from tokenwire import inline, user
 from tokenwire.v1.generation_service_pb2 import Model
 

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_ui.conversation import STOPPED, UNTITLED, Arrival, Conversation, Exchange, heading, response
-from gateway_ui.typewriter import Typewriter
+from gateway_ui.chat.conversation import STOPPED, UNTITLED, Arrival, Conversation, Exchange, heading, response
+from gateway_ui.drawing.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
 from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
 from tokenwire.cli.meter import Meter

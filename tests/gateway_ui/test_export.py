@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.async_api import Page
 
-from gateway_ui.conversation import STOPPED, Conversation, Exchange
-from gateway_ui.export import RUNNING, as_html, as_json, as_markdown, file_name
+from gateway_ui.chat.conversation import STOPPED, Conversation, Exchange
+from gateway_ui.chat.export import RUNNING, as_html, as_json, as_markdown, file_name
 from tests.gateway_ui import test_conversation as conversations
 from tests.gateway_ui.test_attachments import picture
 from tests.gateway_ui.test_conversation import exchange

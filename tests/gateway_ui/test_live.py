@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from gateway_ui.conversation import STOPPED, Exchange
-from gateway_ui.live import Live
+from gateway_ui.chat.conversation import STOPPED, Exchange
+from gateway_ui.chat.live import Live
 from tests.tokenwire.fake_service import FakeService, Refusal, completed
 from tokenwire import Client, user
 from tokenwire.cli.meter import Meter

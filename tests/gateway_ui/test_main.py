@@ -18,8 +18,9 @@ from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
 
 import gateway_ui
-from gateway_ui import app, exchange_view
+from gateway_ui import app
 from gateway_ui.__main__ import main
+from gateway_ui.drawing import exchange_view
 from tests.browser import free_port, wait_for_port
 from tests.tokenwire.fake_service import FakeService, Refusal
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from playwright.async_api import Page, expect
 
-from gateway_ui import markdown
-from gateway_ui.markdown import Growing, render, segments
+from gateway_ui.drawing import markdown
+from gateway_ui.drawing.markdown import Growing, render, segments
 from tests.browser import SCREENSHOTS, free_port, wait_for_port
 
 ASSETS = Path(markdown.__file__).with_name("assets")
@@ -528,7 +528,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import streamlit as st
-from gateway_ui import markdown
+from gateway_ui.drawing import markdown
 assets = Path(markdown.__file__).with_name("assets")
 st.html(assets / "markdown.css")
 st.html(f"<script>{(assets / 'markdown.js').read_text()}</script>", unsafe_allow_javascript=True)

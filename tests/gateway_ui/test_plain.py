@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from playwright.async_api import Page, expect
 
-from gateway_ui.plain import label
+from gateway_ui.drawing.plain import label
 from tests.browser import free_port, wait_for_port
 
 HOSTILE = [
@@ -49,7 +49,7 @@ HOSTILE = [
 PAGE = """
 import json, sys
 import streamlit as st
-from gateway_ui.plain import label
+from gateway_ui.drawing.plain import label
 st.selectbox("Model", json.loads(sys.argv[1])[:8], key="model")
 for number, text in enumerate(json.loads(sys.argv[1])):
     with st.container(key=f"labels-{number}"):

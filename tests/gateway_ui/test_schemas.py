@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_ui.schemas import PastedError, read_schema, read_tools
+from gateway_ui.input.schemas import PastedError, read_schema, read_tools
 from service.contract import schema_rules
 from service.contract.values import plain
 from tokenwire import function, struct
@@ -153,6 +153,6 @@ def test_what_the_service_takes_is_never_refused_here(schema: Any) -> None:
 
 
 def test_every_key_of_the_service_is_known_here() -> None:
-    from gateway_ui.schemas import _KEYS  # noqa: PLC0415 - no name for others
+    from gateway_ui.input.schemas import _KEYS  # noqa: PLC0415 - no name for others
 
     assert _KEYS.keys() == schema_rules._KEYS.keys()

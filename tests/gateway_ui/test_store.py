@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway_ui import store as module
-from gateway_ui.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange
-from gateway_ui.store import Store, default_path, new_owner
+from gateway_ui.chat import store as module
+from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange
+from gateway_ui.chat.store import Store, default_path, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
 from tests.tokenwire.fake_service import completed, thought, tool_call
 from tokenwire import file_uri, inline, struct, tool, tool_result, user
@@ -514,8 +514,8 @@ def test_threads_write_at_once(store: Store) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from gateway_ui.conversation import Conversation
-from gateway_ui.store import Store
+from gateway_ui.chat.conversation import Conversation
+from gateway_ui.chat.store import Store
 from tests.gateway_ui.test_conversation import exchange
 from tests.tokenwire.fake_service import completed
 
@@ -551,8 +551,8 @@ def test_processes_make_the_file_and_write_at_once(path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gateway_ui.conversation import Arrival
-from gateway_ui.store import Store
+from gateway_ui.chat.conversation import Arrival
+from gateway_ui.chat.store import Store
 from tests.gateway_ui.test_conversation import conversation, exchange
 
 store = Store(Path(sys.argv[1]))

@@ -15,8 +15,8 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from . import attachments
-from .conversation import Exchange, Piece, pretty
+from ..chat.conversation import Exchange, Piece, pretty
+from ..input import attachments
 from .markdown import Growing, render, segments
 from .plain import label
 

@@ -1,5 +1,5 @@
-// Puts formulas in place: Streamlit's sanitizer leaves no MathML in what st.html draws, so gateway_ui/markdown.py hands it
-// over in an attribute. An observer is told before the browser paints, so the source underneath is never seen.
+// Puts formulas in place: Streamlit's sanitizer leaves no MathML in what st.html draws, so drawing/markdown.py hands it over
+// in an attribute. An observer is told before the browser paints, so the source underneath is never seen.
 (() => {
   if (window.tokenwireFormulas) return;
   const MATHML = "http://www.w3.org/1998/Math/MathML";

@@ -1,6 +1,6 @@
 """Text that comes in pieces of JSON, where a character may be cut in two. No I/O."""
 
-from .chat_completions.foreign_json import fault, joined, sound
+from .foreign_json import fault, joined, sound
 
 
 class Words:

@@ -22,10 +22,10 @@ from ...generation.events import (
     Usage,
 )
 from ...generation.prompt import Reasoning
+from ..foreign_json import Json, fault, index_of, json_list, json_object, plain, text_of
 from ..gemini import answers
 from ..half_characters import Words
 from . import citations, thought_details
-from .foreign_json import Json, fault, index_of, json_list, json_object, plain, text_of
 from .tool_call_pieces import Calls
 
 _FINISH = {

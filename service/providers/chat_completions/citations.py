@@ -6,7 +6,7 @@ from typing import Any
 
 from ...generation import json_values
 from ...generation.events import Grounding, Source, Support
-from .foreign_json import Json, plain
+from ..foreign_json import Json, plain
 
 _WIDE = re.compile("[\U00010000-\U0010ffff]")
 """What counts as two in UTF-16, as JavaScript counts."""

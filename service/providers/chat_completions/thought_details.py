@@ -10,7 +10,7 @@ from typing import Any
 
 from ... import errors
 from ...errors import Violation
-from .foreign_json import Json, fault, joined, json_list, json_object
+from ..foreign_json import Json, fault, joined, json_list, json_object
 
 FIELD = "reasoning_details"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import errors
 from ...generation.prompt import ToolCall
-from .foreign_json import Json, fault, index_of, joined, json_object, sound, text_of
+from ..foreign_json import Json, fault, index_of, joined, json_object, sound, text_of
 
 _STANDARD = str.maketrans("-_", "+/")
 """From the alphabet for addresses, which Google's JSON may have as well."""

@@ -31,7 +31,7 @@ from ...generation.events import (
     Usage,
 )
 from ...generation.prompt import Reasoning, ToolCall
-from ..chat_completions.foreign_json import fault, json_list, json_object, plain, text_of
+from ..foreign_json import fault, json_list, json_object, plain, text_of
 from ..half_characters import Words
 from .prompts import OWN_ID, Json
 

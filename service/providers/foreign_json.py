@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ... import errors
+from .. import errors
 
 Json = Mapping[str, Any]
 

@@ -80,12 +80,16 @@ class _Link:
         self.caller = _End(self)
         self.server = _End(self)
         self.dark = False
+        self.early = b""
+        """What the caller sent before the server's end was there."""
         self.on_close: Callable[[], object] | None = None
 
     def open(self) -> None:
         if self.caller.transport is None or self.caller.transport.is_closing():
             self.close()
             return
+        if self.server.transport is not None:
+            self.server.transport.write(self.early)
         self.caller.transport.resume_reading()
 
     def other(self, end: "_End") -> "_End":
@@ -121,12 +125,15 @@ class _End(asyncio.Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=BUFFER_BYTES)
         if self.on_made is not None:
+            # Python 3.11.2's asyncio reads all the same: a pause in `connection_made` comes too early for it.
             transport.pause_reading()
             self.on_made()
 
     def data_received(self, data: bytes) -> None:
         other = self._link.other(self).transport
-        if other is not None and not self._link.dark:
+        if other is None:
+            self._link.early += data
+        elif not self._link.dark:
             other.write(data)
 
     def pause_writing(self) -> None:

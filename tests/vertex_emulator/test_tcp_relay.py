@@ -1,6 +1,7 @@
 """What the relay does to one connection."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -10,6 +11,7 @@ from tests.vertex_emulator.conftest import Client, next_text
 from vertex_emulator import script as s
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import ScriptError, answer
+from vertex_emulator.tcp_relay import Relay
 
 
 async def test_a_cut_resets_this_callers_connection_and_no_other(emulator: Emulator, client: Client) -> None:
@@ -89,3 +91,26 @@ async def test_a_caller_that_does_not_read_holds_the_answer_back(emulator: Emula
     assert sent < 500
     call.cancel()
     await emulator.wait_until(lambda emulator: not emulator.open_calls)
+
+
+async def test_what_a_caller_sends_before_the_servers_end_is_there_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11.2 reads from a connection that was paused as it was made: the first bytes were lost there."""
+    connect = Relay._link
+
+    async def connect_late(relay: Relay, link: Any) -> None:
+        link.caller.data_received(b"early, ")
+        await connect(relay, link)
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(len(b"early, late")))
+        writer.close()
+
+    monkeypatch.setattr(Relay, "_link", connect_late)
+    async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+        relay = Relay("127.0.0.1", 0, server.sockets[0].getsockname()[1])
+        await relay.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port)
+        writer.write(b"late")
+        assert await reader.read() == b"early, late"
+        writer.close()
+        await relay.stop()

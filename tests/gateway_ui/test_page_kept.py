@@ -12,9 +12,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from playwright.async_api import BrowserContext, Page, expect
+from playwright.async_api import Page, expect
 
-from tests.browser import PageAt, free_port, wait_for_port
+from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
 from tokenwire import model, user
@@ -102,19 +102,15 @@ async def test_an_answer_can_be_stopped_after_a_reload(chat: Open, service: Fake
     await expect(page.problem()).to_have_text(STOPPED)
 
 
-async def test_another_browser_sees_nothing_of_it(chat: Open, browser: BrowserContext) -> None:
+async def test_another_browser_sees_nothing_of_it(chat: Open, tmp_path: Path) -> None:
     page = await chat()
     await answered(page, "What is baseball?")
-    assert browser.browser is not None
-    stranger = await browser.browser.new_context()
-    try:
+    async with chromium(tmp_path) as stranger:
         other = await opened(await stranger.new_page(), page.tab.url)
         assert "?c=" in page.tab.url
         await expect(other.tab.get_by_role("heading", name="Ask a question")).to_be_visible()
         await expect(other.messages).to_have_count(0)
         await expect(other.tab.get_by_test_id("stSidebar")).not_to_contain_text("baseball")
-    finally:
-        await stranger.close()
 
 
 async def test_conversations_are_listed_found_named_deleted_and_had_back(chat: Open) -> None:

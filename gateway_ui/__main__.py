@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import os
 import socket
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
     except OSError as error:
         # Python adds the address in brackets, and we say it already.
         why = (error.strerror or "it failed").partition(" (")[0]
-        return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}.")
+        remedy = "Give --port another one, or end what listens there"
+        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below zero: the resolver's numbers
+            remedy = "Give --host an address of this machine"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            remedy = "Give --port one that this user may have, such as 8501"
+        return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}. {remedy}.")
     # The page reads it as any caller does.
     os.environ["TOKENWIRE_ADDRESS"] = options.address
     return _serve(options.host, options.port, options.name)

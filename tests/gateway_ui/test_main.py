@@ -70,12 +70,17 @@ def test_a_port_that_is_taken_is_a_clear_error(capsys: pytest.CaptureFixture[str
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["--port", str(port), "--host", "127.0.0.1"]) == 1
-    assert capsys.readouterr().err == f"--port {port} on --host 127.0.0.1 can't be used: Address already in use.\n"
+    assert capsys.readouterr().err == (
+        f"--port {port} on --host 127.0.0.1 can't be used: Address already in use. "
+        "Give --port another one, or end what listens there.\n"
+    )
 
 
 def test_a_host_that_is_not_known_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", str(free_port()), "--host", "no such host"]) == 1
-    assert "--host no such host can't be used: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--host no such host can't be used: " in told
+    assert told.endswith(". Give --host an address of this machine.\n")
 
 
 def test_without_streamlit_it_says_what_to_install(

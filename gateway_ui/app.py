@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import streamlit as st
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.v1.content_pb2 import Message, ToolCall
+from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
@@ -98,7 +97,7 @@ def page() -> None:
     with st.sidebar:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
-    _talk(desk, talk, choices, above)
+    _talk(talk, choices, above)
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
@@ -165,7 +164,7 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
     if waiting.trouble:
         return
-    _drop(talk, waiting)
+    talk.drop(waiting.id)
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
@@ -178,13 +177,13 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     st.query_params["c"] = conversation.id
 
 
-def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
+def _talk(talk: Talk, choices: Choices, above: Any) -> None:
     path, live = talk.conversation.path(), talk.shown()
     with above:
         _waiting(talk)
         stop = st.empty()
         if live is not None:
-            stop.button("Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Or press Escape")
+            stop.button("Stop", key="stop", on_click=_stop, icon=":material/stop:", help="Or press Escape")
     slots = _slots("exchanges", max(len(path), 1))
     if not path:
         with slots[0]:
@@ -194,7 +193,7 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
         running = live is not None and live.exchange is exchange
         with slot:
             with st.chat_message("user", avatar=":material/person:"):
-                _asked(talk, exchange)
+                _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
                 drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
@@ -213,7 +212,7 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.update()
                     drawn.note()
                 with below:
-                    _actions(desk, talk, exchange, last=last)
+                    _actions(talk, exchange, last=last)
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -238,30 +237,14 @@ def _waiting(talk: Talk) -> None:
             exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
             with st.container(horizontal=True):
                 if not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
+                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
                 elif one.message.parts:
                     words = "Ask without the refused files" if one.refused else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
-                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(talk, one))
+                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one.id,))
+                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(one.id,))
 
 
-def _drop(talk: Talk, one: Waiting) -> None:
-    # A second click may come when it is gone already.
-    talk.waiting[:] = [other for other in talk.waiting if other is not one]
-
-
-def _now(talk: Talk, one: Waiting) -> None:
-    if any(other is one for other in talk.waiting):
-        _drop(talk, one)
-        talk.waiting.insert(0, one)
-        talk.stop()
-
-
-def _despite(one: Waiting) -> None:
-    one.trouble = ""
-
-
-def _asked(talk: Talk, exchange: Exchange) -> None:
+def _asked(exchange: Exchange) -> None:
     """The question, and a way to ask it in other words."""
     key = f"edit-{exchange.id}"
     if st.session_state.get("editing") != exchange.id:
@@ -274,24 +257,11 @@ def _asked(talk: Talk, exchange: Exchange) -> None:
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
-            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(talk, exchange, f"{key}-words"))
+            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(exchange.id,))
             st.form_submit_button("Cancel", on_click=_edit, args=("",))
 
 
-def _edit(exchange: str) -> None:
-    st.session_state.editing = exchange
-
-
-def _ask_anew(talk: Talk, exchange: Exchange, key: str) -> None:
-    _edit("")
-    words = st.session_state[key].strip()
-    if not words:
-        return
-    files = [part for part in exchange.question.parts if not part.text]
-    talk.waiting.append(Waiting(user(*files, words), names=exchange.names, instead=exchange))
-
-
-def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
+def _actions(talk: Talk, exchange: Exchange, *, last: bool) -> None:
     """What can be done with an answer that has ended."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
@@ -301,13 +271,13 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 "Retry",
                 key="retry",
                 on_click=_retry,
-                args=(talk, exchange),
+                args=(exchange.id,),
                 type="tertiary",
                 icon=":material/refresh:",
             )
-        _others(desk, talk, exchange)
+        _others(talk, exchange)
     if last and exchange.tool_calls and not exchange.problem:
-        _results_form(talk, exchange.tool_calls)
+        _results_form(exchange)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
@@ -316,13 +286,7 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 exchange_view.chart(exchange.pieces)
 
 
-def _retry(talk: Talk, exchange: Exchange) -> None:
-    # A second click may come when it is being asked already.
-    if talk.running() is None and not any(one.instead is exchange for one in talk.waiting):
-        talk.waiting.append(Waiting(exchange.question, names=exchange.names, instead=exchange))
-
-
-def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
+def _others(talk: Talk, exchange: Exchange) -> None:
     """A way to the other answers to this question, and to the answers to its other versions."""
     all_ = talk.conversation.alternatives(exchange)
     if len(all_) < 2:
@@ -334,7 +298,7 @@ def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
             words,
             key=f"{words}-{exchange.id}",
             on_click=_show,
-            args=(desk, talk, all_[to] if 0 <= to < len(all_) else exchange),
+            args=((all_[to] if 0 <= to < len(all_) else exchange).id,),
             disabled=not 0 <= to < len(all_),
             type="tertiary",
             icon=f":material/{icon}:",
@@ -342,25 +306,14 @@ def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     st.html(f'<span class="tw-place">{place + 1} of {len(all_)}</span>')
 
 
-def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:
-    talk.conversation.show(exchange)
-    desk.keep(talk)
-
-
-def _results_form(talk: Talk, calls: Sequence[ToolCall]) -> None:
+def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
-        for place, call in enumerate(calls):
+        for place, call in enumerate(exchange.tool_calls):
             st.text_area(
                 label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
             )
-        st.form_submit_button("Send", on_click=_answer_calls, args=(talk, calls))
-
-
-def _answer_calls(talk: Talk, calls: Sequence[ToolCall]) -> None:
-    written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
-    results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
-    talk.waiting.append(Waiting(tool(*results)))
+        st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
 
 
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
@@ -383,3 +336,74 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             if shown == available:
                 version = live.wait(version, _TICK_SECONDS)
     drawn.note()
+
+
+# ---- what buttons do -------------------------------------------------------------------------------------------------
+# Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
+# are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
+
+
+def _open() -> Talk:
+    """The conversation that is shown."""
+    talk: Talk = st.session_state.talk
+    return talk
+
+
+def _stop() -> None:
+    _open().stop()
+
+
+def _drop(waiting: str) -> None:
+    _open().drop(waiting)
+
+
+def _now(waiting: str) -> None:
+    talk = _open()
+    # A second click may come when it is gone already.
+    if (one := talk.drop(waiting)) is not None:
+        talk.waiting.insert(0, one)
+        talk.stop()
+
+
+def _despite(waiting: str) -> None:
+    for one in _open().waiting:
+        if one.id == waiting:
+            one.trouble = ""
+
+
+def _edit(exchange: str) -> None:
+    st.session_state.editing = exchange
+
+
+def _ask_anew(exchange: str) -> None:
+    _edit("")
+    talk, words = _open(), st.session_state[f"edit-{exchange}-words"].strip()
+    earlier = talk.conversation.exchange(exchange)
+    if words and earlier is not None:
+        files = [part for part in earlier.question.parts if not part.text]
+        talk.waiting.append(Waiting(user(*files, words), names=earlier.names, instead=earlier))
+
+
+def _retry(exchange: str) -> None:
+    talk = _open()
+    earlier = talk.conversation.exchange(exchange)
+    if earlier is None or talk.running() is not None:
+        return
+    # A second click may come when it is being asked already.
+    if not any(one.instead is earlier for one in talk.waiting):
+        talk.waiting.append(Waiting(earlier.question, names=earlier.names, instead=earlier))
+
+
+def _show(exchange: str) -> None:
+    talk = _open()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        talk.conversation.show(one)
+        _desk().keep(talk)
+
+
+def _answer_calls(exchange: str) -> None:
+    talk = _open()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
+        talk.waiting.append(Waiting(tool(*results)))

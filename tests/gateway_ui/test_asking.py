@@ -51,12 +51,32 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
         assert not live.thread.is_alive()
 
 
-def test_a_second_click_on_retry_asks_no_second_time() -> None:
+def test_a_second_click_on_retry_asks_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
     exchange.finish()
     talk = Talk("0" * 64, Conversation())
     talk.conversation.add(exchange, None)
     talk.waiting.append(REFUSED)
+    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
     for _ in range(2):
-        app._retry(talk, exchange)
+        app._retry(exchange.id)
     assert [one.instead for one in talk.waiting] == [None, exchange]
+
+
+class State(dict[str, Any]):
+    """Plays Streamlit's: values by item and by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser may send a click just as the page draws another conversation."""
+    talk = Talk("0" * 64, Conversation(), waiting=[REFUSED])
+    state = State({"talk": talk, "edit-gone-words": "other words"})
+    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=state))
+    for clicked in (app._retry, app._ask_anew, app._show, app._answer_calls, app._drop, app._now, app._despite):
+        clicked("gone")
+    assert talk.waiting == [REFUSED]
+    assert REFUSED.trouble
+    assert talk.live is None

@@ -1,5 +1,6 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
+import gc
 import time
 from collections import Counter
 from functools import partial
@@ -55,6 +56,10 @@ def _models(address: str) -> list[Model]:
 
 @st.cache_resource
 def _desk() -> Desk:
+    # By now everything has been imported, and lives as long as the process. A collection, for which all threads stand
+    # still, needn't look at it.
+    gc.collect()
+    gc.freeze()
     return Desk(Store(default_path()))
 
 

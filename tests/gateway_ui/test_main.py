@@ -17,6 +17,7 @@ import pytest
 import streamlit as st
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
+from streamlit.web import cli
 
 import gateway_ui
 from gateway_ui import app
@@ -193,3 +194,20 @@ def test_only_its_own_names_reach_it(service: FakeService, tmp_path: Path, host:
     finally:
         process.kill()
         process.wait()
+
+
+def test_no_run_of_the_script_stops_all_threads_for_a_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit collects after each run unless it is told otherwise."""
+    told: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda args, **_: told.extend(args))
+    assert main(["--port", str(free_port())]) == 0
+    assert "--runner.postScriptGC=false" in told
+
+
+def test_a_collection_leaves_out_what_lives_as_long_as_the_process(script: AppTest) -> None:
+    gc.unfreeze()
+    script.run()
+    try:
+        assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    finally:
+        gc.unfreeze()

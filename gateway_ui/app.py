@@ -30,6 +30,8 @@ from .sidebar import Choices
 _TICK_SECONDS = 0.25
 # A browser can't use more pictures a second than this.
 _FRAME_SECONDS = 0.03
+# The line under a running answer tells seconds. A message of its own with each picture would double what is sent.
+_NOTE_SECONDS = 0.2
 # Drawing may take a fifth of a core, and less where many tabs are drawn at once: then each picture takes longer.
 _REST = 4.0
 
@@ -326,7 +328,7 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
     exchange = live.exchange
     with live.looked_at():
         typewriter = Typewriter(time.monotonic(), shown=live.shown)
-        version = 0
+        version, noted = 0, 0.0
         while True:
             begin = time.monotonic()
             ended, available = exchange.ended, len(exchange.text)
@@ -335,7 +337,9 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             drawn.update(shown)
             if ended and shown == available:
                 break
-            drawn.note(time.monotonic())
+            if begin - noted >= _NOTE_SECONDS:
+                noted = begin
+                drawn.note(time.monotonic())
             rest = _REST * (time.monotonic() - begin)
             time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
             if shown == available:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway_ui import app
-from gateway_ui.chat.conversation import Conversation, Exchange
+from gateway_ui.chat.conversation import Conversation, Exchange, Piece
 from gateway_ui.chat.desk import Desk, Talk, Waiting
 from gateway_ui.chat.store import Store
 from gateway_ui.sidebar import Choices
@@ -80,3 +80,51 @@ def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: p
     assert talk.waiting == [REFUSED]
     assert REFUSED.trouble
     assert talk.live is None
+
+
+def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(app, "time", clock)
+    exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
+
+    class Live:
+        shown = 0
+        looked_at = contextlib.nullcontext
+
+        def __init__(self) -> None:
+            self.exchange = exchange
+
+        def wait(self, _version: int, _seconds: float) -> int:
+            exchange.pieces.append(Piece("text", "a", clock.now))
+            if len(exchange.pieces) == 100:
+                exchange.finish()
+            return len(exchange.pieces)
+
+    drawn: list[tuple[str, float | None]] = []
+    drawing: Any = SimpleNamespace(
+        update=lambda shown: drawn.append(("words", shown)), note=lambda now=None: drawn.append(("note", now))
+    )
+    live: Any = Live()
+    app._follow(live, drawing, 0.0)
+    assert [shown for kind, shown in drawn if kind == "words"] == [*range(101)]
+    *running, last = [now for kind, now in drawn if kind == "note"]
+    assert last is None
+    assert drawn[-1][0] == "note"
+    # A hundred pictures of 30 ms each.
+    assert 10 <= len(running) <= 16
+    assert all(now is not None for now in running)
+
+
+class Clock:
+    """Plays the module `time`: it passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

@@ -100,6 +100,8 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
         # With fast reruns a flipped switch looks like a Stop to the running script, and would end the answer.
         "runner.fastReruns": "false",
         "runner.magicEnabled": "false",
+        # A full collection after each run, for which all threads stand still: with 20 tabs up to a second together.
+        "runner.postScriptGC": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tokenwire.v1.content_pb2 import Message
 
-from .conversation import Conversation, Exchange
+from .conversation import Conversation, Exchange, new_id
 from .live import Live
 from .store import Store
 
@@ -24,6 +24,7 @@ class Waiting:
     # Of files that can't go along.
     instead: Exchange | None = None
     # Asked before, as it is or in other words: it takes this one's place, which stays as an alternative.
+    id: str = field(default_factory=new_id)
 
 
 @dataclass(weakref_slot=True, slots=True)
@@ -45,6 +46,12 @@ class Talk:
         """The answer that is being written, or that a tab is still showing letter by letter."""
         live = self.live
         return live if live is not None and (not live.exchange.ended or live.shown < len(live.exchange.text)) else None
+
+    def drop(self, waiting: str) -> Waiting | None:
+        """Take the question of this id off those that wait, and give it; None: it is gone already."""
+        found = next((one for one in self.waiting if one.id == waiting), None)
+        self.waiting[:] = [one for one in self.waiting if one is not found]
+        return found
 
     def stop(self) -> None:
         """End it, if there is one."""

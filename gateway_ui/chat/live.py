@@ -22,8 +22,8 @@ _BUG = "The page has made a mistake, which its log tells. What you see is incomp
 class Live:
     """Reads an answer into its exchange to the end, as long as somebody looks on.
 
-    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called now and then
-    and in the end, by the thread that reads.
+    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called now and then,
+    by a thread of its own since a disk may be slow, and in the end.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Live:
         self._version = 0
         self._lookers = 0
         self._leaving: threading.Timer | None = None
+        self._saving: threading.Thread | None = None
         self._left()
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
         self.thread.start()
@@ -109,6 +110,8 @@ class Live:
             self._changed.notify_all()
         if self._leaving is not None:
             self._leaving.cancel()
+        if self._saving is not None:
+            self._saving.join()
         self._save()
 
     def _read(self) -> None:
@@ -121,6 +124,7 @@ class Live:
                 self.exchange.saw(Arrival(message, now))
                 self._version += 1
                 self._changed.notify_all()
-            if now - saved_at >= _SAVE_SECONDS:
-                self._save()
-                saved_at = time.monotonic()
+            if now - saved_at >= _SAVE_SECONDS and (self._saving is None or not self._saving.is_alive()):
+                self._saving = threading.Thread(target=self._save, name="tokenwire-save", daemon=True)
+                self._saving.start()
+                saved_at = now

@@ -16,7 +16,7 @@ from .calls import memory
 from .generation.provider import Provider
 from .providers import registry
 from .providers.retry import Budget, Policy, Retrying, budgets
-from .runtime import address, stop, workers
+from .runtime import address, stop, tls, workers
 from .runtime.handover import Handover
 from .settings import SettingError, Settings
 from .telemetry import call_log
@@ -38,9 +38,13 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         call_log.configure(settings.log_level)
         _forget_foreign_variables(settings)
         memory.share()
+        tls.certificates(settings)  # better now than in each worker
+        if settings.exposed and settings.insecure:
+            call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
         count = settings.workers or (workers.cores() if workers.possible() else 1)
-        # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server.
-        if count == 1 and os.getpid() != 1:
+        # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server. But a Unix
+        # domain socket can't be handed over.
+        if settings.socket_path or (count == 1 and os.getpid() != 1):
             _alone(settings)
         stop.end(_together(settings, count))
     except SettingError as error:

@@ -6,6 +6,7 @@ the table in docs/settings.md. A flag wins over its variable; an empty variable 
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -17,6 +18,7 @@ from .providers.registry import PROVIDERS
 from .providers.spec import DEFAULT_MODEL, GoogleCloud, Offer
 
 _PREFIX = "TOKENWIRE_"
+_LONGEST_SOCKET_BYTES = 107
 _NEARLY = 0.7
 
 # What Kubernetes sets for services that are called tokenwire or tokenwire-...: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and
@@ -71,6 +73,11 @@ def that(fits: Callable[[str], bool], wanted: str) -> Callable[[str], str]:
     return parse
 
 
+def file(value: str) -> str:
+    """The path of one; whether it can be read, and serves, is for those to say who read it."""
+    return value
+
+
 name = that(str.isprintable, "a name without line breaks and other controls")
 
 
@@ -79,6 +86,18 @@ def host_and_port(value: str) -> str:
     if not (addresses.is_host(host) and addresses.is_port(port)):
         raise ValueError("HOST:PORT, such as 127.0.0.1:8080,")
     return value
+
+
+def listening(value: str) -> str:
+    """An address, a name, or a Unix domain socket as gRPC writes it."""
+    if value.startswith("unix:"):
+        path = value.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _LONGEST_SOCKET_BYTES:
+            raise ValueError(f"unix:/PATH, of at most {_LONGEST_SOCKET_BYTES} bytes,")
+        return f"unix:{path}"
+    if not addresses.is_host(f"[{value}]" if ":" in value and not value.startswith("[") else value):
+        raise ValueError("an address, a name, or unix:/PATH")
+    return value.strip("[]")
 
 
 def switch(value: str) -> bool:
@@ -140,10 +159,29 @@ class Settings:
     host: str = setting(
         "127.0.0.1",
         "TOKENWIRE_HOST",
-        text,
-        "address to listen on; 0.0.0.0 for every interface (there is no TLS yet)",
+        listening,
+        "address to listen on; 0.0.0.0 for every interface; unix:/PATH for a Unix domain socket of this user alone",
     )
     port: int = setting(50051, "TOKENWIRE_PORT", whole(0, 65535), "port to listen on; 0 picks a free one")
+    tls_certificate: str = setting(
+        "",
+        "TOKENWIRE_TLS_CERTIFICATE",
+        file,
+        "PEM file: the server's certificate and those it rests on; it may change while the server runs",
+    )
+    tls_key: str = setting("", "TOKENWIRE_TLS_KEY", file, "PEM file: its key, without a passphrase; likewise")
+    tls_client_ca: str = setting(
+        "",
+        "TOKENWIRE_TLS_CLIENT_CA",
+        file,
+        "PEM file: whose certificates callers have to show (mutual TLS); likewise",
+    )
+    insecure: bool = setting(
+        False,
+        "TOKENWIRE_INSECURE",
+        switch,
+        "whether others than this machine may reach the server though it lacks TLS or proofs of who calls",
+    )
     model: str = setting(DEFAULT_MODEL, "TOKENWIRE_MODEL", name, "the model that answers when a request names none")
     models: tuple[Offer, ...] = setting(
         (),
@@ -287,8 +325,8 @@ class Settings:
     log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
 
     def __post_init__(self) -> None:
-        if wrong := _beyond(self.default_deadline, self.max_deadline, {}):
-            raise SettingError(wrong)
+        if wrong := list(_conflicts({one.name: getattr(self, one.name) for one in fields(self)}, {})):
+            raise SettingError("\n".join(wrong))
 
     @property
     def offers(self) -> tuple[Offer, ...]:
@@ -326,9 +364,22 @@ class Settings:
         return any(PROVIDERS[offer.provider].needs_google(self.google) for offer in self.offers)
 
     @property
+    def socket_path(self) -> str:
+        """Of the Unix domain socket to listen on; empty: it is an address with a port."""
+        return self.host.removeprefix("unix:") if self.host.startswith("unix:") else ""
+
+    @property
     def address(self) -> str:
+        """As gRPC takes it."""
+        if self.socket_path:
+            return self.host
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this machine can reach the server."""
+        return _is_exposed(self.host)
 
     @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
@@ -363,9 +414,7 @@ class Settings:
             except SeveralError as error:
                 wrong += [f"{told['models']}: {wanted} is wanted" for wanted in error.wanted]
         by_default = {one.name: one.default for one in fields(cls)}
-        default, most = (values.get(name, by_default[name]) for name in ("default_deadline", "max_deadline"))
-        if None not in (default, most) and (beyond := _beyond(default, most, told)):
-            wrong.append(beyond)
+        wrong += _conflicts(by_default | values, told)
         if wrong := [*wrong, *_misspelt(cls, environ)]:
             raise SettingError("\n".join(wrong))
         return cls(**{**values, "models": tuple(models)})
@@ -401,16 +450,51 @@ def _near(name: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)), "")
 
 
-def _beyond(default: float, most: float, told: Mapping[str, str]) -> str:
-    """What is wrong where the default deadline is beyond the maximum; `told`: by which flags or variables they are."""
+_PAIRS = (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate"), ("tls_client_ca", "tls_certificate"))
+"""Settings of which the first is nothing without the second."""
+
+
+def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with settings that don't fit each other; None: a value that can't be taken anyway.
+
+    `told`: by which flags or variables they are set, as far as they are.
+    """
+    variables = {one.name: source(one).variable for one in fields(Settings)}
+    if None not in (values["default_deadline"], values["max_deadline"]):
+        yield from _beyond(values["default_deadline"], values["max_deadline"], variables, told)
+    for one, other in _PAIRS:
+        if values[one] and not values[other]:
+            yield f"{told.get(one, variables[one])} is set: {variables[other]} is wanted beside it"
+    host = values["host"] or "localhost"
+    if host.startswith("unix:") and (values["workers"] or 1) > 1:
+        yield (
+            f"{told.get('workers', variables['workers'])} is {values['workers']}: 1 is wanted, since processes can't "
+            "share a Unix domain socket"
+        )
+    if _is_exposed(host) and not values["tls_certificate"] and values["insecure"] is False:
+        yield (
+            f"{told.get('host', variables['host'])} is {host!r}, which others than this machine can reach: "
+            f"{variables['tls_certificate']} and {variables['tls_key']} are wanted, or --insecure true"
+        )
+
+
+def _is_exposed(host: str) -> bool:
+    if host.startswith("unix:"):
+        return False
+    bracketed = f"[{host}]" if ":" in host else host
+    return not addresses.is_loopback(bracketed)
+
+
+def _beyond(default: float, most: float, variables: Mapping[str, str], told: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong where the default deadline is beyond the maximum."""
     if default <= most:
-        return ""
-    names = {"default_deadline": "TOKENWIRE_DEFAULT_DEADLINE", "max_deadline": "TOKENWIRE_MAX_DEADLINE"}
-    first, second = (told.get(setting, variable) for setting, variable in names.items())
+        return
+    first, second = (told.get(name, variables[name]) for name in ("default_deadline", "max_deadline"))
     if "max_deadline" in told and "default_deadline" not in told:
-        return f"{second} is {most:g}: at least {first}, which is unset and so {default:g}, is wanted; set both"
-    unset = "" if "max_deadline" in told else ", which is unset"
-    return f"{first} is {default:g}: at most {second} ({most:g}{unset}) is wanted"
+        yield f"{second} is {most:g}: at least {first}, which is unset and so {default:g}, is wanted; set both"
+    else:
+        unset = "" if "max_deadline" in told else ", which is unset"
+        yield f"{first} is {default:g}: at most {second} ({most:g}{unset}) is wanted"
 
 
 def _misspelt(settings: type[Settings], environ: Mapping[str, str]) -> Iterator[str]:
@@ -449,6 +533,8 @@ def _kind(one: "Field[Any]") -> str:
     """What kind of value a flag wants, and in which unit."""
     if source(one).parse is host_and_port:
         return "HOST:PORT"
+    if source(one).parse is file:
+        return "FILE"
     match one.default:
         case bool():
             return "true|false"

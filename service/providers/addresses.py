@@ -73,13 +73,25 @@ def host_in(address: str) -> str:
 
 def is_local(host: str) -> bool:
     """Whether the host, as `host_in` gives it, is this machine by its loopback, which no proxy can reach."""
+    found = _address_of(host)
+    return is_loopback(host) or (found is not None and found.is_unspecified)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the host; it is as `host_in` gives it."""
     name = host.removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
+    found = _address_of(host)
+    return found is not None and found.is_loopback
+
+
+def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """In numbers; None: it is a name."""
     found = _ip(host) or _ip_in_short(host)
     if isinstance(found, ipaddress.IPv6Address):
-        found = found.ipv4_mapped or found
-    return found is not None and (found.is_loopback or found.is_unspecified)
+        return found.ipv4_mapped or found
+    return found
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

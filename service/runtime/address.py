@@ -1,7 +1,9 @@
 """The address to listen on, and which setting is wrong where it can't be had."""
 
 import errno
+import os
 import socket
+import stat
 from typing import Any
 
 from ..settings import SettingError, Settings
@@ -18,8 +20,40 @@ def free(host: str, port: int) -> Resolved:
     return found
 
 
+def clear(path: str) -> None:
+    """Let a Unix domain socket be made at `path`. Raises SettingError if a process listens there, or no socket is there.
+
+    gRPC would take it away from either without a word.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # there is none, or gRPC fails as well
+    with socket.socket(socket.AF_UNIX) as probe:
+        if not stat.S_ISSOCK(mode):
+            why = "something else than a socket is there"
+        elif probe.connect_ex(path) == 0:
+            why = os.strerror(errno.EADDRINUSE)
+        else:
+            return
+    raise SettingError(f"cannot listen on unix:{path}: {why}. Set TOKENWIRE_HOST to another path, or remove it")
+
+
+def _socket_refusal(path: str) -> SettingError:
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(path)
+        os.unlink(path)  # noqa: PTH108 - made by the line before
+        reason = "it is refused"
+    except OSError as error:
+        reason = str(error.strerror)
+    return SettingError(f"cannot listen on unix:{path}: {reason}. Set TOKENWIRE_HOST to a path that this user may make")
+
+
 def refusal(settings: Settings, error: OSError | None = None) -> SettingError:
     """What is wrong with an address that has been refused, by `error` or for a reason that is looked for here."""
+    if settings.socket_path:
+        return _socket_refusal(settings.socket_path)
     if error is None:
         try:
             free(settings.host, settings.port)

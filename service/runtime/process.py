@@ -12,7 +12,7 @@ from ..admission.slots import Slots
 from ..generation.provider import Provider
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
-from . import stop
+from . import stop, tls
 from .handover import Handover
 from .server import Server
 
@@ -95,6 +95,13 @@ class _Stop:
             self.hurried.set()
 
 
+def _server(settings: Settings, slots: Slots | None = None) -> Server:
+    """The one of this process, which starts no other process any more where it serves TLS."""
+    if settings.tls_certificate:
+        tls.forbid_processes()
+    return Server(settings, slots)
+
+
 async def serve(
     settings: Settings,
     open_model: Open,
@@ -106,7 +113,7 @@ async def serve(
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
-    server = Server(settings)
+    server = _server(settings)
     listening(await server.start())
     async with open_model() as model:
         ending = _Stop()
@@ -119,7 +126,7 @@ async def serve(
 async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover, orders: stop.Orders) -> None:
     """Serve as one of several processes that share `slots` and the port, which they take over from the greeter."""
     ending = _Stop(orders)
-    server = Server(settings, slots)
+    server = _server(settings, slots)
     async with open_model() as model:
         server.use(model)
         over = handover.over
@@ -167,7 +174,7 @@ async def greet(
     `listening` and `ready` as for `serve`. Raises SettingError.
     """
     ending = _Stop(orders)
-    server = Server(settings, Slots(slots=1, per_caller=0))
+    server = _server(settings, Slots(slots=1, per_caller=0))
     listening(await server.start())
     await _unless(ending, handover.all_listen())
     await server.leave()

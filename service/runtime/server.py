@@ -1,6 +1,7 @@
 """Transport: the port, health, reflection, and going away in good order."""
 
 import asyncio
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -20,7 +21,8 @@ from ..calls.servicer import Servicer
 from ..generation.provider import Provider
 from ..settings import Settings
 from ..telemetry import call_log
-from .address import refusal
+from . import tls
+from .address import clear, refusal
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -32,6 +34,9 @@ _LEAVE_SECONDS = 0.1
 # meet the others as they close.
 _TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
+
+_NOBODY_ELSE = 0o177
+"""What a Unix domain socket must not allow: only this user may read and write it."""
 
 # Of the memory for requests that are still arriving: some of any size can be read at once.
 _HEALTH_PART = 1 / 4
@@ -49,6 +54,7 @@ class Server:
     def __init__(self, settings: Settings, slots: Slots | None = None) -> None:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
+        self._certificates = tls.certificates(settings)
         self._hurried = asyncio.Event()
         alone = slots is None
         self._pause = 0 if alone else _TOGETHER_SECONDS
@@ -73,12 +79,24 @@ class Server:
 
         Raises SettingError if the address can't be had.
         """
+        path = self._settings.socket_path
+        if path:
+            clear(path)
+        before = os.umask(_NOBODY_ELSE) if path else None
         try:
-            port = self._server.add_insecure_port(self._settings.address)
+            port = self._listen(self._settings.address)
         except RuntimeError as error:
             raise refusal(self._settings) from error
+        finally:
+            if before is not None:
+                os.umask(before)
         await self._server.start()
         return port
+
+    def _listen(self, address: str) -> int:
+        if self._certificates is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._certificates.credentials())
 
     def use(self, model: Provider) -> None:
         """From now on, answer with `model`. What health says stays as it is."""

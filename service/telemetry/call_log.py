@@ -236,3 +236,8 @@ def _places(trace: TracebackType | None) -> str:
 def say(text: str, *arguments: object) -> None:
     """Write what the server's owner should know, such as where it listens."""
     _logger.info(text, *arguments)
+
+
+def warn(text: str, *arguments: object) -> None:
+    """Write what the server's owner should look at, though the server goes on."""
+    _logger.warning(text, *arguments)

@@ -42,11 +42,18 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         "log_level": "error",
         "models": "x,y",
         "max_deadline": "500",
+        "host": "::1",
+        "insecure": "true",
     }
     other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")
     flag = "--" + one.name.replace("_", "-")
-    by_flag, by_variable = load(flag, value), load(**{source(one).variable: value})
+    beside = {
+        "tls_certificate": {"TOKENWIRE_TLS_KEY": "7"},
+        "tls_key": {"TOKENWIRE_TLS_CERTIFICATE": "7"},
+        "tls_client_ca": {"TOKENWIRE_TLS_CERTIFICATE": "7", "TOKENWIRE_TLS_KEY": "7"},
+    }.get(one.name, {})
+    by_flag, by_variable = load(flag, value, **beside), load(**{source(one).variable: value, **beside})
     assert getattr(by_flag, one.name) == getattr(by_variable, one.name) != one.default
 
 
@@ -170,6 +177,7 @@ def test_help_tells_every_flag_with_its_variable_and_default(capsys: pytest.Capt
         "--emulator HOST:PORT",
         "--reflection true|false",
         "--fallback-model MODEL",
+        "--tls-certificate FILE",
     ],
 )
 def test_help_tells_what_kind_of_value_a_flag_wants(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +192,62 @@ def test_the_default_model_comes_first_and_once() -> None:
 
 def test_an_ipv6_host_is_bracketed() -> None:
     assert Settings(host="::1", port=1).address == "[::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("[::1]", "[::1]:1"),
+        ("::1", "[::1]:1"),
+        ("localhost", "localhost:1"),
+        ("127.0.0.1", "127.0.0.1:1"),
+        ("127.8.9.1", "127.8.9.1:1"),
+        ("unix:/run/tokenwire.socket", "unix:/run/tokenwire.socket"),
+        ("unix:///run/tokenwire.socket", "unix:/run/tokenwire.socket"),
+    ],
+)
+def test_what_only_this_machine_can_reach_needs_no_tls(value: str, address: str) -> None:
+    assert load("--host", value, "--port", "1").address == address
+    assert not load("--host", value).exposed
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "[::]", "10.0.0.1", "gateway.example", "0", "localhost.example"])
+def test_what_others_can_reach_needs_tls_or_a_switch(host: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--host", host)
+    plain = host.strip("[]")
+    assert str(caught.value) == (
+        f"--host is {plain!r}, which others than this machine can reach: "
+        "TOKENWIRE_TLS_CERTIFICATE and TOKENWIRE_TLS_KEY are wanted, or --insecure true"
+    )
+    assert load("--host", host, "--insecure", "true").exposed
+    assert load("--host", host, TOKENWIRE_TLS_CERTIFICATE="a", TOKENWIRE_TLS_KEY="b").host == plain
+
+
+@pytest.mark.parametrize(
+    "host", ["a b", "[::1", "1.2.3.400", "h:1", "unix:", "unix:run/a", "unix:/" + "a" * 107, "http://h"]
+)
+def test_a_host_that_nothing_can_listen_on_is_refused(host: str) -> None:
+    with pytest.raises(SettingError, match=r"^--host is .*unix:/PATH"):
+        load("--host", host)
+
+
+def test_settings_of_tls_stand_together() -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--tls-key", "k", TOKENWIRE_TLS_CLIENT_CA="c")
+    assert str(caught.value).splitlines() == [
+        "--tls-key is set: TOKENWIRE_TLS_CERTIFICATE is wanted beside it",
+        "TOKENWIRE_TLS_CLIENT_CA is set: TOKENWIRE_TLS_CERTIFICATE is wanted beside it",
+    ]
+    with pytest.raises(
+        SettingError, match=r"^TOKENWIRE_TLS_CERTIFICATE is set: TOKENWIRE_TLS_KEY is wanted beside it$"
+    ):
+        load(TOKENWIRE_TLS_CERTIFICATE="c")
+
+
+def test_processes_cannot_share_a_unix_domain_socket() -> None:
+    with pytest.raises(SettingError, match=r"^TOKENWIRE_WORKERS is 2: 1 is wanted, since processes can't share"):
+        load("--host", "unix:/run/a", TOKENWIRE_WORKERS="2")
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
@@ -304,7 +368,9 @@ def test_an_emulator_that_is_no_address_is_refused(value: str) -> None:
 def test_what_kubernetes_and_others_set_is_left_alone() -> None:
     links = {"TOKENWIRE_PORT": "tcp://10.0.0.1:50051", "TOKENWIRE_WORKERS_PORT": "tcp://10.0.0.2:80"}
     assert Settings.load([], links, prog="p") == Settings()
-    assert load(TOKENWIRE_HOST="tcp://h").host == "tcp://h"  # a value of somebody's own is never passed over
+    # A value of somebody's own is never passed over.
+    with pytest.raises(SettingError, match=r"^TOKENWIRE_HOST is 'tcp://h'"):
+        load(TOKENWIRE_HOST="tcp://h")
     others = ["TOKENWIRE_SERVICE_HOST", "TOKENWIRE_PORT_50051_TCP_ADDR", "TOKENWIRE_ADDRESS", "TOKENWIRE_CACHE"]
     others += [
         "TOKENWIRE_PAGE_DATA",

@@ -1,0 +1,180 @@
+"""TLS: the server's certificate, its key, and whose clients it trusts, read anew when their files change."""
+
+import datetime as dt
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from ..settings import SettingError, Settings
+from ..telemetry import call_log
+
+_PROCESSES = frozenset(
+    ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
+)
+"""Python's own names for the ways to start a process, as it tells them to audit hooks."""
+
+
+class TLSError(Exception):
+    """The files can't serve; the message says which and why."""
+
+
+class _Files(NamedTuple):
+    """What is in the files, in PEM."""
+
+    certificate: bytes
+    key: bytes
+    client_ca: bytes | None
+
+
+class Certificates:
+    """Gives gRPC what each handshake is made with.
+
+    gRPC asks for it on threads of its own, before each handshake. Streams that run keep their connections: they never
+    see a change.
+    """
+
+    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
+        """Paths of PEM files: the certificate and those that it rests on; its key, without a passphrase.
+
+        With `client_ca` a client has to show a certificate of one of these authorities.
+        """
+        self._paths = {"tls_certificate": certificate, "tls_key": key}
+        if client_ca:
+            self._paths["tls_client_ca"] = client_ca
+        self._lock = threading.Lock()
+        self._seen: tuple[object, ...] = ()
+        """What the files looked like when they were read last."""
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For a port of gRPC's. Raises TLSError where the files can't serve."""
+        self._seen = self._look()
+        configuration = _configuration(self._read())
+        return grpc.dynamic_ssl_server_credentials(
+            configuration,
+            self._changed,  # type: ignore[arg-type] # None is allowed: nothing has changed
+            "tls_client_ca" in self._paths,
+        )
+
+    def check(self) -> None:
+        """Raise TLSError where the files can't serve."""
+        self._read()
+
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What handshakes are made with from now on; None: nothing has changed, or nothing that could serve."""
+        with self._lock:
+            seen = self._look()
+            if seen == self._seen:
+                return None
+            self._seen = seen
+            try:
+                files = self._read()
+            except TLSError as error:
+                call_log.warn("TLS goes on with the certificate it has: %s", error)
+                return None
+            call_log.say("TLS has a new certificate, %s", _described(files.certificate))
+            return _configuration(files)
+
+    def _look(self) -> tuple[object, ...]:
+        return tuple(map(_looks, self._paths.values()))
+
+    def _read(self) -> _Files:
+        found = {}
+        for setting, path in self._paths.items():
+            try:
+                found[setting] = Path(path).read_bytes()
+            except OSError as error:
+                raise TLSError(f"{_variable(setting)} is {path!r}: {error.strerror}") from error
+        _check(found, self._paths)
+        return _Files(found["tls_certificate"], found["tls_key"], found.get("tls_client_ca"))
+
+
+def certificates(settings: Settings) -> Certificates | None:
+    """As the settings have it; None: no TLS. Raises SettingError where the files can't serve."""
+    if not settings.tls_certificate:
+        return None
+    found = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    try:
+        found.check()
+    except TLSError as error:
+        raise SettingError(str(error)) from error
+    return found
+
+
+def forbid_processes() -> None:
+    """Refuse, from now on and for good, to start any process from this one.
+
+    In a process that serves TLS, gRPC hangs or dies of it (relative: grpc/grpc#14258).
+    """
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, _: tuple[object, ...]) -> None:
+    if event in _PROCESSES:
+        raise RuntimeError(f"{event}: a server that serves TLS must not start processes; gRPC would hang or die")
+
+
+def _looks(path: str) -> object:
+    try:
+        seen = os.stat(path)  # noqa: PTH116 - asked before each handshake
+    except OSError as error:
+        return error.errno
+    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def _variable(setting: str) -> str:
+    return f"TOKENWIRE_{setting.upper()}"
+
+
+def _check(found: dict[str, bytes], paths: dict[str, str]) -> None:
+    """Raise TLSError for what is no PEM, for a key that is another certificate's, and for one that has expired."""
+    from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - likewise
+
+    chains: dict[str, list[x509.Certificate]] = {}
+    for setting in ("tls_certificate", "tls_client_ca"):
+        if setting in found:
+            try:
+                chains[setting] = x509.load_pem_x509_certificates(found[setting])
+            except ValueError as error:
+                raise TLSError(f"{_variable(setting)} is {paths[setting]!r}: no certificate in PEM is there") from error
+    try:
+        key = serialization.load_pem_private_key(found["tls_key"], None)
+    except TypeError as error:
+        raise TLSError(
+            f"{_variable('tls_key')} is {paths['tls_key']!r}: a key without a passphrase is wanted"
+        ) from error
+    except Exception as error:
+        raise TLSError(f"{_variable('tls_key')} is {paths['tls_key']!r}: no key in PEM is there") from error
+    first = chains["tls_certificate"][0]
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if key.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
+        raise TLSError(
+            f"{_variable('tls_key')} is {paths['tls_key']!r}: it is not the key of the certificate in "
+            f"{paths['tls_certificate']!r}"
+        )
+    if first.not_valid_after_utc < dt.datetime.now(dt.UTC):
+        raise TLSError(
+            f"{_variable('tls_certificate')} is {paths['tls_certificate']!r}: it has expired on "
+            f"{_day(first.not_valid_after_utc)}"
+        )
+
+
+def _configuration(files: _Files) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(files.key, files.certificate)], root_certificates=files.client_ca
+    )
+
+
+def _described(pem: bytes) -> str:
+    from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
+
+    first = x509.load_pem_x509_certificates(pem)[0]
+    return f"valid until {_day(first.not_valid_after_utc)}"
+
+
+def _day(moment: dt.datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

@@ -21,7 +21,7 @@ def free(host: str, port: int) -> Resolved:
 
 
 def clear(path: str) -> None:
-    """Let a Unix domain socket be made at `path`. Raises SettingError if a process listens there, or no socket is there.
+    """Let a Unix domain socket be made at `path`. Raises SettingError if a process listens there, or it is no socket.
 
     gRPC would take it away from either without a word.
     """

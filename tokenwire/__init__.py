@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenwire.aio import AsyncAnswer, AsyncClient
-    from tokenwire.base import DEFAULT_ADDRESS, default_address
     from tokenwire.client import Answer, Client
     from tokenwire.config import GenerationConfigDict
+    from tokenwire.connection import DEFAULT_ADDRESS, default_address
     from tokenwire.errors import (
         BlocklistError,
         BusyError,
@@ -96,8 +96,8 @@ __all__ = [
 _HOMES = {
     "AsyncAnswer": "aio",
     "AsyncClient": "aio",
-    "DEFAULT_ADDRESS": "base",
-    "default_address": "base",
+    "DEFAULT_ADDRESS": "connection",
+    "default_address": "connection",
     "Answer": "client",
     "Client": "client",
     "GenerationConfigDict": "config",

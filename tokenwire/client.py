@@ -17,7 +17,8 @@ from typing import Protocol, Self
 
 import grpc
 
-from tokenwire.base import AnswerBase, ClientBase, channel_options
+from tokenwire.base import AnswerBase, ClientBase
+from tokenwire.connection import channel_options
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (

@@ -63,24 +63,24 @@ def test_what_to_type_next_is_what_was_typed(monkeypatch: pytest.MonkeyPatch, ca
     assert demo._command() == command
 
 
-@pytest.mark.parametrize(("code", "told"), [(130, ""), (1, "make: *** [Makefile:")])
-def test_ctrl_c_of_make_demo_is_no_error_and_a_failure_is(tmp_path: Path, code: int, told: str) -> None:
-    """In a terminal, whose Ctrl-C goes to make as well."""
-    command = tmp_path / "tokenwire"
-    command.write_text(
-        f"#!{sys.executable}\n"
-        "import signal, sys, time\n"
-        f"signal.signal(signal.SIGINT, lambda *_: sys.exit({code}))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(60)\n"
-    )
+def make_demo(folder: Path, code: str, terminal: int) -> "subprocess.Popen[bytes]":
+    """`make demo` of a `tokenwire` that runs this code, in a terminal of its own."""
+    command = folder / "tokenwire"
+    command.write_text(f"#!{sys.executable}\nimport signal, sys, time\n{code}\n")
     command.chmod(0o755)
-    ours, theirs = os.openpty()
-    (tmp_path / ".run").touch()
-    flags = ["demo", f"BIN={tmp_path}", f"VENV={tmp_path}", "-o", f"{tmp_path}/.run"]
-    process = subprocess.Popen(
-        ["setsid", "--ctty", "make", *flags], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    (folder / ".run").touch()
+    flags = ["demo", f"BIN={folder}", f"VENV={folder}", "-o", f"{folder}/.run"]
+    return subprocess.Popen(
+        ["setsid", "--ctty", "make", *flags], cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal
     )
+
+
+def test_ctrl_c_of_make_demo_is_no_error(tmp_path: Path) -> None:
+    """The terminal's Ctrl-C goes to make as well."""
+    # It takes a moment, as the real one does: make gets confused by a child that has ended before make hears of Ctrl-C.
+    code = "signal.signal(signal.SIGINT, lambda *_: time.sleep(0.5) or sys.exit(130)); print('ready'); time.sleep(60)"
+    ours, theirs = os.openpty()
+    process = make_demo(tmp_path, code.replace("'ready'", "'ready', flush=True"), theirs)
     os.close(theirs)
     seen = b""
     with io.FileIO(ours, "r+") as terminal:
@@ -91,6 +91,11 @@ def test_ctrl_c_of_make_demo_is_no_error_and_a_failure_is(tmp_path: Path, code: 
             while piece := terminal.read(1000):
                 seen += piece
     process.wait(10)
-    said = seen.decode().replace("\r\n", "\n").partition("ready\n")[2].removeprefix("^C")
-    assert told in said
-    assert bool(told) == bool(said.strip()), said
+    assert seen.decode().replace("\r\n", "\n").partition("ready\n")[2].removeprefix("^C").strip() == ""
+
+
+def test_a_demo_that_fails_fails_make_demo(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    assert make_demo(tmp_path, "sys.exit(1)", theirs).wait(60) != 0
+    os.close(ours)
+    os.close(theirs)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenwire import default_address
+from tokenwire import connection
 from tokenwire.cli import arguments
 
 _SCRIPT = Path(__file__).with_name("script.py")
@@ -36,8 +36,16 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
         elif error.errno in (errno.EACCES, errno.EPERM):
             remedy = "Give --port one that this user may have, such as 8501"
         return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}. {remedy}.")
-    # The page reads it as any caller does.
+    shown = connection.Identity.found(arguments.identity(options))
+    try:
+        connection.Connection(options.address, shown).credentials()
+    except ValueError as error:
+        return _fail(f"The service can't be called: {error}.")
+    except OSError as error:
+        return _fail(f"{error.filename} can't be read: {error.strerror}.")
+    # The page reads them as any caller does.
     os.environ["TOKENWIRE_ADDRESS"] = options.address
+    os.environ |= shown.environ()
     return _serve(options.host, options.port, options.name)
 
 
@@ -56,13 +64,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="HOST",
         help="another name under which browsers reach the page, such as a proxy's; any number of times",
     )
-    parser.add_argument(
-        "--address",
-        type=arguments.address,
-        default=default_address(),
-        metavar="HOST:PORT",
-        help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
-    )
+    arguments.add_address(parser)
     return parser
 
 

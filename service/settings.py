@@ -30,7 +30,11 @@ _OF_KUBERNETES = re.compile(
     r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
 
-_OF_OTHERS = frozenset(f"{_PREFIX}{name}" for name in ("ADDRESS", "CACHE", "PAGE_DATA", "STRICT", "STORM"))
+_NAMES_OF_OTHERS = (
+    *("ADDRESS", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "TOKEN", "TOKEN_FILE"),
+    *("CACHE", "PAGE_DATA", "STRICT", "STORM"),
+)
+_OF_OTHERS = frozenset(f"{_PREFIX}{name}" for name in _NAMES_OF_OTHERS)
 """Variables that callers, the local Vertex, the page and the tests read, which may be set for all of them at once."""
 
 LEVELS = ("debug", "info", "warning", "error")

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 
 from tokenwire.base import AnswerBase, ClientBase
-from tokenwire.connection import channel_options
+from tokenwire.connection import Connection
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
@@ -108,17 +108,35 @@ class AsyncAnswer(AnswerBase):
 class AsyncClient(ClientBase[AsyncAnswer]):
     """Calls one service. Connects with the first call; leaving its `async with` block ends every call."""
 
-    def __init__(self, address: str | None = None, *, channel: grpc.aio.Channel | None = None) -> None:
-        """`address` is host:port, by default TOKENWIRE_ADDRESS or localhost:50051.
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        ca: str | None = None,
+        certificate: str | None = None,
+        key: str | None = None,
+        token: str | None = None,
+        token_file: str | None = None,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        """`address` is https://HOST[:PORT] for TLS, HOST:PORT or unix:/PATH for plain text.
 
-        A `channel` of your own (TLS, interceptors, a fake) is used as it is and left open; `address` is then
-        only what errors call it.
+        By default TOKENWIRE_ADDRESS or localhost:50051. `ca`, `certificate` and `key` are PEM files: whom to trust
+        instead of the system's authorities, and what this caller shows. `token` is an API key or a JWT, `token_file` a
+        file that holds it and may change. What isn't given comes from TOKENWIRE_CA, TOKENWIRE_CLIENT_CERTIFICATE,
+        TOKENWIRE_CLIENT_KEY, TOKENWIRE_TOKEN and TOKENWIRE_TOKEN_FILE; "" is nothing. A token is never sent in plain
+        text to another machine.
+
+        A `channel` of your own (interceptors, a fake) is used as it is and left open; `address` is then only what
+        errors call it. Raises ValueError for what doesn't fit together, and OSError for a file that can't be read.
 
         May be made before there is an event loop. Belongs to the one that its first call runs in.
         """
-        super().__init__(address)
+        identity = {"ca": ca, "certificate": certificate, "key": key, "token": token, "token_file": token_file}
+        super().__init__(address, identity, borrowed=channel is not None)
         self._channel = channel
         self._borrowed = channel is not None
+        self._credentials = self._connection.credentials() if self._connection is not None else None
         self._stub: GenerationServiceAsyncStub | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -137,7 +155,9 @@ class AsyncClient(ClientBase[AsyncAnswer]):
             await self._channel.close()
 
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> AsyncAnswer:
-        return AsyncAnswer(self._connected().Generate(request, timeout=timeout), self, timeout=timeout)
+        return AsyncAnswer(
+            self._connected().Generate(request, timeout=timeout, metadata=self._metadata()), self, timeout=timeout
+        )
 
     async def count_tokens(
         self,
@@ -154,19 +174,22 @@ class AsyncClient(ClientBase[AsyncAnswer]):
             prompt=prompt, messages=messages, system_instruction=system_instruction, model=model, tools=tools
         )
         with self._errors(timeout):
-            return self._readable(await self._connected().CountTokens(request, timeout=timeout)).total_tokens
+            call = self._connected().CountTokens(request, timeout=timeout, metadata=self._metadata())
+            return self._readable(await call).total_tokens
 
     async def models(self, *, timeout: float = 5) -> list[Model]:  # noqa: ASYNC109 - the call's deadline
         """The models that the service offers, its default first. Raises TokenwireError."""
         with self._errors(timeout):
-            return list(self._readable(await self._connected().ListModels(ListModelsRequest(), timeout=timeout)).models)
+            call = self._connected().ListModels(ListModelsRequest(), timeout=timeout, metadata=self._metadata())
+            return list(self._readable(await call).models)
 
     def _connected(self) -> "GenerationServiceAsyncStub":
         self._check_open()
         loop = asyncio.get_running_loop()
         if self._stub is None:
             if self._channel is None:
-                self._channel = grpc.aio.insecure_channel(self.address, channel_options(self.address))
+                assert self._connection is not None
+                self._channel = _channel(self._connection, self._credentials)
             self._stub, self._loop = GenerationServiceStub(self._channel), loop
         if loop is not self._loop:
             raise RuntimeError("This AsyncClient belongs to another event loop: make one for each.")
@@ -187,6 +210,12 @@ class AsyncClient(ClientBase[AsyncAnswer]):
         if response is None:
             raise self._error(grpc.StatusCode.INTERNAL)
         return response
+
+
+def _channel(connection: Connection, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    if credentials is None:
+        return grpc.aio.insecure_channel(connection.target.name, connection.options())
+    return grpc.aio.secure_channel(connection.target.name, credentials, connection.options())
 
 
 def _cancelled() -> bool:

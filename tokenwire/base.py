@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import grpc
 
 from tokenwire.config import GenerationConfigDict
-from tokenwire.connection import default_address
+from tokenwire.connection import Connection, Identity, default_address
 from tokenwire.endings import unfinished
 from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, TokenwireError, explain, put
 from tokenwire.messages import Turn
@@ -117,9 +117,13 @@ AnswerT = TypeVar("AnswerT", bound=AnswerBase)
 class ClientBase(ABC, Generic[AnswerT]):
     """Asks one service: what doesn't depend on how a caller waits."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, identity: Mapping[str, str | None], *, borrowed: bool) -> None:
+        """`borrowed`: the channel is the caller's own, and so is what it shows."""
         self.address = address or default_address()
-        """host:port; what errors call the service."""
+        """What errors call the service."""
+        if borrowed and any(identity.values()):
+            raise ValueError("a channel of your own has credentials of its own: the client can't add any")
+        self._connection = None if borrowed else Connection(self.address, Identity.found(identity))
         self.closed = False
         """Whether `close` has been called: it takes no more calls then."""
 
@@ -162,6 +166,10 @@ class ClientBase(ABC, Generic[AnswerT]):
     def _check_open(self) -> None:
         if self.closed:
             raise RuntimeError("This client is closed: make another one.")
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """What each call says of its caller."""
+        return self._connection.metadata() if self._connection is not None else ()
 
     def _failed(self, error: grpc.RpcError, timeout: float) -> TokenwireError:
         return explain(error, address=self.address, timeout=timeout, cancelled=self.closed)

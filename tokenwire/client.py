@@ -18,7 +18,7 @@ from typing import Protocol, Self
 import grpc
 
 from tokenwire.base import AnswerBase, ClientBase
-from tokenwire.connection import channel_options
+from tokenwire.connection import Connection
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
@@ -92,15 +92,35 @@ class Answer(AnswerBase):
 class Client(ClientBase[Answer]):
     """Calls one service. Connects with the first call; leaving its `with` block ends every call."""
 
-    def __init__(self, address: str | None = None, *, channel: grpc.Channel | None = None) -> None:
-        """`address` is host:port, by default TOKENWIRE_ADDRESS or localhost:50051.
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        ca: str | None = None,
+        certificate: str | None = None,
+        key: str | None = None,
+        token: str | None = None,
+        token_file: str | None = None,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        """`address` is https://HOST[:PORT] for TLS, HOST:PORT or unix:/PATH for plain text.
 
-        A `channel` of your own (TLS, interceptors, a fake) is used as it is and left open; `address` is then
-        only what errors call it.
+        By default TOKENWIRE_ADDRESS or localhost:50051. `ca`, `certificate` and `key` are PEM files: whom to trust
+        instead of the system's authorities, and what this caller shows. `token` is an API key or a JWT, `token_file` a
+        file that holds it and may change. What isn't given comes from TOKENWIRE_CA, TOKENWIRE_CLIENT_CERTIFICATE,
+        TOKENWIRE_CLIENT_KEY, TOKENWIRE_TOKEN and TOKENWIRE_TOKEN_FILE; "" is nothing. A token is never sent in plain
+        text to another machine.
+
+        A `channel` of your own (interceptors, a fake) is used as it is and left open; `address` is then only what
+        errors call it. Raises ValueError for what doesn't fit together, and OSError for a file that can't be read.
         """
-        super().__init__(address)
-        self._channel = channel or grpc.insecure_channel(self.address, channel_options(self.address))
+        identity = {"ca": ca, "certificate": certificate, "key": key, "token": token, "token_file": token_file}
+        super().__init__(address, identity, borrowed=channel is not None)
         self._borrowed = channel is not None
+        if channel is None:
+            assert self._connection is not None
+            channel = _channel(self._connection)
+        self._channel = channel
         self._stub = GenerationServiceStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -119,7 +139,7 @@ class Client(ClientBase[Answer]):
 
     def stream(self, request: GenerateRequest, *, timeout: float | None = None) -> Answer:
         self._check_open()
-        return Answer(self._stub.Generate(request, timeout=timeout), self, timeout=timeout)
+        return Answer(self._stub.Generate(request, timeout=timeout, metadata=self._metadata()), self, timeout=timeout)
 
     def count_tokens(
         self,
@@ -137,7 +157,7 @@ class Client(ClientBase[Answer]):
         )
         self._check_open()
         try:
-            return self._stub.CountTokens(request, timeout=timeout).total_tokens
+            return self._stub.CountTokens(request, timeout=timeout, metadata=self._metadata()).total_tokens
         except grpc.RpcError as error:
             raise self._failed(error, timeout) from error
 
@@ -145,6 +165,14 @@ class Client(ClientBase[Answer]):
         """The models that the service offers, its default first. Raises TokenwireError."""
         self._check_open()
         try:
-            return list(self._stub.ListModels(ListModelsRequest(), timeout=timeout).models)
+            answer = self._stub.ListModels(ListModelsRequest(), timeout=timeout, metadata=self._metadata())
+            return list(answer.models)
         except grpc.RpcError as error:
             raise self._failed(error, timeout) from error
+
+
+def _channel(connection: Connection) -> grpc.Channel:
+    credentials = connection.credentials()
+    if credentials is None:
+        return grpc.insecure_channel(connection.target.name, connection.options())
+    return grpc.secure_channel(connection.target.name, credentials, connection.options())

@@ -1,8 +1,36 @@
-"""How a caller reaches the service."""
+"""How a caller reaches the service: its address, TLS, and the token that says who calls.
+
+https://gateway.example         TLS, port 443
+https://gateway.example:50051   TLS
+gateway.example:50051           plain text
+unix:/run/tokenwire.socket      a Unix domain socket, plain text
+"""
 
 import os
+import ssl
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+import grpc
 
 DEFAULT_ADDRESS = "localhost:50051"
+
+_HTTPS_PORT = 443
+
+# Where systems keep the authorities that they trust, in one file.
+_SYSTEM_ROOTS = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+
+_LONGEST_TOKEN_BYTES = 15 * 1024  # a server takes 16 KB of metadata in all
+
 
 _SECOND_MS = 1_000
 # A machine that answers neither yes nor no is given up after so long; gRPC's own limit is 20 s.
@@ -31,9 +59,180 @@ def default_address() -> str:
     return os.environ.get("TOKENWIRE_ADDRESS") or DEFAULT_ADDRESS
 
 
-def channel_options(address: str) -> tuple[tuple[str, int], ...]:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost" or host.startswith("127.") or host == "::1":
-        # http_proxy is for the way out, and a proxy can't reach this machine's own loopback.
-        return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
-    return _CHANNEL_OPTIONS
+class Target(NamedTuple):
+    """An address, understood."""
+
+    name: str
+    """As gRPC dials it."""
+    secure: bool
+    """Whether by TLS."""
+    local: bool
+    """Whether what is sent there stays on this machine."""
+
+
+def target(address: str) -> Target:
+    """Understand an address. Raises ValueError, saying what is wanted."""
+    if address.startswith("https://"):
+        return Target(_dialled(address), secure=True, local=_is_loopback(urlsplit(address).hostname or ""))
+    if address.startswith("http://"):
+        raise ValueError(f"{address!r} is no address: https://HOST:PORT is TLS, and HOST:PORT alone is plain text")
+    if address.startswith(("unix:", "unix-abstract:")):
+        return Target(address, secure=False, local=True)
+    return Target(address, secure=False, local=_is_loopback(address.rpartition(":")[0].strip("[]")))
+
+
+def _dialled(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port or _HTTPS_PORT
+    except ValueError as error:
+        raise ValueError(f"{address!r} is no address: https://HOST or https://HOST:PORT is wanted") from error
+    if not host or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
+        raise ValueError(f"{address!r} is no address: https://HOST or https://HOST:PORT is wanted")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
+
+
+_VARIABLES = {
+    "ca": "TOKENWIRE_CA",
+    "certificate": "TOKENWIRE_CLIENT_CERTIFICATE",
+    "key": "TOKENWIRE_CLIENT_KEY",
+    "token": "TOKENWIRE_TOKEN",
+    "token_file": "TOKENWIRE_TOKEN_FILE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """By what a caller trusts the service, and shows who it is. What isn't given comes from the environment."""
+
+    ca: str = ""
+    """PEM file: whom to trust instead of the system's authorities (TOKENWIRE_CA)."""
+    certificate: str = ""
+    """PEM file: this caller's own certificate, and those it rests on (TOKENWIRE_CLIENT_CERTIFICATE)."""
+    key: str = ""
+    """PEM file: its key (TOKENWIRE_CLIENT_KEY)."""
+    token: str = ""
+    """An API key or a JWT (TOKENWIRE_TOKEN)."""
+    token_file: str = ""
+    """A file that holds it, read anew when it changes (TOKENWIRE_TOKEN_FILE)."""
+
+    @classmethod
+    def found(cls, given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Self:
+        """What is given by name, else by the environment; a given "" is nothing, whatever the environment says.
+
+        A token that is given stands for the environment's file as well, and the other way round.
+        """
+        told = {name: str(value) for name, value in given.items() if value is not None}
+        for group in (("ca",), ("certificate", "key"), ("token", "token_file")):
+            if not told.keys() & set(group):
+                told |= {name: environ.get(_VARIABLES[name], "") for name in group}
+        return cls(**told)
+
+    def environ(self) -> dict[str, str]:
+        """The environment in which another process finds the same."""
+        return {variable: getattr(self, name) for name, variable in _VARIABLES.items()}
+
+
+class Connection:
+    """What a client needs to make its channel, and to say with each call who it is."""
+
+    def __init__(self, address: str, identity: Identity) -> None:
+        """Raises ValueError for what doesn't fit together, and OSError for a token's file that can't be read."""
+        self.target = target(address)
+        self._token = _Token(identity)
+        if bool(identity.certificate) != bool(identity.key):
+            missing = "key" if identity.certificate else "certificate"
+            raise ValueError(f"a client's certificate and its key stand together: the {missing} is missing")
+        if not self.target.secure:
+            if identity.certificate:
+                raise ValueError(f"a client's certificate is shown over TLS only: use https://{self.target.name}")
+            if self._token.is_set and not self.target.local:
+                raise ValueError(
+                    f"a token is never sent in plain text to another machine: use https://{self.target.name}"
+                )
+        self._token.read()  # better now than with the first call
+        self._identity = identity
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For a channel; None: it is one in plain text. Raises OSError for a file that can't be read."""
+        if not self.target.secure:
+            return None
+        own = self._identity
+        return grpc.ssl_channel_credentials(
+            Path(own.ca).read_bytes() if own.ca else _system_roots(),
+            Path(own.key).read_bytes() if own.key else None,
+            Path(own.certificate).read_bytes() if own.certificate else None,
+        )
+
+    def options(self) -> tuple[tuple[str, int], ...]:
+        """For a channel, of either kind."""
+        if self.target.local:
+            # http_proxy is for the way out, and a proxy can't reach this machine's own loopback.
+            return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
+        return _CHANNEL_OPTIONS
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """To be sent with each call."""
+        token = self._token.read()
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+class _Token:
+    """One that is given, or that stands in a file."""
+
+    def __init__(self, identity: Identity) -> None:
+        if identity.token and identity.token_file:
+            raise ValueError("a token and a file that holds one are given: one of them is wanted")
+        self._file = identity.token_file
+        self._value = _checked(identity.token, "the token") if identity.token else ""
+        self._seen: object = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self._value or self._file)
+
+    def read(self) -> str:
+        """The token; while its file can't be read, or holds none, the one that was there before.
+
+        Raises ValueError or OSError where there was none before.
+        """
+        if not self._file:
+            return self._value
+        with self._lock:
+            try:
+                found = Path(self._file).stat()
+                seen = found.st_ino, found.st_size, found.st_mtime_ns
+                if seen != self._seen:
+                    content = Path(self._file).read_text(encoding="utf-8", errors="replace").strip()
+                    self._value, self._seen = _checked(content, f"what is in {self._file}"), seen
+            except (OSError, ValueError):
+                if not self._value:
+                    raise
+            return self._value
+
+
+def _checked(token: str, what: str) -> str:
+    """Raise ValueError, without telling it, for what no header can hold."""
+    if not token or not token.isascii() or not token.isprintable() or " " in token or len(token) > _LONGEST_TOKEN_BYTES:
+        raise ValueError(
+            f"{what} can't be sent: plain letters and signs without spaces are wanted, "
+            f"1 to {_LONGEST_TOKEN_BYTES} of them"
+        )
+    return token
+
+
+def _system_roots() -> bytes | None:
+    """Whom this system trusts, in PEM; None: whom gRPC does by itself.
+
+    gRPC has a list of its own, in which a company's own authority is missing.
+    """
+    for path in (os.environ.get(ssl.get_default_verify_paths().openssl_cafile_env), *_SYSTEM_ROOTS):
+        if path and Path(path).is_file():
+            return Path(path).read_bytes()
+    trusted = ssl.create_default_context().get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, trusted)).encode() or None

@@ -53,6 +53,18 @@ CALL_DROPPED = "CALL_DROPPED"
 NO_COMPLETED = "NO_COMPLETED"
 SEQUENCE_GAP = "SEQUENCE_GAP"
 REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+NO_TLS = "NO_TLS"
+NOT_TRUSTED = "NOT_TRUSTED"
+OTHER_NAME = "OTHER_NAME"
+TURNED_AWAY = "TURNED_AWAY"
+
+# In gRPC's texts for a connection that didn't come to be, why it didn't. Behind the last one stands either side's TLS.
+_NO_CONNECTION = (
+    ("WRONG_VERSION_NUMBER", NO_TLS),
+    ("CERTIFICATE_VERIFY_FAILED", NOT_TRUSTED),
+    ("Hostname Verification Check failed", OTHER_NAME),
+    (": Socket closed", TURNED_AWAY),
+)
 
 # gRPC's own text for a request that is larger than the service's limit. The service never sees such a request, so it
 # can't say anything about it. For an answer that is larger than the client's limit the text begins with "CLIENT:".
@@ -281,6 +293,21 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.UNAVAILABLE, NOT_CONNECTED): Words(
             UnavailableError, "The service is not running at {address}. Start it with `tokenwire serve`."
         ),
+        (_Code.UNAVAILABLE, NO_TLS): Words(
+            UnavailableError, "What runs at {address} does not speak TLS: an address without https:// is for that."
+        ),
+        (_Code.UNAVAILABLE, NOT_TRUSTED): Words(
+            UnavailableError,
+            "The certificate of {address} is not trusted: give this caller the authority that signed it (`ca`, --ca).",
+        ),
+        (_Code.UNAVAILABLE, OTHER_NAME): Words(
+            UnavailableError, "The certificate of {address} is for another name: use the one it is for."
+        ),
+        (_Code.UNAVAILABLE, TURNED_AWAY): Words(
+            UnavailableError,
+            "What runs at {address} closed the connection before it was made: it may want TLS (https://...), or a "
+            "certificate of this caller that it trusts.",
+        ),
         (_Code.UNAVAILABLE, CONNECTION_LOST): Words(
             IncompleteError, "The connection to the service at {address} was lost."
         ),
@@ -321,7 +348,7 @@ def explain(
     known = _unpack(details, info) and info.domain == DOMAIN
     reason = info.reason if known else ""
     if not known and code is grpc.StatusCode.UNAVAILABLE:
-        reason = CONNECTION_LOST if started else NOT_CONNECTED
+        reason = CONNECTION_LOST if started else _not_connected(said)
     if not known and not cancelled and code is grpc.StatusCode.CANCELLED:
         # A call that reaches a server after it has told the connection to close ends like this, as if somebody here had
         # cancelled it (https://github.com/grpc/grpc/issues/41785).
@@ -351,6 +378,13 @@ def explain(
         violations=violations,
         metadata=info.metadata if known else None,
     )
+
+
+def _not_connected(said: str) -> str:
+    """Why there is no connection, by gRPC's own text."""
+    if not said.startswith("failed to connect to all addresses"):
+        return NOT_CONNECTED
+    return next((reason for part, reason in _NO_CONNECTION if part in said), NOT_CONNECTED)
 
 
 def put(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
-from tokenwire import Client, TokenwireError
-from tokenwire.cli import question
+from tokenwire import TokenwireError
+from tokenwire.cli import arguments, question
 from tokenwire.cli.meter import Meter
 from tokenwire.cli.terminal import (
     EXIT_BROKEN_PIPE,
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ask") -> i
     options = _parser(prog).parse_args(argv)
     try:
         return unbroken(lambda: _ask(options))
+    except question.WrongQuestionError as error:
+        say(str(error))
+        return EXIT_USAGE
     except KeyboardInterrupt:
         say("Stopped. The call was cancelled; what you see is incomplete.")
         return EXIT_INTERRUPTED
@@ -66,7 +69,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="PROMPT",
         help=f'the question; "-" reads it from stdin (default: "{DEFAULT_PROMPT}")',
     )
-    question.add_address(parser)
+    arguments.add_address(parser)
     question.add_model(parser)
     question.add_files(parser)
     question.add_sampling(parser)
@@ -81,12 +84,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _ask(options: argparse.Namespace) -> int:
     screen = Screen(_form(options), thoughts=options.thoughts and not options.json)
     notes = Notes()
-    try:
-        request = _request(options)
-    except question.WrongQuestionError as error:
-        say(str(error))
-        return EXIT_USAGE
-    with Client(options.address) as client:
+    request = _request(options)
+    with question.client(options) as client:
         meter = Meter(asked_at=time.monotonic())
         try:
             answer, messages, meter.asked_at = question.asked(client, request, timeout=options.timeout)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
-from tokenwire import Client, TokenwireError, model, user
-from tokenwire.cli import question
-from tokenwire.cli.terminal import EXIT_INTERRUPTED, Notes, Screen, say, unbroken
+from tokenwire import TokenwireError, model, user
+from tokenwire.cli import arguments, question
+from tokenwire.cli.terminal import EXIT_INTERRUPTED, EXIT_USAGE, Notes, Screen, say, unbroken
 from tokenwire.endings import ending
 from tokenwire.v1.content_pb2 import Message
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire chat") -> 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    question.add_address(parser)
+    arguments.add_address(parser)
     question.add_model(parser)
     question.add_sampling(parser)
     question.add_timeout(parser)
@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire chat") -> 
         import_module("readline")  # `input` makes use of it: editing, and earlier lines
     try:
         return unbroken(lambda: _Conversation(options).run())
+    except question.WrongQuestionError as error:
+        say(str(error))
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -55,6 +58,7 @@ class _Conversation:
         """All that has been said; the model's turn is the last."""
 
     def run(self) -> int:
+        question.client(self._options).close()  # what it can't be made of is told now, and not with each question
         if self._terminal:
             say("Ctrl-C stops an answer, Ctrl-D ends the conversation; /help tells more.")
         while (line := self._line()) is not None:
@@ -94,7 +98,7 @@ class _Conversation:
             turn = user(line)
             request = question.request(self._options, [*self._turns, turn])
             # A connection for each question: wherever Ctrl-C falls, nothing is left running behind it.
-            with Client(self._options.address) as client:
+            with question.client(self._options) as client:
                 answer, messages, _ = question.asked(client, request, timeout=self._options.timeout)
                 for message in messages:
                     notes.saw(message)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tokenwire import Client, TokenwireError
+from tokenwire import TokenwireError
 from tokenwire.cli import arguments, question
 from tokenwire.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, say, unbroken
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire count") ->
         prog=prog, description="Count the tokens that a question would take as input, by its model's own count."
     )
     parser.add_argument("prompt", metavar="PROMPT", help='the question; "-" reads it from stdin')
-    question.add_address(parser)
+    arguments.add_address(parser)
     question.add_model(parser)
     question.add_files(parser)
     parser.add_argument(
@@ -24,20 +24,20 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire count") ->
     options = parser.parse_args(argv)
     try:
         return unbroken(lambda: _count(options))
+    except question.WrongQuestionError as error:
+        say(str(error))
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
 def _count(options: argparse.Namespace) -> int:
-    with Client(options.address) as client:
+    with question.client(options) as client:
         try:
             turn = question.turn(options)
             tokens = client.count_tokens(
                 messages=[turn], system_instruction=options.system, model=options.model, timeout=options.timeout
             )
-        except question.WrongQuestionError as error:
-            say(str(error))
-            return EXIT_USAGE
         except ValueError as error:  # what no request can hold
             say(f"This cannot be asked: {error}")
             return EXIT_USAGE

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.json_format import MessageToDict
 
-from tokenwire import Client, TokenwireError
+from tokenwire import TokenwireError
 from tokenwire.cli import arguments, question
-from tokenwire.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, plain, say, unbroken
+from tokenwire.cli.terminal import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, plain, say, unbroken
 from tokenwire.v1.generation_service_pb2 import Model
 
 _HEADS = ("MODEL", "PROVIDER", "TAKES", "TOKENS IN", "OUT", "")
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire models") -
     parser = argparse.ArgumentParser(
         prog=prog, description="List the models that the service offers, its default first."
     )
-    question.add_address(parser)
+    arguments.add_address(parser)
     parser.add_argument(
         "--timeout", type=arguments.seconds, default=5.0, metavar="SECONDS", help="how long it may take (default: 5)"
     )
@@ -28,12 +28,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire models") -
     options = parser.parse_args(argv)
     try:
         return unbroken(lambda: _models(options))
+    except question.WrongQuestionError as error:
+        say(str(error))
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
 
 def _models(options: argparse.Namespace) -> int:
-    with Client(options.address) as client:
+    with question.client(options) as client:
         try:
             models = client.models(timeout=options.timeout)
         except TokenwireError as error:

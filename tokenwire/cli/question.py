@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tokenwire import Client, TokenwireError, default_address, file, user
+from tokenwire import Client, TokenwireError, file, user
 from tokenwire.cli import arguments
 from tokenwire.cli.terminal import say
 from tokenwire.client import Answer
@@ -19,17 +19,6 @@ from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateRespons
 START_SECONDS = 60.0
 
 _MOMENT_SECONDS = 1.0
-
-
-def add_address(parser: argparse.ArgumentParser) -> None:
-    """Add what every command that asks the service takes."""
-    parser.add_argument(
-        "--address",
-        type=arguments.address,
-        default=default_address(),
-        metavar="HOST:PORT",
-        help="where the service is (default: TOKENWIRE_ADDRESS, else localhost:50051; now %(default)s)",
-    )
 
 
 def add_timeout(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +58,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 class WrongQuestionError(Exception):
     """It can't be asked; the message says why."""
+
+
+def client(options: argparse.Namespace) -> Client:
+    """Make a client of what `arguments.add_address` has added. Raises WrongQuestionError where it can't be one."""
+    try:
+        return Client(options.address, **arguments.identity(options))
+    except ValueError as error:
+        raise WrongQuestionError(f"The service can't be called: {error}.") from error
+    except OSError as error:
+        raise WrongQuestionError(f"{error.filename} can't be read: {error.strerror}.") from error
 
 
 def prompt(options: argparse.Namespace) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -38,7 +39,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         call_log.configure(settings.log_level)
         _forget_foreign_variables(settings)
         memory.share()
-        tls.certificates(settings)  # better now than in each worker
+        # Better now than in each worker.
+        tls.certificates(settings)
+        if settings.asks_who:
+            from .runtime.server import identity_of  # noqa: PLC0415 - of an extra; what is missing is told below
+
+            identity_of(settings)
+            # Both files are followed, so there is nothing to do for it; but it means "read anew", and not "stop".
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if settings.exposed and settings.insecure:
             call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
         count = settings.workers or (workers.cores() if workers.possible() else 1)

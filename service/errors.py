@@ -3,6 +3,8 @@
     CallError
     |- InvalidRequest          INVALID_ARGUMENT     INVALID_FIELD, EMPTY_PROMPT, MALFORMED_REQUEST
     |- ModelNotFound           NOT_FOUND            MODEL_NOT_FOUND
+    |- Unauthenticated         UNAUTHENTICATED      UNAUTHENTICATED
+    |- ModelNotAllowed         PERMISSION_DENIED    MODEL_NOT_ALLOWED
     |- ServiceUnknown          NOT_FOUND            SERVICE_UNKNOWN
     |- NotServed               UNIMPLEMENTED        NOT_SERVED
     |- NotReady                UNAVAILABLE          STARTING
@@ -150,6 +152,20 @@ class ModelNotFound(CallError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "MODEL_NOT_FOUND"
+
+
+class Unauthenticated(CallError):
+    """Who calls isn't proven; the same words whatever is missing or wrong."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class ModelNotAllowed(CallError):
+    """The request names a model that is on offer, and not for this caller."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "MODEL_NOT_ALLOWED"
 
 
 class ServiceUnknown(CallError):

@@ -180,6 +180,21 @@ class Settings:
         file,
         "PEM file: whose certificates callers have to show (mutual TLS); likewise",
     )
+    api_keys: str = setting(
+        "", "TOKENWIRE_API_KEYS", file, "file of the API keys that are taken, as tokenwire keys makes it; it may change"
+    )
+    callers: str = setting(
+        "",
+        "TOKENWIRE_CALLERS",
+        file,
+        "TOML file: who may call, by which proofs, and what each may; it may change while the server runs",
+    )
+    behind_proxy: bool = setting(
+        False,
+        "TOKENWIRE_BEHIND_PROXY",
+        switch,
+        "whether a proxy of ours makes the connections: their certificates are its own then, and no caller's",
+    )
     insecure: bool = setting(
         False,
         "TOKENWIRE_INSECURE",
@@ -381,6 +396,11 @@ class Settings:
         return f"{host}:{self.port}"
 
     @property
+    def asks_who(self) -> bool:
+        """Whether callers have to prove who they are."""
+        return bool(self.api_keys or self.callers)
+
+    @property
     def exposed(self) -> bool:
         """Whether others than this machine can reach the server."""
         return _is_exposed(self.host)
@@ -456,6 +476,8 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 _PAIRS = (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate"), ("tls_client_ca", "tls_certificate"))
 """Settings of which the first is nothing without the second."""
+_PROOFS = ("api_keys", "callers", "tls_client_ca")
+"""With any of these, not everybody can call."""
 
 
 def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[str]:
@@ -475,10 +497,18 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('workers', variables['workers'])} is {values['workers']}: 1 is wanted, since processes can't "
             "share a Unix domain socket"
         )
-    if _is_exposed(host) and not values["tls_certificate"] and values["insecure"] is False:
+    lacks = [
+        *([] if values["tls_certificate"] else ["TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)"]),
+        *(
+            []
+            if any(values[one] for one in _PROOFS)
+            else ["proofs of who calls (TOKENWIRE_API_KEYS or TOKENWIRE_CALLERS)"]
+        ),
+    ]
+    if _is_exposed(host) and lacks and values["insecure"] is False:
         yield (
             f"{told.get('host', variables['host'])} is {host!r}, which others than this machine can reach: "
-            f"{variables['tls_certificate']} and {variables['tls_key']} are wanted, or --insecure true"
+            f"{' and '.join(lacks)} are wanted, or --insecure true"
         )
 
 

@@ -78,6 +78,7 @@ _WITH_PROCESSES = (
     "gateway_ui/test_main.py",
     "hostile/",
     "service/admission/test_slots.py",
+    "service/runtime/test_secured.py",
     "service/runtime/test_stop.py",
     "service/runtime/test_workers.py",
     "service/test_main.py",
@@ -235,10 +236,10 @@ class ServerProcess:
     more: asyncio.Condition
     """Notified of every new line."""
 
-    async def said(self, words: str) -> None:
-        """Wait until it has said so."""
+    async def said(self, words: str, times: int = 1) -> None:
+        """Wait until it has said so, so often: each worker may."""
         async with asyncio.timeout(60), self.more:
-            await self.more.wait_for(lambda: any(words in line for line in self.log))
+            await self.more.wait_for(lambda: sum(words in line for line in self.log) >= times)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

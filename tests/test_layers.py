@@ -59,7 +59,7 @@ ONLY = {
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 
-READ_THE_ENVIRONMENT = {"service.__main__", "service.app"}
+READ_THE_ENVIRONMENT = {"service.__main__", "service.app", "service.keys"}
 
 
 def imports(source: str, module: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc.aio
 
+from ..admission.callers import ANYBODY
 from ..telemetry.call_record import CallRecord
 from .time_limits import TimeLimits
 
@@ -29,6 +30,8 @@ class Call:
         """Messages handed to gRPC: the caller gets them before its status."""
         self.answered = False
         """Whether the last message is among them."""
+        self.caller = ANYBODY
+        """Who has been proven to call; nobody has to until `Guard` has asked."""
         self.connection = str(context.peer())
         """The peer's address with its port, in gRPC's words."""
         self._context = context
@@ -36,7 +39,7 @@ class Call:
         """The first write."""
 
     @property
-    def caller(self) -> str:
+    def peer(self) -> str:
         """The peer's address without its port: "ipv4:127.0.0.1" of "ipv4:127.0.0.1:40000"."""
         return self.connection.rpartition(":")[0]
 

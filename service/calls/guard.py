@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
+from ..admission.identity import Identity, refusal
 from ..errors import CallError, Draining, InternalError, UpstreamError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
@@ -62,9 +63,15 @@ Answer = Callable[[Call, Context], Awaitable[None]]
 class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler, and knows every call that hasn't ended yet."""
 
-    def __init__(self, settings: CallSettings, receiver: Receiver, health_receiver: Receiver) -> None:
-        """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving."""
+    def __init__(
+        self, settings: CallSettings, identity: Identity, receiver: Receiver, health_receiver: Receiver
+    ) -> None:
+        """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving.
+
+        They need no proof of who asks.
+        """
         self._settings = settings
+        self._identity = identity
         self._hosts = settings.hosts
         self._receiver = receiver
         self._health_receiver = health_receiver
@@ -188,6 +195,8 @@ class Guard(grpc.aio.ServerInterceptor):
         name = method.rpartition("/")[2]
         receiver = self._health_receiver if method.startswith(_HEALTH) else self._receiver
         answer = _answering(handler, receiver)
+        if not method.startswith(_HEALTH):
+            answer = self._known(answer)
 
         async def run(_: Any, context: Context) -> None:
             record = CallRecord(name)
@@ -209,6 +218,20 @@ class Guard(grpc.aio.ServerInterceptor):
                     call_log.end_call(record, code)
 
         return run
+
+    def _known(self, answer: Answer) -> Answer:
+        """The same for callers only that say who they are, before anything of their request is read."""
+
+        async def known(call: Call, context: Context) -> None:
+            call.caller, call.record.refused = self._identity.caller(context)
+            if call.record.refused:
+                raise refusal()
+            call.record.caller = call.caller.name
+            if call.caller.longest_deadline is not None:
+                call.time_limits.at_most(call.caller.longest_deadline)
+            await answer(call, context)
+
+        return known if self._identity.is_asked else answer
 
     def _blame(self, failure: UpstreamError, record: CallRecord) -> None:
         """Keep for the log what callers get in the error's metadata, and what they don't."""

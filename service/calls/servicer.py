@@ -1,6 +1,8 @@
 """The story of one request, from top to bottom."""
 
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
@@ -9,8 +11,10 @@ from ..admission.slot_queue import Admission
 from ..admission.slots import Slots
 from ..contract import decode, encode
 from ..contract.rules import Limits, good_request_id
-from ..errors import NotReady
+from ..errors import ModelNotAllowed, NotReady
+from ..generation.capabilities import ModelCard
 from ..generation.events import Finished
+from ..generation.prompt import Prompt
 from ..generation.provider import Provider
 from .call import Call
 from .call_settings import CallSettings
@@ -37,11 +41,12 @@ class Servicer(GenerationServiceServicer):
         record.generation_id = answer.generation_id
         record.request_id = (request.request_id if good_request_id(request.request_id) else "") or "-"
         model = self._ready()
-        prompt, wishes = decode.generate(request, cards=model.cards, limits=self._limits)
+        prompt, wishes = decode.generate(request, cards=_allowed(request.model, model, call), limits=self._limits)
+        prompt = _for_caller(prompt, call)
         time_limits = call.time_limits
         try:
             async with (
-                self._admission.slot(call.caller) as answer.admission_wait,
+                self._admission.slot(call.peer) as answer.admission_wait,
                 model.stream(prompt, deadline=time_limits.deadline.at) as raw,
                 coalesced(
                     time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
@@ -57,17 +62,37 @@ class Servicer(GenerationServiceServicer):
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""
         model = self._ready()
-        prompt = decode.parse_count(request, cards=model.cards, limits=self._limits)
+        prompt = decode.parse_count(request, cards=_allowed(request.model, model, call), limits=self._limits)
         call.record.model = prompt.model
-        async with self._admission.slot(call.caller):
+        async with self._admission.slot(call.peer):
             total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override] # noqa: ARG002 - as above
-        """The models on offer, the default first, and what each can take."""
-        return encode.model_list(self._ready().cards)
+        """The models that this caller may use, the default first, and what each can take."""
+        return encode.model_list(_allowed("", self._ready(), call))
 
     def _ready(self) -> Provider:
         if self._model is None:
             raise NotReady("The server is starting; ask again in a moment", retry_after=1)
         return self._model
+
+
+def _allowed(name: str, model: Provider, call: Call) -> Sequence[ModelCard]:
+    """Those that this caller may use; raises ModelNotAllowed where it may use none, or names one that it may not."""
+    may = call.caller.models
+    if may is None:
+        return model.cards
+    cards = [card for card in model.cards if card.name in may]
+    if not cards or (name and name not in may and any(card.name == name for card in model.cards)):
+        told = ", ".join(card.name for card in cards) or "none"
+        raise ModelNotAllowed(f"This caller may not use this model; those it may: {told}", metadata={"models": told})
+    return cards
+
+
+def _for_caller(prompt: Prompt, call: Call) -> Prompt:
+    """The prompt with what the server's owner has said of this caller."""
+    caller = call.caller
+    if not caller.labels and caller.models is None:
+        return prompt
+    return replace(prompt, owner_labels=caller.labels, models=caller.models)

@@ -78,6 +78,14 @@ class TimeLimits:
         """Those of a call, as `Deadline.of` has its deadline."""
         return cls(Deadline.of(remaining, default=default, longest=longest), write=write)
 
+    def at_most(self, seconds: float) -> None:
+        """Within the body: it ends so many seconds from now at the latest."""
+        at = self._loop.time() + seconds
+        if at < self.deadline.at:
+            text = f"No call of this caller may last longer than {seconds:g} s on this server"
+            self.deadline = Deadline(at, "SERVER_DEADLINE", text)
+            self._timeout.reschedule(at)
+
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
         return self

@@ -150,3 +150,7 @@ class Prompt:
     safety: Mapping[str, str] = field(default_factory=dict)
     """Google's name of a threshold, such as BLOCK_NONE, by that of a category, such as HARM_CATEGORY_HARASSMENT."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    models: frozenset[str] | None = None
+    """The models that may answer, by their public names; None: any."""
+    owner_labels: Mapping[str, str] = field(default_factory=dict)
+    """As `labels`, from the server's owner: for providers that have them, and no reason for others to refuse."""

@@ -130,6 +130,8 @@ class Retrying:
     def _falls_back(self, prompt: Prompt) -> bool:
         """Whether another model is left to ask, and could take this prompt whole."""
         fallback = self._policy.fallback
+        if prompt.models is not None and fallback not in prompt.models:
+            return False
         return fallback != prompt.model and any(card.name == fallback and card.takes(prompt) for card in self.cards)
 
     def _pause(self, failures: int, error: UpstreamError, budget: Budget) -> float | None:

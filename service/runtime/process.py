@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ..admission.slots import Slots
@@ -174,7 +175,10 @@ async def greet(
     `listening` and `ready` as for `serve`. Raises SettingError.
     """
     ending = _Stop(orders)
-    server = _server(settings, Slots(slots=1, per_caller=0))
+    # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
+    tells = settings.reflection and not settings.asks_who
+    open_to_all = replace(settings, api_keys="", callers="", insecure=True, reflection=tells)
+    server = _server(open_to_all, Slots(slots=1, per_caller=0))
     listening(await server.start())
     await _unless(ending, handover.all_listen())
     await server.leave()

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
+from ..admission.identity import Identity, IdentityError
 from ..admission.slots import Slots
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
@@ -19,7 +20,7 @@ from ..calls.health import Health
 from ..calls.receive import Receiver
 from ..calls.servicer import Servicer
 from ..generation.provider import Provider
-from ..settings import Settings
+from ..settings import SettingError, Settings
 from ..telemetry import call_log
 from . import tls
 from .address import clear, refusal
@@ -55,6 +56,8 @@ class Server:
         """`slots` are shared with other workers on the same port; None: this is the only process."""
         self._settings = settings
         self._certificates = tls.certificates(settings)
+        self._identity = identity_of(settings)
+        self._watching: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
         alone = slots is None
         self._pause = 0 if alone else _TOGETHER_SECONDS
@@ -66,7 +69,7 @@ class Server:
             Receiver(budget=int(budget * part), largest=_largest_request(settings))
             for part in (1 - _HEALTH_PART, _HEALTH_PART)
         ]
-        self._guard = Guard(settings, *receivers)
+        self._guard = Guard(settings, self._identity, *receivers)
         self._server = grpc.aio.server(interceptors=[self._guard], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -91,6 +94,7 @@ class Server:
             if before is not None:
                 os.umask(before)
         await self._server.start()
+        self._watching = asyncio.ensure_future(self._identity.watch())
         return port
 
     def _listen(self, address: str) -> int:
@@ -104,6 +108,7 @@ class Server:
 
     async def announce_serving(self, model: Provider) -> None:
         """From now on, answer with `model` and say SERVING."""
+        await self._identity.looked()
         self.use(model)
         self._health.say(serving=True)
 
@@ -125,6 +130,7 @@ class Server:
             call_log.say("%d callers do not read how their calls ended; their connections are closed", unread)
         await self._server.stop(0)
         await closing
+        self._forget()
 
     def hurry(self) -> None:
         """Make `stop` end running calls now."""
@@ -144,6 +150,11 @@ class Server:
         await self._guard.end(_LEAVE_SECONDS)
         await self._server.stop(0)
         await closing
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _close(self, seconds: float, *, pause: float = 0) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut.
@@ -158,6 +169,20 @@ class Server:
         await asyncio.sleep(released - asyncio.get_running_loop().time())
         self._guard.release()
         return closing
+
+
+def identity_of(settings: Settings) -> Identity:
+    """As the settings have it. Raises SettingError with all that is wrong with the files."""
+    try:
+        return Identity(
+            keys=settings.api_keys,
+            callers=settings.callers,
+            certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
+            say=call_log.say,
+            warn=call_log.warn,
+        )
+    except IdentityError as error:
+        raise SettingError(str(error)) from error
 
 
 def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:

@@ -14,6 +14,10 @@ class CallRecord:
     """Ours, which the caller is told."""
     request_id: str = ""
     """The caller's own; "-" if it gave none that may be logged."""
+    caller: str = ""
+    """Who called, as the callers file has it; empty where nobody has to prove it."""
+    refused: str = ""
+    """Why the caller's proof wasn't taken; the caller isn't told."""
     model: str = ""
     """The public name of the model that answered, else of the one that was asked."""
     messages: int | None = None
@@ -40,6 +44,8 @@ class CallRecord:
             for name, value in (
                 ("generation_id", self.generation_id),
                 ("request_id", self.request_id),
+                ("caller", self.caller),
+                ("refused", self.refused),
                 ("model", self.model),
                 ("messages", self.messages),
                 ("finish", self.finish),

@@ -61,7 +61,7 @@ def test_a_setting_that_cannot_be_taken_is_told_in_one_line() -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
     ("host", "wanted"),
-    [("300.1.1.1", "TOKENWIRE_HOST"), ("192.0.2.1", "TOKENWIRE_HOST"), ("127.0.0.1", "TOKENWIRE_PORT")],
+    [("nowhere.invalid", "TOKENWIRE_HOST"), ("192.0.2.1", "TOKENWIRE_HOST"), ("127.0.0.1", "TOKENWIRE_PORT")],
 )
 def test_an_address_that_cannot_be_had_is_told_by_the_setting_that_is_wrong(
     workers: str, host: str, wanted: str
@@ -70,7 +70,8 @@ def test_an_address_that_cannot_be_had_is_told_by_the_setting_that_is_wrong(
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
         port = str(stranger.getsockname()[1])
-        ended = run("--host", host, "--port", port, "--workers", workers, VERTEX_EMULATOR_HOST="127.0.0.1:9")
+        flags = ["--host", host, "--port", port, "--workers", workers, "--insecure", "true"]
+        ended = run(*flags, VERTEX_EMULATOR_HOST="127.0.0.1:9")
     assert ended.returncode == 2
     assert f"cannot listen on {host}:{port}" in ended.stderr
     assert {name for name in ("TOKENWIRE_HOST", "TOKENWIRE_PORT") if name in ended.stderr} == {wanted}

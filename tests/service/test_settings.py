@@ -44,6 +44,7 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         "max_deadline": "500",
         "host": "::1",
         "insecure": "true",
+        "behind_proxy": "true",
     }
     other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")
@@ -145,7 +146,7 @@ def test_flags_that_there_are_not_are_told_with_all_else() -> None:
         ("EMULATOR_REST", "VERTEX_EMULATOR_REST_HOST"),
         ("LOG", "one that --help tells"),
         ("RETRIES", "one that --help tells"),
-        ("API_KEY", "one that --help tells"),
+        ("API_KEY", "TOKENWIRE_API_KEYS"),
         ("port", "one that --help tells"),
         ("PORT_", "TOKENWIRE_PORT"),
     ],
@@ -216,12 +217,20 @@ def test_what_others_can_reach_needs_tls_or_a_switch(host: str) -> None:
     with pytest.raises(SettingError) as caught:
         load("--host", host)
     plain = host.strip("[]")
-    assert str(caught.value) == (
-        f"--host is {plain!r}, which others than this machine can reach: "
-        "TOKENWIRE_TLS_CERTIFICATE and TOKENWIRE_TLS_KEY are wanted, or --insecure true"
+    tls, proofs = (
+        "TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)",
+        "proofs of who calls (TOKENWIRE_API_KEYS or TOKENWIRE_CALLERS)",
     )
+    start = f"--host is {plain!r}, which others than this machine can reach: "
+    assert str(caught.value) == f"{start}{tls} and {proofs} are wanted, or --insecure true"
+    with_tls = {"TOKENWIRE_TLS_CERTIFICATE": "a", "TOKENWIRE_TLS_KEY": "b"}
+    for beside, lacks in ((with_tls, proofs), ({"TOKENWIRE_API_KEYS": "c"}, tls)):
+        with pytest.raises(SettingError) as caught:
+            load("--host", host, **beside)
+        assert str(caught.value) == f"{start}{lacks} are wanted, or --insecure true"
     assert load("--host", host, "--insecure", "true").exposed
-    assert load("--host", host, TOKENWIRE_TLS_CERTIFICATE="a", TOKENWIRE_TLS_KEY="b").host == plain
+    for proof in ("API_KEYS", "CALLERS", "TLS_CLIENT_CA"):
+        assert load("--host", host, **with_tls, **{f"TOKENWIRE_{proof}": "c"}).host == plain
 
 
 @pytest.mark.parametrize(

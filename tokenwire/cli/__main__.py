@@ -10,6 +10,7 @@ from tokenwire.cli.programs import program
 # name -> (module, as `program` finds it, whose `main(argv, prog=...)` runs it, the line that help shows)
 COMMANDS = {
     "serve": ("service.__main__", "run the gRPC server"),
+    "keys": ("service.keys", "make, list and revoke API keys"),
     "ask": ("cli.ask", "stream an answer to the terminal"),
     "chat": ("cli.chat", "talk with a model in the terminal"),
     "models": ("cli.models", "list what the service offers"),

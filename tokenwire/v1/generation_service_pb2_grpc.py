@@ -60,8 +60,8 @@ class GenerationServiceServicer:
         """Answers one prompt, chunk by chunk.
 
         The call's deadline governs everything; without one, the server's default holds.
-        Errors: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED,
-        INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION,
+        UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +76,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models that this server offers.
+        """The models that this server offers to the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,15 +63,15 @@ class GenerationServiceStub:
     """Answers one prompt, chunk by chunk.
 
     The call's deadline governs everything; without one, the server's default holds.
-    Errors: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED,
-    INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION,
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.CountTokensRequest, _generation_service_pb2.CountTokensResponse]
     """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
     that run, as Generate does.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]
-    """The models that this server offers."""
+    """The models that this server offers to the caller."""
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -82,15 +82,15 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """Answers one prompt, chunk by chunk.
 
     The call's deadline governs everything; without one, the server's default holds.
-    Errors: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED,
-    INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
+    Errors: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION,
+    UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.CountTokensRequest, _generation_service_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens that a request would take as input, without generating anything. It takes a place among the calls
     that run, as Generate does.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """The models that this server offers."""
+    """The models that this server offers to the caller."""
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Streams answers of language models."""
@@ -104,8 +104,8 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers one prompt, chunk by chunk.
 
         The call's deadline governs everything; without one, the server's default holds.
-        Errors: INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, FAILED_PRECONDITION, UNAVAILABLE, DEADLINE_EXCEEDED,
-        INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
+        Errors: INVALID_ARGUMENT, NOT_FOUND, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION,
+        UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL. A prompt or an answer that was blocked is not an error but a finish reason.
         """
 
     @_abc_1.abstractmethod
@@ -124,6 +124,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.ListModelsResponse, _abc.Awaitable[_generation_service_pb2.ListModelsResponse]]:
-        """The models that this server offers."""
+        """The models that this server offers to the caller."""
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

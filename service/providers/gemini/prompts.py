@@ -102,7 +102,7 @@ def options(prompt: Prompt) -> dict[str, Any]:
     given: dict[str, Any] = {one.name: getattr(prompt.sampling, one.name) for one in fields(Sampling)}
     given["stop"] = list(given.pop("stop_sequences")) or None
     given["safety_settings"] = dict(prompt.safety) or None
-    given["labels"] = dict(prompt.labels) or None
+    given["labels"] = {**prompt.labels, **prompt.owner_labels} or None
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,0 +1,295 @@
+"""The callers file: who may call, by which proofs, and how much. It is TOML.
+
+[defaults]                      # for callers without an entry of their own, and for what an entry doesn't say
+longest_deadline = 120
+
+[issuers.google]                # whose signed tokens (JWT) are taken
+issuer = "https://accounts.google.com"
+audience = "https://tokenwire.example"
+keys = "https://www.googleapis.com/oauth2/v3/certs"
+algorithms = ["RS256"]
+name = "email"                  # which of a token's claims says who calls
+
+[callers.billing]
+api_keys = ["billing"]          # names of keys that `tokenwire keys new` has made
+tokens.google = ["billing@project.iam.gserviceaccount.com"]
+certificates = ["spiffe://example/billing"]
+models = ["gemini-3.8-flash"]
+labels = { team = "billing" }
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+"""With which a token may be signed: those with two keys only, so that who checks a token can't make one."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+_LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
+_LONGEST_SECONDS = 3600
+_MOST = 10**15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Whom the server knows, and what it may."""
+
+    name: str
+    models: frozenset[str] | None = None
+    """Those it may use, by their public names; None: all on offer."""
+    longest_deadline: float | None = None
+    """In seconds; None: as the server has it."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Added to each call upstream, for the provider's bill."""
+
+
+ANYBODY = Caller(name="")
+"""Where no proof is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """Whose signed tokens are taken."""
+
+    name: str
+    """In the file."""
+    issuer: str
+    """As its tokens have it in `iss`."""
+    audience: tuple[str, ...]
+    """One of these is in a token's `aud`."""
+    keys: str
+    """Where its public keys are: a URL, or a file of a JWK Set."""
+    algorithms: tuple[str, ...]
+    claim: str = "sub"
+    """The claim that says who calls."""
+    admits_all: bool = False
+    """Whether whoever it vouches for may call, and not only callers with an entry."""
+
+
+class CallersError(Exception):
+    """The file can't be used; the message has a line for each mistake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """What the file says."""
+
+    issuers: tuple[Issuer, ...] = ()
+    defaults: Caller = ANYBODY
+    by_api_key: Mapping[str, Caller] = field(default_factory=dict)
+    """By the name of a key."""
+    by_token: Mapping[tuple[str, str], Caller] = field(default_factory=dict)
+    """By an issuer's name in the file, and the claim's value."""
+    by_certificate: Mapping[str, Caller] = field(default_factory=dict)
+    """By a subject alternative name."""
+
+    @classmethod
+    def parse(cls, text: str, path: str) -> Self:
+        """Read the file's text; `path` is for messages. Raises CallersError with all that is wrong."""
+        try:
+            tables = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise CallersError(f"{path}: {error}") from error
+        reader = _Reader(text, path)
+        found = cls(**reader.read(tables))
+        if reader.wrong:
+            raise CallersError("\n".join(reader.wrong))
+        return found
+
+    def unnamed(self, name: str) -> Caller:
+        """A caller without an entry: the defaults under its own name."""
+        mine = {one.name: getattr(self.defaults, one.name) for one in fields(Caller)}
+        return Caller(**{**mine, "name": name})
+
+
+_Check = Callable[[Any], Any]
+"""Gives a value as it is kept. Raises ValueError with what is wanted."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("a text")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("a list of texts, not empty,")
+    return tuple(map(_text, value))
+
+
+def _text_or_texts(value: Any) -> tuple[str, ...]:
+    return _texts(value if isinstance(value, list) else [value])
+
+
+def _models(value: Any) -> frozenset[str]:
+    return frozenset(_texts(value))
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LONGEST_SECONDS:
+        raise ValueError(f"a number of seconds, above 0 and up to {_LONGEST_SECONDS},")
+    return float(value)
+
+
+def _labels(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError('a table, such as { team = "billing" },')  # noqa: TRY004 - as all others are
+    for key, one in value.items():
+        if not _LABEL_KEY.fullmatch(key) or not isinstance(one, str) or not _LABEL_VALUE.fullmatch(one):
+            raise ValueError("labels of lower-case letters, digits, dashes and underscores, up to 63 of them,")
+    return dict(value)
+
+
+def _by_issuer(value: Any) -> Mapping[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise ValueError('a table of lists by issuer, such as { google = ["a@example.com"] },')  # noqa: TRY004 - as all
+    return {issuer: _texts(names) for issuer, names in value.items()}
+
+
+def _algorithms(value: Any) -> tuple[str, ...]:
+    found = _texts(value)
+    if not set(found) <= set(ALGORITHMS):
+        raise ValueError(f"some of {', '.join(ALGORITHMS)}")
+    return found
+
+
+def _admit(value: Any) -> bool:
+    if value not in ("listed", "all"):
+        raise ValueError('"listed" or "all"')
+    return bool(value == "all")
+
+
+def _keys(value: Any) -> str:
+    text = _text(value)
+    if "://" in text and not text.startswith(("https://", "http://localhost:", "http://127.0.0.1:")):
+        raise ValueError("an https:// address, or the path of a file,")
+    return text
+
+
+_LIMITS: Mapping[str, _Check] = {"models": _models, "longest_deadline": _seconds, "labels": _labels}
+_PROOFS: Mapping[str, _Check] = {"api_keys": _texts, "tokens": _by_issuer, "certificates": _texts}
+_ISSUER: Mapping[str, _Check] = {
+    "issuer": _text,
+    "audience": _text_or_texts,
+    "keys": _keys,
+    "algorithms": _algorithms,
+    "name": _text,
+    "admit": _admit,
+}
+_NEEDED = ("issuer", "audience", "keys", "algorithms")
+
+
+class _Reader:
+    """Reads the tables, and keeps all that is wrong with them, each by its line."""
+
+    def __init__(self, text: str, path: str) -> None:
+        self._lines = text.splitlines()
+        self._path = path
+        self.wrong: list[str] = []
+
+    def read(self, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `Callers`."""
+        for name in tables.keys() - {"defaults", "issuers", "callers"}:
+            self._add((name,), "", f"there is no {name!r}: defaults, issuers and callers are wanted")
+        defaults = Caller(name="", **self._values(("defaults",), tables.get("defaults", {}), _LIMITS))
+        issuers = tuple(filter(None, (self._issuer(*one) for one in self._tables(tables, "issuers"))))
+        found: dict[str, Any] = {"issuers": issuers, "defaults": defaults}
+        taken: dict[object, str] = {}
+        maps: dict[str, dict[Any, Caller]] = {"by_api_key": {}, "by_token": {}, "by_certificate": {}}
+        for name, table in self._tables(tables, "callers"):
+            where = ("callers", name)
+            values = self._values(where, table, {**_LIMITS, **_PROOFS})
+            proofs = {one: values.pop(one, ()) for one in _PROOFS}
+            caller = Caller(**{**self._of(defaults), **values, "name": name})
+            if not any(proofs.values()):
+                self._add(where, "", f"{name!r} has no proof: some of {', '.join(_PROOFS)} are wanted")
+            for kind, key, line in self._proofs(where, proofs, {one.name for one in issuers}):
+                if key in maps[kind]:
+                    self._add(where, line, f"{key!r} is {taken[kind, key]!r}'s already: each proof has one caller")
+                maps[kind][key], taken[kind, key] = caller, name
+        return {**found, **maps}
+
+    def _proofs(
+        self, where: tuple[str, ...], proofs: Mapping[str, Any], issuers: set[str]
+    ) -> Iterator[tuple[str, Any, str]]:
+        """Each with the map that it belongs to, and the field that it stands in."""
+        for name in proofs["api_keys"]:
+            yield "by_api_key", name, "api_keys"
+        for name in proofs["certificates"]:
+            yield "by_certificate", name, "certificates"
+        for issuer, names in (proofs["tokens"] or {}).items():
+            if issuer not in issuers:
+                self._add(where, "tokens", f"there is no [issuers.{issuer}]")
+            for name in names:
+                yield "by_token", (issuer, name), "tokens"
+
+    def _issuer(self, name: str, table: Any) -> Issuer | None:
+        where = ("issuers", name)
+        values = self._values(where, table, _ISSUER)
+        if missing := [one for one in _NEEDED if one not in table]:
+            self._add(where, "", f"{name!r} lacks {', '.join(missing)}")
+        if any(one not in values for one in _NEEDED):
+            return None
+        return Issuer(
+            name=name,
+            issuer=values["issuer"],
+            audience=values["audience"],
+            keys=values["keys"],
+            algorithms=values["algorithms"],
+            claim=values.get("name", "sub"),
+            admits_all=values.get("admit", False),
+        )
+
+    def _tables(self, tables: Mapping[str, Any], kind: str) -> Iterable[tuple[str, dict[str, Any]]]:
+        found = tables.get(kind, {})
+        if not isinstance(found, dict):
+            self._add((kind,), "", f"tables such as [{kind}.NAME] are wanted")
+            return
+        for name, table in found.items():
+            if not _NAME.fullmatch(name):
+                self._add((kind, name), "", f"{name!r} is no name: up to 63 letters, digits and any of . _ @ -")
+            if isinstance(table, dict):
+                yield name, table
+            else:
+                self._add((kind,), name, f"a table [{kind}.{name}] is wanted")
+
+    def _values(self, where: tuple[str, ...], table: Any, checks: Mapping[str, _Check]) -> dict[str, Any]:
+        found = {}
+        if not isinstance(table, dict):
+            self._add(where, "", f"a table [{'.'.join(where)}] is wanted")
+            return {}
+        for key, value in table.items():
+            if key not in checks:
+                self._add(where, key, f"there is no {key!r}: some of {', '.join(checks)} are wanted")
+                continue
+            try:
+                found[key] = checks[key](value)
+            except ValueError as error:
+                self._add(where, key, f"{key} is {value!r}: {error} is wanted")
+        return found
+
+    @staticmethod
+    def _of(defaults: Caller) -> dict[str, Any]:
+        return {one.name: getattr(defaults, one.name) for one in fields(Caller)}
+
+    def _add(self, where: tuple[str, ...], key: str, text: str) -> None:
+        self.wrong.append(f"{self._path}:{self._line(where, key)}: [{'.'.join(where)}] {text}")
+
+    def _line(self, where: tuple[str, ...], key: str) -> int:
+        """The line of a key, else of its table's head, else 1: tomllib doesn't tell lines."""
+        head = re.compile(r"\s*\[\s*" + r"\s*\.\s*".join(f"[\"']?{re.escape(one)}[\"']?" for one in where) + r"\s*\]")
+        entry = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[.=]")
+        found = 0
+        for number, line in enumerate(self._lines, 1):
+            if head.match(line):
+                found = number
+            elif found and key and line.lstrip().startswith("["):
+                break
+            elif found and key and entry.match(line):
+                return number
+        return found or 1

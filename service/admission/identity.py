@@ -1,0 +1,192 @@
+"""Who calls: by a client's certificate, an API key, or a signed token (JWT), in this order."""
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import NotReady, Unauthenticated
+from . import api_keys
+from .callers import ANYBODY, Caller, Callers, CallersError
+from .json_web_tokens import NoKeysYet, Refused, Tokens
+
+_LOOK_SECONDS = 1.0
+_SAN = "x509_subject_alternative_name"
+_START_SECONDS = 5.0
+
+
+class Context(Protocol):
+    """What is asked of a call."""
+
+    def invocation_metadata(self) -> Any: ...
+
+    def auth_context(self) -> Any: ...
+
+
+class IdentityError(Exception):
+    """The files can't be used; the message has a line for each mistake."""
+
+
+class _Known(NamedTuple):
+    """What the files say; replaced as one, so that a call meets the old or the new."""
+
+    names: Mapping[str, str]
+    """Of each API key, by its hash."""
+    callers: Callers
+    tokens: Tokens
+
+
+class Identity:
+    """Knows the callers, by files that may change while the server runs.
+
+    Nothing here waits: a call is known at once, or it is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: str = "",
+        callers: str = "",
+        certificates: bool = False,
+        say: Callable[..., None] = lambda *_: None,
+        warn: Callable[..., None] = lambda *_: None,
+    ) -> None:
+        """Paths of the file of API keys and of the callers file; "" for none.
+
+        `certificates`: whether a client's certificate says who calls; behind a proxy it is the proxy's. Changes are
+        told by `say` and `warn`, as a logger's methods. Raises IdentityError.
+        """
+        self._paths = {"keys": keys, "callers": callers}
+        self._certificates = certificates
+        self._say, self._warn = say, warn
+        self._known = _Known({}, Callers(), Tokens((), warn))
+        self._seen: object = None
+        self._looked = asyncio.Event()
+        self._read(first=True)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether callers have to show who they are."""
+        return any(self._paths.values())
+
+    def caller(self, context: Context) -> tuple[Caller, str]:
+        """Who calls, and "", or anybody and why not, for the log. Raises NotReady."""
+        if not self.is_asked:
+            return ANYBODY, ""
+        known = self._known
+        if self._certificates:
+            for name in context.auth_context().get(_SAN, ()):
+                if (found := known.callers.by_certificate.get(name.decode(errors="replace"))) is not None:
+                    return found, ""
+        shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
+        if len(shown) != 1:
+            return ANYBODY, "no token" if not shown else "several tokens"
+        scheme, _, token = str(shown[0]).partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            return ANYBODY, "no bearer token"
+        return _by_token(token, known) if token.count(".") == 2 else _by_key(token, known)  # as a JWT has
+
+    # ---- changes
+
+    async def watch(self) -> None:
+        """Follow changes of the files and fetch keys of issuers, until cancelled."""
+        while self.is_asked:
+            await self._known.tokens.look()
+            self._looked.set()
+            await asyncio.sleep(_LOOK_SECONDS)
+            seen = self._look()
+            if seen != self._seen:
+                try:
+                    await asyncio.to_thread(self._read)
+                except IdentityError as error:
+                    self._seen = seen
+                    for line in str(error).splitlines():
+                        self._warn("callers stay as they were: %s", line)
+
+    async def looked(self) -> None:
+        """Wait until `watch` has looked for the keys of all issuers once, or for five seconds."""
+        if self._known.callers.issuers:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_START_SECONDS):
+                    await self._looked.wait()
+
+    def _look(self) -> object:
+        return tuple(map(_looks, (*self._paths.values(), *self._known.tokens.sources)))
+
+    def _read(self, *, first: bool = False) -> None:
+        """Read the files anew. Raises IdentityError, and all stays as it was."""
+        wrong: list[str] = []
+        keys = _taken(lambda path: api_keys.parse(_content(path), path), self._paths["keys"], wrong) or {}
+        callers = _taken(lambda path: Callers.parse(_content(path), path), self._paths["callers"], wrong) or Callers()
+        if callers.by_certificate and not self._certificates:
+            wrong.append(
+                f"{self._paths['callers']}: certificates are named, and none says who calls here: "
+                "--tls-client-ca is wanted, and no --behind-proxy"
+            )
+        if wrong:
+            raise IdentityError("\n".join(wrong))
+        for name in callers.by_api_key.keys() - {key.name for key in keys.values()}:
+            file = self._paths["keys"] or "any file"
+            self._warn("%s names the API key %s, which isn't in %s", self._paths["callers"], name, file)
+        tokens = Tokens(callers.issuers, self._warn, self._known.tokens)
+        tokens.look_again()
+        self._known = _Known({key.hash: key.name for key in keys.values()}, callers, tokens)
+        self._seen = self._look()
+        if not first:
+            self._say("callers are read anew: %d API keys, %d issuers", len(keys), len(callers.issuers))
+
+
+def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
+    # By its hash: what a caller can find out by the time that this takes is about bits that it can't choose.
+    name = known.names.get(api_keys.hashed(key))
+    if name is None:
+        return ANYBODY, "unknown key"
+    return known.callers.by_api_key.get(name) or known.callers.unnamed(name), ""
+
+
+def _by_token(token: str, known: _Known) -> tuple[Caller, str]:
+    try:
+        subject = known.tokens.verified(token)
+    except Refused as why:
+        return ANYBODY, str(why)
+    except NoKeysYet:
+        raise NotReady("The server is starting; ask again in a moment", retry_after=1) from None
+    found = known.callers.by_token.get((subject.issuer, subject.name))
+    if found is not None:
+        return found, ""
+    if any(one.name == subject.issuer and one.admits_all for one in known.callers.issuers):
+        return known.callers.unnamed(f"{subject.issuer}:{subject.name}"), ""
+    return ANYBODY, "unknown subject"
+
+
+def _content(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _taken(read: Callable[[str], Any], path: str, wrong: list[str]) -> Any:
+    if not path:
+        return None
+    try:
+        return read(path)
+    except (CallersError, api_keys.KeysError) as error:
+        wrong += str(error).splitlines()
+    except OSError as error:
+        wrong.append(f"{path}: {error.strerror}")
+    except UnicodeDecodeError:
+        wrong.append(f"{path}: it isn't UTF-8")
+    return None
+
+
+def _looks(path: str) -> object:
+    try:
+        seen = os.stat(path)  # noqa: PTH116 - asked each second
+    except OSError as error:
+        return error.errno
+    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+
+
+def refusal() -> Unauthenticated:
+    """The same words whatever is missing or wrong."""
+    return Unauthenticated("This server has to know who calls: a valid credential is wanted")

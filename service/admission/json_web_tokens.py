@@ -1,0 +1,271 @@
+"""Signed tokens (JWT): verified by their issuers' public keys, which are fetched beside the calls and never by one."""
+
+import asyncio
+import hashlib
+import json
+import math
+import urllib.request
+import warnings
+from base64 import urlsafe_b64decode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from time import monotonic, time
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from .callers import Issuer
+
+_SKEW_SECONDS = 60
+"""How far the clocks of two machines may be apart."""
+
+_LONGEST_BYTES = 16 * 1024
+_REFRESH_SECONDS = 600.0
+_AGAIN_SECONDS = 60.0
+"""A token with an unknown key has the keys fetched anew, at most so often."""
+_FETCH_SECONDS = 10.0
+_MOST_BYTES = 1024 * 1024
+_MOST_KEYS = 100
+_MOST_KNOWN = 10_000
+"""Verified tokens that are remembered, so that the next call with one costs no arithmetic."""
+_PARTS = 3
+
+
+class Refused(Exception):
+    """A token isn't taken; the message says why, for the server's owner alone."""
+
+
+class NoKeysYet(Exception):
+    """The issuer's keys have never been looked for: the server has only just started."""
+
+
+class Subject(NamedTuple):
+    """Who a token is about."""
+
+    issuer: str
+    """The issuer's name in the callers file."""
+    name: str
+    """The claim that says who."""
+    until: float
+    """In seconds of `time.time`: from then on it isn't taken any more."""
+
+
+class Keys:
+    """The public keys of one issuer."""
+
+    def __init__(self, issuer: Issuer, warn: Callable[..., None]) -> None:
+        self._source = issuer.keys
+        self._name = issuer.name
+        self._warn = warn
+        self._keys: dict[str, Any] = {}
+        """By their ids."""
+        self._tried = -float("inf")
+        """When they were looked for last, on the monotonic clock."""
+        self._wanted = False
+        self._trouble = False
+        self.looked = False
+        """Whether they have been looked for at all."""
+        self.version = 0
+        """Another number whenever the keys are others."""
+
+    def find(self, key_id: object) -> Any:
+        """The key of this id. Raises Refused, and has them looked for anew."""
+        if not isinstance(key_id, str):
+            if len(self._keys) == 1:
+                return next(iter(self._keys.values()))
+            raise Refused("it doesn't say by which key it is signed")
+        if key_id not in self._keys:
+            self._wanted = True
+            raise Refused("it is signed by an unknown key")
+        return self._keys[key_id]
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to look for them."""
+        return monotonic() - self._tried >= (_AGAIN_SECONDS if self._wanted else _REFRESH_SECONDS)
+
+    def look_again(self) -> None:
+        """It is time to."""
+        self._tried = -float("inf")
+
+    async def look(self) -> None:
+        """Fetch them. What fails is told once, and the keys stay what they were."""
+        self._tried, self._wanted = monotonic(), False
+        try:
+            async with asyncio.timeout(_FETCH_SECONDS + 1):
+                found = await asyncio.to_thread(_fetched, self._source)
+            keys = _usable(found)
+        except Exception as error:  # noqa: BLE001 - whatever a foreign server says, the old keys stay
+            if not self._trouble:
+                why = str(error) or type(error).__name__
+                self._warn("the keys of issuer %s can't be had from %s: %s", self._name, self._source, why)
+            self._trouble = True
+        else:
+            if keys.keys() != self._keys.keys():
+                self.version += 1
+            self._keys, self._trouble = keys, False
+        finally:
+            self.looked = True
+
+
+def _fetched(source: str) -> bytes:
+    """What is there. Blocks; raises OSError or ValueError."""
+    if "://" not in source:
+        with Path(source).open("rb") as file:
+            found = file.read(_MOST_BYTES + 1)
+    else:
+        end = monotonic() + _FETCH_SECONDS
+        found = b""
+        with _opener(source).open(source, timeout=_FETCH_SECONDS) as response:
+            while piece := response.read1(64 * 1024):
+                found += piece
+                if len(found) > _MOST_BYTES:
+                    break
+                if monotonic() > end:
+                    raise TimeoutError(f"it took longer than {_FETCH_SECONDS:g} s")
+    if len(found) > _MOST_BYTES:
+        raise ValueError(f"there is more than {_MOST_BYTES} bytes")
+    return found
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Keys come from where the file says, and from nowhere else."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _opener(source: str) -> urllib.request.OpenerDirector:
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+    if urlsplit(source).hostname in ("localhost", "127.0.0.1"):
+        handlers.append(urllib.request.ProxyHandler({}))  # a proxy can't reach this machine's own loopback
+    return urllib.request.build_opener(*handlers)
+
+
+def _usable(content: bytes) -> dict[str, Any]:
+    """The keys of a JWK Set that can verify a signature, by their ids. Raises ValueError where there is none."""
+    from joserfc import jwk  # noqa: PLC0415 - for servers that take tokens only
+
+    found = {}
+    for one in json.loads(content)["keys"][:_MOST_KEYS]:
+        if not isinstance(one, dict) or one.get("kty") not in ("RSA", "EC", "OKP") or one.get("use", "sig") != "sig":
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                key = jwk.import_key({name: value for name, value in one.items() if name != "d"})
+        except Exception:  # noqa: BLE001, S112 - a key of a kind that we don't know is none for us
+            continue
+        found[str(one.get("kid", ""))] = key
+    if not found:
+        raise ValueError("there is no key that could verify a signature")
+    return found
+
+
+class Tokens:
+    """Verifies tokens of these issuers."""
+
+    def __init__(self, issuers: Sequence[Issuer], warn: Callable[..., None], before: "Tokens | None" = None) -> None:
+        """Keys of `before` are kept for issuers that are the same."""
+        self._by_issuer = {one.issuer: one for one in issuers}
+        kept = before.keys if before is not None else {}
+        self.keys: dict[Issuer, Keys] = {one: kept.get(one) or Keys(one, warn) for one in issuers}
+        """Of each issuer."""
+        self._known: dict[bytes, tuple[Subject, Issuer, int]] = {}
+
+    def verified(self, token: str) -> Subject:
+        """Whom the token is about. Raises Refused or NoKeysYet."""
+        digest = hashlib.sha256(token.encode()).digest()
+        if (known := self._known.get(digest)) is not None:
+            subject, issuer, version = known
+            if version == self.keys[issuer].version and time() < subject.until:
+                return subject
+            del self._known[digest]
+        subject, issuer = self._verify(token)
+        if len(self._known) >= _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[digest] = subject, issuer, self.keys[issuer].version
+        return subject
+
+    def _verify(self, token: str) -> tuple[Subject, Issuer]:
+        from joserfc import errors, jwt  # noqa: PLC0415 - for servers that take tokens only
+
+        parts = token.split(".")
+        if len(parts) != _PARTS or len(token) > _LONGEST_BYTES:
+            raise Refused("it is no token")
+        header, claims = _json(parts[0]), _json(parts[1])
+        issuer = self._by_issuer.get(str(claims.get("iss")))
+        if issuer is None:
+            raise Refused("its issuer is unknown")
+        if header.get("alg") not in issuer.algorithms or "crit" in header:
+            raise Refused("it is signed in a way that isn't allowed")
+        keys = self.keys[issuer]
+        if not keys.looked:
+            raise NoKeysYet
+        key = keys.find(header.get("kid"))
+        if key.alg not in (None, header["alg"]):
+            raise Refused("it is signed in a way that its key isn't for")
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                jwt.decode(token, key, algorithms=list(issuer.algorithms))
+        except errors.JoseError as error:
+            raise Refused("its signature is wrong") from error
+        except Exception as error:
+            raise Refused("it can't be verified") from error
+        return _subject(claims, issuer), issuer
+
+    async def look(self) -> None:
+        """Look for the keys of all issuers for which it is time."""
+        await asyncio.gather(*(keys.look() for keys in self.keys.values() if keys.due))
+
+    @property
+    def sources(self) -> Iterable[str]:
+        """Files that hold keys."""
+        return [one.keys for one in self.keys if "://" not in one.keys]
+
+    def look_again(self) -> None:
+        """A file of keys has changed."""
+        for issuer, keys in self.keys.items():
+            if "://" not in issuer.keys:
+                keys.look_again()
+
+
+def _json(part: str) -> Mapping[str, Any]:
+    """A part of a token. Raises Refused."""
+    try:
+        found = json.loads(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (ValueError, RecursionError) as error:
+        raise Refused("it is no token") from error
+    if not isinstance(found, dict):
+        raise Refused("it is no token")
+    return found
+
+
+def _subject(claims: Mapping[str, Any], issuer: Issuer) -> Subject:
+    """Whom verified claims are about. Raises Refused."""
+    audience = claims.get("aud")
+    meant = audience if isinstance(audience, list) else [audience]
+    if not any(one in issuer.audience for one in meant):
+        raise Refused("it is for another audience")
+    now = time()
+    ends = _moment(claims, "exp")
+    if ends is None:
+        raise Refused("it has no end")
+    if ends + _SKEW_SECONDS <= now:
+        raise Refused("it has expired")
+    if max(_moment(claims, "nbf") or 0, _moment(claims, "iat") or 0) - _SKEW_SECONDS > now:
+        raise Refused("it isn't valid yet")
+    name = claims.get(issuer.claim)
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise Refused(f"its {issuer.claim} names nobody")
+    if issuer.claim == "email" and claims.get("email_verified") is not True:
+        raise Refused("its email isn't verified")
+    return Subject(issuer.name, name, ends + _SKEW_SECONDS)
+
+
+def _moment(claims: Mapping[str, Any], name: str) -> float | None:
+    """In seconds of `time.time`; None: the token doesn't say. Raises Refused."""
+    found = claims.get(name)
+    if found is None:
+        return None
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise Refused(f"its {name} is no time")
+    return float(found)

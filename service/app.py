@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from .admission.slots import Slots
+from .admission.shared import Shared
 from .calls import memory
 from .generation.provider import Provider
 from .providers import registry
@@ -90,7 +90,9 @@ def _together(settings: Settings, count: int) -> int:
     except OSError as error:
         raise address.refusal(settings, error) from error
     settings = replace(settings, port=reserved.getsockname()[1])
-    slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count)
+    shared = Shared.of(
+        slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, counted=settings.asks_who
+    )
     tell = _Tell(settings)
     budget = budgets(settings.offered)
     handover, orders = Handover(count), stop.Orders()
@@ -100,9 +102,9 @@ def _together(settings: Settings, count: int) -> int:
         return _run(greeting, processes=1 + count)  # of which the others are the workers
 
     def work(worker: int) -> int:
-        slots.join(worker)
+        shared.join(worker)
         open_model = partial(_model, settings, budget, tells=worker == 0)
-        return _run(process.work(settings, open_model, slots, handover, orders))
+        return _run(process.work(settings, open_model, shared, handover, orders))
 
     try:
         greeter = workers.fork(greet, orders)

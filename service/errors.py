@@ -11,6 +11,7 @@
     |- Draining                UNAVAILABLE          DRAINING
     |- ServerBusy              RESOURCE_EXHAUSTED   SERVER_BUSY
     |- QuotaExceeded           RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
+    |- BudgetExhausted         RESOURCE_EXHAUSTED   BUDGET_EXHAUSTED
     |- DeadlineExceeded        DEADLINE_EXCEEDED    CALLER_DEADLINE, SERVER_DEADLINE, FIRST_CHUNK_TIMEOUT,
     |                                               IDLE_TIMEOUT, READER_STALLED, REQUEST_STALLED
     |- InternalError           INTERNAL             INTERNAL
@@ -212,6 +213,14 @@ class QuotaExceeded(CallError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "QUOTA_EXCEEDED"
     usual_delay = 1.0
+
+
+class BudgetExhausted(CallError):
+    """The caller's tokens of the day ran out in the middle of this answer."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "BUDGET_EXHAUSTED"
+    usual_delay = 5.0
 
 
 class DeadlineExceeded(CallError):

@@ -41,8 +41,15 @@ class Caller:
     name: str
     models: frozenset[str] | None = None
     """Those it may use, by their public names; None: all on offer."""
+    streams: int | None = None
+    """At once; None is no limit, here and below."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
     longest_deadline: float | None = None
     """In seconds; None: as the server has it."""
+    admin: bool = False
+    """Whether it may look at what all callers have used."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Added to each call upstream, for the provider's bill."""
 
@@ -84,6 +91,8 @@ class Callers:
     """By the name of a key."""
     by_token: Mapping[tuple[str, str], Caller] = field(default_factory=dict)
     """By an issuer's name in the file, and the claim's value."""
+    by_name: Mapping[str, Caller] = field(default_factory=dict)
+    """Those with an entry."""
     by_certificate: Mapping[str, Caller] = field(default_factory=dict)
     """By a subject alternative name."""
 
@@ -136,6 +145,18 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+        raise ValueError("a whole number, 0 or more,")
+    return value
+
+
+def _yes(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - as all others are
+    return value
+
+
 def _labels(value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict):
         raise ValueError('a table, such as { team = "billing" },')  # noqa: TRY004 - as all others are
@@ -171,7 +192,16 @@ def _keys(value: Any) -> str:
     return text
 
 
-_LIMITS: Mapping[str, _Check] = {"models": _models, "longest_deadline": _seconds, "labels": _labels}
+_LIMITS: Mapping[str, _Check] = {
+    "models": _models,
+    "streams": _count,
+    "requests_per_minute": _count,
+    "tokens_per_minute": _count,
+    "tokens_per_day": _count,
+    "longest_deadline": _seconds,
+    "labels": _labels,
+    "admin": _yes,
+}
 _PROOFS: Mapping[str, _Check] = {"api_keys": _texts, "tokens": _by_issuer, "certificates": _texts}
 _ISSUER: Mapping[str, _Check] = {
     "issuer": _text,
@@ -200,12 +230,13 @@ class _Reader:
         issuers = tuple(filter(None, (self._issuer(*one) for one in self._tables(tables, "issuers"))))
         found: dict[str, Any] = {"issuers": issuers, "defaults": defaults}
         taken: dict[object, str] = {}
-        maps: dict[str, dict[Any, Caller]] = {"by_api_key": {}, "by_token": {}, "by_certificate": {}}
+        maps: dict[str, dict[Any, Caller]] = {"by_name": {}, "by_api_key": {}, "by_token": {}, "by_certificate": {}}
         for name, table in self._tables(tables, "callers"):
             where = ("callers", name)
             values = self._values(where, table, {**_LIMITS, **_PROOFS})
             proofs = {one: values.pop(one, ()) for one in _PROOFS}
             caller = Caller(**{**self._of(defaults), **values, "name": name})
+            maps["by_name"][name] = caller
             if not any(proofs.values()):
                 self._add(where, "", f"{name!r} has no proof: some of {', '.join(_PROOFS)} are wanted")
             for kind, key, line in self._proofs(where, proofs, {one.name for one in issuers}):

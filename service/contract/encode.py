@@ -24,10 +24,14 @@ class Answer:
         self.generation_id = generation_id
         self.sequence = 0
         """The next message's number, which is how many have been made."""
+        self.tokens: int | None = None
+        """All that the answer took, once upstream has told."""
+        self.characters = 0
+        """Of the text that was said."""
         self.finish = ""
         """The finish reason's name, once there is one."""
-        self.admission_wait = 0.0
-        """Seconds that the call waited for a slot."""
+        self.admission_wait: float | None = None
+        """Seconds that the call waited for a slot; None: it has none yet."""
         self._request_id = request_id
         self._said = False
         """Whether it holds more than thoughts."""
@@ -44,6 +48,7 @@ class Answer:
         try:
             if isinstance(event, Text):  # as nearly all are
                 self._said = True
+                self.characters += len(event.text)
                 return pb.GenerateResponse(sequence=sequence, text=event.text)
             message = pb.GenerateResponse(sequence=sequence)
             self._fill(message, event)
@@ -77,11 +82,12 @@ class Answer:
                 if event.usage is not None and not _counts(event.usage, said=self._said):
                     event = replace(event, usage=None)
                 self.finish = event.reason.name
+                self.tokens = None if event.usage is None else event.usage.total_tokens
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
 
     def _timing(self, attempts: int) -> pb.Timing:
         return pb.Timing(
-            admission_wait=_duration(self.admission_wait),
+            admission_wait=_duration(self.admission_wait or 0.0),
             first_chunk=_duration(self._first_chunk - self._arrival),
             total=_duration(self._clock() - self._arrival),
             upstream_attempts=attempts,

@@ -1,7 +1,7 @@
 """What a model is asked."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,5 +152,7 @@ class Prompt:
     labels: Mapping[str, str] = field(default_factory=dict)
     models: frozenset[str] | None = None
     """The models that may answer, by their public names; None: any."""
+    usage_seen: Callable[[int], object] | None = field(default=None, compare=False, repr=False)
+    """Called with the tokens that the request has taken so far, whenever upstream tells; None: nobody wants to know."""
     owner_labels: Mapping[str, str] = field(default_factory=dict)
     """As `labels`, from the server's owner: for providers that have them, and no reason for others to refuse."""

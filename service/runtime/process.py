@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from ..admission.slots import Slots
+from ..admission.shared import Shared
 from ..generation.provider import Provider
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
@@ -96,11 +96,11 @@ class _Stop:
             self.hurried.set()
 
 
-def _server(settings: Settings, slots: Slots | None = None) -> Server:
+def _server(settings: Settings, shared: Shared | None = None) -> Server:
     """The one of this process, which starts no other process any more where it serves TLS."""
     if settings.tls_certificate:
         tls.forbid_processes()
-    return Server(settings, slots)
+    return Server(settings, shared)
 
 
 async def serve(
@@ -124,10 +124,10 @@ async def serve(
     call_log.say("stopped")
 
 
-async def work(settings: Settings, open_model: Open, slots: Slots, handover: Handover, orders: stop.Orders) -> None:
-    """Serve as one of several processes that share `slots` and the port, which they take over from the greeter."""
+async def work(settings: Settings, open_model: Open, shared: Shared, handover: Handover, orders: stop.Orders) -> None:
+    """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
-    server = _server(settings, slots)
+    server = _server(settings, shared)
     async with open_model() as model:
         server.use(model)
         over = handover.over
@@ -178,7 +178,7 @@ async def greet(
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
     open_to_all = replace(settings, api_keys="", callers="", insecure=True, reflection=tells)
-    server = _server(open_to_all, Slots(slots=1, per_caller=0))
+    server = _server(open_to_all, Shared.of(slots=1, per_caller=0))
     listening(await server.start())
     await _unless(ending, handover.all_listen())
     await server.leave()

@@ -13,7 +13,7 @@ from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from ..admission.identity import Identity, IdentityError
-from ..admission.slots import Slots
+from ..admission.shared import Shared
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
 from ..calls.health import Health
@@ -52,19 +52,21 @@ _STREAMS_ENDING = 32
 class Server:
     """Listens from `start` on; answers from `announce_serving` on; `stop` lets running streams finish."""
 
-    def __init__(self, settings: Settings, slots: Slots | None = None) -> None:
-        """`slots` are shared with other workers on the same port; None: this is the only process."""
+    def __init__(self, settings: Settings, shared: Shared | None = None) -> None:
+        """What is `shared` is so with other workers on the same port; None: this is the only process."""
         self._settings = settings
         self._certificates = tls.certificates(settings)
         self._identity = identity_of(settings)
         self._watching: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
-        alone = slots is None
+        alone = shared is None
         self._pause = 0 if alone else _TOGETHER_SECONDS
-        slots = slots or Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
+        shared = shared or Shared.of(
+            slots=settings.slots, per_caller=settings.slots_per_caller, counted=settings.asks_who
+        )
         self._health = Health("", SERVICE)
-        self._servicer = Servicer(settings, slots)
-        budget = settings.max_unfinished_bytes // slots.workers
+        self._servicer = Servicer(settings, shared)
+        budget = settings.max_unfinished_bytes // shared.slots.workers
         receivers = [
             Receiver(budget=int(budget * part), largest=_largest_request(settings))
             for part in (1 - _HEALTH_PART, _HEALTH_PART)

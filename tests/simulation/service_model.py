@@ -15,7 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from service.admission import slots
-from service.admission.slots import Slots
+from service.admission.shared import Shared
 from service.calls import guard, memory, unsent
 from service.errors import CallError
 from service.generation.capabilities import ModelCard
@@ -216,9 +216,10 @@ class World:
     async def _begin(self) -> None:
         script, loop = self.script, self.loop
         settings = Settings(**{"port": 1, "reflection": False, "write_timeout": 2.0, **script.settings})
-        self.slots = Slots(slots=settings.slots, per_caller=settings.slots_per_caller)
+        shared = Shared.of(slots=settings.slots, per_caller=settings.slots_per_caller)
+        self.slots = shared.slots
         self.upstream = Upstream(loop)
-        server = Server(settings, self.slots)
+        server = Server(settings, shared)
         wire: Any = server._server
         await server.start()
         await server.announce_serving(Retrying(self.upstream, Policy(), jitter=lambda _, most: most))

@@ -7,7 +7,7 @@ and is UPSTREAM_FAULT, naming its place, where something would be.
 Source: https://platform.openai.com/docs/api-reference/chat-streaming
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from ... import errors
@@ -92,6 +92,8 @@ class Answer:
         self.blocked = ""
         """Upstream's word for why it didn't take the prompt; empty: it did."""
         self.usage: Usage | None = None
+        self.usage_seen: Callable[[int], object] | None = None
+        """As in Prompt."""
         self.model_version = ""
         self._functions = functions
         self._calls = Calls(functions, signed=back == "google")
@@ -183,6 +185,8 @@ class Answer:
     def _count(self, told: Any) -> None:
         """Figures are cumulative, so the last ones count; those that can't be read don't wipe out earlier ones."""
         self.usage = usage(told) or self.usage
+        if self.usage_seen is not None and self.usage is not None:
+            self.usage_seen(self.usage.total_tokens)
 
     def _choose(self, choice: Json) -> None:
         self._count(choice.get("usage"))

@@ -93,6 +93,7 @@ class OpenAIProvider:
             back=ways.get("thoughts_back", ""),
             logprobs=bool(prompt.sampling.response_logprobs),
         )
+        answer.usage_seen = prompt.usage_seen
         call = _Call(self._chats[prompt.model].async_client, self._who[prompt.model], answer, prompt, ways)
         chat = self._chats[prompt.model].model_copy(update={"async_client": call})
         seconds = deadline - asyncio.get_running_loop().time()

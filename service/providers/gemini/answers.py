@@ -11,7 +11,7 @@ Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1b
 
 import base64
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -287,7 +287,9 @@ def _token(one: Json) -> tuple[str, float]:
 class Answer:
     """One answer as it comes, message by message; refuses an end that nobody told."""
 
-    def __init__(self) -> None:
+    def __init__(self, usage_seen: Callable[[int], object] | None = None) -> None:
+        """`usage_seen` as in Prompt."""
+        self._usage_seen = usage_seen
         self.messages = 0
         """How many have come."""
         self.reason = ""
@@ -359,6 +361,8 @@ class Answer:
         usage = _mapping(response.get("usageMetadata"))
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
             self.usage = latest(_usage(usage), self.usage)
+            if self._usage_seen is not None and self.usage is not None:
+                self._usage_seen(self.usage.total_tokens)
         feedback = _mapping(response.get("promptFeedback"))
         if blocked := _told(feedback, "blockReason"):
             self.reason, self.blocked = blocked, True

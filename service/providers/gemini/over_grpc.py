@@ -184,7 +184,7 @@ class VertexProvider:
         identity = await self._identity(deadline)
         self._need_connection()
         messages, options, contents = asked(prompt)
-        call = _Call(self._generate, identity, contents)
+        call = _Call(self._generate, identity, contents, prompt.usage_seen)
         seconds = deadline - asyncio.get_running_loop().time()
         answer = self._chats[prompt.model].answer(messages, call=call, timeout=seconds, **options)
         started = False
@@ -214,13 +214,23 @@ class VertexProvider:
 class _Call:
     """One StreamGenerateContent call: what ChatVertexAI asks and reads while it answers one prompt."""
 
-    def __init__(self, stub: Any, identity: Headers, contents: Sequence[Any] | None) -> None:
-        """`contents` take the place of those that ChatVertexAI makes, where those would lose something."""
+    def __init__(
+        self,
+        stub: Any,
+        identity: Headers,
+        contents: Sequence[Any] | None,
+        usage_seen: Callable[[int], object] | None,
+    ) -> None:
+        """`contents` take the place of those that ChatVertexAI makes, where those would lose something.
+
+        `usage_seen` as in Prompt.
+        """
         self._stub = stub
         self._identity = identity
         self._contents = contents
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
         self._answer = answers.Answer()
+        self._usage_seen = usage_seen
         self._usage: Any = None
         """The latest figures, where they may be taken as those of all so far; None: `_answer` has them."""
 
@@ -251,11 +261,7 @@ class _Call:
         if not answer.model_version:
             answer.model_version = raw.model_version
         if raw.HasField("usage_metadata"):
-            usage = raw.usage_metadata
-            if usage.candidates_token_count > 0 and usage.prompt_token_count > 0:
-                self._usage = usage  # to be read at the end
-            else:
-                self._count(usage)
+            self._saw(raw.usage_metadata)
         found = plain(raw)
         if found is None:
             return raw, found, self._beyond(raw)
@@ -289,6 +295,15 @@ class _Call:
         """How the answer ended, from what upstream really said. Raises UpstreamCut if it didn't say."""
         self._answer.usage = self._counted()
         return self._answer.finished()
+
+    def _saw(self, usage: Any) -> None:
+        """Take the figures of a message."""
+        if self._usage_seen is not None:
+            self._usage_seen(usage.total_token_count)
+        if usage.candidates_token_count > 0 and usage.prompt_token_count > 0:
+            self._usage = usage  # to be read at the end
+        else:
+            self._count(usage)
 
     def _count(self, usage: Any) -> None:
         """Take figures that may lack some of what earlier ones told."""

@@ -184,7 +184,7 @@ class _Call:
     """One streamed answer: what ChatGoogleGenerativeAI gets for its client while it answers one prompt."""
 
     def __init__(self, client: genai.Client, prompt: Prompt) -> None:
-        self.answer = answers.Answer()
+        self.answer = answers.Answer(prompt.usage_seen)
         self.response: httpx.Response | None = None
         self._client = client
         self._prompt = prompt

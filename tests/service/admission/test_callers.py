@@ -74,6 +74,9 @@ def test_an_empty_file_says_nothing() -> None:
 
 WRONG = [
     ("[callers.a]\nmodel = ['x']\napi_keys = ['a']", 2, "[callers.a] there is no 'model': some of models, "),
+    ("[callers.a]\napi_keys = ['a']\nstreams = -1", 3, "streams is -1: a whole number, 0 or more, is wanted"),
+    ("[callers.a]\napi_keys = ['a']\ntokens_per_day = 1.5", 3, "tokens_per_day is 1.5: a whole number"),
+    ("[callers.a]\napi_keys = ['a']\nadmin = 1", 3, "admin is 1: true or false is wanted"),
     ("[callers.a]\napi_keys = ['a']\nlongest_deadline = -1", 3, "longest_deadline is -1: a number of seconds, above 0"),
     ("[callers.a]\napi_keys = ['a']\nlongest_deadline = true", 3, "longest_deadline is True: a number of seconds"),
     ("[callers.a]\napi_keys = ['a']\nlongest_deadline = nan", 3, "longest_deadline is nan: a number of seconds"),
@@ -88,7 +91,7 @@ WRONG = [
     ("[callers]\na = 1", 2, "a table [callers.a] is wanted"),
     ("callers = 1", 1, "tables such as [callers.NAME] are wanted"),
     ("[caller.a]\napi_keys = ['a']", 1, "there is no 'caller': defaults, issuers and callers are wanted"),
-    ("[defaults]\napi_keys = ['a']", 2, "there is no 'api_keys': some of models, longest_deadline, labels are wanted"),
+    ("[defaults]\napi_keys = ['a']", 2, "there is no 'api_keys': some of models, streams, "),
     ("[issuers.i]\nissuer = 'x'", 1, "'i' lacks audience, keys, algorithms"),
     (
         "[issuers.i]\nissuer = 'x'\naudience = 'y'\nkeys = 'http://k.example'\nalgorithms = ['RS256']",

@@ -32,6 +32,7 @@ def test_all_reasons_that_may_pass_are_looked_at() -> None:
         "STARTING",
         "DRAINING",
         "SERVER_BUSY",
+        "BUDGET_EXHAUSTED",
         "QUOTA_EXCEEDED",
         "UPSTREAM_QUOTA",
         "UPSTREAM_UNAVAILABLE",

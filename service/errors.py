@@ -5,6 +5,7 @@
     |- ModelNotFound           NOT_FOUND            MODEL_NOT_FOUND
     |- Unauthenticated         UNAUTHENTICATED      UNAUTHENTICATED
     |- ModelNotAllowed         PERMISSION_DENIED    MODEL_NOT_ALLOWED
+    |- CallNotAllowed          PERMISSION_DENIED    CALL_NOT_ALLOWED
     |- ServiceUnknown          NOT_FOUND            SERVICE_UNKNOWN
     |- NotServed               UNIMPLEMENTED        NOT_SERVED
     |- NotReady                UNAVAILABLE          STARTING
@@ -167,6 +168,13 @@ class ModelNotAllowed(CallError):
 
     code = grpc.StatusCode.PERMISSION_DENIED
     reason = "MODEL_NOT_ALLOWED"
+
+
+class CallNotAllowed(CallError):
+    """What is asked for is for other callers."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "CALL_NOT_ALLOWED"
 
 
 class ServiceUnknown(CallError):

@@ -25,9 +25,11 @@ from tokenwire.connection import Connection
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
+    CallerUsage,
     CountTokensRequest,
     GenerateRequest,
     GenerateResponse,
+    GetUsageRequest,
     ListModelsRequest,
     Model,
 )
@@ -182,6 +184,13 @@ class AsyncClient(ClientBase[AsyncAnswer]):
         with self._errors(timeout):
             call = self._connected().ListModels(ListModelsRequest(), timeout=timeout, metadata=self._metadata())
             return list(self._readable(await call).models)
+
+    async def usage(self, *, all_callers: bool = False, timeout: float = 5) -> list[CallerUsage]:  # noqa: ASYNC109 - the call's deadline
+        """What this caller has used of its quotas; for administrators, what all have. Raises TokenwireError."""
+        request = GetUsageRequest(all_callers=all_callers)
+        with self._errors(timeout):
+            call = self._connected().GetUsage(request, timeout=timeout, metadata=self._metadata())
+            return list(self._readable(await call).callers)
 
     def _connected(self) -> "GenerationServiceAsyncStub":
         self._check_open()

@@ -22,9 +22,11 @@ from tokenwire.connection import Connection
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
+    CallerUsage,
     CountTokensRequest,
     GenerateRequest,
     GenerateResponse,
+    GetUsageRequest,
     ListModelsRequest,
     Model,
 )
@@ -167,6 +169,15 @@ class Client(ClientBase[Answer]):
         try:
             answer = self._stub.ListModels(ListModelsRequest(), timeout=timeout, metadata=self._metadata())
             return list(answer.models)
+        except grpc.RpcError as error:
+            raise self._failed(error, timeout) from error
+
+    def usage(self, *, all_callers: bool = False, timeout: float = 5) -> list[CallerUsage]:
+        """What this caller has used of its quotas; for administrators, what all have. Raises TokenwireError."""
+        self._check_open()
+        request = GetUsageRequest(all_callers=all_callers)
+        try:
+            return list(self._stub.GetUsage(request, timeout=timeout, metadata=self._metadata()).callers)
         except grpc.RpcError as error:
             raise self._failed(error, timeout) from error
 

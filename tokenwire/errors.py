@@ -46,6 +46,8 @@ from tokenwire.v1.generation_service_pb2 import Completed
 # The domain of every google.rpc.ErrorInfo that the service sends.
 DOMAIN = "tokenwire"
 
+_MINUTE, _HOUR = 60, 3600
+
 # Reasons that this side finds by itself; all others are the service's.
 NOT_CONNECTED = "NOT_CONNECTED"
 CONNECTION_LOST = "CONNECTION_LOST"
@@ -261,14 +263,25 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.ALREADY_EXISTS, ""): Words(RefusedError, "This request has been made before. {said}"),
         (_Code.PERMISSION_DENIED, ""): Words(NotAllowedError, "You are not allowed to do this at {address}. {said}"),
+        (_Code.PERMISSION_DENIED, "MODEL_NOT_ALLOWED"): Words(
+            NotAllowedError, "The service at {address} does not let you use this model. {said}"
+        ),
+        (_Code.PERMISSION_DENIED, "CALL_NOT_ALLOWED"): Words(
+            NotAllowedError, "The service at {address} does not let you do this. {said}"
+        ),
+        (_Code.UNAUTHENTICATED, "UNAUTHENTICATED"): Words(
+            NotAllowedError,
+            "The service at {address} does not know you: your token or certificate is missing, wrong or expired.",
+        ),
         (_Code.UNAUTHENTICATED, ""): Words(
             NotAllowedError, "The service at {address} does not know you: the key is missing or wrong. {said}"
         ),
         (_Code.RESOURCE_EXHAUSTED, ""): Words(BusyError, "The service has no room for this request. {said} {again}"),
         (_Code.RESOURCE_EXHAUSTED, REQUEST_TOO_LARGE): Words(InvalidRequestError, "The request is too large: {fields}"),
         (_Code.RESOURCE_EXHAUSTED, "SERVER_BUSY"): Words(BusyError, "The service is busy. {again}"),
-        (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(
-            BusyError, "You have all the answers open at once that one caller may have. {said} {again}"
+        (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(BusyError, "You have used up what you may. {said} {again}"),
+        (_Code.RESOURCE_EXHAUSTED, "BUDGET_EXHAUSTED"): Words(
+            BusyError, "Your tokens of this day were used up in the middle of the answer. {again}"
         ),
         (_Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"): Words(
             BusyError, "The model's provider takes no more requests for now. {again}"
@@ -406,7 +419,7 @@ def put(
     quoted = _sentence(said) if quotable else ""
     told = words.text.format(
         address=address,
-        again="Try again in a moment." if retry_after is None else f"Try again in {max(1, math.ceil(retry_after))} s.",
+        again="Try again in a moment." if retry_after is None else f"Try again in {_waiting(retry_after)}.",
         fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",
         said=quoted[:1].upper() + quoted[1:],
         within="in time" if timeout is None else f"within {timeout:g} s",
@@ -424,6 +437,15 @@ def put(
         violations=violations,
         metadata=metadata,
     )
+
+
+def _waiting(seconds: float) -> str:
+    """So long, as people say it."""
+    if seconds <= 2 * _MINUTE:
+        return f"{max(1, math.ceil(seconds))} s"
+    if seconds <= 2 * _HOUR:
+        return f"{math.ceil(seconds / _MINUTE)} minutes"
+    return f"{math.ceil(seconds / _HOUR)} hours"
 
 
 def _sentence(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -87,6 +87,11 @@ class Identity:
         if scheme.lower() != "bearer" or not token:
             return ANYBODY, "no bearer token"
         return _by_token(token, known) if token.count(".") == 2 else _by_key(token, known)  # as a JWT has
+
+    @property
+    def named(self) -> Iterable[Caller]:
+        """Callers with an entry."""
+        return self._known.callers.by_name.values()
 
     # ---- changes
 

@@ -4,8 +4,9 @@ A request is counted before it is let in, with an estimate of its tokens, and se
 A request is let in while anything of a quota is left: so it is exceeded by no more than one request.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
+from typing import NamedTuple
 
 from google.rpc import error_details_pb2
 
@@ -63,6 +64,17 @@ class Charge:
         self._counts.add(self._caller.name, time(), tokens=more, since=self._begin)
 
 
+class Quota(NamedTuple):
+    """Something that is counted of a caller."""
+
+    name: str
+    used: int
+    limit: int | None
+    """None: as much as it likes."""
+    resets_in: float | None
+    """In seconds; None: it is given back when a call ends."""
+
+
 class Quotas:
     """Asks and counts the quotas of callers, over all worker processes."""
 
@@ -72,6 +84,19 @@ class Quotas:
     def used(self, caller: Caller) -> Used:
         """What this caller has used so far."""
         return self._counts.used(caller.name, time())
+
+    def told(self, caller: Caller) -> Sequence[Quota]:
+        """All that is counted of this caller."""
+        now = time()
+        minute, day = MINUTE_SECONDS - now % MINUTE_SECONDS, DAY_SECONDS - now % DAY_SECONDS
+        used = self._counts.used(caller.name, now)
+        return (
+            Quota("streams", used.streams, caller.streams, None),
+            Quota("requests_per_minute", used.requests_in_minute, caller.requests_per_minute, minute),
+            Quota("tokens_per_minute", used.tokens_in_minute, caller.tokens_per_minute, minute),
+            Quota("requests_per_day", used.requests_today, None, day),
+            Quota("tokens_per_day", used.tokens_today, caller.tokens_per_day, day),
+        )
 
     def charge(self, caller: Caller, *, input_tokens: int, output_tokens: int) -> Charge:
         """Count one more call of this caller, with so many tokens set aside. Raises QuotaExceeded.

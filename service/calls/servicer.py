@@ -8,12 +8,13 @@ from dataclasses import replace
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
+from ..admission.identity import Identity
 from ..admission.quotas import USUAL_OUTPUT_TOKENS, Charge, Quotas
 from ..admission.shared import Shared
 from ..admission.slot_queue import Admission
 from ..contract import decode, encode
 from ..contract.rules import Limits, good_request_id
-from ..errors import ModelNotAllowed, NotReady, UpstreamError
+from ..errors import CallNotAllowed, ModelNotAllowed, NotReady, NotServed, UpstreamError
 from ..generation.capabilities import ModelCard
 from ..generation.events import Finished
 from ..generation.prompt import Prompt
@@ -31,7 +32,8 @@ _TOKENS_OF_A_FILE = 258
 class Servicer(GenerationServiceServicer):
     """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
 
-    def __init__(self, settings: CallSettings, shared: Shared) -> None:
+    def __init__(self, settings: CallSettings, shared: Shared, identity: Identity) -> None:
+        self._identity = identity
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
         self._admission = Admission(shared.slots, queue=settings.queue, wait=settings.queue_timeout)
         self._quotas = Quotas(shared.counts) if shared.counts is not None else None
@@ -82,6 +84,20 @@ class Servicer(GenerationServiceServicer):
         """The models that this caller may use, the default first, and what each can take."""
         return encode.model_list(_allowed("", self._ready(), call))
 
+    async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # as above
+        """What the caller has used, or all have."""
+        if self._quotas is None:
+            raise NotServed("This server asks nobody who calls, so it counts nobody's usage")
+        callers = {call.caller.name: call.caller}
+        if request.all_callers:
+            if not call.caller.admin:
+                raise CallNotAllowed(
+                    "The usage of all callers is for administrators: `admin = true` in the callers file"
+                )
+            callers |= {one.name: one for one in self._identity.named}
+        told = ((name, self._quotas.told(one), self._quotas.used(one).estimated_today) for name, one in callers.items())
+        return encode.usage(sorted(told))
+
     @contextmanager
     def _charged(self, request: pb.GenerateRequest, call: Call, answer: encode.Answer) -> Iterator[Charge | None]:
         """Count a call, and settle it in the end; None where nobody has to say who calls. Raises QuotaExceeded."""
@@ -128,7 +144,7 @@ def _allowed(name: str, model: Provider, call: Call) -> Sequence[ModelCard]:
     cards = [card for card in model.cards if card.name in may]
     if not cards or (name and name not in may and any(card.name == name for card in model.cards)):
         told = ", ".join(card.name for card in cards) or "none"
-        raise ModelNotAllowed(f"This caller may not use this model; those it may: {told}", metadata={"models": told})
+        raise ModelNotAllowed(f"Models that this caller may use: {told}", metadata={"models": told})
     return cards
 
 

@@ -1,8 +1,9 @@
 """Our own types as messages of tokenwire.v1. No I/O."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from google.protobuf import duration_pb2, struct_pb2
 
@@ -92,6 +93,41 @@ class Answer:
             total=_duration(self._clock() - self._arrival),
             upstream_attempts=attempts,
         )
+
+
+class Counted(Protocol):
+    """Something that is counted of a caller."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def resets_in(self) -> float | None: ...
+
+
+def usage(callers: Iterable[tuple[str, Sequence[Counted], int]]) -> pb.GetUsageResponse:
+    """What callers have used: each with its name, what is counted, and how many tokens of the day were estimated."""
+    return pb.GetUsageResponse(
+        callers=[
+            pb.CallerUsage(
+                caller=name,
+                quotas=[
+                    pb.CallerUsage.Quota(
+                        name=one.name,
+                        used=one.used,
+                        limit=one.limit,
+                        resets_in=None if one.resets_in is None else _duration(one.resets_in),
+                    )
+                    for one in quotas
+                ],
+                estimated_tokens_today=estimated,
+            )
+            for name, quotas, estimated in callers
+        ]
+    )
 
 
 def _counts(usage: Usage, *, said: bool) -> bool:

@@ -65,7 +65,7 @@ class Server:
             slots=settings.slots, per_caller=settings.slots_per_caller, counted=settings.asks_who
         )
         self._health = Health("", SERVICE)
-        self._servicer = Servicer(settings, shared)
+        self._servicer = Servicer(settings, shared, self._identity)
         budget = settings.max_unfinished_bytes // shared.slots.workers
         receivers = [
             Receiver(budget=int(budget * part), largest=_largest_request(settings))

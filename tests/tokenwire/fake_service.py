@@ -213,6 +213,11 @@ class FakeService(GenerationServiceServicer):
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "no list")
         return pb.ListModelsResponse(models=self.models)
 
+    def GetUsage(self, _: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
+        """Counts nobody, as a service that asks nobody who calls."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody is counted")
+        raise AssertionError("abort raises")
+
 
 class Running:
     """A FakeService on the loopback, for as long as the `with` block; on a free port unless one is given."""

@@ -926,3 +926,119 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__tools) -> _WhichOneofReturnType__tools | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Whose usage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_CALLERS_FIELD_NUMBER: _builtins.int
+    all_callers: _builtins.bool
+    """That of all callers whom the server's owner has named, and not only the caller's own. For administrators;
+    others are PERMISSION_DENIED.
+    """
+    def __init__(
+        self,
+        *,
+        all_callers: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_callers", b"all_callers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """What was used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALLERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def callers(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallerUsage]:
+        """By their names."""
+
+    def __init__(
+        self,
+        *,
+        callers: _abc.Iterable[Global___CallerUsage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callers", b"callers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class CallerUsage(_message.Message):
+    """What one caller has used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Quota(_message.Message):
+        """Something that is counted."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        USED_FIELD_NUMBER: _builtins.int
+        LIMIT_FIELD_NUMBER: _builtins.int
+        RESETS_IN_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """"streams", "requests_per_minute", "tokens_per_minute", "requests_per_day" or "tokens_per_day"."""
+        used: _builtins.int
+        """So far. Tokens that are set aside for answers that are still being written are among them."""
+        limit: _builtins.int
+        """How much it may be. Unset: there is no limit."""
+        @_builtins.property
+        def resets_in(self) -> _duration_pb2.Duration:
+            """When it begins at zero again: the minute's end, or the day's (UTC). Unset for streams."""
+
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            used: _builtins.int = ...,
+            limit: _builtins.int | None = ...,
+            resets_in: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "resets_in", b"resets_in"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "name", b"name", "resets_in", b"resets_in", "used", b"used"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+        _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+    CALLER_FIELD_NUMBER: _builtins.int
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_TOKENS_TODAY_FIELD_NUMBER: _builtins.int
+    caller: _builtins.str
+    """Its name, as the server's owner has it."""
+    estimated_tokens_today: _builtins.int
+    """Of the tokens of this day, how many were estimated: the model's provider didn't tell, or the answer was cut."""
+    @_builtins.property
+    def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___CallerUsage.Quota]:
+        """All that is counted, whether limited or not."""
+
+    def __init__(
+        self,
+        *,
+        caller: _builtins.str = ...,
+        quotas: _abc.Iterable[Global___CallerUsage.Quota] | None = ...,
+        estimated_tokens_today: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "estimated_tokens_today", b"estimated_tokens_today", "quotas", b"quotas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallerUsage: _TypeAlias = CallerUsage  # noqa: Y015

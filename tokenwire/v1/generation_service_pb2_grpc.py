@@ -50,6 +50,11 @@ class GenerationServiceStub:
                 request_serializer=tokenwire_dot_v1_dot_generation__service__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=tokenwire_dot_v1_dot_generation__service__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/tokenwire.v1.GenerationService/GetUsage',
+                request_serializer=tokenwire_dot_v1_dot_generation__service__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=tokenwire_dot_v1_dot_generation__service__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -82,6 +87,15 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What the caller has used, and how much it may.
+
+        UNIMPLEMENTED where the server doesn't ask who calls: it counts nobody then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -99,6 +113,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=tokenwire_dot_v1_dot_generation__service__pb2.ListModelsRequest.FromString,
                     response_serializer=tokenwire_dot_v1_dot_generation__service__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=tokenwire_dot_v1_dot_generation__service__pb2.GetUsageRequest.FromString,
+                    response_serializer=tokenwire_dot_v1_dot_generation__service__pb2.GetUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +202,33 @@ class GenerationService:
             '/tokenwire.v1.GenerationService/ListModels',
             tokenwire_dot_v1_dot_generation__service__pb2.ListModelsRequest.SerializeToString,
             tokenwire_dot_v1_dot_generation__service__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tokenwire.v1.GenerationService/GetUsage',
+            tokenwire_dot_v1_dot_generation__service__pb2.GetUsageRequest.SerializeToString,
+            tokenwire_dot_v1_dot_generation__service__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

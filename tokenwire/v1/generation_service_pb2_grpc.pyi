@@ -72,6 +72,11 @@ class GenerationServiceStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]
     """The models that this server offers to the caller."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_generation_service_pb2.GetUsageRequest, _generation_service_pb2.GetUsageResponse]
+    """What the caller has used, and how much it may.
+
+    UNIMPLEMENTED where the server doesn't ask who calls: it counts nobody then.
+    """
 
 @_typing.type_check_only
 class GenerationServiceAsyncStub(GenerationServiceStub):
@@ -91,6 +96,11 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.ListModelsRequest, _generation_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models that this server offers to the caller."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_generation_service_pb2.GetUsageRequest, _generation_service_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What the caller has used, and how much it may.
+
+    UNIMPLEMENTED where the server doesn't ask who calls: it counts nobody then.
+    """
 
 class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Streams answers of language models."""
@@ -125,5 +135,16 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_generation_service_pb2.ListModelsResponse, _abc.Awaitable[_generation_service_pb2.ListModelsResponse]]:
         """The models that this server offers to the caller."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _generation_service_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_service_pb2.GetUsageResponse, _abc.Awaitable[_generation_service_pb2.GetUsageResponse]]:
+        """What the caller has used, and how much it may.
+
+        UNIMPLEMENTED where the server doesn't ask who calls: it counts nobody then.
+        """
 
 def add_GenerationServiceServicer_to_server(servicer: GenerationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

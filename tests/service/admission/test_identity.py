@@ -404,7 +404,7 @@ async def test_models_are_those_that_the_caller_may_use(served: Served, issuer: 
     assert [(one.name, one.default) for one in offered.models] == [("small", True)]
     code, reason, text = await why_refused(served, token, model="large")
     assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "MODEL_NOT_ALLOWED")
-    assert text == "This caller may not use this model; those it may: small"
+    assert text == "Models that this caller may use: small"
     code, reason, text = await why_refused(served, token, model="none")
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
     assert "large" not in text

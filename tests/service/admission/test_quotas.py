@@ -1,6 +1,7 @@
 """Quotas: asked before a call is let in, settled by what upstream told, over all workers."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -22,6 +23,8 @@ from service.generation.events import Event, Finished, FinishReason, Started, Te
 from service.testing import FakeProvider
 from tests.conftest import Serve, Served, detail, failure
 from tests.service.calls.test_servicer import Silent
+from tokenwire import AsyncClient, NotAllowedError, ServiceError
+from tokenwire.cli import usage
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.config_pb2 import GenerationConfig
 
@@ -321,3 +324,51 @@ async def test_a_budget_that_runs_out_in_mid_stream_ends_it_within_a_chunk_of_th
     await model.left.wait()
     error = await refused(served, token)
     assert failure(error)[1] == "QUOTA_EXCEEDED"
+
+
+async def test_a_caller_sees_its_own_usage_and_an_administrator_that_of_all(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys, callers = str(tmp_path / "keys"), tmp_path / "callers.toml"
+    _, billing = api_keys.new(keys, "billing")
+    _, owner = api_keys.new(keys, "owner")
+    callers.write_text(
+        '[callers.billing]\napi_keys = ["billing"]\ntokens_per_day = 1000\nstreams = 5\n'
+        '[callers.owner]\napi_keys = ["owner"]\nadmin = true\n'
+    )
+    served = await serve(FakeProvider(ANSWER), api_keys=keys, callers=str(callers))
+    await ask(served, billing)
+    async with AsyncClient(served.address, token=billing) as client:
+        (mine,) = await client.usage()
+        told = {one.name: (one.used, one.limit if one.HasField("limit") else None) for one in mine.quotas}
+        assert mine.caller == "billing"
+        assert told == {
+            "streams": (0, 5),
+            "requests_per_minute": (1, None),
+            "tokens_per_minute": (25, None),
+            "requests_per_day": (1, None),
+            "tokens_per_day": (25, 1000),
+        }
+        assert {one.name for one in mine.quotas if one.HasField("resets_in")} == told.keys() - {"streams"}
+        with pytest.raises(NotAllowedError) as caught:
+            await client.usage(all_callers=True)
+        assert caught.value.reason == "CALL_NOT_ALLOWED"
+    async with AsyncClient(served.address, token=owner) as client:
+        assert [one.caller for one in await client.usage(all_callers=True)] == ["billing", "owner"]
+        assert [one.caller for one in await client.usage()] == ["owner"]
+    (tmp_path / "token").write_text(owner)
+    flags = ["--address", served.address, "--token-file", str(tmp_path / "token")]
+    assert await asyncio.to_thread(usage.main, [*flags, "--all"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].split()[:4] == ["CALLER", "QUOTA", "USED", "LIMIT"]
+    assert any(line.split()[:5] == ["billing", "tokens", "per", "day", "25"] and "1,000" in line for line in out)
+    assert await asyncio.to_thread(usage.main, [*flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["caller"] == "owner"
+
+
+async def test_where_nobody_is_asked_nobody_is_counted(serve: Serve) -> None:
+    served = await serve(FakeProvider(ANSWER))
+    async with AsyncClient(served.address) as client:
+        with pytest.raises(ServiceError) as caught:
+            await client.usage()
+    assert caught.value.reason == "NOT_SERVED"

@@ -1,7 +1,9 @@
 """The callers file: what it says, and every mistake by its line."""
 
+import re
 import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -126,6 +128,14 @@ def test_all_mistakes_are_told_at_once_and_those_of_toml_by_its_own_words() -> N
     assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["2", "3", "1", "5", "6", "4"]
     with pytest.raises(CallersError, match=r"^f: Invalid value \(at line 2, column 5\)$"):
         Callers.parse("[callers.a]\nx = \n", "f")
+
+
+def test_the_examples_of_the_manual_can_be_read() -> None:
+    page = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    examples = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(examples) == 3
+    for text in examples:
+        assert Callers.parse(text, "f").by_name.keys() >= {"billing"}
 
 
 NAMES = st.sampled_from(

@@ -6,11 +6,12 @@ Sizes are in bytes; a MB is 1024 * 1024 of them, as in the service's own limits.
 import io
 import math
 import os
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from tokenwire import inline
 from tokenwire.v1.content_pb2 import Message, Part
@@ -38,8 +39,35 @@ a request.
 _SMALLER_SIDES = (LONGEST_SIDE, 2048, 1536, 1024, 768)
 _JPEG_QUALITY = 85
 
-# Decoded, this is a quarter of a GB; and it is where Pillow begins to warn.
-_MOST_PIXELS = 89_000_000
+_STRIP_ROWS = 256
+"""Of what is sent, that are made at once."""
+
+_LANCZOS_REACH = 3
+"""In pixels of the smaller picture: how far away what is mixed into one of its pixels may be."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation that a camera noted: what turns the picture upright."""
+
+_MOST_DECODED_BYTES = 256 * _MB
+"""What decoding an image may take. All else that is done with it takes less than half of this beside it."""
+
+_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 10, "TIFF": 8}
+_USUAL_BYTES_PER_PIXEL = 4
+_BYTES_PER_PIXEL_OF_PROGRESSIVE_JPEG = 7
+"""What decoding takes, at most: four for the picture, whatever its mode, and what a format's reader holds beside that.
+Tests measure it. A plain JPEG takes less.
+"""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while an image is decoded, so that this memory is taken once, however many people send images at once."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Those that Pillow may try: some of its other readers start programs or are hardly ever looked after. What it calls
@@ -304,22 +332,32 @@ def _image(name: str, data: bytes, most: int) -> Attachment:
     shown = _short(name)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            size_before, form = image.size, image.format or ""
-            if math.prod(size_before) <= _MOST_PIXELS:
+            size_before, form, most_pixels = image.size, image.format or "", _most_pixels(image)
+            if math.prod(size_before) <= most_pixels:
                 image.verify()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        size_before, form = (0, 0), ""
+        size_before, form, most_pixels = (0, 0), "", _MOST_DECODED_BYTES // _USUAL_BYTES_PER_PIXEL
     # Each format's reader has errors of its own.
     except Exception as error:
         raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
-    if not 0 < math.prod(size_before) <= _MOST_PIXELS:
+    if not 0 < math.prod(size_before) <= most_pixels:
         pixels = f"{size_before[0]:,} x {size_before[1]:,}" if form else "too many"
-        most_pixels = f"{_MOST_PIXELS // 1_000_000} million"
-        raise ValueError(f"{shown} can't be sent: it has {pixels} pixels, at most {most_pixels} can be read.")
+        raise ValueError(
+            f"{shown} can't be sent: it has {pixels} pixels, at most {most_pixels // 1_000_000} million can be read."
+        )
     try:
-        return _fitted(name, data, form, size_before, most)
+        with _ONE_AT_A_TIME:
+            return _fitted(name, data, form, size_before, most)
     except (OSError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
+
+
+def _most_pixels(image: Image.Image) -> int:
+    """How many pixels an image of this format may have."""
+    each = _BYTES_PER_PIXEL.get(image.format or "", _USUAL_BYTES_PER_PIXEL)
+    if image.info.get("progressive"):
+        each = _BYTES_PER_PIXEL_OF_PROGRESSIVE_JPEG
+    return _MOST_DECODED_BYTES // each
 
 
 def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], most: int) -> Attachment:
@@ -337,7 +375,10 @@ def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], mos
         )
         if as_it_is is not None and len(data) <= min(_KEPT_BYTES, most):
             return as_it_is
-        picture = _plain(ImageOps.exif_transpose(image))
+        picture = _shrunk(image)
+    # From here on nothing is larger than what is sent.
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
     lossless = form not in ("JPEG", "MPO") and len(data) <= 2 * _KEPT_BYTES
     written, mime_type, size_after = _written(picture, min(most, 2 * _KEPT_BYTES), profile, lossless=lossless)
     if as_it_is is not None and len(data) <= min(len(written), most):
@@ -357,15 +398,38 @@ def _measured(count: int, pixels: tuple[int, ...]) -> str:
     return f"{size(count)}, {pixels[0]:,} x {pixels[1]:,}"
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The picture in red, green and blue, with alpha only where something shines through."""
+def _shrunk(image: Image.Image) -> Image.Image:
+    """The picture with at most `LONGEST_SIDE` pixels each way, and with alpha only where something shines through.
+
+    Made strip by strip: each step of it on the whole, as Pillow does it, would be a copy as large as the picture.
+    """
+    width, height = image.size
+    scale = max(1.0, max(image.size) / LONGEST_SIDE)
+    to = max(1, round(width / scale)), max(1, round(height / scale))
+    down = height / to[1]
+    around = math.ceil(_LANCZOS_REACH * down) + 1
+    """Rows beside a strip that its own rows are mixed with."""
+    whole = Image.new("RGBA" if image.has_transparency_data else "RGB", to)
+    for top in range(0, to[1], _STRIP_ROWS):
+        below = min(top + _STRIP_ROWS, to[1])
+        first, last = max(0, math.floor(top * down) - around), min(height, math.ceil(below * down) + around)
+        strip = _plain(image.crop((0, first, width, last)), whole.mode)
+        if strip.size[0] != to[0] or scale > 1:
+            box = (0, top * down - first, width, min(below * down, height) - first)
+            strip = strip.resize((to[0], below - top), Image.Resampling.LANCZOS, box)
+        else:
+            strip = strip.crop((0, top - first, width, below - first))
+        whole.paste(strip, (0, top))
+    if whole.mode == "RGBA" and whole.getchannel("A").getextrema()[0] == 255:
+        return whole.convert("RGB")
+    return whole
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """In red, green and blue, with alpha or without."""
     if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would turn white
         image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        lowest = image.getchannel("A").getextrema()[0]
-        return image if lowest != 255 else image.convert("RGB")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def _written(

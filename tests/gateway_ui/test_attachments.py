@@ -2,11 +2,14 @@ import io
 import itertools
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from gateway_ui.input import attachments
 from gateway_ui.input.attachments import attach, attach_all, described, endings, hint, inline_bytes, size, too_much
@@ -312,13 +315,78 @@ def test_every_mode_of_colour_can_be_shrunk(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "words"), [(10_000, "it has 10,000 x 10,000 pixels"), (20_000, "it has too many pixels")]
+    ("width", "words"), [(9_400, "it has 9,400 x 9,400 pixels"), (20_000, "it has too many pixels")]
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_read(width: int, words: str) -> None:
     data = picture("PNG", width, width, mode="1")
     assert len(data) < MB
-    assert refusal("a.png", data, ["image"]) == (f"a.png can't be sent: {words}, at most 89 million can be read.")
+    assert refusal("a.png", data, ["image"]) == (f"a.png can't be sent: {words}, at most 67 million can be read.")
+
+
+PEAK = """
+import sys
+from gateway_ui.input.attachments import attach
+
+def peak():
+    return next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+data = sys.stdin.buffer.read()
+attach("first.png", data[int(sys.argv[1]) :], ["image"])  # what is loaded for the first image
+before = peak()
+attach("a.png", data[: int(sys.argv[1])], ["image"])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.parametrize(
+    ("form", "mode", "side", "options"),
+    [
+        ("PNG", "RGB", 8190, {}),
+        ("PNG", "RGBA", 8190, {}),
+        ("PNG", "P", 8190, {"transparency": 0}),
+        ("PNG", "I;16", 8190, {}),
+        ("GIF", "P", 8190, {}),
+        ("JPEG", "RGB", 8190, {}),
+        # Just too small to be decoded at a half.
+        ("JPEG", "RGB", 6100, {"progressive": True, "subsampling": 0}),
+        ("WEBP", "RGBA", 4090, {"lossless": True, "method": 0}),
+        ("AVIF", "RGB", 5180, {"speed": 10}),
+        ("TIFF", "RGB", 5790, {"compression": "tiff_adobe_deflate", "strip_size": 1 << 28}),
+    ],
+)
+def test_the_largest_image_of_each_format_takes_the_memory_that_is_said(
+    form: str, mode: str, side: int, options: dict[str, Any]
+) -> None:
+    first = picture("PNG", 3500, 40, mode="RGBA")
+    data = picture(form, side, side, mode, **options)
+    command = [sys.executable, "-c", PEAK, str(len(data))]
+    told = subprocess.run(command, input=data + first, capture_output=True, check=True).stdout
+    assert int(told) < 1.5 * attachments._MOST_DECODED_BYTES / MB
+
+
+def test_images_of_all_tabs_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted, alone = attachments._fitted, []
+
+    def look(*arguments: Any) -> attachments.Attachment:
+        alone.append(not attachments._ONE_AT_A_TIME.acquire(blocking=False))
+        return fitted(*arguments)
+
+    monkeypatch.setattr(attachments, "_fitted", look)
+    attach("a.png", picture("PNG"), ["image"])
+    assert alone == [True]
+    assert attachments._ONE_AT_A_TIME.acquire(blocking=False), "and nobody waits for ever"
+    attachments._ONE_AT_A_TIME.release()
+
+
+def test_an_image_made_smaller_in_strips_has_no_seams() -> None:
+    data = photo("PNG", 4000, 3900, noise=200)
+    whole = shown(data).resize((3072, 2995), Image.Resampling.LANCZOS)
+    strips = attachments._shrunk(shown(data))
+    difference = ImageChops.difference(whole, strips).getextrema()
+    assert strips.size == whole.size
+    assert all(high <= 1 for _, high in difference), difference
 
 
 # ---- all files of a question

@@ -6,6 +6,7 @@ Sizes are in bytes; a MB is 1024 * 1024 of them, as in the service's own limits.
 import io
 import math
 import os
+import re
 import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ _UPRIGHT = {
 _MOST_DECODED_BYTES = 256 * _MB
 """What decoding an image may take. All else that is done with it takes less than half of this beside it."""
 
-_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 10, "TIFF": 8}
+_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 10, "TIFF": 10}
 _USUAL_BYTES_PER_PIXEL = 4
 _BYTES_PER_PIXEL_OF_PROGRESSIVE_JPEG = 7
 """What decoding takes, at most: four for the picture, whatever its mode, and what a format's reader holds beside that.
@@ -75,6 +76,7 @@ MPO are JPEGs of phones with a second picture inside.
 """
 
 _SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_FORMATS_BY_TYPE = {mime_type: form for form, mime_type in _SENT_AS_THEY_ARE.items()}
 
 _TYPES = {
     "image": dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif"), ""),
@@ -106,7 +108,12 @@ _TYPES = {
         "text/plain",
     ),
 }
-"""By the input kind of ListModels: endings of file names, and what each is sent as; an image goes by its bytes."""
+"""By the input kind of ListModels: endings of file names, and what each is sent as. Images and PDFs go by their bytes,
+whatever their names say.
+"""
+
+_MIME_TYPES = {"pdf": "application/pdf", "text": "text/plain"}
+"""Of the kinds that have a single one, whatever a file's name says."""
 
 _WORDS = {
     "image": "images (PNG, JPEG, WebP, GIF and more)",
@@ -118,6 +125,8 @@ _WORDS = {
 """The same for people, in the order in which they are told."""
 
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 
@@ -182,21 +191,32 @@ def attach(name: str, data: bytes, kinds: Collection[str], *, most: int | None =
     if not data:
         raise ValueError(f"{shown} is empty.")
     ending = PurePath(name).suffix.lower().removeprefix(".")
-    kind = next((kind for kind, types in _TYPES.items() if ending in types), "")
+    kind = _kind(ending, data)
     if ending in ("heic", "heif") or _is_heic(data):
         raise ValueError(f"{shown} can't be sent: this page can't read HEIC. Save it as JPEG, and send that.")
-    if kind not in kinds and not (kind == "" and "text" in kinds and _decoded(data) is not None):
+    if kind == "" and "text" in kinds and _reads_as_text(data):
+        kind = "text"
+    if kind not in kinds:
         raise ValueError(f"{shown} can't be sent: this model takes {_wanted(kinds)}.")
     if kind == "image":
         return _image(name, data, most)
     note = ""
-    if kind in ("text", ""):
+    if kind == "text":
         data, note = _text(shown, data)
-    elif kind == "pdf" and b"%PDF-" not in data[:1024]:
+    elif kind == "pdf" and not _is_pdf(data):
         raise ValueError(f"{shown} can't be sent: it is no PDF, whatever its name says.")
     if len(data) > most:
         raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {size(most)} can be sent.")
-    return Attachment(name, inline(data, _TYPES[kind][ending] if kind else "text/plain"), note)
+    return Attachment(name, inline(data, _MIME_TYPES.get(kind) or _TYPES[kind][ending]), note)
+
+
+def _kind(ending: str, data: bytes) -> str:
+    """What a file is: by its bytes where those tell it, else by the ending of its name; empty: nobody knows."""
+    if _is_image_file(data):
+        return "image"
+    if data.startswith(b"%PDF-"):
+        return "pdf"
+    return next((kind for kind, types in _TYPES.items() if ending in types), "")
 
 
 def attach_all(
@@ -230,9 +250,8 @@ def _each(
 ) -> tuple[list[Attachment], list[str]]:
     attached, problems = [], []
     for name, data in files:
-        is_image = PurePath(name).suffix.lower().removeprefix(".") in _TYPES["image"]
         try:
-            attached.append(attach(name, data, kinds, most=most_image if is_image else None))
+            attached.append(attach(name, data, kinds, most=most_image if _is_image_file(data) else None))
         except ValueError as error:
             problems.append(str(error))
     return attached, problems
@@ -296,7 +315,7 @@ def _text(shown: str, data: bytes) -> tuple[bytes, str]:
     """The text as UTF-8, and a note where it was something else."""
     text = _decoded(data)
     if text is None:
-        raise ValueError(f"{shown} can't be sent: it is no text in UTF-8, nor in UTF-16 with a byte order mark.")
+        raise ValueError(f"{shown} can't be sent: its text isn't in UTF-8. Save it as UTF-8, and send that.")
     if not text:
         raise ValueError(f"{shown} is empty.")
     form = next((form for mark, form in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
@@ -313,11 +332,31 @@ def _decoded(data: bytes) -> str | None:
     return None if "\0" in text else text  # much that is no text is valid UTF-8 for a while
 
 
+def _reads_as_text(data: bytes) -> bool:
+    """Whether a file of an unknown name is text: in UTF-8, or in one of the older forms, which hold no such bytes."""
+    return _decoded(data) is not None or not _NO_TEXT.search(data)
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def _is_image(part: Part) -> bool:
     return part.inline_data.mime_type.startswith("image/")
+
+
+def _is_image_file(data: bytes) -> bool:
+    """Whether its first bytes are those of an image, as far as this page reads such; the rest may still be broken."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:  # noqa: BLE001 - each format's reader has errors of its own
+        return False
+
+
+def _is_pdf(data: bytes) -> bool:
+    return b"%PDF-" in data[:1024]
 
 
 def _is_heic(data: bytes) -> bool:
@@ -362,15 +401,20 @@ def _most_pixels(image: Image.Image) -> int:
 
 def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], most: int) -> Attachment:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # The second picture of a phone's MPO is none that moves.
+        moving = form != "MPO" and getattr(image, "is_animated", False)
+        noted = _orientation(image)
         # A JPEG is decoded at a half or a quarter at once where that is still enough: less memory, and faster.
         image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        pictures = 1 if form == "MPO" else getattr(image, "n_frames", 1)
+        orientation = _orientation(image)  # of a TIFF this is 1 by now: Pillow turns it by itself
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
         as_it_is = (
             Attachment(name, inline(data, _SENT_AS_THEY_ARE[form]))
-            if form in _SENT_AS_THEY_ARE and orientation in (0, 1) and max(size_before) <= LONGEST_SIDE
+            if form in _SENT_AS_THEY_ARE
+            and not moving
+            and orientation not in _UPRIGHT
+            and max(size_before) <= LONGEST_SIDE
             else None
         )
         if as_it_is is not None and len(data) <= min(_KEPT_BYTES, most):
@@ -385,17 +429,27 @@ def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], mos
         return as_it_is
     if len(written) > most:
         raise ValueError(f"{_short(name)} is too large: {_at_least(len(written))} even when it is shrunk.")
-    done = "shrunk" if len(written) < len(data) else "turned upright" if orientation > 1 else f"converted from {form}"
-    before, after = (
-        _measured(len(data), size_before[:: -1 if orientation >= 5 else 1]),
-        _measured(len(written), size_after),
-    )
-    only = "; only its first picture" if pictures > 1 else ""
-    return Attachment(name, inline(written, mime_type), f"{_short(name)}: {done} from {before}, to {after}{only}")
+    upright = size_before[:: -1 if orientation >= 5 else 1]
+    done = _done(form, mime_type, upright, size_after, turned=noted in _UPRIGHT)
+    sizes = f" ({size(len(data))}, now {size(len(written))})"
+    only = "; only its first picture is sent" if moving else ""
+    return Attachment(name, inline(written, mime_type), f"{_short(name)}: {done}{sizes}{only}")
 
 
-def _measured(count: int, pixels: tuple[int, ...]) -> str:
-    return f"{size(count)}, {pixels[0]:,} x {pixels[1]:,}"
+def _orientation(image: Image.Image) -> int:
+    """As its camera noted it; 1 is upright."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _done(form: str, mime_type: str, before: tuple[int, ...], after: tuple[int, ...], *, turned: bool) -> str:
+    """What was done to an image: all of it, and nothing else."""
+    done = ["turned upright"] if turned else []
+    if before != after:
+        done.append(f"shrunk from {before[0]:,} x {before[1]:,} to {after[0]:,} x {after[1]:,} pixels")
+    was, is_ = ("JPEG" if one == "MPO" else one for one in (form, _FORMATS_BY_TYPE[mime_type]))
+    if was != is_:
+        done.append(f"converted from {was} to {is_}")
+    return ", ".join(done) or "compressed"
 
 
 def _shrunk(image: Image.Image) -> Image.Image:

@@ -306,7 +306,7 @@ async def test_a_photo_of_a_phone_is_shrunk_and_the_page_says_so(chat: Open, ser
     await page.attach(FilePayload(name="IMG_![1].png", mimeType="image/png", buffer=written.getvalue()))
     await page.ask("What is this?")
     toast = page.tab.get_by_test_id("stToast")
-    await expect(toast).to_contain_text("IMG_![1].png: shrunk from 10.1 MB, 2,200 x 1,600, to ")
+    await expect(toast).to_contain_text("IMG_![1].png: converted from PNG to JPEG (10.1 MB, now ")
     await expect(page.tab.locator(".tw-figures")).to_contain_text("tokens in")
     (sent, _) = service.requests[0].messages[0].parts
     assert sent.inline_data.mime_type == "image/jpeg"

@@ -11,7 +11,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from tokenwire import Turn
 from tokenwire.cli.meter import Meter
-from tokenwire.endings import ending
+from tokenwire.endings import shortfall
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 
@@ -128,7 +128,8 @@ class Exchange:
     def finish(self) -> None:
         """It has come to its end; it may still have been cut or blocked."""
         if self.meter.completed is not None:
-            self.problem = ending(self.meter.completed)
+            said, called = bool(self.text.strip()), bool(self.tool_calls)
+            self.problem = shortfall(self.meter.completed, said=said, called=called, thought=self.meter.thinking)
         self.ended = True
 
     def fail(self, problem: str) -> None:

@@ -157,8 +157,15 @@ def test_an_empty_answer_says_so() -> None:
     assert "is empty" in exchange(end=completed(pb.FINISH_REASON_EMPTY)).problem
 
 
-def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:
-    assert exchange(tool_call("f", {}), end=completed()).problem == ""
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY])
+def test_an_answer_of_thoughts_alone_says_that_it_is_empty(reason: pb.FinishReason.ValueType) -> None:
+    one = exchange(thought("Hm."), end=completed(reason))
+    assert (one.complete, one.problem) == (False, "The answer is empty: the model thought and said nothing.")
+
+
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY])
+def test_an_answer_that_only_calls_a_tool_is_not_empty(reason: pb.FinishReason.ValueType) -> None:
+    assert exchange(thought("Hm."), tool_call("f", {}), end=completed(reason)).problem == ""
 
 
 @pytest.mark.parametrize(

@@ -333,17 +333,38 @@ def test_while_it_runs_characters_are_counted() -> None:
 
 
 def test_at_the_end_tokens_are_counted() -> None:
-    assert list(exchange("a", end=completed(output_tokens=20)).meter.figures()) == [
+    assert list(exchange("a", "b", end=completed(output_tokens=30)).meter.figures()) == [
         "first chunk 1.00 s",
-        "1 chunk",
+        "2 chunks",
         "10 tokens/s",
-        "5 tokens in, 20 out",
+        "5 tokens in, 30 out",
     ]
 
 
 def test_unknown_tokens_are_not_invented() -> None:
     end = pb.Completed(finish_reason=pb.FINISH_REASON_STOP, usage=pb.Usage(exact=False))
-    assert list(exchange("abcd", end=end).meter.figures()) == ["first chunk 1.00 s", "1 chunk", "2 characters/s"]
+    assert list(exchange("abcd", "ef", end=end).meter.figures()) == ["first chunk 1.00 s", "2 chunks", "2 characters/s"]
+
+
+def test_large_numbers_are_told_in_thousands_and_one_is_one() -> None:
+    end = completed(output_tokens=123_456)
+    end.usage.input_tokens, end.usage.cached_tokens, end.usage.reasoning_tokens = 1, 1000, 2000
+    figures = list(exchange(*["a"] * 1000, end=end).meter.figures())
+    assert figures[1:] == ["1,000 chunks", "123 tokens/s", "1 token in (1,000 cached), 123,456 out, 2,000 thought"]
+    end = pb.Completed(finish_reason=pb.FINISH_REASON_STOP)
+    assert list(exchange("a" * 4_000, "b" * 4_000, end=end).meter.figures())[-1] == "2,667 characters/s"
+    assert list(exchange("a", "b", "c", "d", end=pb.Completed()).meter.figures(14.4))[-1] == "1 character/s"
+
+
+@pytest.mark.parametrize("end", [completed(output_tokens=300), pb.Completed()], ids=["tokens", "characters"])
+@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.05]], ids=str)
+def test_what_came_at_once_has_no_rate(times: list[float], end: pb.Completed) -> None:
+    meter = Meter(asked_at=0)
+    for at in times:
+        meter.saw(pb.GenerateResponse(text="a" * 2676), at)
+    assert not [figure for figure in meter.figures(times[-1]) if "/s" in figure]
+    meter.saw(pb.GenerateResponse(completed=end), times[-1])
+    assert not [figure for figure in meter.figures() if "/s" in figure]
 
 
 def test_thoughts_are_counted_apart() -> None:

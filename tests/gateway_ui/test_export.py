@@ -255,7 +255,7 @@ HTML = [
     "    true",
     "  ]",
     "}",
-    "stop · first chunk 2.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "stop · first chunk 2.00 s · 1 chunk · 5 tokens in, 7 out",
     "Results",
     "Result of look{",
     '  "seen": "blue"',
@@ -264,7 +264,7 @@ HTML = [
     "It is **blue**.",
     "SourcesA page https://example.org/a",
     "The answer was cut: it reached the token limit.",
-    "max tokens · first chunk 1.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "max tokens · first chunk 1.00 s · 1 chunk · 5 tokens in, 7 out",
     "Question",
     "Why?",
     "Answer",
@@ -304,7 +304,7 @@ Calls `look`:
 }
 ```
 
-*stop · first chunk 2.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out*
+*stop · first chunk 2.00 s · 1 chunk · 5 tokens in, 7 out*
 
 ## Results
 
@@ -326,7 +326,7 @@ Sources:
 
 **The answer was cut: it reached the token limit.**
 
-*max tokens · first chunk 1.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out*
+*max tokens · first chunk 1.00 s · 1 chunk · 5 tokens in, 7 out*
 
 ## Question
 

@@ -35,8 +35,8 @@ exit codes:
   0    the answer is complete
   {EXIT_FAILED}    it failed, or was cut; why is on stderr
   {EXIT_USAGE}    the command line is wrong
-  {EXIT_UNFINISHED}    the model ended it for another reason than being done (token limit, a filter), or it says nothing and
-       calls no tool; on stderr too
+  {EXIT_UNFINISHED}    the model ended it for another reason than being done (token limit, a filter), or it says
+       nothing and calls no tool; on stderr too
   {EXIT_INTERRUPTED}  Ctrl-C; the call was cancelled
   {EXIT_BROKEN_PIPE}  the reader of the output went away; the call was cancelled
 """

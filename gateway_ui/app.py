@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
-from .chat.conversation import Exchange, response
+from .chat.conversation import Exchange, broken_json, response, result_names
 from .chat.desk import Desk, Talk, Waiting
 from .chat.live import Live
 from .chat.store import Store, default_path
@@ -350,15 +351,37 @@ def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:
 def _results_form(talk: Talk, calls: Sequence[ToolCall]) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
-        for place, call in enumerate(calls):
-            st.text_area(
-                label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
-            )
+        for place, name in enumerate(result_names(calls)):
+            st.text_area(label(name), key=f"result-{place}", placeholder="JSON, or plain text", height=80)
+        unread = st.session_state.get("unread")
+        if unread is not None and unread.calls == [call.id for call in calls]:
+            exchange_view.problem(" ".join(unread.problems))
         st.form_submit_button("Send", on_click=_answer_calls, args=(talk, calls))
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+
+    calls: list[str]
+    written: list[str]
+    problems: list[str] = field(compare=False)
 
 
 def _answer_calls(talk: Talk, calls: Sequence[ToolCall]) -> None:
     written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
+    problems = [
+        f"{name} begins like JSON, but can't be read: {wrong}."
+        for name, wrong in zip(result_names(calls), map(broken_json, written), strict=True)
+        if wrong
+    ]
+    if problems:
+        problems.append("Correct it, or send it again: then it goes as plain text.")
+        unread = _Unread([call.id for call in calls], written, problems)
+        if unread != st.session_state.get("unread"):
+            st.session_state.unread = unread
+            return
+    st.session_state.pop("unread", None)
     results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
     talk.waiting.append(Waiting(tool(*results)))
 

@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_ui.chat.conversation import STOPPED, UNTITLED, Arrival, Conversation, Exchange, heading, response
+from gateway_ui.chat.conversation import (
+    STOPPED,
+    UNTITLED,
+    Arrival,
+    Conversation,
+    Exchange,
+    broken_json,
+    heading,
+    response,
+    result_names,
+)
 from gateway_ui.drawing.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
 from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
@@ -371,6 +381,37 @@ def test_thoughts_are_counted_apart() -> None:
     end = completed()
     end.usage.reasoning_tokens = 9
     assert list(exchange("a", end=end).meter.figures())[-1] == "5 tokens in, 7 out, 9 thought"
+
+
+# ---- results of tools
+
+
+def test_calls_of_one_tool_are_told_apart_by_number_and_arguments() -> None:
+    calls = [
+        tool_call("get_weather", {"city": "Oslo", "days": 3}).tool_call,
+        tool_call("clock", {"zone": "UTC"}).tool_call,
+        tool_call("get_weather", {"city": "Rome", "notes": "x" * 900}).tool_call,
+    ]
+    names = result_names(calls)
+    assert names[:2] == ['Result of get_weather (1 of 2): {"city": "Oslo", "days": 3}', "Result of clock"]
+    assert names[2].startswith('Result of get_weather (2 of 2): {"city": "Rome", ')
+    assert len(names[2]) < 120
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"temp": 21', "Expecting ',' delimiter, line 1, column 12"),
+        (" [1,\n2", "Expecting ',' delimiter, line 2, column 2"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"temp": 21}', ""),
+        ("[1]", ""),
+        ("21 degrees {really}", ""),
+        ("", ""),
+    ],
+)
+def test_what_begins_like_json_and_is_none_is_told(text: str, wrong: str) -> None:
+    assert broken_json(text) == wrong
 
 
 # ---- the typewriter

@@ -117,18 +117,22 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
 @pytest.mark.parametrize(
     ("field", "text", "words"),
     [
-        ("JSON schema", "{type: object}", "The JSON schema can't be used: Expecting property name"),
+        ("JSON schema", "{type: object}", "The JSON schema can't be used: it is no JSON: Expecting property name"),
         ("JSON schema", "[1]", "The JSON schema can't be used: it is no JSON object, such as {...}."),
         (
             "JSON schema",
             '{"type": "object", "properties": {"age": {"type": "strin"}}}',
-            "The JSON schema can't be used: properties.age.type: 'strin' is none of string, number, integer,",
+            "The JSON schema can't be used: properties.age.type is 'strin'; must be one of string, number, integer,",
         ),
-        ("Tools", '[{"nmae": "f"}]', "The tools can't be used: [0].nmae: no key of a function; is 'name' meant?"),
+        (
+            "Tools",
+            '[{"nmae": "f"}]',
+            "The tools can't be used: [0].nmae is not a key of a function; did you mean 'name'?",
+        ),
         (
             "Tools",
             '[{"type": "function", "function": {"name": "<img src=/x>![x](/y)"}}]',
-            "The tools can't be used: [0].function.name: '<img src=/x>![x](/y)' is none;",
+            "The tools can't be used: [0].function.name is '<img src=/x>![x](/y)'; must begin",
         ),
     ],
 )

@@ -357,8 +357,10 @@ def explain(
     violations: tuple[Violation, ...] = ()
     if too_large is not None:
         reason = REQUEST_TOO_LARGE
-        size, most = (int(number) / 1024**2 for number in too_large.groups())
-        violations = (Violation("", f"it has {size:.1f} MB, history included, and the service takes {most:.1f} MB"),)
+        size, most = (int(number) / 100_000 for number in too_large.groups())
+        # Rounded apart: what is too large mustn't read as if it just fitted.
+        told = f"it has {math.ceil(size) / 10} MB, history included, and the service takes {math.floor(most) / 10} MB"
+        violations = (Violation("", told),)
     elif _unpack(details, refused):
         violations = tuple(Violation(one.field, one.description) for one in refused.field_violations)
     return put(

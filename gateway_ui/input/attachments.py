@@ -1,6 +1,6 @@
 """Files that go along with a question: what a model takes, and how each file becomes a part that fits.
 
-Sizes are in bytes; a MB is 1024 * 1024 of them, as in the service's own limits.
+Sizes are in bytes; people are told a MB of 1,000,000 of them, as browsers show.
 """
 
 import io
@@ -15,16 +15,17 @@ from pathlib import PurePath
 from PIL import ExifTags, Image
 
 from tokenwire import inline
+from tokenwire.cli.meter import size
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Model
 
 UPLOAD_MEGABYTES = 28
 """What a browser may send to the page. Far more than goes on to the model, since images are shrunk here."""
 
-_MB = 1024 * 1024
+_MIB = 1024 * 1024
 
 _LIMIT_VARIABLE = "TOKENWIRE_MAX_INLINE_BYTES"
-_USUAL_LIMIT_BYTES = 4 * _MB
+_USUAL_LIMIT_BYTES = 4 * _MIB
 
 LONGEST_SIDE = 3072
 """In pixels. Gemini scales larger images down to 3072 x 3072 by itself, so that more is sent in vain.
@@ -32,7 +33,7 @@ LONGEST_SIDE = 3072
 https://firebase.google.com/docs/ai-logic/input-file-requirements
 """
 
-_KEPT_BYTES = _MB
+_KEPT_BYTES = _MIB
 """An image up to this size is sent as it came. Each follow-up question sends it again, so that larger ones soon fill
 a request.
 """
@@ -57,7 +58,7 @@ _UPRIGHT = {
 }
 """By the orientation that a camera noted: what turns the picture upright."""
 
-_MOST_DECODED_BYTES = 256 * _MB
+_MOST_DECODED_BYTES = 256 * _MIB
 """What decoding an image may take. All else that is done with it takes less than half of this beside it."""
 
 _BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 10, "TIFF": 10}
@@ -206,7 +207,7 @@ def attach(name: str, data: bytes, kinds: Collection[str], *, most: int | None =
     elif kind == "pdf" and not _is_pdf(data):
         raise ValueError(f"{shown} can't be sent: it is no PDF, whatever its name says.")
     if len(data) > most:
-        raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {size(most)} can be sent.")
+        raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {_at_most(most)} can be sent.")
     return Attachment(name, inline(data, _MIME_TYPES.get(kind) or _TYPES[kind][ending]), note)
 
 
@@ -273,16 +274,6 @@ def too_much(messages: Iterable[Message]) -> str:
     )
 
 
-def size(count: int) -> str:
-    """Give a number of bytes as people read it: "8 bytes", "1.5 kB", "12 kB", "3.4 MB"."""
-    if count < 1024:
-        return f"{count} byte{'s' * (count != 1)}"
-    kilobytes = count / 1024
-    if round(kilobytes) < 1024:
-        return f"{kilobytes:.1f} kB" if round(kilobytes, 1) < 10 else f"{kilobytes:.0f} kB"
-    return f"{count / _MB:.1f} MB"
-
-
 def described(part: Part, name: str = "") -> str:
     """Give a file in one line, as plain text: its name where that is known, what it is, and its size."""
     blob = part.inline_data
@@ -292,11 +283,16 @@ def described(part: Part, name: str = "") -> str:
 
 def _at_least(count: int) -> str:
     """As `size`, but rounded up: what is too large mustn't read as if it just fitted."""
-    return size(count) if count < _MB else f"{math.ceil(count / _MB * 10) / 10:.1f} MB"
+    return size(math.ceil(count / 100_000) * 100_000 if count >= 1_000_000 else count)
+
+
+def _at_most(count: int) -> str:
+    """As `size`, but rounded down: what is said to fit has to."""
+    return size(count // 100_000 * 100_000 if count >= 1_000_000 else count)
 
 
 def _limit_words() -> str:
-    return size(limit()).replace(".0 MB", " MB")
+    return _at_most(limit()).replace(".0 MB", " MB")
 
 
 def _wanted(kinds: Collection[str]) -> str:

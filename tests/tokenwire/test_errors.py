@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
-from service.errors import UpstreamFault
+from service.errors import UpstreamError, UpstreamFault
 from service.providers import failures
 from service.providers.chat_completions import failures as chat_failures
 from service.providers.gemini import vertex_failures
@@ -162,10 +162,15 @@ def test_all_verbs_of_the_services_rules_are_known() -> None:
     assert {text for text in texts if text not in errors._VERBS} <= {"the"}
 
 
+FAULT: tuple[grpc.StatusCode, tuple[type[UpstreamError], str]] = (
+    grpc.StatusCode.INTERNAL,
+    (UpstreamFault, "{who} failed"),
+)
+
 UPSTREAM = [
     (kind.code, kind.reason, (words or {}).get(code, text).format(who=who))
     for who, words in (("Vertex AI", vertex_failures._WORDS), ("OpenAI", chat_failures._WORDS), ("Other", None))
-    for code, (kind, text) in [*failures._TABLE.items(), (grpc.StatusCode.INTERNAL, (UpstreamFault, "{who} failed"))]
+    for code, (kind, text) in [*failures._TABLE.items(), FAULT]
 ]
 """All that the service says of its providers' failures, but for a few odd ones."""
 
@@ -241,7 +246,7 @@ def test_a_request_beyond_grpcs_limit_is_too_large_and_not_to_be_tried_again() -
     words = "SERVER: Received message larger than max (7340070 vs. 6291456)"
     error = explain(Failed(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, message=words)), address="localhost:50051")
     assert type(error) is errors.InvalidRequestError
-    assert str(error) == ("The request is too large: it has 7.0 MB, history included, and the service takes 6.0 MB.")
+    assert str(error) == ("The request is too large: it has 7.4 MB, history included, and the service takes 6.2 MB.")
     assert (error.reason, error.said) == (errors.REQUEST_TOO_LARGE, words)
 
 

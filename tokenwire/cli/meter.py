@@ -1,4 +1,4 @@
-"""How fast an answer came: the figures under it, in the terminal and on the page alike."""
+"""How fast an answer came: the figures under it, in the terminal and on the page alike; and how figures are written."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +17,16 @@ def duration(seconds: float) -> str:
 def counted(count: int, one: str) -> str:
     """Write a number of things as people read it: "1 token", "30,720 tokens"."""
     return f"{count:,} {one}{'s' * (count != 1)}"
+
+
+def size(count: int) -> str:
+    """Write a number of bytes as people read it: "8 bytes", "1.5 kB", "12 kB", "3.4 MB". A kB is 1000 bytes."""
+    if count < 1000:
+        return counted(count, "byte")
+    kilobytes = count / 1000
+    if round(kilobytes) < 1000:
+        return f"{kilobytes:.1f} kB" if round(kilobytes, 1) < 10 else f"{kilobytes:.0f} kB"
+    return f"{count / 1_000_000:.1f} MB"
 
 
 @dataclass(slots=True)

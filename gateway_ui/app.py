@@ -94,9 +94,12 @@ def page() -> None:
         st.subheader("tokenwire")
         _connection(trouble)
         conversations.new_button(desk, talk)
+        # Over the settings, but drawn after them: a question that is asked now is in the list.
+        list_ = st.container()
         choices = sidebar.drawer(models)
     _ask(desk, talk, choices)
-    with st.sidebar:
+    st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
+    with list_:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(desk, talk, choices, above)

@@ -80,8 +80,9 @@ def drawer(models: list[Model]) -> Choices:
     st.selectbox(
         "Model", [one.name for one in models], key="model", disabled=not models, placeholder="the service's default"
     )
-    lines = "".join(f"<div>{html.escape(line)}</div>" for line in _about(model))
-    st.html(f'<div class="tw-about" data-model="{html.escape(model.name)}">{lines}</div>')
+    lines = "".join(f"<div>{html.escape(line)}</div>" for line in _about(model) if line)
+    facts = f"<summary>What it takes</summary>{lines}" if lines else ""
+    st.html(f'<details class="tw-about" data-model="{html.escape(model.name)}">{facts}</details>')
     system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
     problems: list[str] = []
     with st.expander("Settings", key="settings"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import FilePayload, Page, expect
 
-from tests.browser import PageAt
+from tests.browser import PageAt, free_port
 from tests.gateway_ui.chat import Chat, Open
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed, tool_call
 from tokenwire import function, inline, model, struct, user
@@ -222,6 +222,27 @@ async def test_the_name_of_a_model_is_shown_as_it_is_and_fetches_nothing(other_c
 
 
 # ---- files
+
+
+async def test_the_model_is_shown_as_soon_as_the_service_is_there_and_stays_picked_while_it_is_away(
+    tab: Page, page_at: PageAt
+) -> None:
+    address = f"localhost:{free_port()}"
+    await tab.goto(page_at(address))
+    page, sidebar = Chat(tab), tab.get_by_test_id("stSidebar")
+    await expect(sidebar).to_contain_text("is not running")
+    picker = tab.get_by_role("combobox", name="Model")
+    with Running(address):
+        await expect(sidebar).to_contain_text("Connected to")
+        await expect(picker).to_have_value("fake-1")
+        await page.choose("fake-2")
+    await page.ask("Where are you?")
+    await expect(page.problem()).to_contain_text("is not running")
+    await expect(sidebar).to_contain_text("is not running")
+    await expect(picker).to_have_value("")
+    with Running(address):
+        await expect(sidebar).to_contain_text("Connected to")
+        await expect(picker).to_have_value("fake-2")
 
 
 async def test_an_image_is_shown_and_sent_and_stays_in_the_conversation(chat: Open, service: FakeService) -> None:

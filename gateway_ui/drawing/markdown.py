@@ -1,7 +1,8 @@
 r"""Turns an answer's Markdown into HTML that is safe to draw, also while the answer is still growing.
 
-CommonMark with GFM's tables and strikethrough, code in colours, and formulas. Nothing else has a meaning: no HTML, no
-emoji, no typography, no bare addresses. Nothing that a model names is fetched: an image is shown as words.
+CommonMark with GFM's tables, strikethrough and bare addresses (of http and https only), code in colours, and formulas.
+Nothing else has a meaning: no HTML, no emoji, no typography. Nothing that a model names is fetched: an image is shown
+as words.
 
 A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no
 MathML, so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the
@@ -19,6 +20,7 @@ from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import unescapeAll
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
@@ -550,6 +552,58 @@ def _half_link_rule(state: StateInline, silent: bool) -> bool:
     return True
 
 
+_SCHEME = re.compile(r"(?<![A-Za-z0-9])https?\Z", re.IGNORECASE)
+_LONGEST_ADDRESS = 2000
+# In characters; what is longer is no link. Bounds the search for an end.
+
+# Up to a space, a bracket, a quotation mark, what has a meaning in Markdown anywhere, or the end of a sentence in
+# Japanese or Chinese, where no space follows.
+_NO_ADDRESS = (
+    r"\s<>\[\]\\`\"\u201c\u201d\u201e\xab\xbb"
+    r"\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a\uff08\uff09\u300c-\u300f\u3010\u3011"
+)
+_HOST = r"(?![^\s/?#]{0,300}@)[\w.-]{1,300}(?::\d+)?"
+_ADDRESS = re.compile(rf"{_HOST}(?:[/?#](?:[^{_NO_ADDRESS}]|\\[_*~&#-]){{0,{_LONGEST_ADDRESS}}})?")
+_ENTITY_AT_THE_END = re.compile(r"&\w+;\Z")
+
+
+def _bare_link_rule(state: StateInline, silent: bool) -> bool:
+    """Take an address without brackets as a link, as GFM does; what is read stays the same.
+
+    https://github.github.com/gfm/#autolinks-extension-
+    """
+    if silent or state.linkLevel or not state.src.startswith("://", state.pos):
+        return False
+    scheme = _SCHEME.search(state.pending, max(0, len(state.pending) - 6))
+    found = _ADDRESS.match(state.src, state.pos + 3, state.posMax)
+    if scheme is None or found is None or len(found[0]) > _LONGEST_ADDRESS:
+        return False
+    rest = _without_punctuation(found[0])
+    address = f"{scheme[0]}://{unescapeAll(rest)}"
+    href = state.md.normalizeLink(scheme[0].lower() + address[len(scheme[0]) :])
+    if not rest[:1].isalnum() or not state.md.validateLink(href):
+        return False
+    state.pending = state.pending[: scheme.start()]
+    state.push("link_open", "a", 1).attrs = {"href": href}
+    state.push("text", "", 0).content = address
+    state.push("link_close", "a", -1)
+    state.pos += len("://") + len(rest)
+    return True
+
+
+def _without_punctuation(address: str) -> str:
+    """An address without what ends the sentence around it, and without a bracket that was opened before it."""
+    while True:
+        if entity := _ENTITY_AT_THE_END.search(address):
+            address = address[: entity.start()]
+        elif address[-1:] and (
+            address[-1] in "?!.,:;*_~'|\\" or (address[-1] == ")" and address.count(")") > address.count("("))
+        ):
+            address = address[:-1]
+        else:
+            return address
+
+
 class _Renderer(RendererHTML):
     """Writes tokens. A method's name is the type of the token that it writes; all others are written as usual."""
 
@@ -610,6 +664,7 @@ def _parser() -> MarkdownIt:
     )
     parser.inline.ruler.before("escape", "maths", _maths_rule)
     parser.inline.ruler.after("link", "half_link", _half_link_rule)
+    parser.inline.ruler.after("text", "bare_link", _bare_link_rule)
     return parser
 
 

@@ -234,6 +234,8 @@ section > h2 { font-size: .85rem; font-weight: 600; color: var(--quiet); margin:
 section { margin: 1.25rem 0; }
 .question { background: var(--soft); border-radius: .5rem; padding: .75rem 1rem; }
 .text, pre { white-space: pre-wrap; }
+.text { unicode-bidi: plaintext; }
+pre, code { direction: ltr; unicode-bidi: isolate; }
 img { max-width: 100%; max-height: 24rem; border-radius: .5rem; }
 pre { font-size: .85rem; background: var(--soft); border-radius: .5rem; padding: .5rem .75rem; margin: .35rem 0 0; }
 table { border-collapse: collapse; }

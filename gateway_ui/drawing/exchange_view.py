@@ -75,7 +75,7 @@ def question(message: Message, names: Sequence[str] = ()) -> None:
     for part in message.parts:
         match part.WhichOneof("data"):
             case "text":
-                st.html(f'<div class="tw-question">{html.escape(part.text)}</div>')
+                st.html(f'<div class="tw-question" dir="auto">{html.escape(part.text)}</div>')
             case "tool_result":
                 _card(f"Result of {next(results)}", pretty(part.tool_result.response))
             case "inline_data":

@@ -16,6 +16,7 @@ from copy import copy
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
+from unicodedata import bidirectional
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import Converter
@@ -23,6 +24,7 @@ from markdown_it import MarkdownIt
 from markdown_it.common.utils import unescapeAll
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
@@ -627,8 +629,9 @@ class _Renderer(RendererHTML):
 
     th_open = td_open
 
-    def table_open(self, *_: object) -> str:
-        return '<div class="tw-table" tabindex="0" role="region" aria-label="Table"><table>\n'
+    def table_open(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        attributes = self.renderAttrs(tokens[idx])
+        return f'<div class="tw-table"{attributes} tabindex="0" role="region" aria-label="Table"><table>\n'
 
     def table_close(self, *_: object) -> str:
         return "</table></div>\n"
@@ -654,6 +657,42 @@ class _Renderer(RendererHTML):
         return _code(tokens[idx].markup + tokens[idx].content, "")
 
 
+# ---- direction ---------------------------------------------------------------------------------------------------
+
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_LAID_OUT = {
+    *("paragraph_open", "heading_open", "bullet_list_open", "ordered_list_open", "list_item_open"),
+    *("blockquote_open", "table_open", "th_open", "td_open"),
+}
+
+
+def _direction_rule(state: StateCore) -> None:
+    """Give each block its direction, by its first letter that has one; nothing where all text goes to the right.
+
+    A paragraph, a heading and a cell have dir="auto". What holds other blocks has the direction itself: "auto" doesn't
+    look into blocks that have one of their own, and it is this that tells where a list's marks and a table's first
+    column are.
+    """
+    if not _RIGHT_TO_LEFT.search(state.src):
+        return
+    open_: list[Token] = []
+    for token in state.tokens:
+        if token.type in _LAID_OUT:
+            holds_text = token.type in ("paragraph_open", "heading_open", "th_open", "td_open")
+            token.attrSet("dir", "auto" if holds_text else "")
+            open_.append(token)
+        elif token.nesting < 0 and f"{token.type.removesuffix('_close')}_open" in _LAID_OUT:
+            open_.pop()
+        elif token.type == "inline":
+            first = next((one for one in token.content if bidirectional(one) in ("L", "R", "AL")), "")
+            for one in open_ if first else ():
+                if one.attrs["dir"] == "":
+                    one.attrSet("dir", "ltr" if bidirectional(first) == "L" else "rtl")
+    for token in state.tokens:
+        if token.attrs.get("dir") == "":
+            token.attrSet("dir", "auto")  # without a letter
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 2 * _DEEPEST}, renderer_cls=_Renderer)
     parser.enable(["table", "strikethrough"])
@@ -665,6 +704,7 @@ def _parser() -> MarkdownIt:
     parser.inline.ruler.before("escape", "maths", _maths_rule)
     parser.inline.ruler.after("link", "half_link", _half_link_rule)
     parser.inline.ruler.after("text", "bare_link", _bare_link_rule)
+    parser.core.ruler.push("direction", _direction_rule)
     return parser
 
 

@@ -271,7 +271,19 @@ ALLOWED = {
     "h3", "h4", "h5",
     "h6", "table", "thead", "tbody", "tr", "th", "td",
 }  # fmt: skip
-ATTRIBUTES = {"href", "title", "target", "rel", "class", "tabindex", "role", "aria-label", "data-tw-math", "start"}
+ATTRIBUTES = {
+    "href",
+    "title",
+    "target",
+    "rel",
+    "class",
+    "tabindex",
+    "role",
+    "aria-label",
+    "data-tw-math",
+    "start",
+    "dir",
+}
 
 
 def check_harmless(drawn: str) -> None:
@@ -360,6 +372,34 @@ def test_a_table_scrolls_by_itself() -> None:
     drawn = render("|a|b|\n|:-:|-:|\n|1|2|")
     assert drawn.startswith('<div class="tw-table" tabindex="0" role="region" aria-label="Table"><table>')
     assert '<th class="tw-center">a</th>\n<th class="tw-right">b</th>' in drawn
+
+
+ALEF, ENGLISH = "\u05d0\u05d1", "word"
+
+
+@pytest.mark.parametrize(
+    ("text", "directions"),
+    [
+        (ALEF, [("p", "auto")]),
+        (f"{ENGLISH}\n\n{ALEF}", [("p", "auto"), ("p", "auto")]),
+        (f"# 1. {ALEF}", [("h3", "auto")]),
+        (f"- *{ALEF}*\n- {ENGLISH}", [("ul", "rtl"), ("li", "rtl"), ("li", "ltr")]),
+        (f"1. {ENGLISH}\n   - {ALEF}", [("ol", "ltr"), ("li", "ltr"), ("ul", "rtl"), ("li", "rtl")]),
+        (f"- {ALEF}\n\n  {ENGLISH}", [("ul", "rtl"), ("li", "rtl"), ("p", "auto"), ("p", "auto")]),
+        (f"> \u0645\u0631\n\n> - 1\n\n{ALEF}", [
+            ("blockquote", "rtl"), ("p", "auto"), ("blockquote", "auto"), ("ul", "auto"), ("li", "auto"), ("p", "auto"),
+        ]),
+        (f"|{ALEF}|a|\n|-|-|\n|1|{ENGLISH}|", [
+            ("div", "rtl"), ("th", "auto"), ("th", "auto"), ("td", "auto"), ("td", "auto"),
+        ]),
+        (f"```\n{ALEF}\n```", []),
+        (f"{ENGLISH}\n\n- {ENGLISH}", []),
+    ],
+)  # fmt: skip
+def test_each_block_runs_in_its_own_direction(text: str, directions: list[tuple[str, str]]) -> None:
+    drawn = render(text)
+    check_harmless(drawn)
+    assert [(tag, one["dir"]) for tag, one in Reader(drawn).elements if "dir" in one] == directions
 
 
 SIZES = {

@@ -93,6 +93,56 @@ async def test_what_can_be_downloaded_is_said_to_be(chat: Open, tab: Page) -> No
     await page.photograph("download-as")
 
 
+HEBREW = """\
+\u05e9\u05dc\u05d5\u05dd `print(1)` \u05e2\u05d5\u05dc\u05dd.
+
+- \u05d0\u05d7\u05ea
+- two
+
+| \u05e9\u05dd | \u05d2\u05d9\u05dc |
+|---|---|
+| \u05d3\u05df | 5 |
+
+```python
+print("a")
+```
+
+In English.
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_hebrew_runs_to_the_left_and_code_to_the_right(
+    chat: Open, tab: Page, service: FakeService, scheme: str
+) -> None:
+    await tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    service.will_answer(HEBREW, completed())
+    page = await chat()
+    await answered(page, "\u05de\u05d4 \u05e9\u05dc\u05d5\u05de\u05da?\nFine?")
+    directions: dict[str, str] = await page.answer().evaluate(
+        """answer => {
+            const of = (selector) => getComputedStyle(answer.querySelector(selector)).direction;
+            const names = ["p", "p code", "ul", "li", "li + li", ".tw-table table", "pre", ".tw-code ~ p"];
+            return Object.fromEntries(names.map((name) => [name, of(`.tw-md ${name}`)]));
+        }"""
+    )
+    assert directions == {
+        "p": "rtl", "p code": "ltr", "ul": "rtl", "li": "rtl", "li + li": "ltr", ".tw-table table": "rtl", "pre": "ltr",
+        ".tw-code ~ p": "ltr",
+    }  # fmt: skip
+    # Each line of the question begins at its own side.
+    sides: list[bool] = await page.messages.first.locator(".tw-question").evaluate(
+        """question => {
+            const {left, right} = question.getBoundingClientRect();
+            const range = document.createRange();
+            range.selectNodeContents(question);
+            return [...range.getClientRects()].map((line) => right - line.right < line.left - left);
+        }"""
+    )
+    assert (sides[0], sides[-1]) == (True, False)
+    await page.photograph(f"hebrew-{scheme}")
+
+
 async def text_beside_avatar(message: Locator, text: str) -> float:
     """How far the middle of a message's first line is below that of its avatar, in pixels."""
     below: float = await message.get_by_text(text).evaluate(

@@ -676,8 +676,13 @@ async def test_streamlit_draws_all_of_it(tab: Page, sample_page: str, theme: str
     assert await tab.evaluate("window.late") == 0  # no frame showed a formula's source first
     await expect(answer.locator("math mfrac")).to_have_count(2)
     await expect(answer.locator("img, script")).to_have_count(0)
-    link = answer.locator("a")
-    assert (await link.get_attribute("target"), await link.get_attribute("rel")) == ("_blank", "noopener noreferrer")
+    links = answer.locator("a")
+    await expect(links).to_have_text(["link", "http://attacker.example/x"])  # the latter from HTML that is only text
+    for link in await links.all():
+        assert (await link.get_attribute("target"), await link.get_attribute("rel")) == (
+            "_blank",
+            "noopener noreferrer",
+        )
     table = answer.get_by_role("region", name="Table")
     await expect(table).to_have_attribute("tabindex", "0")
     await expect(answer.locator("pre")).to_have_attribute("tabindex", "0")

@@ -69,15 +69,15 @@ def escaped(text: str) -> str:
     return f'<div class="text" dir="auto">{html.escape(text)}</div>'
 
 
-def as_html(conversation: Conversation, render: Callable[[str], str] = escaped) -> str:
+def as_html(conversation: Conversation, render: Callable[[str], str] = escaped, style: str = "") -> str:
     """Give what was said as one file for a browser: no scripts, and nothing is fetched from anywhere.
 
-    `render` makes harmless HTML of an answer's Markdown. What the file's policy refuses is refused besides: a browser
+    `render` makes harmless HTML of an answer's Markdown, and `style` is the CSS for that. What the file's policy refuses is refused besides: a browser
     may still connect to where a frame or a hint in it would lead.
     """
     title = html.escape(conversation.name)
     exchanges = "\n".join(_article(one, render) for one in conversation.path())
-    return _PAGE.format(title=title, style=_STYLE, exchanges=exchanges)
+    return _PAGE.format(title=title, style=_STYLE + style, exchanges=exchanges)
 
 
 def _record(exchange: Exchange) -> dict[str, object]:
@@ -249,7 +249,7 @@ summary { cursor: pointer; }
 # Styles may stand in the file; images too, as data. Everything else is refused by the browser, whatever an answer says.
 _PAGE = """\
 <!DOCTYPE html>
-<html>
+<html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; \

@@ -5,7 +5,7 @@ emoji, no typography, no bare addresses. Nothing that a model names is fetched: 
 
 A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no
 MathML, so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the
-source.
+source. A file to share has no script, and gets the MathML itself: `standalone`.
 """
 
 import html
@@ -14,6 +14,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from copy import copy
 from functools import lru_cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -40,19 +41,31 @@ _DEEPEST = 40
 _LONGEST_FORMULA = 4000
 # In characters. Bounds the search for an end, so that many beginnings in one line cost no more than each so much.
 
+_LETTERS_OF_A_PHONE = 24
+# Of a formula; what is shorter fits into a cell or a list on a phone, and isn't reached by keyboard.
+
 _COLOURED_CHARACTERS = 20_000
 # Of one block of code: some lexers are slow, and the open block is coloured anew at each update.
 
 _KEPT_BYTES = 2**20
 # Of formulas, and of code in colours.
 
+STYLE = Path(__file__).with_name("assets").joinpath("markdown.css").read_text()
+"""How all of it looks, below an element of the class `tw-md`."""
+
 _Env = MutableMapping[str, Any]
 _GROWING = "growing"
+_STANDALONE = "standalone"
 
 
 def render(text: str) -> str:
     """Give the whole answer as HTML."""
     return _html(text, {})
+
+
+def standalone(text: str) -> str:
+    """Give the whole answer as HTML for a file with `STYLE` in it: formulas are MathML there, and need no script."""
+    return f'<div class="tw-md">{_html(text, {_STANDALONE: True})}</div>'
 
 
 def segments(text: str) -> list[str]:
@@ -456,14 +469,25 @@ def _written(element: Element) -> Iterator[str]:
     yield f"</{tag}>"
 
 
-def _maths(token: Token) -> str:
+def _maths(token: Token, *, standalone: bool) -> str:
     """A formula's element. `markup` is the mark that it begins with."""
-    source = html.escape(token.markup + token.content + _ENDS[token.markup], quote=False)
+    source = token.markup + token.content + _ENDS[token.markup]
     display = "block" if token.markup in ("$$", "\\[") else "inline"
     mathml = _mathml(token.content, display)
     if not mathml:
-        return f'<code class="tw-source">{source}</code>'
-    return f'<span class="tw-math tw-math-{display}" data-tw-math="{html.escape(mathml)}">{source}</span>'
+        return f'<code class="tw-source">{html.escape(source, quote=False)}</code>'
+    # A block's element scrolls already, and is reached by keyboard.
+    scrolls = ' tabindex="0"' if token.type == "maths" and _is_wide(mathml) else ""
+    element = f'<span class="tw-math tw-math-{display}"{scrolls}'
+    if standalone:
+        return f'{element} title="{html.escape(source)}">{mathml}</span>'
+    return f'{element} data-tw-math="{html.escape(mathml)}">{html.escape(source, quote=False)}</span>'
+
+
+def _is_wide(mathml: str) -> bool:
+    """Whether a formula may be wider than what holds it on a phone, and then has to be scrolled."""
+    letters = html.unescape(re.sub("<[^>]*>", "", mathml))
+    return len(letters) > _LETTERS_OF_A_PHONE or re.search(r'width="[\d.]{2,}', mathml) is not None
 
 
 # ---- code --------------------------------------------------------------------------------------------------------
@@ -595,11 +619,12 @@ class _Renderer(RendererHTML):
     def code_block(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
         return _code(tokens[idx].content, "")
 
-    def maths(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
-        return _maths(tokens[idx])
+    def maths(self, tokens: Sequence[Token], idx: int, _: OptionsDict, env: _Env) -> str:
+        return _maths(tokens[idx], standalone=_STANDALONE in env)
 
-    def maths_block(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
-        return f'<div class="tw-formula" tabindex="0">{_maths(tokens[idx])}{tokens[idx].info}</div>\n'
+    def maths_block(self, tokens: Sequence[Token], idx: int, _: OptionsDict, env: _Env) -> str:
+        formula = _maths(tokens[idx], standalone=_STANDALONE in env)
+        return f'<div class="tw-formula" tabindex="0">{formula}{tokens[idx].info}</div>\n'
 
     def maths_source(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
         return _code(tokens[idx].markup + tokens[idx].content, "")

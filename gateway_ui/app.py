@@ -233,7 +233,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    st.title("Ask a question")
+    st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 
 

@@ -1,5 +1,7 @@
 """How the page reads: nothing jumps, nothing hides, nothing is fetched; by eye, by ear, by keyboard, on a phone."""
 
+import asyncio
+import contextlib
 import re
 import threading
 from itertools import pairwise
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, ViewportSize, expect
+from playwright.async_api import FilePayload, Page, ViewportSize, expect
 
 from tests.gateway_ui.chat import Chat, Open
 from tests.gateway_ui.test_page_answers import SOURCES
@@ -189,9 +191,7 @@ async def test_axe_finds_nothing_against_wcag_2_2_aa(chat: Open, tab: Page, serv
         assert not wrong, state
 
 
-async def test_on_a_phone_wide_things_scroll_by_themselves_and_targets_are_large(
-    chat: Open, tab: Page, service: FakeService
-) -> None:
+async def test_on_a_phone_wide_things_scroll_by_themselves(chat: Open, tab: Page, service: FakeService) -> None:
     await tab.set_viewport_size(ViewportSize(width=390, height=844))
     cells = " | ".join(f"a wide column {number}" for number in range(12))
     table = f"| {cells} |\n|{'---|' * 12}\n| {cells} |\n\n"
@@ -210,13 +210,133 @@ async def test_on_a_phone_wide_things_scroll_by_themselves_and_targets_are_large
     box = await page.answer().locator(".tw-md").first.bounding_box()
     assert box is not None
     assert box["x"] < 30, "no room is lost to an avatar"
-    buttons = page.tab.get_by_test_id("stMain").get_by_role("button")
-    small = []
-    for button in await buttons.all():
-        box = await button.bounding_box()
-        if box is not None and box["width"] and (box["width"] < 44 or box["height"] < 44):
-            small.append((await button.inner_text(), await button.get_attribute("data-testid"), box))
-    assert not small
+
+
+LONG_FORMULA = " + ".join(f"a_{number}x_{number}" for number in range(1, 9))
+
+
+async def test_on_a_phone_a_long_formula_scrolls_by_itself(chat: Open, tab: Page, service: FakeService) -> None:
+    await tab.set_viewport_size(ViewportSize(width=390, height=844))
+    places = (
+        f"- Then ${LONG_FORMULA} = b$.",
+        f"# So ${LONG_FORMULA} = b$",
+        f"Then \\({LONG_FORMULA}\\) and $a$.",
+        f"> - Then ${LONG_FORMULA} = b$.",
+        f"Then $${LONG_FORMULA} = b$$ follows.",
+        "$a\\hspace{5000em}b$",
+        f"| So | |\n|-|-|\n| ${LONG_FORMULA} = b$ | x |",
+    )
+    service.will_answer("\n\n".join(places), completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    formulas = page.answer().locator(".tw-math:has(math)")
+    await expect(formulas).to_have_count(len(places) + 1)
+    await page.photograph("phone-formulas")
+    wide = "one => one.scrollWidth > one.clientWidth"
+    assert not await tab.get_by_test_id("stMain").evaluate(wide)
+    for number in (0, 1, 2, 4, 5, 6):
+        assert await formulas.nth(number).evaluate(wide), number
+        assert await formulas.nth(number).evaluate("one => one.getBoundingClientRect().right <= innerWidth"), number
+        await expect(formulas.nth(number)).to_have_attribute("tabindex", "0")
+    # The short one stands on the line of its words, and is no stop for the keyboard.
+    short = formulas.nth(3)
+    assert await short.get_attribute("tabindex") is None
+    below = """one => {
+        const mark = document.createElement("span");
+        mark.style.cssText = "display: inline-block; width: 1px; height: 1px";
+        one.after(mark);
+        const line = mark.getBoundingClientRect().bottom;
+        mark.remove();
+        const letter = document.createRange();
+        letter.selectNodeContents(one.querySelector("mi"));
+        return line - one.querySelector("mi").getBoundingClientRect().bottom;
+    }"""
+    assert abs(await short.evaluate(below)) < 2
+
+
+# All that can be clicked or focused and is smaller than a finger. A link within a sentence may be as small as its line.
+SMALL = """() => {
+    const small = [];
+    const things = "a[href], button, input, textarea, select, summary, video, audio, [role=button], [role=option]," +
+        "[role=switch], [role=slider], [role=tab], [tabindex='0']";
+    const look = (root) => {
+        for (const one of root.querySelectorAll("*")) {
+            if (one.shadowRoot) look(one.shadowRoot);
+            if (!one.matches(things) || one.closest("svg") || one.matches(".tw-md *")) continue;
+            if (!one.checkVisibility({ visibilityProperty: true })) continue;
+            const { width, height } = (one.closest("label") ?? one).getBoundingClientRect();
+            if (width <= 1 && one !== document.activeElement) continue;  // seen only while it has the focus
+            if (width < 44 || height < 44) {
+                small.push([one.tagName, one.ariaLabel || one.innerText || one.dataset.testid, width, height]);
+            }
+        }
+    };
+    look(document);
+    return small;
+}"""
+FINGERS = {
+    "phone": (ViewportSize(width=390, height=844), False),
+    "phone on its side": (ViewportSize(width=844, height=390), False),
+    "tablet": (ViewportSize(width=820, height=1180), True),
+}
+
+
+@pytest.mark.parametrize("device", FINGERS)
+async def test_whatever_a_finger_points_at_is_large(chat: Open, tab: Page, service: FakeService, device: str) -> None:
+    size, touch = FINGERS[device]
+    await tab.set_viewport_size(size)
+    devtools = await tab.context.new_cdp_session(tab)
+    await devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+    gate = threading.Event()
+    service.will_answer(thought("Hm."), gate, "Words.", tool_call("weather", {"city": "Oslo"}), SOURCES, completed())
+    page = await chat()
+    expand = tab.get_by_test_id("stExpandSidebarButton")
+    assert await tab.evaluate(SMALL) == []
+    if device == "phone":
+        await expect(expand).to_be_visible()
+    if await expand.is_visible():
+        await expand.click()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="report.pdf", mimeType="application/pdf", buffer=b"%PDF-1.7"))
+    assert await tab.evaluate(SMALL) == []
+    await page.ask("What is baseball?")
+    await expect(page.stop).to_be_visible()
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    assert await tab.evaluate(SMALL) == []
+    await page.not_asked().get_by_role("button", name="Don't ask").evaluate("one => one.click()")
+    await expect(page.not_asked()).to_have_count(0)
+    gate.set()
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.settled()
+    service.will_answer(thought("Hm."), "Words.", tool_call("weather", {"city": "Oslo"}), SOURCES, completed())
+    await tab.get_by_role("button", name="Retry").evaluate("one => one.click()")
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.settled()
+    await page.open_settings()
+    await page.open_this_conversation()
+    for switch in ("Letter by letter", "Answer in JSON"):
+        await page.flip(switch)
+    await tab.get_by_role("button", name="Edit").evaluate("one => one.click()")
+    await expect(tab.get_by_role("button", name="Ask anew")).to_be_visible()
+    await page.settled()
+    await page.answer().locator("summary", has_text="Chunks").evaluate("one => one.click()")
+    await expect(tab.get_by_test_id("stVegaLiteChart")).to_have_count(3)
+    await page.settled()
+    # That has closed the thoughts.
+    await page.answer().locator("summary", has_text="Thought for").evaluate("one => one.click()")
+    await expect(page.answer().get_by_text("Hm.")).to_be_visible()
+    await page.photograph(f"fingers-{device.replace(' ', '-')}")
+    # Every expander is open, the drawer too.
+    assert await tab.locator("details:not([open])").count() == 0
+    assert await tab.evaluate(SMALL) == []
+    async with asyncio.timeout(20):
+        while not await tab.get_by_role("option").first.is_visible():  # a click may be lost
+            await tab.get_by_role("combobox", name="Model").click()
+            with contextlib.suppress(AssertionError):
+                await expect(tab.get_by_role("option").first).to_be_visible(timeout=1000)
+    assert await tab.evaluate(SMALL) == []
 
 
 async def test_dollars_colons_and_dashes_are_what_the_model_said(chat: Open, service: FakeService) -> None:

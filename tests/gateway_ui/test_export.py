@@ -76,6 +76,50 @@ def test_json_holds_the_alternatives_too() -> None:
     assert "Half" not in as_html(talk)
 
 
+NAMES = ["IMG_1.png", "a *report*, `v2`.pdf", "スコア<1>.csv"]
+
+
+def named() -> Conversation:
+    files = [inline(b"x", "image/png"), inline(b"%PDF-1.7\n", "application/pdf"), inline(b"a,b", "text/plain")]
+    one = exchange(
+        "So.",
+        end=completed(),
+        question=user(files[0], file_uri("gs://b/c.pdf", "application/pdf"), *files[1:], "What?"),
+    )
+    one.names = NAMES
+    return conversations.conversation(one)
+
+
+def test_json_holds_the_names_of_files_in_the_order_of_the_files() -> None:
+    (record,) = json.loads(as_json(named()))["exchanges"]
+    assert record["files"] == NAMES
+    files = [part for part in record["messages"][0]["parts"] if "inlineData" in part]
+    assert [file["inlineData"]["mimeType"] for file in files] == ["image/png", "application/pdf", "text/plain"]
+    (record,) = json.loads(as_json(conversations.conversation(exchange("So."))))["exchanges"]
+    assert record["files"] == []
+
+
+def test_markdown_names_the_files() -> None:
+    assert as_markdown(named()).split("\n\n")[1:5] == [
+        "`IMG_1.png`, *image/png, 1 bytes*",
+        "*application/pdf, gs://b/c.pdf*",
+        "`` a *report*, `v2`.pdf ``, *application/pdf, 9 bytes*",
+        "`スコア<1>.csv`, *text/plain, 3 bytes*",
+    ]
+
+
+def test_html_names_the_files() -> None:
+    parsed = Parsed(as_html(named()))
+    assert [attrs["alt"] for tag, attrs in parsed.tags if tag == "img"] == ["IMG_1.png"]
+    lines = [line for line in parsed.text.splitlines() if line][3:7]
+    assert lines == [
+        "IMG_1.png",
+        "application/pdf, gs://b/c.pdf",
+        "a *report*, `v2`.pdf, application/pdf, 9 bytes",
+        "スコア<1>.csv, text/plain, 3 bytes",
+    ]
+
+
 def test_an_export_in_mid_answer_says_that_it_is_incomplete() -> None:
     one = exchange("Half")
     talk = conversations.conversation(exchange("All.", end=completed()), one)
@@ -130,7 +174,7 @@ class Parsed(HTMLParser):
 
 OURS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "main", "article", "section", "div", "p", "b", "pre",
-    "details", "summary", "ol", "li", "a", "small", "img",
+    "details", "summary", "ol", "li", "a", "small", "img", "figure", "figcaption",
 }  # fmt: skip
 
 
@@ -159,13 +203,14 @@ def test_no_words_of_anybody_become_html(text: str, mime_type: str) -> None:
         thought(words), words, tool_call(words, {words: words}), pb.Grounding(sources=[source]),
         end=pb.Completed(model=words), question=user(words, inline(b"x", mime_type), file_uri(words, words)),
     )  # fmt: skip
+    called.names = [words]
     failed = exchange(question=tool(tool_result(called.tool_calls[0], {"x": words})), model=words)
     failed.fail(words)
     parsed = Parsed(as_html(conversations.conversation(called, failed, title=words)))
     assert parsed.open == []
     assert {tag for tag, _ in parsed.tags} <= OURS - {"a"}
     assert {name for _, attrs in parsed.tags for name in attrs} <= {
-        "class", "dir", "alt", "src", "charset", "http-equiv", "content", "name",
+        "class", "dir", "alt", "src", "charset", "http-equiv", "content", "name", "lang",
     }  # fmt: skip
     # Except for what the parser makes of line ends and NUL.
     if text.isprintable():

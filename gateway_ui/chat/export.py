@@ -73,8 +73,8 @@ def escaped(text: str) -> str:
 def as_html(conversation: Conversation, render: Callable[[str], str] = escaped, style: str = "") -> str:
     """Give what was said as one file for a browser: no scripts, and nothing is fetched from anywhere.
 
-    `render` makes harmless HTML of an answer's Markdown, and `style` is the CSS for that. What the file's policy refuses is refused besides: a browser
-    may still connect to where a frame or a hint in it would lead.
+    `render` makes harmless HTML of an answer's Markdown, and `style` is the CSS for that. What the file's policy
+    refuses is refused besides: a browser may still connect to where a frame or a hint in it would lead.
     """
     title = html.escape(conversation.name)
     exchanges = "\n".join(_article(one, render) for one in conversation.path())

@@ -154,6 +154,144 @@ async def test_the_answer_is_read_out_sentence_by_sentence(chat: Open, service: 
     await expect(voice.locator("p").last).to_have_text("A third without an end")
 
 
+async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open, service: FakeService) -> None:
+    service.will_answer("All of it. At once", completed())
+    page = await chat()
+    # What is said, as a screen reader hears it: each element that is added to the live region.
+    await page.tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver((changes) => {
+                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
+            }).observe(document.querySelector(".tw-voice"), {childList: true});
+        }"""
+    )
+    said = "() => said.join(' ').replace(/\\s+/g, ' ')"
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.tab.wait_for_function("said.length")
+    assert await page.tab.evaluate(said) == "All of it. At once"
+    # Neither by what is drawn anew, nor after another answer, which is a tool call only.
+    await page.flip("Letter by letter")
+    await page.settled()
+    await page.choose("fake-2")
+    await page.tab.evaluate("said.length = 0")
+    service.will_answer(tool_call("weather", {"city": "Oslo"}), completed())
+    await page.ask("How is it in Oslo?")
+    await page.tab.wait_for_function("said.length")
+    await page.settled()
+    assert await page.tab.evaluate(said) == 'Calls weather { "city": "Oslo" }'
+    # Neither an earlier alternative.
+    service.will_answer("Another. One", completed())
+    await page.tab.evaluate("said.length = 0")
+    await page.tab.get_by_role("button", name="Retry").click()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.tab.wait_for_function("said.join(' ').includes('One')")
+    await page.answer().get_by_role("button", name="Earlier").click()
+    await expect(page.answer()).to_contain_text("1 of 2")
+    await page.answer().get_by_role("button", name="Later").click()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.settled()
+    assert await page.tab.evaluate(said) == "Another. One"
+    # Nor a conversation that is opened, or loaded.
+    await page.tab.evaluate("said.length = 0")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button").click()
+    await expect(page.messages).to_have_count(4)
+    await page.settled()
+    service.will_answer("The next.", completed())
+    await page.ask("And golf?")
+    await expect(page.messages).to_have_count(6)
+    await page.tab.wait_for_function("said.length")
+    assert await page.tab.evaluate(said) == "The next."
+    await page.tab.reload()
+    await expect(page.messages).to_have_count(6)
+    await page.settled()
+    assert await page.tab.locator(".tw-voice").text_content() == ""
+
+
+async def test_the_focus_goes_to_what_has_come_instead_of_a_button(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    gate = threading.Event()
+    buttons = page.tab.get_by_role("button")
+
+    async def press(name: str, key: str = "Enter") -> None:
+        await page.settled()
+        await buttons.filter(has_text=re.compile(rf"{name}$")).first.focus()
+        await page.tab.keyboard.press(key)
+
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    service.will_answer("Another", gate, completed())
+    await press("Retry")
+    await expect(page.answer()).to_contain_text("Another")
+    await expect(page.input).to_be_focused()
+    gate.set()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    # The first has nothing before it, so the way back has the focus.
+    await press("Earlier")
+    await expect(page.answer()).to_contain_text("1 of 2")
+    await expect(page.answer().get_by_role("button", name="Later")).to_be_focused()
+    await press("Later")
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await expect(page.answer().get_by_role("button", name="Earlier")).to_be_focused()
+    await press("Edit")
+    await expect(page.tab.get_by_label("Your question")).to_be_focused()
+    await press("Cancel")
+    await expect(page.messages.first.get_by_role("button", name="Edit")).to_be_focused()
+    service.will_answer("Half", threading.Event())
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    await buttons.filter(has_text="Don't ask").focus()
+    await page.tab.keyboard.press("Enter")
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(page.input).to_be_focused()
+    await page.stop.focus()
+    await page.tab.keyboard.press("Enter")
+    await expect(page.problem()).to_be_visible()
+    await expect(page.input).to_be_focused()
+    await page.open_this_conversation()
+    await press("Delete")
+    await expect(page.messages).to_have_count(0)
+    await expect(page.tab.get_by_role("button", name="Undo")).to_be_focused()
+    await press("Undo.*")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.input).to_be_focused()
+    # Who clicks beside it has left it.
+    await page.tab.get_by_role("button", name="Retry").focus()
+    await page.messages.first.get_by_text("What is baseball?").click()
+    await page.flip("Mark the chunks")
+    await expect(page.input).not_to_be_focused()
+
+
+async def test_a_closed_drawer_is_not_reached_by_keyboard(chat: Open, tab: Page) -> None:
+    await tab.set_viewport_size(ViewportSize(width=390, height=844))
+    page = await chat()
+    await expect(tab.get_by_test_id("stExpandSidebarButton")).to_be_visible()
+    await expect(tab.get_by_text("Settings", exact=True)).to_be_hidden()
+    seen = """() => {
+        const { x, y, right, bottom } = document.activeElement.getBoundingClientRect();
+        return right > 0 && bottom > 0 && x < innerWidth && y < innerHeight;
+    }"""
+    for _ in range(12):
+        await tab.keyboard.press("Tab")
+        if await tab.evaluate("() => document.activeElement === document.body"):
+            continue  # around the page's end
+        assert await tab.evaluate(seen), await tab.evaluate("() => document.activeElement.outerHTML.slice(0, 300)")
+    # Opened by keyboard, it is there; closed again, the focus isn't lost in it.
+    await tab.get_by_test_id("stExpandSidebarButton").focus()
+    await tab.keyboard.press("Enter")
+    await expect(tab.get_by_text("Settings", exact=True)).to_be_visible()
+    await tab.get_by_role("button", name="Collapse sidebar").focus()
+    await tab.keyboard.press("Enter")
+    await expect(tab.get_by_test_id("stExpandSidebarButton")).to_be_focused()
+    await page.settled()
+
+
 LOOKS = {
     "light": ("light", ViewportSize(width=1100, height=800)),
     "dark": ("dark", ViewportSize(width=1100, height=800)),

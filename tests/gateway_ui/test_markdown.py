@@ -354,6 +354,43 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+_ENDS_OF_BLOCKS = {
+    "table": ("</tbody>\n</table></div>\n", "</thead>\n</table></div>\n"),
+    "code": ("</code></pre></div>\n",),
+    "ul": ("</ul>\n",),
+    "ol": ("</ol>\n",),
+}
+
+
+def merged(drawn: list[str]) -> str:
+    """What the browser makes of segments: those that go on with a block are joined to it."""
+    whole = ""
+    for segment in drawn:
+        more = re.match(
+            r'<div class="tw-(table|code) tw-more"[^>]*>(?:<table>\n|<pre tabindex="0"><code>)'
+            r'|<(ul|ol)[^>]*class="tw-more"[^>]*>\n',
+            segment,
+        )
+        assert ("tw-more" in segment) == (more is not None)
+        if more is None:
+            whole += segment
+            continue
+        end = next(end for end in _ENDS_OF_BLOCKS[more[1] or more[2]] if whole.endswith(end))
+        rest = segment[more.end() :]
+        if end.startswith("</thead>"):
+            end = end.removeprefix("</thead>\n")
+        elif end.startswith("</tbody>"):
+            rest = rest.removeprefix("<tbody>\n")
+        whole = whole.removesuffix(end) + rest
+    return whole
+
+
+def shown(drawn: str) -> str:
+    """Without what a cut may change: how close a list's items stand, and colours beside a cut."""
+    drawn = re.sub('<span class="tw-.">|</span>', "", drawn)
+    return re.sub(r"\s*</?p>\s*|\s*(?=<)|(?<=>)\s*", "", drawn)
+
+
 def grown(text: str, cuts: list[int]) -> list[str]:
     growing, closed = Growing(), []
     for cut in sorted({min(cut, len(text)) for cut in cuts}):
@@ -365,7 +402,7 @@ def grown(text: str, cuts: list[int]) -> list[str]:
 @given(st.lists(FRAGMENTS, max_size=60).map("".join), st.lists(st.integers(0, 400), max_size=30), st.integers(1, 60))
 def test_what_has_grown_is_what_is_drawn_at_once(text: str, cuts: list[int], size: int) -> None:
     with patch.object(markdown, "SEGMENT_CHARACTERS", size):
-        assert "".join(grown(text, cuts)) == render(text)
+        assert shown(merged(grown(text, cuts))) == shown(render(text))
         assert grown(text, cuts) == segments(text)
         assert grown(text, [*range(len(text))]) == segments(text)
 
@@ -397,6 +434,65 @@ def long_answer(words: int) -> str:
         "|a|b|\n|-|-|\n|1|2|",
     )
     return "\n\n".join(paragraphs[number % 5] for number in range(words // 15))
+
+
+LONG_BLOCKS = {
+    "bullets": ("", "- word *word* word $x$ word word word\n"),
+    "loose": ("", "* word word word\n\n  more word\n\n"),
+    "numbers": ("", "1. word word word word word\n   - inner\n   - inner\n"),
+    "table": ("|a|b|\n|-|-:|\n", "| word word | word `word` |\n"),
+    "code": ("```python\n", "def word(x): return x  # word\n"),
+    "unknown code": ("~~~~ nonesuch\n", "word word word word word\n"),
+    "text in code": ("```python\n", 'x = """word\n``` word\n"""\n'),
+    "html": ("```html\n<script>\n", "let word = 1 + 2 // word\n"),
+}
+
+
+def long_block(name: str, rows: int = 1500) -> str:
+    head, row = LONG_BLOCKS[name]
+    return f"Before:\n\n{head}{row * rows}"
+
+
+@pytest.mark.parametrize("name", LONG_BLOCKS)
+def test_an_update_of_one_long_block_costs_the_same_whatever_its_length(name: str) -> None:
+    growing, largest, sent = Growing(), 0, 0
+    text = long_block(name)
+    for end in range(0, len(text), 500):
+        before = growing.parsed
+        sent = max(sent, len(growing.update(text[:end])[1]))
+        largest = max(largest, growing.parsed - before)
+    # Code whose colours go on from line to line is cut later.
+    assert largest < 12 * markdown.SEGMENT_CHARACTERS
+    assert sent < 30_000
+
+
+@pytest.mark.parametrize("name", LONG_BLOCKS)
+def test_a_long_block_grows_into_what_is_drawn_at_once(name: str) -> None:
+    text = long_block(name, 300) + {"code": "```\n", "html": "```\n"}.get(name, "") + "\nAfter."
+    drawn = grown(text, [*range(0, len(text), 29)])
+    assert drawn == segments(text)
+    assert len(drawn) > 2
+    assert shown(merged(drawn)) == shown(render(text))
+    if name == "loose":
+        assert merged(drawn).count("<p>") == render(text).count("<p>")
+    if name in ("code", "text in code"):
+        assert re.findall('class="tw-."', merged(drawn)) == re.findall('class="tw-."', render(text))
+
+
+BLOCKS = st.sampled_from(
+    ["- a\n", "- b *b*\n", "  - c\n", "  more\n", "\n", "* d\n", "1. e\n", "7. f\n", "   g\n", "-\n", "- |a|b|\n",
+     "|-|-|\n", "|a|b|\n", "| c | `d` |\n", "| e\n", "```\n", "```python\n", "~~~\n", "x = '''\n", "# y\n", "/* z\n",
+     "    code\n", "---\n", "> q\n", "- ```\n", "word\n", "\\[\n", "\\]\n", " - h\n", "   - i\n", "\t- j\n",
+     "- [ ] k\n", "-     l\n", "\r\n", "1) m\n"]
+)  # fmt: skip
+
+
+@given(st.lists(BLOCKS, max_size=40).map("".join), st.integers(1, 30))
+def test_blocks_that_are_cut_anywhere_show_the_same(text: str, size: int) -> None:
+    with patch.object(markdown, "SEGMENT_CHARACTERS", size), patch.object(markdown, "_LOOKED_AT", 1):
+        drawn = grown(text, [*range(len(text))])
+        assert drawn == segments(text)
+        assert shown(merged(drawn)) == shown(render(text))
 
 
 def test_a_long_answer_has_some_dozens_of_segments() -> None:

@@ -82,6 +82,68 @@ async def test_the_answer_never_shrinks_or_goes_blank_while_it_streams(chat: Ope
     assert all(after >= before - 0.5 for before, after in pairwise(heights)), heights
 
 
+ROWS = 120
+LONG_LIST = [f"1. Item {number} of a list that is long.\n" for number in range(ROWS)]
+LONG_TABLE = ["| Number | Words |\n|-|-|\n", *[f"| Row {number} | some words in it |\n" for number in range(ROWS)]]
+LONG_CODE = ["```python\n", *[f"line_{number} = 'some words in it'\n" for number in range(ROWS)], "```\n"]
+
+
+async def test_a_block_that_came_in_parts_is_one(chat: Open, service: FakeService) -> None:
+    gates = [threading.Event() for _ in range(12)]
+    chunks = ["First. \n\n", *LONG_LIST, "\n", *LONG_TABLE, "\n", *LONG_CODE, "\nThe end."]
+    size = len(chunks) // len(gates)
+    steps: list[Any] = [*chunks]
+    for place, gate in enumerate(gates):
+        steps.insert((place + 1) * size + place, gate)
+    service.will_answer(*steps, completed())
+    page = await chat()
+    seen = await growing(page, "First.")
+    await page.tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver((changes) => {
+                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
+            }).observe(document.querySelector(".tw-voice"), {childList: true});
+        }"""
+    )
+    await page.ask("What is baseball?")
+    for place, gate in enumerate(gates, 1):
+        await expect(page.answer()).to_contain_text(re.compile(rf"\b{place * size} chunks"))
+        gate.set()
+    await expect(page.answer()).to_contain_text("tokens in")
+    words = page.answer().locator('[class*="st-key-words-"]')
+
+    async def check() -> None:
+        assert await words.locator(".tw-more").count() > 3, "it did come in parts"
+        await expect(words.locator("ol:visible")).to_have_count(1)
+        await expect(words.locator("li:visible")).to_have_count(ROWS)
+        await expect(words.locator("table:visible")).to_have_count(1)
+        await expect(words.locator("tbody tr:visible")).to_have_count(ROWS)
+        await expect(words.locator(".tw-code:visible")).to_have_count(1)
+        code = words.locator(".tw-code:visible code")
+        assert await code.text_content() == "".join(LONG_CODE[1:-1])
+        copied = "one => { getSelection().selectAllChildren(one); return getSelection().toString(); }"
+        assert (await code.evaluate(copied)).rstrip("\n") == "".join(LONG_CODE[1:-1]).rstrip("\n")
+        numbers = [int(number) for number in re.findall(r"(?:Item|Row|line_) ?(\d+)", await words.inner_text())]
+        assert numbers == [*range(ROWS)] * 3
+
+    await check()
+    await page.photograph("long-blocks")
+    found = await seen.json_value()
+    assert found["empty"] == 0
+    assert all(after >= before - 0.5 for before, after in pairwise(found["heights"]))
+    said = " ".join(await page.tab.evaluate("() => said"))
+    assert [int(number) for number in re.findall(r"(?:Item|Row|line_) ?(\d+)", said)] == [*range(ROWS)] * 3
+    # It stays so when the script draws it anew, and in another tab.
+    await page.flip("Letter by letter")
+    await page.settled()
+    await check()
+    await page.tab.reload()
+    await expect(page.answer()).to_contain_text("The end.")
+    await page.settled()
+    await check()
+
+
 async def end_is_visible(page: Chat) -> bool:
     left: float = await page.tab.get_by_test_id("stMain").evaluate(
         "main => main.scrollHeight - main.scrollTop - main.clientHeight"

@@ -59,13 +59,23 @@ const keyOf = (answer) => [...answer.classList].find((name) => name.startsWith("
 const wordsOf = (segment) => {
   const drawn = segment.querySelector(".tw-md");
   if (!drawn) return segment.innerText;
+  const within = (node) => {
+    const inside = window.tokenwireMoved?.get(node)?.map((one) => `${within(one)}\n`) ?? Array.from(node.childNodes, said);
+    return inside.join("") + (node.className === "tw-language" ? "\n" : "");
+  };
   const said = (node) => {
     if (node.nodeType === Node.TEXT_NODE) return node.data;
-    if (node.dataset?.twMoved !== undefined) return "";
-    const inside = Array.from(window.tokenwireMoved?.get(node) ?? node.childNodes, said).join("");
-    return node.className === "tw-language" ? `${inside}\n` : inside;
+    return node.dataset?.twMoved === undefined ? within(node) : "";
   };
   return said(drawn).trimEnd();
+};
+
+// Without white space, of which there may be more or less once a segment has ended.
+const letters = (text) => text.replace(/\s/g, "").length;
+const placeAfter = (text, count) => {
+  let place = 0;
+  for (let left = count; left > 0 && place < text.length; place += 1) if (/\S/.test(text[place])) left -= 1;
+  return place;
 };
 
 class Reading {
@@ -75,7 +85,7 @@ class Reading {
   answer = null; // the element of the answer that is being written
   known = new Set(); // the keys of the answers that have been read out
   segment = 0; // which of its segments is being read out
-  heard = 0; // so many of that one's characters were
+  heard = 0; // so many of that one's letters were
 
   constructor(main) {
     this.main = main;
@@ -227,26 +237,29 @@ class Reading {
     for (const call of answer.querySelectorAll(".tw-call")) this.speak(call.innerText);
   }
 
-  // An answer stands there in segments, of which only the last still changes.
+  // An answer stands there in segments, of which only the last still changes. What was heard of it may stand in the next
+  // one, once it has ended.
   read(all) {
     const segments = this.words?.children ?? [];
-    for (; this.segment < segments.length; this.segment += 1, this.heard = 0) {
+    for (; this.segment < segments.length; this.segment += 1) {
+      const text = wordsOf(segments[this.segment]);
       const last = this.segment === segments.length - 1;
-      this.say(wordsOf(segments[this.segment]), all || !last);
+      this.say(text, all || !last);
       if (last) return;
+      this.heard = Math.max(0, this.heard - letters(text));
     }
   }
 
   say(text, all) {
-    let end = all ? text.length : this.heard;
+    const start = placeAfter(text, this.heard);
+    let end = all ? text.length : start;
     if (!all) {
-      SENTENCE.lastIndex = this.heard;
+      SENTENCE.lastIndex = start;
       for (let found; (found = SENTENCE.exec(text)); ) end = found.index + 1;
     }
-    if (end <= this.heard) return;
-    const said = text.slice(this.heard, end);
-    this.heard = end;
-    this.speak(said);
+    if (end <= start) return;
+    this.heard = letters(text.slice(0, end));
+    this.speak(text.slice(start, end));
   }
 
   speak(said) {

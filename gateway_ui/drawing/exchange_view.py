@@ -194,6 +194,9 @@ def copy_button(exchange: Exchange, key: str) -> None:
     _COPY(data={"text": exchange.text}, key=key, width="content", height="content")
 
 
+_AXIS = {"minExtent": 56, "maxExtent": 56}
+
+
 def chart(pieces: Sequence[Piece]) -> None:
     """Draw how the answer grew, how long each chunk was, and how long it was waited for; three pictures, one time."""
     bars, before, grown = [], 0.0, 0
@@ -217,7 +220,8 @@ def chart(pieces: Sequence[Piece]) -> None:
             "mark": mark,
             "encoding": {
                 "x": {"field": "seconds", "type": "quantitative", "title": None, "scale": {"domainMin": 0}},
-                "y": {"field": field, "type": "quantitative", "title": title},
+                # The same room for each picture's numbers, so that the times stand below each other.
+                "y": {"field": field, "type": "quantitative", "title": title, "axis": _AXIS},
                 "color": {"field": "kind", "type": "nominal", "title": None, "legend": legend},
                 "tooltip": tips,
             },

@@ -26,8 +26,10 @@ from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import normalizeReference
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
@@ -317,7 +319,9 @@ def _line_starts(text: str) -> Iterator[int]:
 
 
 # A line of nothing but marks, or of a number: a list, a rule, a fence, a heading, a table's second row.
-_UNTOLD = re.compile(r"[ \t>]*(?:[-=*_+#`~|:$\\ \t]+|\d{1,9}[.)]?[ \t]*)")
+_UNTOLD = re.compile(
+    r"[ \t>]*(?:>|\\(?:b(?:e(?:g(?:i(?:n(?:\{[a-z]{0,11}\*?\}?)?)?)?)?)?)?|[-=*_+#`~|:$\\ \t]+|\d{1,9}[.)]?[ \t]*)"
+)
 _ROW = re.compile(r" {0,3}\|")
 _SECOND_ROW = re.compile(r"[ \t|:-]*")
 
@@ -335,6 +339,53 @@ def _told(tail: str) -> str:
     for _ in range(untold):
         tail = tail[: max(tail.rfind("\n"), 0)]
     return tail + "\n" if untold and tail else tail
+
+
+_LABEL = re.compile(r"\[(?:[^\[\]\\]|\\.)*\]?:?", re.DOTALL)
+_LABEL_ENDS = re.compile(r"\[(?:[^\[\]\\]|\\.)*\S(?:[^\[\]\\]|\\.)*\]:", re.DOTALL)
+_ADDRESS = re.compile(r"\s*(?:<[^<>\n]*>?|[^\s<]\S*)?")
+_TITLE = re.compile(r"""\s*(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\((?:[^()\\]|\\.)*\)?)?[ \t]*""", re.DOTALL)
+_TITLE_BEGINS = re.compile(r"""\s*["'(]""")
+_KNOWN = re.compile(r"\[((?:[^\[\]\\]|\\.)+)\]:\s*<?([^\s<>]+)", re.DOTALL)
+_DEFINED_ABOVE = re.compile(r"[ \t>]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*\[[^\[\]]+\]:")
+
+
+def _may_be_defined(paragraph: str, above: str) -> bool:
+    """Whether all of a paragraph may still turn out to be a link's definition, of which nothing is shown.
+
+    `above` is the line above it: there the definition may stand whose title this is.
+    """
+    if _DEFINED_ABOVE.match(above) and _TITLE_BEGINS.match(paragraph):
+        return _TITLE.fullmatch(paragraph) is not None
+    label = _LABEL.match(paragraph)
+    if not label or label.end() == len(paragraph):
+        return label is not None
+    if not _LABEL_ENDS.fullmatch(label[0]):
+        return False
+    address = _ADDRESS.match(paragraph, label.end())
+    end = address.end() if address else label.end()
+    return _TITLE.fullmatch(paragraph, end) is not None
+
+
+def _definition_rule(state: StateCore) -> None:
+    """Leave out the end of an answer that grows, as long as it may be a link's definition: it would vanish again."""
+    if not state.env.get(_GROWING):
+        return
+    last = next((place for place in reversed(range(len(state.tokens))) if state.tokens[place].type == "inline"), 0)
+    if last == 0 or state.tokens[last - 1].type != "paragraph_open" or not state.tokens[last].map:
+        return
+    first, end = state.tokens[last].map or (0, 0)
+    lines = state.src.rstrip("\n").count("\n") + 1
+    if end < lines:
+        return  # there is something below it
+    above = state.src.split("\n")[first - 1] if first else ""
+    paragraph = state.tokens[last].content
+    if _may_be_defined(paragraph, above):
+        del state.tokens[last - 1 : last + 2]
+        if (known := _KNOWN.match(paragraph)) and state.md.validateLink(known[2]):
+            # Only the title is still coming: what leads there is a link already.
+            link = {"title": "", "href": state.md.normalizeLink(known[2]), "map": [first, end]}
+            state.env.setdefault("references", {}).setdefault(normalizeReference(known[1]), link)
 
 
 def _deep_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
@@ -359,6 +410,22 @@ _SHORT_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_A-Z]{2,3}(?![^\W\d_])")
 # Between spaces they join two prices, whatever else stands there.
 _JOINS = re.compile(r"(?:^|\s)(?:an|and|are|at|but|by|for|if|in|is|it|of|on|or|per|the|to|was)(?:\s|$)")
 _SIGNS = re.compile(r"[\\^_={}<>+]")
+
+
+# An amount of money, or a range of such, and what follows it in a sentence. `$5x$`, `$5/2$` and `$5 + x$` are formulas,
+# and so are numbers in a row without separators of thousands: `$1, 2, 3$`.
+_PRICE = re.compile(
+    r"\d[\d.,]*(?:\s?[-\u2013]\s?\d[\d.,]*)?[kKmM%+]?"
+    r"(?:[,;:.]\s|\s?/\s?[^\W\d_]{2,}|\s[^\W\d_]{2,}|[-,;:.\u2013]\Z)"
+)
+_NUMBERS_IN_A_ROW = re.compile(r"\d+|\d{1,3}(?:,\s+\d{1,3}){2,}")
+_TEX = re.compile(r"[\\^_{}]")
+
+
+def _begins_with_a_price(content: str) -> bool:
+    if _TEX.search(content) or _NUMBERS_IN_A_ROW.fullmatch(content) or re.fullmatch(r"[\d.,]*\d", content):
+        return False
+    return _PRICE.match(content) is not None
 
 
 def _is_prose(content: str) -> bool:
@@ -402,6 +469,7 @@ def _may_be_dollars(source: str, start: int, end: int) -> bool:
         or content[0].isspace()
         or content[-1].isspace()
         or "`" in content
+        or _begins_with_a_price(content)
         or _is_prose(content)
     )
 
@@ -435,6 +503,38 @@ def _maths_rule(state: StateInline, silent: bool) -> bool:
     return False
 
 
+_ENVIRONMENT = re.compile(r"\\begin\{((?:equation|align|alignat|flalign|gather|multline|eqnarray|displaymath)\*?)\}")
+
+
+def _environment_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    r"""Take `\begin{align} ... \end{align}` that begins a line, without any other mark around it."""
+    found = None if state.is_code_block(start) else _ENVIRONMENT.match(_line(state, start))
+    if not found:
+        return False
+    if silent:
+        return True
+    lines = []
+    closing, closed, after = f"\\end{{{found[1]}}}", "", ""
+    number = start
+    while number < end and not closed and not state.isEmpty(number) and state.sCount[number] >= state.blkIndent:
+        before, closed, after = _line(state, number).partition(closing)
+        lines.append(before + closed)
+        number += 1
+    state.line = number
+    token = state.push("maths_block" if closed else "maths_source", "div", 0)
+    token.map, token.content = [start, number], "\n".join(lines)
+    _push_after(state, token, after.strip())
+    return True
+
+
+def _push_after(state: StateBlock, token: Token, after: str) -> None:
+    """Add what stands behind a formula in its last line."""
+    if _PUNCTUATION.fullmatch(after):
+        token.info = after
+    elif after:
+        _push_paragraph(state, state.line - 1, state.line, after)
+
+
 def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     r"""Take `$$ $$` and `\[ \]` that begin a line; what has no end ends with the paragraph, and is shown as its source.
 
@@ -464,10 +564,7 @@ def _maths_block_rule(state: StateBlock, start: int, end: int, silent: bool) -> 
     state.line = below
     token = state.push(token_type, "div", 0)
     token.map, token.markup, token.content = [start, below], mark, content
-    if _PUNCTUATION.fullmatch(after):
-        token.info = after
-    elif after:
-        _push_paragraph(state, below - 1, below, after)
+    _push_after(state, token, after)
     return True
 
 
@@ -505,8 +602,10 @@ _PUNCTUATION = re.compile(r"[.,;:!?]{0,3}")
 
 # latex2mathml knows the one, models write the other.
 _SAME = [
-    (re.compile(r"\\(begin|end)\{(?:aligned|align|alignat\*?|split|eqnarray\*?)\}"), r"\\\1{align*}"),
-    (re.compile(r"\\(begin|end)\{gather(?:ed|\*)?\}"), r"\\\1{matrix}"),
+    (re.compile(r"\\(begin|end)\{(?:aligned|align|flalign\*?|split|eqnarray\*?)\}"), r"\\\1{align*}"),
+    (re.compile(r"\\begin\{alignat\*?\}(?:\{\d+\})?"), r"\\begin{align*}"),
+    (re.compile(r"\\end\{alignat\*?\}"), r"\\end{align*}"),
+    (re.compile(r"\\(begin|end)\{(?:gather(?:ed|\*)?|multline\*?)\}"), r"\\\1{matrix}"),
     (re.compile(r"\\(?:begin|end)\{(?:equation|displaymath|math)\*?\}"), ""),
     (re.compile(r"\\(?:label\{[^{}]*\}|nonumber\b|notag\b)"), ""),
     (re.compile(r"\\(?:bm|boldsymbol)\b"), r"\\mathbf"),
@@ -625,9 +724,9 @@ def _written(element: Element) -> Iterator[str]:
 
 
 def _maths(token: Token, *, standalone: bool) -> str:
-    """A formula's element. `markup` is the mark that it begins with."""
-    source = token.markup + token.content + _ENDS[token.markup]
-    display = "block" if token.markup in ("$$", "\\[") else "inline"
+    """A formula's element. `markup` is the mark that it begins with; none where its content tells that it is one."""
+    source = token.markup + token.content + _ENDS.get(token.markup, "")
+    display = "inline" if token.markup in ("$", "\\(") else "block"
     mathml = _mathml(token.content, display)
     if not mathml:
         return f'<code class="tw-source">{html.escape(source, quote=False)}</code>'
@@ -825,6 +924,10 @@ def _parser() -> MarkdownIt:
     parser.block.ruler.before(
         "table", "maths_block", _maths_block_rule, {"alt": ["paragraph", "reference", "blockquote", "list"]}
     )
+    parser.block.ruler.before(
+        "table", "environment", _environment_rule, {"alt": ["paragraph", "reference", "blockquote", "list"]}
+    )
+    parser.core.ruler.before("inline", "definition", _definition_rule)
     parser.inline.ruler.before("escape", "maths", _maths_rule)
     parser.inline.ruler.after("link", "half_link", _half_link_rule)
     return parser

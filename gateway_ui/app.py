@@ -89,6 +89,7 @@ def page() -> None:
         return
     desk = _desk()
     talk = conversations.opened(desk, owner)
+    _remember_old_answers(talk)
 
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if early else 0.0)
     if talk.conversation.last is not None:
@@ -109,6 +110,13 @@ def page() -> None:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
+
+
+def _remember_old_answers(talk: Talk) -> None:
+    """Note which answers were there when this tab opened the conversation: they aren't read out."""
+    if st.session_state.get("opened") != talk.conversation.id:
+        st.session_state.opened = talk.conversation.id
+        st.session_state.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
@@ -207,7 +215,8 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                 _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
+                new = exchange.id not in st.session_state.old_answers
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place, new=new)
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
@@ -237,7 +246,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    st.title("Ask a question")
+    st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 
 

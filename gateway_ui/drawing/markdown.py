@@ -877,7 +877,7 @@ _NO_ADDRESS = (
     r"\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a\uff08\uff09\u300c-\u300f\u3010\u3011"
 )
 _HOST = r"(?![^\s/?#]{0,300}@)[\w.-]{1,300}(?::\d+)?"
-_ADDRESS = re.compile(rf"{_HOST}(?:[/?#](?:[^{_NO_ADDRESS}]|\\[_*~&#-]){{0,{_LONGEST_ADDRESS}}})?")
+_BARE_ADDRESS = re.compile(rf"{_HOST}(?:[/?#](?:[^{_NO_ADDRESS}]|\\[_*~&#-]){{0,{_LONGEST_ADDRESS}}})?")
 _ENTITY_AT_THE_END = re.compile(r"&\w+;\Z")
 
 
@@ -889,7 +889,7 @@ def _bare_link_rule(state: StateInline, silent: bool) -> bool:
     if silent or state.linkLevel or not state.src.startswith("://", state.pos):
         return False
     scheme = _SCHEME.search(state.pending, max(0, len(state.pending) - 6))
-    found = _ADDRESS.match(state.src, state.pos + 3, state.posMax)
+    found = _BARE_ADDRESS.match(state.src, state.pos + 3, state.posMax)
     if scheme is None or found is None or len(found[0]) > _LONGEST_ADDRESS:
         return False
     rest = _without_punctuation(found[0])

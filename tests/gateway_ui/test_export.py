@@ -101,7 +101,7 @@ def test_json_holds_the_names_of_files_in_the_order_of_the_files() -> None:
 
 def test_markdown_names_the_files() -> None:
     assert as_markdown(named()).split("\n\n")[1:5] == [
-        "`IMG_1.png`, *image/png, 1 bytes*",
+        "`IMG_1.png`, *image/png, 1 byte*",
         "*application/pdf, gs://b/c.pdf*",
         "`` a *report*, `v2`.pdf ``, *application/pdf, 9 bytes*",
         "`スコア<1>.csv`, *text/plain, 3 bytes*",
@@ -451,7 +451,7 @@ Half
 def test_html_lays_out_each_block_in_its_own_direction() -> None:
     hebrew = "\u05e9\u05dc\u05d5\u05dd"
     page = as_html(
-        conversations.conversation(conversations.exchange(f"{hebrew}\n\n- {hebrew}", end=completed())), render
+        conversations.conversation(conversations.exchange(f"{hebrew}\n\n- {hebrew}", end=completed())), standalone
     )
     tags = [(tag, attrs["dir"]) for tag, attrs in Parsed(page).tags if "dir" in attrs]
     assert tags == [("h1", "auto"), ("div", "auto"), ("p", "auto"), ("ul", "rtl"), ("li", "rtl")]

@@ -39,6 +39,9 @@ class Stamped(GenerationServiceServicer):
     async def CountTokens(self, request: pb.CountTokensRequest, context: Any) -> pb.CountTokensResponse:
         raise NotImplementedError
 
+    async def GetUsage(self, request: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
+        raise NotImplementedError
+
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
         del context
         told = dict(re.findall(r"(\w+)=([\d.]+)", request.messages[-1].parts[-1].text))

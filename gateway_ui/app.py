@@ -3,6 +3,7 @@
 import gc
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
-from .chat.conversation import Exchange, response
+from .chat.conversation import Exchange, broken_json, response, result_names
 from .chat.desk import Desk, Talk, Waiting
 from .chat.live import Live
 from .chat.store import Store, default_path
@@ -88,6 +89,7 @@ def page() -> None:
         return
     desk = _desk()
     talk = conversations.opened(desk, owner)
+    _remember_old_answers(talk)
 
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if early else 0.0)
     if talk.conversation.last is not None:
@@ -99,12 +101,22 @@ def page() -> None:
         st.subheader("tokenwire")
         _connection(trouble)
         conversations.new_button(desk, talk)
+        # Over the settings, but drawn after them: a question that is asked now is in the list.
+        list_ = st.container()
         choices = sidebar.drawer(models)
     _ask(desk, talk, choices)
-    with st.sidebar:
+    st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
+    with list_:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
+
+
+def _remember_old_answers(talk: Talk) -> None:
+    """Note which answers were there when this tab opened the conversation: they aren't read out."""
+    if st.session_state.get("opened") != talk.conversation.id:
+        st.session_state.opened = talk.conversation.id
+        st.session_state.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
@@ -203,7 +215,8 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                 _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
+                new = exchange.id not in st.session_state.old_answers
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place, new=new)
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
@@ -233,7 +246,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    st.title("Ask a question")
+    st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 
 
@@ -316,11 +329,21 @@ def _others(talk: Talk, exchange: Exchange) -> None:
 def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
-        for place, call in enumerate(exchange.tool_calls):
-            st.text_area(
-                label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
-            )
+        for place, name in enumerate(result_names(exchange.tool_calls)):
+            st.text_area(label(name), key=f"result-{place}", placeholder="JSON, or plain text", height=80)
+        unread = st.session_state.get("unread")
+        if unread is not None and unread.exchange == exchange.id:
+            exchange_view.problem(" ".join(unread.problems))
         st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+
+    exchange: str
+    written: list[str]
+    problems: list[str] = field(compare=False)
 
 
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
@@ -414,5 +437,17 @@ def _answer_calls(exchange: str) -> None:
     talk = _open()
     if (one := talk.conversation.exchange(exchange)) is not None:
         written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        problems = [
+            f"{name} begins like JSON, but can't be read: {wrong}."
+            for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)
+            if wrong
+        ]
+        if problems:
+            problems.append("Correct it, or send it again: then it goes as plain text.")
+            unread = _Unread(exchange, written, problems)
+            if unread != st.session_state.get("unread"):
+                st.session_state.unread = unread
+                return
+        st.session_state.pop("unread", None)
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
         talk.waiting.append(Waiting(tool(*results)))

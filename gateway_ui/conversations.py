@@ -8,7 +8,7 @@ import streamlit as st
 from .chat import export
 from .chat.conversation import Conversation
 from .chat.desk import Desk, Talk
-from .drawing.markdown import render
+from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 
 # More than these are found by searching.
@@ -74,8 +74,9 @@ def _this_one(desk: Desk, talk: Talk) -> None:
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", export.as_markdown),
             ("JSON", "json", "application/json", export.as_json),
-            ("Page", "html", "text/html", partial(export.as_html, render=render)),
+            ("Web page", "html", "text/html", partial(export.as_html, render=standalone, style=STYLE)),
         )
+        st.html('<div class="tw-caption">Download as</div>')
         with st.container(horizontal=True):
             for words, ending, mime, write in writes:
                 st.download_button(

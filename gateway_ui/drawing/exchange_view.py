@@ -14,7 +14,7 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from ..chat.conversation import Exchange, Piece, pretty
+from ..chat.conversation import Exchange, Piece, numbered, pretty
 from ..input import attachments
 from .kept import kept
 from .markdown import Growing, render, segments
@@ -53,7 +53,12 @@ def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
     said = " · ".join(html.escape(one) for one in (text, files) if one)
     st.html(f'<div class="tw-waiting"><b>{"Not asked" if trouble else "Next"}</b> {said}</div>')
     if trouble:
-        st.html(f'<div class="tw-problem" role="alert">{words(trouble)}</div>')
+        problem(trouble)
+
+
+def problem(text: str) -> None:
+    """Draw what is wrong, so that it is noticed."""
+    st.html(f'<div class="tw-problem" role="alert">{words(text)}</div>')
 
 
 def question(message: Message, names: Sequence[str] = ()) -> None:
@@ -69,12 +74,13 @@ def question(message: Message, names: Sequence[str] = ()) -> None:
     for file, name in named:
         if not _is_image(file):
             _file(name, file)
+    results = iter(numbered(part.tool_result.name for part in message.parts if part.HasField("tool_result")))
     for part in message.parts:
         match part.WhichOneof("data"):
             case "text":
-                st.html(f'<div class="tw-question">{html.escape(part.text)}</div>')
+                st.html(f'<div class="tw-question" dir="auto">{html.escape(part.text)}</div>')
             case "tool_result":
-                _card(f"Result of {part.tool_result.name}", pretty(part.tool_result.response))
+                _card(f"Result of {next(results)}", pretty(part.tool_result.response))
             case "inline_data":
                 pass  # a file, drawn above
             case "file_data" | "tool_call" | "reasoning" | None:
@@ -97,9 +103,13 @@ def _file(name: str, part: Part) -> None:
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 
-    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0) -> None:
-        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written."""
+    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0, new: bool = False) -> None:
+        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written.
+
+        `new`: it has come since its conversation was opened, so it is to be read out, once.
+        """
         self._exchange = exchange
+        self._new = new
         self._borders = borders
         self._fold: Any = None
         # Streamlit keeps what stood in a container until the script ends, so the next answer gets another one.
@@ -127,7 +137,7 @@ class Drawing:
             _cite(self._sources, exchange.groundings)
 
     def note(self, now: float | None = None) -> None:
-        """Draw the line under the answer: how it ended, or how it is coming along."""
+        """Draw the line under the answer: how it ended, or how it is coming along, which is told as of `now`."""
         exchange, parts = self._exchange, []
         if now is None and exchange.problem:
             parts.append(f'<div class="tw-problem" role="alert">{words(exchange.problem)}</div>')
@@ -135,7 +145,7 @@ class Drawing:
         if exchange.meter.completed is not None:
             figures = [exchange.model, finish(exchange.meter.completed), *figures]
         dot = '<span class="tw-dot"></span>' if now is not None else ""
-        running = " data-running" if now is not None else ""
+        running = (" data-running" if now is not None else "") + (" data-new" if self._new else "")
         line = " · ".join(html.escape(one) for one in figures if one)
         parts.append(f'<div class="tw-figures"{running}>{dot}{line}</div>')
         self._note.html("".join(parts))
@@ -190,6 +200,9 @@ def copy_button(exchange: Exchange, key: str) -> None:
     _COPY(data={"text": exchange.text}, key=key, width="content", height="content")
 
 
+_AXIS = {"minExtent": 56, "maxExtent": 56}
+
+
 def chart(pieces: Sequence[Piece]) -> None:
     """Draw how the answer grew, how long each chunk was, and how long it was waited for; three pictures, one time."""
     bars, before, grown = [], 0.0, 0
@@ -213,7 +226,8 @@ def chart(pieces: Sequence[Piece]) -> None:
             "mark": mark,
             "encoding": {
                 "x": {"field": "seconds", "type": "quantitative", "title": None, "scale": {"domainMin": 0}},
-                "y": {"field": field, "type": "quantitative", "title": title},
+                # The same room for each picture's numbers, so that the times stand below each other.
+                "y": {"field": field, "type": "quantitative", "title": title, "axis": _AXIS},
                 "color": {"field": "kind", "type": "nominal", "title": None, "legend": legend},
                 "tooltip": tips,
             },
@@ -250,7 +264,9 @@ def _pieces(pieces: Iterable[Piece], left: int) -> str:
 
 
 def _call(place: Any, exchange: Exchange) -> None:
-    cards = [_card_html(f"Calls {call.name}", pretty(call.arguments)) for call in exchange.tool_calls]
+    calls = exchange.tool_calls[:]
+    names = numbered(call.name for call in calls)
+    cards = [_card_html(f"Calls {name}", pretty(call.arguments)) for name, call in zip(names, calls, strict=True)]
     if cards:
         place.html("".join(cards))
 

@@ -1,7 +1,6 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ from tokenwire.v1.content_pb2 import Message, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
-from .chat.conversation import Exchange, response
-from .chat.desk import Desk, Talk, Waiting
+from .chat.conversation import Exchange, Waiting, response
+from .chat.desk import Desk, Talk
 from .chat.live import Live
 from .chat.store import Store, default_path
 from .drawing import exchange_view
@@ -87,14 +86,22 @@ def page() -> None:
     if talk.conversation.last is not None:
         sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
     model = sidebar.chosen(models)
-    talk.waiting.extend(_question(talk, one, model) for one in early)
-    early.clear()
+    while early:
+        one = early[0]
+        waiting, notes = _question(talk, one, model)
+        desk.put(talk, waiting)
+        early.pop(0)
+        # Whatever touches the page may end this run, so the question is kept before.
+        for note in notes:
+            st.toast(label(note))
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
         conversations.new_button(desk, talk)
         choices = sidebar.drawer(models)
     _ask(desk, talk, choices)
+    if talk.waiting:
+        st.query_params["c"] = talk.conversation.id
     with st.sidebar:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
@@ -133,19 +140,30 @@ def _connection(trouble: str) -> None:
     look()
 
 
-def _question(talk: Talk, typed: Any, model: Model) -> Waiting:
-    earlier = attachments.inline_bytes([one.question for one in talk.conversation.path()])
-    files = [(file.name, file.getvalue()) for file in typed.files]
-    attached, problems = attachments.attach_all(files, attachments.kinds(model), before=earlier)
-    for one in attached:
-        if one.note:
-            st.toast(label(one.note))
-    parts = [one.part for one in attached]
-    names = [one.name for one in attached]
-    if typed.text:
-        parts.append(user(typed.text).parts[0])
-    refused = Counter(name for name, _ in files) - Counter(names)
-    return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, [*refused.elements()])
+def _question(talk: Talk, typed: Any, model: Model) -> tuple[Waiting, list[str]]:
+    """What was typed, and what was done to its files."""
+    text = user(typed.text) if typed.text else Message()
+    one = Waiting(text, files=[(file.name, file.getvalue()) for file in typed.files])
+    return one, _attach(talk, one, model)
+
+
+def _attach(talk: Talk, one: Waiting, model: Model) -> list[str]:
+    """Make parts of a question's files, as far as the model takes them; gives what was done to them.
+
+    What it doesn't take stays with the question, and is its trouble.
+    """
+    before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
+    attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
+    one.trouble = " ".join(problems)
+    # By their place: two files may have one name.
+    taken = {added.place for added in attached}
+    one.files = [file for place, file in enumerate(one.files) if place not in taken]
+    one.names = [*one.names, *(added.name for added in attached)]
+    files = [part for part in one.message.parts if not part.text]
+    texts = [part for part in one.message.parts if part.text]
+    parts = [*files, *(added.part for added in attached), *texts]
+    one.message = user(*parts) if parts else Message()
+    return [added.note for added in attached if added.note]
 
 
 def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
@@ -164,24 +182,23 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
     waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
     if waiting.trouble:
+        desk.put(talk, waiting)
         return
-    _drop(talk, waiting)
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
-    conversation.add(exchange, conversation.last if waiting.instead is None else waiting.instead.parent)
+    if not desk.ask(talk, waiting, exchange):
+        return
     request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    keep = partial(desk.keep, talk)
-    keep()
-    talk.live = Live(exchange, client.stream(request), keep)
+    talk.live = Live(exchange, client.stream(request), partial(desk.keep, talk))
     st.query_params["c"] = conversation.id
 
 
 def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
     path, live = talk.conversation.path(), talk.shown()
     with above:
-        _waiting(talk)
+        _waiting(desk, talk)
         stop = st.empty()
         if live is not None:
             stop.button("Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Or press Escape")
@@ -194,7 +211,7 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
         running = live is not None and live.exchange is exchange
         with slot:
             with st.chat_message("user", avatar=":material/person:"):
-                _asked(talk, exchange)
+                _asked(desk, talk, exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
                 drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
@@ -231,37 +248,36 @@ def _welcome() -> None:
     st.html("<p>and read the answer while it is being written.</p>")
 
 
-def _waiting(talk: Talk) -> None:
+def _waiting(desk: Desk, talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
     for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
-            exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
+            exchange_view.waiting(one.message, one.all_names, one.trouble)
             with st.container(horizontal=True):
                 if not one.trouble:
                     st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
                 elif one.message.parts:
-                    words = "Ask without the refused files" if one.refused else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one,))
-                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(talk, one))
-
-
-def _drop(talk: Talk, one: Waiting) -> None:
-    # A second click may come when it is gone already.
-    talk.waiting[:] = [other for other in talk.waiting if other is not one]
+                    words = "Ask without the refused files" if one.files else "Ask"
+                    st.button(words, key=f"now-{place}", on_click=_despite, args=(desk, talk, one))
+                st.button("Don't ask", key=f"not-{place}", on_click=desk.drop, args=(talk, one))
 
 
 def _now(talk: Talk, one: Waiting) -> None:
-    if any(other is one for other in talk.waiting):
-        _drop(talk, one)
-        talk.waiting.insert(0, one)
-        talk.stop()
+    with talk.asking:
+        # A second click may come when it is gone already.
+        if any(other is one for other in talk.waiting):
+            talk.waiting.sort(key=lambda other: other is not one)
+            talk.stop()
 
 
-def _despite(one: Waiting) -> None:
-    one.trouble = ""
+def _despite(desk: Desk, talk: Talk, one: Waiting) -> None:
+    with talk.asking:
+        if any(other is one for other in talk.waiting):
+            one.trouble, one.files = "", []
+            desk.put(talk, one)
 
 
-def _asked(talk: Talk, exchange: Exchange) -> None:
+def _asked(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     """The question, and a way to ask it in other words."""
     key = f"edit-{exchange.id}"
     if st.session_state.get("editing") != exchange.id:
@@ -274,7 +290,7 @@ def _asked(talk: Talk, exchange: Exchange) -> None:
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
-            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(talk, exchange, f"{key}-words"))
+            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(desk, talk, exchange, f"{key}-words"))
             st.form_submit_button("Cancel", on_click=_edit, args=("",))
 
 
@@ -282,13 +298,13 @@ def _edit(exchange: str) -> None:
     st.session_state.editing = exchange
 
 
-def _ask_anew(talk: Talk, exchange: Exchange, key: str) -> None:
+def _ask_anew(desk: Desk, talk: Talk, exchange: Exchange, key: str) -> None:
     _edit("")
     words = st.session_state[key].strip()
     if not words:
         return
     files = [part for part in exchange.question.parts if not part.text]
-    talk.waiting.append(Waiting(user(*files, words), names=exchange.names, instead=exchange))
+    desk.put(talk, Waiting(user(*files, words), names=exchange.names, instead=exchange))
 
 
 def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
@@ -301,13 +317,13 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 "Retry",
                 key="retry",
                 on_click=_retry,
-                args=(talk, exchange),
+                args=(desk, talk, exchange),
                 type="tertiary",
                 icon=":material/refresh:",
             )
         _others(desk, talk, exchange)
     if last and exchange.tool_calls and not exchange.problem:
-        _results_form(talk, exchange.tool_calls)
+        _results_form(desk, talk, exchange.tool_calls)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
@@ -316,10 +332,10 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 exchange_view.chart(exchange.pieces)
 
 
-def _retry(talk: Talk, exchange: Exchange) -> None:
+def _retry(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     # A second click may come when it is being asked already.
     if talk.running() is None and not any(one.instead is exchange for one in talk.waiting):
-        talk.waiting.append(Waiting(exchange.question, names=exchange.names, instead=exchange))
+        desk.put(talk, Waiting(exchange.question, names=exchange.names, instead=exchange))
 
 
 def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
@@ -347,20 +363,20 @@ def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     desk.keep(talk)
 
 
-def _results_form(talk: Talk, calls: Sequence[ToolCall]) -> None:
+def _results_form(desk: Desk, talk: Talk, calls: Sequence[ToolCall]) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
         for place, call in enumerate(calls):
             st.text_area(
                 label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
             )
-        st.form_submit_button("Send", on_click=_answer_calls, args=(talk, calls))
+        st.form_submit_button("Send", on_click=_answer_calls, args=(desk, talk, calls))
 
 
-def _answer_calls(talk: Talk, calls: Sequence[ToolCall]) -> None:
+def _answer_calls(desk: Desk, talk: Talk, calls: Sequence[ToolCall]) -> None:
     written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
     results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
-    talk.waiting.append(Waiting(tool(*results)))
+    desk.put(talk, Waiting(tool(*results)))
 
 
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:

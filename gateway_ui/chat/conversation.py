@@ -142,6 +142,29 @@ class Exchange:
             self.fail(STOPPED)
 
 
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A question that isn't asked yet: its turn hasn't come, or it can't be asked as it is."""
+
+    message: Message
+    trouble: str = ""
+    """Why it can't be asked, in words for a person; empty: it can."""
+    names: list[str] = field(default_factory=list)
+    """Of the message's files."""
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    """Names and bytes of files that don't go along: refused, or not looked at yet."""
+    instead: Exchange | None = None
+    """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
+    id: str = field(default_factory=new_id)
+    kept: bool = False
+    """Whether the store has it: then only one process asks it."""
+
+    @property
+    def all_names(self) -> list[str]:
+        """The names of all its files."""
+        return [*self.names, *(name for name, _ in self.files)]
+
+
 def pretty(value: Struct) -> str:
     """Give a JSON object as people read it."""
     return json.dumps(_whole(MessageToDict(value)), ensure_ascii=False, indent=2, sort_keys=True)

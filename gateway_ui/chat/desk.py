@@ -2,28 +2,15 @@
 
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenwire.v1.content_pb2 import Message
-
-from .conversation import Conversation, Exchange
+from .conversation import INTERRUPTED, Conversation, Exchange, Waiting
 from .live import Live
 from .store import Store
 
-
-@dataclass
-class Waiting:
-    """A question that is asked once the answer before it has ended."""
-
-    message: Message
-    trouble: str = ""
-    # Why it can't be asked, in words for a person; empty: it can.
-    names: list[str] = field(default_factory=list)
-    # Of its files.
-    refused: list[str] = field(default_factory=list)
-    # Of files that can't go along.
-    instead: Exchange | None = None
-    # Asked before, as it is or in other words: it takes this one's place, which stays as an alternative.
+WAITED_IN_VAIN = "It waited for an answer that was interrupted."
+"""Why a question isn't asked that was waiting for its turn when the page's process died."""
 
 
 @dataclass(weakref_slot=True, slots=True)
@@ -35,7 +22,7 @@ class Talk:
     live: Live | None = None
     waiting: list[Waiting] = field(default_factory=list)
     asking: threading.RLock = field(default_factory=threading.RLock)
-    # Held by the tab that asks: when an answer ends, all of them would ask what waits.
+    # Held by whoever changes what waits: when an answer ends, all tabs would ask it.
 
     def running(self) -> Live | None:
         """The answer that is being written, if it hasn't ended."""
@@ -68,7 +55,43 @@ class Desk:
                 kept = self.store.load(owner, number) if number else None
                 found = Talk(owner, kept if kept is not None else Conversation())
                 self._open[owner, found.conversation.id] = found
+                if kept is not None:
+                    found.waiting.extend(self._left_waiting(found))
             return found
+
+    def _left_waiting(self, talk: Talk) -> Sequence[Waiting]:
+        waiting = self.store.waiting(talk.owner, talk.conversation)
+        if talk.conversation.exchanges and talk.conversation.exchanges[-1].problem == INTERRUPTED:
+            # Asked by itself it could come days later, or while another process still answers the one before.
+            for one in waiting:
+                one.trouble = one.trouble or WAITED_IN_VAIN
+        return waiting
+
+    def put(self, talk: Talk, one: Waiting) -> None:
+        """Have a question wait, or keep what has changed about one that does."""
+        with talk.asking:
+            if not any(other is one for other in talk.waiting):
+                talk.waiting.append(one)
+            one.kept = self.store.wait(talk.owner, talk.conversation, one)
+
+    def drop(self, talk: Talk, one: Waiting) -> None:
+        """Have it wait no more."""
+        with talk.asking:
+            talk.waiting[:] = [other for other in talk.waiting if other is not one]
+            if one.kept:
+                self.store.unwait(talk.owner, talk.conversation.id, one.id)
+
+    def ask(self, talk: Talk, one: Waiting, exchange: Exchange) -> bool:
+        """Make an exchange of a question that waits; False: another process has done so, or dropped it."""
+        conversation = talk.conversation
+        with talk.asking:
+            talk.waiting[:] = [other for other in talk.waiting if other is not one]
+            exchange.parent = conversation.last if one.instead is None else one.instead.parent
+            if not self.store.ask(talk.owner, conversation, one, exchange):
+                return False
+            conversation.add(exchange, exchange.parent)
+            self.keep(talk)
+            return True
 
     def keep(self, talk: Talk) -> None:
         """Save what has changed in a conversation; the store tells if it can't be."""

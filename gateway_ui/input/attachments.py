@@ -7,7 +7,7 @@ import io
 import math
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from PIL import ExifTags, Image, ImageOps
@@ -103,6 +103,8 @@ class Attachment:
     part: Part
     note: str = ""
     """What was done to it, in words for a person; empty: it is sent as it came."""
+    place: int = 0
+    """Which of the files of its question it is, from 0 on."""
 
     @property
     def size(self) -> int:
@@ -201,10 +203,11 @@ def _each(
     files: Sequence[tuple[str, bytes]], kinds: Collection[str], most_image: int | None
 ) -> tuple[list[Attachment], list[str]]:
     attached, problems = [], []
-    for name, data in files:
+    for place, (name, data) in enumerate(files):
         is_image = PurePath(name).suffix.lower().removeprefix(".") in _TYPES["image"]
         try:
-            attached.append(attach(name, data, kinds, most=most_image if is_image else None))
+            one = attach(name, data, kinds, most=most_image if is_image else None)
+            attached.append(replace(one, place=place))
         except ValueError as error:
             problems.append(str(error))
     return attached, problems

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway_ui import app
-from gateway_ui.chat.conversation import Conversation, Exchange
-from gateway_ui.chat.desk import Desk, Talk, Waiting
+from gateway_ui.chat.conversation import Conversation, Exchange, Waiting
+from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
 from gateway_ui.sidebar import Choices
 from tests.tokenwire.fake_service import FakeService
@@ -51,12 +51,13 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
         assert not live.thread.is_alive()
 
 
-def test_a_second_click_on_retry_asks_no_second_time() -> None:
+def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path) -> None:
     exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
     exchange.finish()
     talk = Talk("0" * 64, Conversation())
     talk.conversation.add(exchange, None)
     talk.waiting.append(REFUSED)
+    desk = Desk(Store(tmp_path / "page.sqlite3"))
     for _ in range(2):
-        app._retry(talk, exchange)
+        app._retry(desk, talk, exchange)
     assert [one.instead for one in talk.waiting] == [None, exchange]

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import FilePayload, Page, expect
 
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.test_page_settings import PHOTO, picture
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
-from tokenwire import model, user
+from tokenwire import inline, model, user
 
 pytestmark = pytest.mark.browser
 
@@ -355,3 +356,32 @@ async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
         await expect(chat.answer()).to_contain_text("Half")
         await expect(chat.problem()).to_contain_text("Interrupted: this answer is incomplete.")
         await answered(chat, "And golf?")
+
+
+UNREADABLE = FilePayload(name="a.xyz", mimeType="application/octet-stream", buffer=b"\0\1")
+
+
+async def test_a_question_that_is_not_asked_stands_there_after_a_reload_and_after_another_conversation(
+    chat: Open, service: FakeService
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(PHOTO, UNREADABLE)
+    await page.ask("What is this?")
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    assert "?c=" in page.tab.url
+    await again(page)
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    await expect(page.not_asked()).to_contain_text("a.xyz can't be sent: this model takes")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is this?").click()
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    assert not service.requests
+    await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]
+    await again(page)
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.not_asked()).to_have_count(0)

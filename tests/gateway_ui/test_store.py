@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway_ui.chat import store as module
-from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange
+from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange, Waiting
 from gateway_ui.chat.store import Store, default_path, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
 from tests.tokenwire.fake_service import completed, thought, tool_call
@@ -479,6 +479,10 @@ def test_a_secret_that_could_be_guessed_is_refused(store: Store, owner: str) -> 
         lambda: store.rename(owner, "x", "y"),
         lambda: store.delete(owner, "x"),
         lambda: store.undelete(owner, "x"),
+        lambda: store.wait(owner, Conversation(), Waiting(user("x"))),
+        lambda: store.waiting(owner, Conversation()),
+        lambda: store.unwait(owner, "x", "y"),
+        lambda: store.ask(owner, Conversation(), Waiting(user("x")), exchange("x")),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="at least 16"):
@@ -743,3 +747,91 @@ def test_a_stopped_answer_says_so_after_loading(store: Store) -> None:
     talk = conversation(one)
     store.save(ME, talk)
     assert loaded(store, talk).exchanges[0].problem == STOPPED
+
+
+# ---- questions that wait
+
+
+def fields(one: Waiting) -> tuple[object, ...]:
+    return one.id, one.message, one.trouble, one.names, one.files, one.instead and one.instead.id
+
+
+def test_questions_that_wait_are_kept_with_their_files_and_their_reasons(store: Store, path: Path) -> None:
+    talk = conversation(exchange("1", end=completed()))
+    refused = Waiting(
+        user(inline(b"%PDF-1", "application/pdf"), "What?"),
+        "It can't be sent.",
+        ["a.pdf"],
+        [("b.xyz", b"\0\1"), ("b.xyz", b"\2")],
+        talk.last,
+    )
+    waiting = [refused, Waiting(user("And then?")), Waiting(Message(), files=[("only.xyz", b"")])]
+    assert all(store.wait(ME, talk, one) for one in waiting)
+    waiting[1].trouble = "Later."
+    waiting[2].files = []
+    assert all(store.wait(ME, talk, one) for one in waiting)
+    store.close()
+    with closing(Store(path)) as again:
+        found = again.waiting(ME, loaded(again, talk))
+        assert [fields(one) for one in found] == [fields(one) for one in waiting]
+        assert all(one.kept for one in found)
+        assert not again.waiting(YOU, talk)
+        assert not again.unwait(YOU, talk.id, refused.id)
+        assert again.unwait(ME, talk.id, refused.id)
+        assert not again.unwait(ME, talk.id, refused.id)
+        assert [one.id for one in again.waiting(ME, talk)] == [waiting[1].id, waiting[2].id]
+
+
+def test_a_conversation_of_which_nothing_is_asked_yet_is_listed_as_long_as_something_waits(store: Store) -> None:
+    talk, one = Conversation(), Waiting(user("Why?"), "It can't be sent.", files=[("Notes.xyz", b"\0")])
+    assert store.wait(ME, talk, one)
+    assert [(found.id, found.title) for found in store.list(ME)] == [(talk.id, "Why?")]
+    assert store.list(ME, "notes")
+    assert store.unwait(ME, talk.id, one.id)
+    assert store.list(ME) == []
+
+
+def test_a_question_is_made_an_exchange_once(store: Store, path: Path) -> None:
+    talk, one = conversation(exchange("1", end=completed())), Waiting(user("Why?"))
+    one.kept = store.wait(ME, talk, one)
+    with closing(Store(path)) as elsewhere:
+        there = loaded(elsewhere, talk)
+        (same,) = elsewhere.waiting(ME, there)
+        asked, twice = exchange(question=one.message), exchange(question=one.message)
+        asked.parent, twice.parent = talk.last, there.last
+        assert store.ask(ME, talk, one, asked)
+        assert not elsewhere.ask(ME, there, same, twice)
+    assert [found.id for found in loaded(store, talk).exchanges] == [talk.exchanges[0].id, asked.id]
+    assert not store.waiting(ME, talk)
+
+
+def test_a_question_that_could_not_be_kept_is_asked_all_the_same(store: Store) -> None:
+    talk, one = Conversation(), Waiting(user("Why?"))
+    store._base.execute("PRAGMA query_only = ON")
+    one.kept = store.wait(ME, talk, one)
+    assert not one.kept
+    assert store.ask(ME, talk, one, exchange(question=one.message))
+    assert store.trouble
+    store._base.execute("PRAGMA query_only = OFF")
+    assert store.ask(ME, talk, one, exchange(question=one.message))
+    assert len(loaded(store, talk).exchanges) == 1
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path, clock: Clock) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as base:
+        base.executescript(module._SCHEMA)
+        base.execute(f"PRAGMA application_id = {module._APPLICATION}")
+        base.execute("PRAGMA user_version = 1")
+        base.execute(
+            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated)"
+            " VALUES (?, 'c', 'T', '', 't', 0)",
+            (module._digest(ME),),
+        )
+        base.commit()
+    with closing(Store(path, clock=clock)) as store:
+        found = store.load(ME, "c")
+        assert found is not None
+        assert found.title == "T"
+        assert store.wait(ME, found, Waiting(user("Why?")))
+        assert len(store.waiting(ME, found)) == 1

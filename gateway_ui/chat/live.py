@@ -22,8 +22,8 @@ _BUG = "The page has made a mistake, which its log tells. What you see is incomp
 class Live:
     """Reads an answer into its exchange to the end, as long as somebody looks on.
 
-    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called now and then
-    and in the end, by the thread that reads.
+    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called within a
+    second of whatever comes, and in the end.
     """
 
     def __init__(
@@ -45,6 +45,8 @@ class Live:
         self._lookers = 0
         self._leaving: threading.Timer | None = None
         self._left()
+        self._over = threading.Event()
+        threading.Thread(target=self._keep, name="tokenwire-keep", daemon=True).start()
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
         self.thread.start()
 
@@ -109,10 +111,18 @@ class Live:
             self._changed.notify_all()
         if self._leaving is not None:
             self._leaving.cancel()
+        self._over.set()
         self._save()
 
+    def _keep(self) -> None:
+        """Save what has come, by the clock: what comes next may be long in coming."""
+        saved = 0
+        while not self._over.wait(_SAVE_SECONDS):
+            if self._version != saved:
+                saved = self._version
+                self._save()
+
     def _read(self) -> None:
-        saved_at = time.monotonic()
         for message in self._answer:
             now = time.monotonic()
             with self._changed:
@@ -121,6 +131,3 @@ class Live:
                 self.exchange.saw(Arrival(message, now))
                 self._version += 1
                 self._changed.notify_all()
-            if now - saved_at >= _SAVE_SECONDS:
-                self._save()
-                saved_at = time.monotonic()

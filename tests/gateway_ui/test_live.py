@@ -27,9 +27,9 @@ def live(service: FakeService, saved: list[str]) -> Iterator[Started]:
     made: list[Live] = []
     with Client(service.address) as client:
 
-        def start(*, alone: float = 60, follows_up: bool = False) -> Live:
+        def start(*, alone: float = 60, follows_up: bool = False, save: Callable[[str], object] = saved.append) -> Live:
             exchange = Exchange(user("x"), GenerateRequest(), Meter(asked_at=0), follows_up=follows_up)
-            made.append(Live(exchange, client.generate("x"), lambda: saved.append(exchange.text), alone=alone))
+            made.append(Live(exchange, client.generate("x"), lambda: save(exchange.text), alone=alone))
             return made[-1]
 
         yield start
@@ -60,6 +60,14 @@ def test_everything_comes_in_order_and_is_saved(live: Started, service: FakeServ
     assert exchange.ended
     assert not exchange.problem
     assert saved[-1] == "ab"
+
+
+def test_what_came_before_a_silence_is_saved(live: Started, service: FakeService) -> None:
+    service.will_answer("half ", threading.Event())
+    kept = threading.Event()
+    one = live(save=lambda text: kept.set() if text == "half " else None)
+    assert kept.wait(10)
+    assert not one.exchange.ended
 
 
 def test_waiting_ends_with_what_comes_and_gives_up_otherwise(live: Started, service: FakeService) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -317,6 +319,15 @@ async def test_a_refused_question_is_kept_with_its_reason(chat: Open, service: F
     await expect(page.answer()).to_contain_text("Hello there.")
 
 
+def wait_for_half(data: Path) -> None:
+    """Wait until the answer that says no more than half is in the file."""
+    deadline = time.monotonic() + 20
+    with contextlib.closing(sqlite3.connect(data / "page.sqlite3")) as base:
+        while base.execute("SELECT 1 FROM exchange WHERE folded LIKE '%half' AND NOT ended").fetchone() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
     tab: Page, service: FakeService, tmp_path: Path
 ) -> None:
@@ -342,20 +353,24 @@ async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
     with page():
         chat = await opened(tab, url)
         await answered(chat, "What is baseball?")
-        gate = threading.Event()
-        service.will_answer("Half", gate, " of it", threading.Event())
+        service.will_answer("Half", threading.Event())
         await chat.ask("And cricket?")
         await expect(chat.answer()).to_contain_text("Half")
-        await asyncio.sleep(1.1)  # what has come is saved once a second, with the next piece
-        gate.set()
-        await expect(chat.answer()).to_contain_text("Half of it")
+        await chat.ask("And golf?")
+        await expect(chat.not_asked()).to_contain_text("And golf?")
+        await asyncio.to_thread(wait_for_half, tmp_path)
     with page():
         chat = await opened(tab, tab.url)
         await expect(chat.messages).to_have_count(4)
         await expect(chat.messages.nth(1)).to_contain_text("Hello there.")
         await expect(chat.answer()).to_contain_text("Half")
         await expect(chat.problem()).to_contain_text("Interrupted: this answer is incomplete.")
-        await answered(chat, "And golf?")
+        await expect(chat.not_asked()).to_contain_text("And golf?")
+        await expect(chat.not_asked()).to_contain_text("It waited for an answer that was interrupted.")
+        assert len(service.requests) == 2
+        await chat.not_asked().get_by_role("button", name="Ask", exact=True).click()
+        await expect(chat.messages).to_have_count(6)
+        await expect(chat.answer()).to_contain_text("Hello there.")
 
 
 UNREADABLE = FilePayload(name="a.xyz", mimeType="application/octet-stream", buffer=b"\0\1")

@@ -400,3 +400,34 @@ async def test_a_question_that_is_not_asked_stands_there_after_a_reload_and_afte
     await again(page)
     await expect(page.answer()).to_contain_text("Hello there.")
     await expect(page.not_asked()).to_have_count(0)
+
+
+async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Open, service: FakeService) -> None:
+    """However fast they come: Streamlit's script hasn't seen the first when the others are typed."""
+    page = await chat()
+    await page.attach(UNREADABLE)
+    await page.tab.evaluate(TYPE, ["alpha\n", "beta\n", "gamma\n", "delta"])
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    await expect(page.not_asked()).to_contain_text("alpha · a.xyz")
+    await expect(page.input).to_have_value("delta")
+    await page.settled()
+    await expect(page.input).to_have_value("delta")
+    assert [one.messages[-1] for one in service.requests] == [user("beta"), user("gamma")]
+
+
+# Key by key, but with no time for the script in between.
+TYPE = """async texts => {
+    const input = document.querySelector('[data-testid=stChatInputTextArea]');
+    const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
+    for (const letter of texts.join('')) {
+        if (letter === '\\n') {
+            input.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}));
+        } else {
+            set.call(input, input.value + letter);
+            input.dispatchEvent(new Event('input', {bubbles: true}));
+        }
+        const {port1, port2} = new MessageChannel();
+        await new Promise(resolve => { port1.onmessage = resolve; port2.postMessage(0); });
+    }
+}"""

@@ -6,6 +6,7 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
+const RELEASE_MS = 200;
 const RUNNING = ".tw-figures[data-running]";
 const READ_MS = 300;
 // So long after an answer has ended, or the page was loaded, its last parts may still come.
@@ -15,10 +16,12 @@ const LOADED_MS = 5000;
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 
 // Streamlit forgets a question when another is sent before its script has seen the first: the second waits that long.
+// What stood in the input when it was sent is put aside, so that the next one can be written.
 class Input {
   sent = 0;
   taken = 0;
-  held = false;
+  held = []; // the texts that wait
+  sending = false;
 
   constructor() {
     const passes = (event) => this.passes(event);
@@ -28,14 +31,24 @@ class Input {
     document.addEventListener("click", (event) => {
       if (event.target.closest?.(SEND)) passes(event);
     }, true);
+    document.addEventListener("compositionstart", () => { this.composing = true; }, true);
+    document.addEventListener("compositionend", () => { this.composing = false; }, true);
+    // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
+    setInterval(() => this.release(), RELEASE_MS);
+  }
+
+  free() {
+    return this.sent <= this.taken || Date.now() - this.sentAt >= LOST_MS;
   }
 
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
-    if (this.sent > this.taken && Date.now() - this.sentAt < LOST_MS) {
+    if (!this.sending && (this.held.length || !this.free())) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      this.held = true;
+      const input = document.querySelector(INPUT);
+      this.held.push(input.value);
+      this.write(input, "");
       return;
     }
     this.sent = this.taken + 1;
@@ -44,11 +57,37 @@ class Input {
 
   took(count) {
     this.taken = Math.max(this.taken, count);
-    if (!this.held || this.sent > this.taken) return;
-    this.held = false;
+    this.release();
+  }
+
+  // Send the next text that waits, in the place of the draft that stands there meanwhile. No key comes in between.
+  async release() {
+    const input = document.querySelector(INPUT);
+    if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
+    this.sending = true;
+    const draft = input.value, { selectionStart, selectionEnd } = input;
+    this.write(input, this.held[0]);
+    await drawn();
+    const before = this.sentAt;
     document.querySelector(SEND)?.click();
+    if (this.sentAt !== before) this.held.shift();
+    await drawn();
+    this.write(input, draft);
+    input.setSelectionRange(selectionStart, selectionEnd);
+    this.sending = false;
+  }
+
+  // As if it had been typed: React looks at nothing else.
+  write(input, text) {
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(input, text);
+    input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
+
+// React draws what an event has changed in the microtasks behind it.
+const drawn = async () => {
+  for (let turn = 0; turn < 5; turn += 1) await null;
+};
 
 class Reading {
   following = true;

@@ -431,3 +431,44 @@ TYPE = """async texts => {
         await new Promise(resolve => { port1.onmessage = resolve; port2.postMessage(0); });
     }
 }"""
+
+
+async def test_escape_stops_an_answer_only_where_it_has_nothing_else_to_do(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    box, option = page.tab.get_by_role("combobox", name="Model"), page.tab.get_by_role("option", name="fake-2")
+    async with asyncio.timeout(20):
+        while not await option.is_visible():  # a list closes when the script draws the page anew in that moment
+            await box.click()
+            with contextlib.suppress(AssertionError):
+                await expect(option).to_be_visible(timeout=1000)
+    clicked = await page.tab.evaluate_handle(
+        """() => {
+            const clicked = [];
+            document.addEventListener('click', (event) => {
+                if (event.target.closest('.st-key-stop')) clicked.push('stop');
+            }, true);
+            return clicked;
+        }"""
+    )
+    await page.tab.keyboard.press("Escape")
+    await expect(option).to_be_hidden()
+    await page.tab.get_by_label("System instruction").press("Escape")
+    # The list of the model stands open, whoever has the focus.
+    async with asyncio.timeout(20):
+        while not await option.is_visible():
+            await box.click()
+            with contextlib.suppress(AssertionError):
+                await expect(option).to_be_visible(timeout=1000)
+    await page.tab.evaluate(
+        "() => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}))"
+    )
+    assert await clicked.json_value() == []
+    await page.tab.keyboard.press("Escape")
+    await expect(option).to_be_hidden()
+    assert not service.cancelled.is_set()
+    await page.input.press("Escape")
+    assert await happened(service.cancelled)
+    assert await clicked.json_value() == ["stop"]

@@ -3,6 +3,8 @@
 
 const START_OF_PAGE = '[data-testid="stMain"]';
 const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
+// Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
+const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
@@ -112,6 +114,8 @@ class Reading {
     this.voice.setAttribute("role", "status");
     main.append(this.toEnd, this.voice);
     main.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    // Asked first of all, while what it closes still stands there.
+    document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
     document.addEventListener("keydown", (event) => this.pressed(event));
     this.waiting = false;
     new MutationObserver(() => this.soon()).observe(main, { subtree: true, childList: true, characterData: true });
@@ -176,8 +180,13 @@ class Reading {
     this.toEnd.hidden = this.following || this.left() < 100;
   }
 
+  // Whether Escape has nothing else to do: everywhere else it closes a list, or leaves a field.
+  idle(target) {
+    return (target === document.body || target.matches?.(INPUT)) && !document.querySelector(OPEN);
+  }
+
   pressed(event) {
-    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing || !this.mayStop) return;
     document.querySelector(".st-key-stop button")?.click();
   }
 

@@ -82,18 +82,22 @@ def page() -> None:
     desk = _desk()
     talk = conversations.opened(desk, owner)
 
-    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if early else 0.0)
+    hurry = early or any(_to_check(talk))
+    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     if talk.conversation.last is not None:
         sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
     model = sidebar.chosen(models)
+    unknown = trouble or "The service offers no model."
+    notes: list[str] = []
     while early:
-        one = early[0]
-        waiting, notes = _question(talk, one, model)
-        desk.put(talk, waiting)
+        desk.put(talk, _question(early[0]))
         early.pop(0)
-        # Whatever touches the page may end this run, so the question is kept before.
-        for note in notes:
-            st.toast(label(note))
+    for one in _to_check(talk):
+        notes += _attach(talk, one, model, "" if models else unknown)
+        desk.put(talk, one)
+    # Whatever touches the page may end this run, so the questions are kept before.
+    for note in notes:
+        st.toast(label(note))
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
@@ -140,18 +144,26 @@ def _connection(trouble: str) -> None:
     look()
 
 
-def _question(talk: Talk, typed: Any, model: Model) -> tuple[Waiting, list[str]]:
-    """What was typed, and what was done to its files."""
+def _question(typed: Any) -> Waiting:
     text = user(typed.text) if typed.text else Message()
-    one = Waiting(text, files=[(file.name, file.getvalue()) for file in typed.files])
-    return one, _attach(talk, one, model)
+    files = [(file.name, file.getvalue()) for file in typed.files]
+    return Waiting(text, files=files, unchecked=bool(files))
 
 
-def _attach(talk: Talk, one: Waiting, model: Model) -> list[str]:
+def _to_check(talk: Talk) -> list[Waiting]:
+    """The questions whose files are to be looked at, as soon as a model says which it takes."""
+    return [one for one in talk.waiting if one.unchecked and not one.trouble]
+
+
+def _attach(talk: Talk, one: Waiting, model: Model, unknown: str) -> list[str]:
     """Make parts of a question's files, as far as the model takes them; gives what was done to them.
 
-    What it doesn't take stays with the question, and is its trouble.
+    What it doesn't take stays with the question, and is its trouble; so do all where no model is known, for the reason
+    `unknown`.
     """
+    one.unchecked, one.trouble = bool(unknown), unknown
+    if unknown:
+        return []
     before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
     attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
     one.trouble = " ".join(problems)
@@ -174,7 +186,7 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
 
 def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     # One that can't be asked is for its owner to decide on, and holds up no other.
-    waiting = next((one for one in talk.waiting if not one.trouble), None)
+    waiting = next((one for one in talk.waiting if not one.trouble and not one.unchecked), None)
     if talk.running() is not None or waiting is None:
         return
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
@@ -256,8 +268,12 @@ def _waiting(desk: Desk, talk: Talk) -> None:
             with st.container(horizontal=True):
                 if not one.trouble:
                     st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
-                elif one.message.parts:
-                    words = "Ask without the refused files" if one.files else "Ask"
+                elif one.files:
+                    words = "Ask" if one.unchecked else "Try again"
+                    st.button(words, key=f"again-{place}", on_click=_again, args=(desk, talk, one))
+                if one.trouble and one.message.parts:
+                    files = "the files" if one.unchecked else "the refused files"
+                    words = f"Ask without {files}" if one.files else "Ask"
                     st.button(words, key=f"now-{place}", on_click=_despite, args=(desk, talk, one))
                 st.button("Don't ask", key=f"not-{place}", on_click=desk.drop, args=(talk, one))
 
@@ -270,10 +286,17 @@ def _now(talk: Talk, one: Waiting) -> None:
             talk.stop()
 
 
+def _again(desk: Desk, talk: Talk, one: Waiting) -> None:
+    with talk.asking:
+        if any(other is one for other in talk.waiting):
+            one.trouble, one.unchecked = "", True
+            desk.put(talk, one)
+
+
 def _despite(desk: Desk, talk: Talk, one: Waiting) -> None:
     with talk.asking:
         if any(other is one for other in talk.waiting):
-            one.trouble, one.files = "", []
+            one.trouble, one.files, one.unchecked = "", [], False
             desk.put(talk, one)
 
 

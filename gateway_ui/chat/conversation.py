@@ -153,6 +153,8 @@ class Waiting:
     """Of the message's files."""
     files: list[tuple[str, bytes]] = field(default_factory=list)
     """Names and bytes of files that don't go along: refused, or not looked at yet."""
+    unchecked: bool = False
+    """Whether its files wait for a model to be known, which says what it takes."""
     instead: Exchange | None = None
     """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
     id: str = field(default_factory=new_id)

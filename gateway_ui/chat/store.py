@@ -93,6 +93,7 @@ CREATE TABLE waiting (
     id TEXT NOT NULL,
     instead TEXT,  -- the id of the exchange whose place it takes
     trouble TEXT NOT NULL,
+    unchecked INTEGER NOT NULL,
     message BLOB NOT NULL,
     names TEXT NOT NULL,  -- of the message's files, as JSON
     folded TEXT NOT NULL,  -- for the search
@@ -338,7 +339,9 @@ class Store:
 
     def _left_waiting(self, key: int, exchanges: Mapping[str, Exchange]) -> Sequence[Waiting]:
         rows = self._base.execute(
-            "SELECT key, id, instead, trouble, message, names FROM waiting WHERE conversation = ? ORDER BY key", (key,)
+            "SELECT key, id, instead, trouble, unchecked, message, names FROM waiting"
+            " WHERE conversation = ? ORDER BY key",
+            (key,),
         ).fetchall()
         files = "SELECT name, data FROM held_file WHERE waiting = ? ORDER BY number"
         return [
@@ -347,11 +350,12 @@ class Store:
                 trouble,
                 json.loads(names),
                 self._base.execute(files, (row,)).fetchall(),
+                bool(unchecked),
                 exchanges.get(instead),
                 id_,
                 kept=True,
             )
-            for row, id_, instead, trouble, message, names in rows
+            for row, id_, instead, trouble, unchecked, message, names in rows
         ]
 
     # ---- writing
@@ -360,15 +364,16 @@ class Store:
         key = self._save(owner, conversation)
         texts = [part.text for part in one.message.parts if part.text]
         (row,) = self._base.execute(
-            "INSERT INTO waiting (conversation, id, instead, trouble, message, names, folded)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (conversation, id) DO UPDATE SET instead = excluded.instead,"
-            " trouble = excluded.trouble, message = excluded.message, names = excluded.names, folded = excluded.folded"
-            " RETURNING key",
+            "INSERT INTO waiting (conversation, id, instead, trouble, unchecked, message, names, folded)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (conversation, id) DO UPDATE SET trouble = excluded.trouble,"
+            " unchecked = excluded.unchecked, message = excluded.message, names = excluded.names,"
+            " folded = excluded.folded RETURNING key",
             (
                 key,
                 one.id,
                 None if one.instead is None else one.instead.id,
                 _plain(one.trouble),
+                one.unchecked,
                 one.message.SerializeToString(),
                 json.dumps(one.names),
                 "\n".join(_folded(text) for text in (*texts, *one.all_names)),

@@ -472,3 +472,27 @@ async def test_escape_stops_an_answer_only_where_it_has_nothing_else_to_do(chat:
     await page.input.press("Escape")
     assert await happened(service.cancelled)
     assert await clicked.json_value() == ["stop"]
+
+
+async def test_a_file_sent_while_the_service_is_away_is_looked_at_when_it_is_there(tab: Page, page_at: PageAt) -> None:
+    address = f"localhost:{free_port()}"
+    page = await opened(tab, page_at(address))
+    await page.attach(PHOTO, UNREADABLE)
+    await page.ask("What is this?")
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    await expect(page.not_asked()).to_contain_text(f"The service is not running at {address}.")
+    await expect(page.not_asked().get_by_role("button")).to_have_text(["Ask", "Ask without the files", "Don't ask"])
+    with Running(address) as service:
+        await expect(tab.get_by_test_id("stSidebar")).to_contain_text("Connected to")
+        await page.choose("fake-3")
+        await page.not_asked().get_by_role("button", name="Ask", exact=True).click()
+        await expect(page.not_asked()).to_contain_text("photo.png can't be sent: this model takes text files")
+        await page.settled()
+        await page.choose("fake-2")
+        await page.not_asked().get_by_role("button", name="Try again").click()
+        await expect(page.not_asked()).not_to_contain_text("photo.png can't be sent")
+        await expect(page.not_asked()).to_contain_text("a.xyz can't be sent: this model takes images")
+        await page.settled()
+        await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
+        await expect(page.answer()).to_contain_text("Hello there.")
+        assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]

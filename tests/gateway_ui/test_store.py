@@ -753,7 +753,7 @@ def test_a_stopped_answer_says_so_after_loading(store: Store) -> None:
 
 
 def fields(one: Waiting) -> tuple[object, ...]:
-    return one.id, one.message, one.trouble, one.names, one.files, one.instead and one.instead.id
+    return one.id, one.message, one.trouble, one.names, one.files, one.unchecked, one.instead and one.instead.id
 
 
 def test_questions_that_wait_are_kept_with_their_files_and_their_reasons(store: Store, path: Path) -> None:
@@ -763,9 +763,9 @@ def test_questions_that_wait_are_kept_with_their_files_and_their_reasons(store: 
         "It can't be sent.",
         ["a.pdf"],
         [("b.xyz", b"\0\1"), ("b.xyz", b"\2")],
-        talk.last,
+        instead=talk.last,
     )
-    waiting = [refused, Waiting(user("And then?")), Waiting(Message(), files=[("only.xyz", b"")])]
+    waiting = [refused, Waiting(user("And then?")), Waiting(Message(), files=[("only.xyz", b"")], unchecked=True)]
     assert all(store.wait(ME, talk, one) for one in waiting)
     waiting[1].trouble = "Later."
     waiting[2].files = []

@@ -136,6 +136,12 @@ class Exchange:
         self.problem = problem
         self.ended = True
 
+    def catch_up(self, other: "Exchange") -> None:
+        """Add what the same exchange has elsewhere; both were loaded."""
+        for arrival in other.arrivals[len(self.arrivals) :]:
+            self.saw(arrival)
+        self.problem = other.problem
+
     def stop(self) -> None:
         """Nobody waits for the rest. Whatever ended before stays as it was."""
         if not self.ended:
@@ -247,6 +253,25 @@ class Conversation:
         self.exchanges.append(exchange)
         self._below.setdefault(after, []).append(exchange)
         self.show(exchange)
+
+    def merge(self, other: "Conversation") -> None:
+        """Add what the same conversation has elsewhere, and show what is shown there. Nothing is taken away."""
+        own = {one.id: one for one in self.exchanges}
+        for one in other.exchanges:
+            known = own.get(one.id)
+            if known is None:
+                own[one.id] = one
+                self.add(one, None if one.parent is None else own[one.parent.id])
+            elif known.problem == INTERRUPTED:
+                # It runs on elsewhere, or has come to its end there.
+                known.catch_up(one)
+        # In one order everywhere. Others may be reading, so nothing is sorted in place.
+        places = {one.id: place for place, one in enumerate(other.exchanges)}
+        for every in (self.exchanges, *self._below.values()):
+            every[:] = sorted(every, key=lambda one: places.get(one.id, len(places)))
+        for parent, child in other.shown.items():
+            self.shown[None if parent is None else own[parent.id]] = own[child.id]
+        self.title = other.title
 
     def alternatives(self, exchange: Exchange) -> list[Exchange]:
         """Give the exchanges in the same place, oldest first, itself among them."""

@@ -48,7 +48,7 @@ class Desk:
         self._lock = threading.Lock()
 
     def talk(self, owner: str, number: str = "") -> Talk:
-        """The conversation of this number, if the owner has it; else a new one."""
+        """The conversation of this number, as the file has it by now, if the owner has it; else a new one."""
         with self._lock:
             found = self._open.get((owner, number))
             if found is None:
@@ -57,7 +57,21 @@ class Desk:
                 self._open[owner, found.conversation.id] = found
                 if kept is not None:
                     found.waiting.extend(self._left_waiting(found))
-            return found
+                return found
+        self.look(found)
+        return found
+
+    def look(self, talk: Talk) -> None:
+        """Add what other processes have made of a conversation."""
+        with talk.asking:
+            kept = self.store.load(talk.owner, talk.conversation.id)
+            if kept is None:
+                return  # deleted, or not kept at all: here it goes on
+            talk.conversation.merge(kept)
+            left = {one.id: one for one in self._left_waiting(talk)}
+            talk.waiting[:] = [one for one in talk.waiting if not one.kept or one.id in left]
+            here = {one.id for one in talk.waiting}
+            talk.waiting.extend(one for one in left.values() if one.id not in here)
 
     def _left_waiting(self, talk: Talk) -> Sequence[Waiting]:
         waiting = self.store.waiting(talk.owner, talk.conversation)
@@ -88,6 +102,7 @@ class Desk:
             talk.waiting[:] = [other for other in talk.waiting if other is not one]
             exchange.parent = conversation.last if one.instead is None else one.instead.parent
             if not self.store.ask(talk.owner, conversation, one, exchange):
+                self.look(talk)
                 return False
             conversation.add(exchange, exchange.parent)
             self.keep(talk)

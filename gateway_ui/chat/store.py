@@ -229,7 +229,7 @@ class Store:
 
         An exchange that has ended is written once. Of one that runs only what has come since is added, so this can be
         called every second. The title is written the first time; `rename` changes it later. A deleted conversation
-        stays deleted.
+        stays deleted until something is asked in it.
         """
         with self._lock:  # so that what went wrong is of this call
             with self._guarded("saved"), self._transaction("IMMEDIATE"):

@@ -441,6 +441,19 @@ def test_it_is_purged_thirty_days_later(store: Store, path: Path, clock: Clock) 
     assert b"a secret word" not in path.read_bytes()
 
 
+def test_what_is_asked_in_a_deleted_conversation_brings_it_back(store: Store) -> None:
+    talk, one = conversation(exchange("1", end=completed())), Waiting(user("And?"))
+    store.save(ME, talk)
+    store.delete(ME, talk.id)
+    asked = exchange(question=one.message)
+    asked.parent = talk.last
+    assert store.ask(ME, talk, one, asked)
+    assert [found.id for found in loaded(store, talk).exchanges] == [talk.exchanges[0].id, asked.id]
+    store.delete(ME, talk.id)
+    assert store.wait(ME, talk, Waiting(user("And then?"), "Refused."))
+    assert store.load(ME, talk.id) is not None
+
+
 # ---- owners
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from playwright.async_api import FilePayload, Page, expect
+from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
@@ -496,3 +496,45 @@ async def test_a_file_sent_while_the_service_is_away_is_looked_at_when_it_is_the
         await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
         await expect(page.answer()).to_contain_text("Hello there.")
         assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]
+
+
+async def test_two_tabs_that_a_fresh_browser_opens_at_once_are_of_one_browser(
+    tab: Page, page_at: PageAt, service: FakeService
+) -> None:
+    """The second has told its process that it has no cookie, before the first gets one."""
+    second = await tab.context.new_page()
+    try:
+        held: list[str | bytes] = []
+        hears = asyncio.Event()
+        sockets: list[WebSocketRoute] = []
+
+        def hold(socket: WebSocketRoute) -> None:
+            sockets.append(socket)
+            server = socket.connect_to_server()
+
+            def came(message: str | bytes) -> None:
+                if hears.is_set():
+                    socket.send(message)
+                else:
+                    held.append(message)
+                    connected.set()
+
+            server.on_message(came)
+
+        connected = asyncio.Event()
+        await second.route_web_socket("**", hold)
+        await second.goto(page_at(service.address))
+        await asyncio.wait_for(connected.wait(), 20)
+        first = await opened(tab, page_at(service.address))
+        await answered(first, "What is baseball?")
+        hears.set()
+        for message in held:
+            sockets[-1].send(message)
+        other = Chat(second)
+        await answered(other, "And cricket?")
+        for one, question in ((first, "What is baseball?"), (other, "And cricket?")):
+            await again(one)
+            await expect(one.messages.first).to_contain_text(question)
+            await expect(one.tab.locator(".st-key-conversations").get_by_role("button")).to_have_count(2)
+    finally:
+        await second.close()

@@ -9,6 +9,7 @@ const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
+const COOKIE_MS = 100;
 const RUNNING = ".tw-figures[data-running]";
 const READ_MS = 300;
 // So long after an answer has ended, or the page was loaded, its last parts may still come.
@@ -250,7 +251,30 @@ class Reading {
   }
 }
 
+// What the cookie says; empty: there is none of ours.
+const known = (name) => {
+  const found = document.cookie.split("; ").find((one) => one.startsWith(`${name}=`))?.slice(name.length + 1) ?? "";
+  return /^[0-9a-f]{64}$/.test(found) ? found : "";
+};
+
 const secret = () => Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+// Every tab of a browser takes the same secret: whichever comes first makes it.
+const browser = async (name) => {
+  const make = () => {
+    if (known(name)) return;
+    const secure = location.protocol === "https:" ? "; Secure" : "";
+    document.cookie = `${name}=${secret()}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
+  };
+  if (navigator.locks) {
+    await navigator.locks.request(name, make);
+  } else {
+    // Only over plain HTTP from another machine. Whoever else makes one has done so by then, and the last one counts.
+    make();
+    await new Promise((resolve) => setTimeout(resolve, COOKIE_MS));
+  }
+  return known(name) || secret(); // without cookies it lives as long as this tab
+};
 
 export default ({ data, setStateValue }) => {
   if (!window.tokenwireReading) {
@@ -260,8 +284,5 @@ export default ({ data, setStateValue }) => {
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.took(data.taken);
   if (data.known || window.tokenwireBrowser) return;
-  window.tokenwireBrowser = secret();
-  const secure = location.protocol === "https:" ? "; Secure" : "";
-  document.cookie = `${data.cookie}=${window.tokenwireBrowser}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
-  setStateValue("browser", window.tokenwireBrowser);
+  window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));
 };

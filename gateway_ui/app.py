@@ -84,8 +84,7 @@ def page() -> None:
 
     hurry = early or any(_to_check(talk))
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
-    if talk.conversation.last is not None:
-        sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
+    _restore(talk, models)
     model = sidebar.chosen(models)
     unknown = trouble or "The service offers no model."
     notes: list[str] = []
@@ -103,6 +102,7 @@ def page() -> None:
         _connection(trouble)
         conversations.new_button(desk, talk)
         choices = sidebar.drawer(models)
+    _settle(desk, talk)
     _ask(desk, talk, choices)
     if talk.waiting:
         st.query_params["c"] = talk.conversation.id
@@ -110,6 +110,27 @@ def page() -> None:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(desk, talk, choices, above)
+
+
+def _restore(talk: Talk, models: list[Model]) -> None:
+    """Have the drawer say what it did in this conversation, once it is opened."""
+    kept, last = talk.conversation.settings, talk.conversation.last
+    if not kept and last is not None:  # of a version that kept none
+        kept = {"model": last.asked.model, "system": last.asked.system_instruction}
+    if st.session_state.pop("restores", False):
+        sidebar.restore(kept, models)
+        st.session_state.settings_seen = None
+    else:
+        sidebar.prefer(kept, models)
+
+
+def _settle(desk: Desk, talk: Talk) -> None:
+    """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
+    said, seen = sidebar.settings(), st.session_state.get("settings_seen")
+    st.session_state.settings_seen = said
+    if not talk.conversation.settings or seen not in (None, said):
+        talk.conversation.settings = {**talk.conversation.settings, **said}
+        desk.store.settle(talk.owner, talk.conversation)
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:

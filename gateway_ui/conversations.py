@@ -22,6 +22,7 @@ def opened(desk: Desk, owner: str) -> Talk:
     talk: Talk | None = st.session_state.get("talk")
     if talk is None or talk.owner != owner:
         talk = st.session_state.talk = desk.talk(owner, st.query_params.get("c", ""))
+        st.session_state.restores = True
     return talk
 
 
@@ -58,7 +59,8 @@ def drawer(desk: Desk, talk: Talk) -> None:
 def _open(desk: Desk, owner: str, number: str = "") -> None:
     st.session_state.talk = desk.talk(owner, number)
     st.session_state.editing = ""
-    st.session_state.pop("model", None)
+    # A new one goes on with what is chosen, which stands there to be seen.
+    st.session_state.restores = bool(number)
     if number:
         st.query_params["c"] = number
     else:

@@ -219,6 +219,8 @@ class Conversation:
         self.id = id or new_id()
         self.title = title
         """What a person called it; empty: nothing yet, and `name` is made of the first question."""
+        self.settings: dict[str, Any] = {}
+        """What the drawer says for it, by the names of its fields; as JSON can hold it."""
         self.exchanges: list[Exchange] = []
         """All of them in the order they were added, so each comes after its parent."""
         self._below: dict[Exchange | None, list[Exchange]] = {}
@@ -271,7 +273,7 @@ class Conversation:
             every[:] = sorted(every, key=lambda one: places.get(one.id, len(places)))
         for parent, child in other.shown.items():
             self.shown[None if parent is None else own[parent.id]] = own[child.id]
-        self.title = other.title
+        self.title, self.settings = other.title, other.settings
 
     def alternatives(self, exchange: Exchange) -> list[Exchange]:
         """Give the exchanges in the same place, oldest first, itself among them."""

@@ -87,6 +87,8 @@ CREATE TABLE shown (
 """
 
 _SCHEMA_2 = """
+-- of the drawer, as JSON
+ALTER TABLE conversation ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
 CREATE TABLE waiting (
     key INTEGER PRIMARY KEY,  -- in the order they were written
     conversation INTEGER NOT NULL REFERENCES conversation (key) ON DELETE CASCADE,
@@ -281,6 +283,10 @@ class Store:
         title = _plain(one_line(title))
         return self._change(owner, id, "title = ?, title_folded = ?", (title, _folded(title)), "deleted IS NULL")
 
+    def settle(self, owner: str, conversation: Conversation) -> bool:
+        """Write a conversation's settings; False: nothing of it is stored yet. The first `save` writes them, too."""
+        return self._change(owner, conversation.id, "settings = ?", (json.dumps(conversation.settings),), "TRUE")
+
     def delete(self, owner: str, id: str) -> bool:  # noqa: A002
         """Take a conversation off the list; `undelete` brings it back, for 30 days. False: there is none."""
         return self._change(owner, id, "deleted = ?", (self._clock(),), "deleted IS NULL")
@@ -301,15 +307,16 @@ class Store:
 
     # ---- reading
 
-    def _found(self, owner: str, id_: str) -> tuple[int, str] | None:
-        row: tuple[int, str] | None = self._base.execute(
-            "SELECT key, title FROM conversation WHERE owner = ? AND id = ? AND deleted IS NULL",
+    def _found(self, owner: str, id_: str) -> tuple[int, str, str] | None:
+        row: tuple[int, str, str] | None = self._base.execute(
+            "SELECT key, title, settings FROM conversation WHERE owner = ? AND id = ? AND deleted IS NULL",
             (_digest(owner), _plain(id_)),
         ).fetchone()
         return row
 
-    def _loaded(self, id_: str, key: int, title: str) -> Conversation:
+    def _loaded(self, id_: str, key: int, title: str, settings: str) -> Conversation:
         conversation = Conversation(id_, title)
+        conversation.settings = json.loads(settings)
         exchanges: dict[str, Exchange] = {}
         rows = self._base.execute(
             "SELECT key, id, parent, follows_up, ended, problem, question, request, names FROM exchange"
@@ -426,9 +433,18 @@ class Store:
         """The conversation's row: made, or with its heading brought up to date."""
         digest, title = _digest(owner), _plain(one_line(conversation.title))
         self._base.execute(
-            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated, settings)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET heading = excluded.heading WHERE heading <> excluded.heading",
-            (digest, _plain(conversation.id), title, first, _folded(title), self._clock()),
+            (
+                digest,
+                _plain(conversation.id),
+                title,
+                first,
+                _folded(title),
+                self._clock(),
+                json.dumps(conversation.settings),
+            ),
         )
         row = self._base.execute(
             "SELECT key FROM conversation WHERE owner = ? AND id = ?", (digest, _plain(conversation.id))

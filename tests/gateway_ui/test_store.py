@@ -90,6 +90,7 @@ def seen(talk: Conversation) -> dict[str, object]:
     return {
         "id": talk.id,
         "title": talk.title,
+        "settings": talk.settings,
         "name": talk.name,
         "exchanges": [state(one) for one in talk.exchanges],
         "shown": {parent and parent.id: child.id for parent, child in talk.shown.items()},
@@ -170,6 +171,7 @@ def exchanges(draw: st.DrawFn) -> Exchange:
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     talk = Conversation(title=draw(st.sampled_from(["", "A title", "題名", "100%_"])))
+    talk.settings = draw(st.dictionaries(TEXT, st.none() | st.booleans() | st.integers(-9, 9) | TEXT, max_size=2))
     for one in draw(st.lists(exchanges(), max_size=4)):
         talk.add(one, draw(st.sampled_from([None, *talk.exchanges])))
     if talk.exchanges:
@@ -326,6 +328,19 @@ def test_a_conversation_is_listed_by_the_question_that_is_shown(store: Store) ->
     talk.add(exchange(question=user("Why not?")), None)
     store.save(ME, talk)
     assert [one.title for one in store.list(ME)] == [talk.name] == ["Why not?"]
+
+
+def test_settings_are_kept_as_soon_as_there_is_anything_to_keep(store: Store) -> None:
+    talk = Conversation()
+    talk.settings = {"top_k": 40, "stops": ["END"]}
+    assert not store.settle(ME, talk)
+    talk.add(exchange("1"), None)
+    store.save(ME, talk)
+    assert loaded(store, talk).settings == {"top_k": 40, "stops": ["END"]}
+    talk.settings = {"temperature": 0.0}
+    assert not store.settle(YOU, talk)
+    assert store.settle(ME, talk)
+    assert loaded(store, talk).settings == {"temperature": 0.0}
 
 
 def test_a_new_name_stays(store: Store) -> None:

@@ -177,6 +177,8 @@ class Store:
         self._passing = ""
         """What was wrong with the latest call."""
         self._file = path
+        self._inode: tuple[int, int] | None = None
+        """Which file it is: another one of this name isn't written to."""
         # Not one connection for each thread: the page has a new thread for each run of its script.
         self._lock = threading.RLock()
         self._base = self._opened(path)
@@ -507,9 +509,18 @@ class Store:
         with self._lock:
             try:
                 yield
-                self._passing = ""
+                self._passing = self._removed()
             except (sqlite3.Error, DecodeError) as error:
                 self._passing = f"Conversations could not be {done}: {_why(error)}{_named(self._file)}."
+
+    def _removed(self) -> str:
+        """What is wrong where the file is no more: SQLite goes on with what it has open, which nobody finds again."""
+        if self._file is None or self._inode is None:
+            return ""
+        with suppress(OSError):
+            if _inode(self._file.stat()) == self._inode:
+                return ""
+        return f"Conversations are not kept: their file was removed or replaced ({self._file}). Start the page again."
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[None]:
@@ -554,6 +565,7 @@ class Store:
                 base.close()
                 raise
             else:
+                self._inode = _inode(path.stat())
                 return base
         raise AssertionError
 
@@ -563,10 +575,13 @@ def _made(path: Path) -> tuple[int, int]:
     # SQLite gives the files that it puts beside this one the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        status = os.fstat(file)
-        return status.st_dev, status.st_ino
+        return _inode(os.fstat(file))
     finally:
         os.close(file)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _connected(path: Path | str) -> sqlite3.Connection:
@@ -637,8 +652,7 @@ def _put_aside(path: Path, file: tuple[int, int], now: float) -> Path:
     """Rename a damaged file, and what SQLite keeps beside it, unless another process has done so."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}")
     with suppress(FileNotFoundError):
-        status = path.stat()
-        if (status.st_dev, status.st_ino) == file and not aside.exists():
+        if _inode(path.stat()) == file and not aside.exists():
             path.rename(aside)
             for ending in ("-wal", "-shm"):
                 with suppress(FileNotFoundError):

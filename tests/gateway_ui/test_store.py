@@ -731,6 +731,23 @@ def test_a_full_disk_loses_nothing_that_was_saved(store: Store) -> None:
     assert seen(loaded(store, talk)) == seen(talk)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_under_the_page_is_told(path: Path, replaced: bool) -> None:
+    with closing(Store(path)) as store:
+        talk = conversation(exchange("1", end=completed()))
+        assert store.save(ME, talk)
+        for one in path.parent.iterdir():
+            one.unlink()
+        if replaced:
+            Store(path).close()
+        talk.add(exchange("2", end=completed()), talk.last)
+        assert not store.save(ME, talk)
+        assert "was removed or replaced" in store.trouble
+        # What is open goes on, and it is told as long as that is so.
+        assert seen(loaded(store, talk)) == seen(talk)
+        assert "was removed or replaced" in store.trouble
+
+
 def test_a_bug_is_raised(store: Store) -> None:
     store._base.execute("DROP TABLE shown")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):

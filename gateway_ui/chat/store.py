@@ -198,22 +198,11 @@ class Store:
 
         Upper and lower case are the same, and so are full and half width. Thoughts aren't searched.
         """
-        wanted, found = _folded(search), []
-        with self._guarded("read"):
-            found = self._base.execute(
-                "SELECT id, title, heading, updated FROM conversation AS c WHERE owner = :owner AND deleted IS NULL"
-                " AND (EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key)"
-                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key))"
-                " AND (:wanted = '' OR instr(title_folded, :wanted)"
-                " OR EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key AND instr(folded, :wanted))"
-                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key AND instr(folded, :wanted)))"
-                " ORDER BY updated DESC, key DESC",
-                {"owner": _digest(owner), "wanted": wanted},
-            ).fetchall()
-        return [
-            Summary(id_, title or heading_, datetime.fromtimestamp(updated, UTC))
-            for id_, title, heading_, updated in found
-        ]
+        return [*self._listed(owner, "deleted IS NULL", _folded(search))]
+
+    def deleted(self, owner: str) -> Sequence[Summary]:
+        """Give what `undelete` brings back: the owner's deleted conversations, the latest deleted first."""
+        return self._listed(owner, f"deleted >= {self._clock() - PURGED_AFTER_DAYS * 86400!r}")
 
     def load(self, owner: str, id: str) -> Conversation | None:  # noqa: A002  # as a conversation calls it
         """Give a conversation as it was saved; None: the owner has none of this id.
@@ -308,6 +297,26 @@ class Store:
         return rows > 0
 
     # ---- reading
+
+    def _listed(self, owner: str, condition: str, wanted: str = "") -> Sequence[Summary]:
+        found = []
+        with self._guarded("read"):
+            found = self._base.execute(
+                "SELECT id, title, heading, updated FROM conversation AS c"  # noqa: S608  # ours
+                f" WHERE owner = :owner AND {condition}"
+                # Where nothing was asked and nothing waits any more, there is nothing to see.
+                " AND (EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key)"
+                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key))"
+                " AND (:wanted = '' OR instr(title_folded, :wanted)"
+                " OR EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key AND instr(folded, :wanted))"
+                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key AND instr(folded, :wanted)))"
+                " ORDER BY coalesce(deleted, updated) DESC, key DESC",
+                {"owner": _digest(owner), "wanted": wanted},
+            ).fetchall()
+        return [
+            Summary(id_, title or heading_, datetime.fromtimestamp(updated, UTC))
+            for id_, title, heading_, updated in found
+        ]
 
     def _found(self, owner: str, id_: str) -> tuple[int, str, str] | None:
         row: tuple[int, str, str] | None = self._base.execute(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import grpc
 import pytest
 from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
+from gateway_ui.chat.store import Store
+from gateway_ui.drawing.reader import COOKIE
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.test_conversation import conversation, exchange
 from tests.gateway_ui.test_page_settings import PHOTO, picture
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
 from tokenwire import inline, model, user
@@ -328,29 +332,30 @@ def wait_for_half(data: Path) -> None:
             time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def serving(port: int, address: str, data: Path) -> Iterator[None]:
+    """The page as a process of its own, killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
+        env={**os.environ, "TOKENWIRE_PAGE_DATA": str(data)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for_port(port, process)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
     tab: Page, service: FakeService, tmp_path: Path
 ) -> None:
     port = free_port()
-
-    @contextlib.contextmanager
-    def page() -> Iterator["subprocess.Popen[str]"]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", service.address],
-            env={**os.environ, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            wait_for_port(port, process)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
     url = f"http://localhost:{port}"
-    with page():
+    with serving(port, service.address, tmp_path):
         chat = await opened(tab, url)
         await answered(chat, "What is baseball?")
         service.will_answer("Half", threading.Event())
@@ -359,7 +364,7 @@ async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
         await chat.ask("And golf?")
         await expect(chat.not_asked()).to_contain_text("And golf?")
         await asyncio.to_thread(wait_for_half, tmp_path)
-    with page():
+    with serving(port, service.address, tmp_path):
         chat = await opened(tab, tab.url)
         await expect(chat.messages).to_have_count(4)
         await expect(chat.messages.nth(1)).to_contain_text("Hello there.")
@@ -538,3 +543,55 @@ async def test_two_tabs_that_a_fresh_browser_opens_at_once_are_of_one_browser(
             await expect(one.tab.locator(".st-key-conversations").get_by_role("button")).to_have_count(2)
     finally:
         await second.close()
+
+
+async def test_every_delete_can_be_undone_also_after_a_reload(chat: Open) -> None:
+    page = await chat()
+    sidebar = page.tab.get_by_test_id("stSidebar")
+    for sport in ("baseball", "cricket"):
+        await answered(page, f"What is {sport}?")
+        await page.open_this_conversation()
+        await page.settled()
+        await sidebar.get_by_role("button", name="Delete", exact=True).click()
+        await expect(sidebar.get_by_role("button", name="Undo")).to_contain_text(sport)
+        await expect(page.messages).to_have_count(0)
+        await page.settled()
+    await again(page)
+    await expect(sidebar.get_by_text("Deleted", exact=True)).to_be_visible()
+    await page.settled()
+    await sidebar.get_by_text("Deleted", exact=True).click()
+    back = sidebar.locator(".st-key-undeletable").get_by_role("button")
+    await expect(back).to_have_text(["Bring back What is cricket?", "Bring back What is baseball?"])
+    await page.settled()
+    await back.last.click()
+    await expect(page.messages.first).to_contain_text("What is baseball?")
+    await expect(back).to_have_text(["Bring back What is cricket?"])
+    await page.settled()
+    await back.click()
+    await expect(page.messages.first).to_contain_text("What is cricket?")
+    await expect(page.tab.locator(".st-key-conversations").get_by_role("button")).to_have_count(2)
+    await expect(sidebar.get_by_text("Deleted", exact=True)).to_have_count(0)
+
+
+async def test_all_conversations_can_be_listed_however_many_and_a_file_that_is_gone_is_told(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    port, secret = free_port(), "ab" * 32
+    with contextlib.closing(Store(tmp_path / "page.sqlite3")) as store:
+        for number in range(65):
+            store.save(secret, conversation(exchange("1", end=completed()), title=f"Number {number}"))
+    url = f"http://localhost:{port}"
+    await tab.context.add_cookies([{"name": COOKIE, "value": secret, "url": url}])
+    with serving(port, service.address, tmp_path):
+        chat = await opened(tab, url)
+        listed = tab.locator(".st-key-conversations").get_by_role("button")
+        await expect(listed).to_have_count(30)
+        await tab.get_by_role("button", name="Show more (35)").click()
+        await expect(listed).to_have_count(60)
+        await tab.get_by_role("button", name="Show more (5)").click()
+        await expect(listed).to_have_count(65)
+        await expect(tab.get_by_role("button", name="Show more")).to_have_count(0)
+        await chat.settled()
+        shutil.rmtree(tmp_path)
+        await answered(chat, "What is baseball?")
+        await expect(tab.get_by_test_id("stSidebar").get_by_role("alert")).to_contain_text("was removed or replaced")

@@ -456,6 +456,22 @@ def test_it_is_purged_thirty_days_later(store: Store, path: Path, clock: Clock) 
     assert b"a secret word" not in path.read_bytes()
 
 
+def test_what_was_deleted_is_listed_for_as_long_as_it_can_be_had_back(store: Store, clock: Clock) -> None:
+    first, second = conversation(exchange("1"), title="First"), conversation(exchange("2"), title="Second")
+    for talk in (second, first):
+        store.save(ME, talk)
+    assert not store.deleted(ME)
+    for talk in (first, second):
+        clock.now += DAY
+        store.delete(ME, talk.id)
+    assert [one.title for one in store.deleted(ME)] == ["Second", "First"]
+    assert not store.deleted(YOU)
+    clock.now += 29.5 * DAY
+    assert [one.title for one in store.deleted(ME)] == ["Second"]
+    store.undelete(ME, second.id)
+    assert not store.deleted(ME)
+
+
 def test_what_is_asked_in_a_deleted_conversation_brings_it_back(store: Store) -> None:
     talk, one = conversation(exchange("1", end=completed())), Waiting(user("And?"))
     store.save(ME, talk)
@@ -502,6 +518,7 @@ def test_the_file_does_not_hold_the_secret(store: Store, path: Path) -> None:
 def test_a_secret_that_could_be_guessed_is_refused(store: Store, owner: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.list(owner),
+        lambda: store.deleted(owner),
         lambda: store.load(owner, "x"),
         lambda: store.save(owner, Conversation()),
         lambda: store.rename(owner, "x", "y"),

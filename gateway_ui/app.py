@@ -264,6 +264,10 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.note()
                 with below:
                     _actions(desk, talk, exchange, last=last)
+    if live is not None and live.exchange not in path:
+        _outlast(live, stop)
+        if talk.waiting:
+            st.rerun()
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -421,6 +425,16 @@ def _answer_calls(desk: Desk, talk: Talk, calls: Sequence[ToolCall]) -> None:
     written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
     results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
     desk.put(talk, Waiting(tool(*results)))
+
+
+def _outlast(live: Live, stop: Any) -> None:
+    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away."""
+    touched = st.empty()
+    with live.looked_at():
+        while not live.exchange.ended:
+            time.sleep(_TICK_SECONDS)
+            touched.empty()
+    stop.empty()
 
 
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:

@@ -31,7 +31,11 @@ class Talk:
     def shown(self) -> Live | None:
         """The answer that is being written, or that a tab is still showing letter by letter."""
         live = self.live
-        return live if live is not None and (not live.exchange.ended or live.shown < len(live.exchange.text)) else None
+        if live is None or not live.exchange.ended:
+            return live
+        # Nobody draws the letters of an answer whose place another one has taken.
+        drawn = live.shown < len(live.exchange.text) and live.exchange in self.conversation.path()
+        return live if drawn else None
 
     def stop(self) -> None:
         """End it, if there is one."""

@@ -595,3 +595,37 @@ async def test_all_conversations_can_be_listed_however_many_and_a_file_that_is_g
         shutil.rmtree(tmp_path)
         await answered(chat, "What is baseball?")
         await expect(tab.get_by_test_id("stSidebar").get_by_role("alert")).to_contain_text("was removed or replaced")
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_stop_goes_with_the_answer_that_runs_also_where_another_is_shown(
+    chat: Open, service: FakeService, asks: bool
+) -> None:
+    service.will_answer("One answer.", completed())
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await answered(page, "Really?")
+    await page.messages.first.get_by_role("button", name="Edit").click()
+    await page.tab.get_by_label("Your question").fill("What is golf?")
+    await page.tab.get_by_role("button", name="Ask anew").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.messages).to_have_count(2)
+    await page.settled()
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and half.", completed())
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.messages.nth(1).get_by_role("button", name="Earlier").click()
+    await expect(page.messages.first).to_contain_text("What is baseball?")
+    await expect(page.stop).to_be_visible()
+    if asks:  # it waits for its turn, and then follows what is shown
+        await page.ask("And later?")
+        await expect(page.not_asked()).to_contain_text("And later?")
+    gate.set()
+    await expect(page.messages).to_have_count(6 if asks else 4)
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(page.stop).to_have_count(0)
+    await page.settled()
+    assert len(service.requests) == 4 + asks
+    await page.messages.nth(1).get_by_role("button", name="Later").click()
+    await expect(page.answer()).to_contain_text("Half and half.")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
@@ -55,7 +57,7 @@ def _models(address: str) -> list[Model]:
 
 @st.cache_resource
 def _desk() -> Desk:
-    return Desk(Store(default_path()))
+    return Desk(Store(default_path()), runtime.get_instance().is_active_session)
 
 
 def page() -> None:
@@ -81,6 +83,8 @@ def page() -> None:
         return
     desk = _desk()
     talk = conversations.opened(desk, owner)
+    if (context := get_script_run_ctx()) is not None:
+        desk.shows(context.session_id, talk)
 
     hurry = early or any(_to_check(talk))
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
@@ -224,7 +228,8 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
         return
     request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    talk.live = Live(exchange, client.stream(request), partial(desk.keep, talk))
+    keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
+    talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
     st.query_params["c"] = conversation.id
 
 

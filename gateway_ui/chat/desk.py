@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .conversation import INTERRUPTED, Conversation, Exchange, Waiting
@@ -44,10 +44,14 @@ class Talk:
 
 
 class Desk:
-    """Finds a conversation, and keeps what is said in it."""
+    """Finds a conversation, keeps what is said in it, and knows which browsers have the page open."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, is_open: Callable[[str], bool] = lambda _: False) -> None:
         self.store = store
+        self._is_open = is_open
+        """Tells of a tab whether it is still there."""
+        self._tabs: dict[str, tuple[str, str]] = {}
+        """Tabs, and of what each shows the owner and the number."""
         self._open: weakref.WeakValueDictionary[tuple[str, str], Talk] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -76,6 +80,24 @@ class Desk:
             talk.waiting[:] = [one for one in talk.waiting if not one.kept or one.id in left]
             here = {one.id for one in talk.waiting}
             talk.waiting.extend(one for one in left.values() if one.id not in here)
+
+    def shows(self, tab: str, talk: Talk) -> None:
+        """A tab shows this conversation from now on."""
+        shown = talk.owner, talk.conversation.id
+        with self._lock:
+            if self._tabs.get(tab) != shown:
+                self._tabs = {one: what for one, what in self._tabs.items() if self._is_open(one)}
+                self._tabs[tab] = shown
+
+    def is_elsewhere(self, talk: Talk) -> bool:
+        """Whether a tab of the owner's shows another conversation, from which they may come back to this one.
+
+        One that should show this one, but doesn't look at its answer, has failed.
+        """
+        return any(
+            owner == talk.owner and number != talk.conversation.id and self._is_open(tab)
+            for tab, (owner, number) in self._tabs.items()
+        )
 
     def _left_waiting(self, talk: Talk) -> Sequence[Waiting]:
         waiting = self.store.waiting(talk.owner, talk.conversation)

@@ -111,3 +111,21 @@ def test_what_is_not_kept_goes_on_here(desks: tuple[Desk, Desk]) -> None:
     add(here, mine, "One.")
     here.store.delete(ME, mine.conversation.id)
     assert said(here.talk(ME, mine.conversation.id)) == ["One."]
+
+
+def test_a_browser_is_elsewhere_as_long_as_one_of_its_tabs_shows_another_conversation(tmp_path: Path) -> None:
+    there = {"1", "2", "3"}
+    with closing(Store(tmp_path / "x")) as store:
+        desk = Desk(store, there.__contains__)
+        mine, other, theirs = desk.talk(ME), desk.talk(ME), desk.talk("another secret, also long")
+        desk.shows("1", mine)
+        desk.shows("3", theirs)
+        assert not desk.is_elsewhere(mine)
+        assert not desk.is_elsewhere(theirs)
+        desk.shows("2", other)
+        assert desk.is_elsewhere(mine)
+        assert desk.is_elsewhere(other)
+        there.remove("2")
+        assert not desk.is_elsewhere(mine)
+        desk.shows("1", other)
+        assert desk.is_elsewhere(mine)

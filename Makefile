@@ -117,7 +117,7 @@ bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--q
 
 .PHONY: demo
 demo: $(VENV)/.run ## Local model, service, answer, chat page; ARGS=--once ends after the answer
-	@$(BIN)/tokenwire demo $(ARGS)
+	@trap : INT; $(BIN)/tokenwire demo $(ARGS) || [ $$? -eq 130 ]  # Ctrl-C is how it ends, and no error
 
 .PHONY: picture
 picture: $(VENV)/.dev tools ## Take the README's picture anew (docs/page.gif)

@@ -1,7 +1,14 @@
-"""`python -m bench.page`: how fast and how smooth the page is, seen from a real browser. Three minutes; writes nothing.
+"""`python -m bench.page`: how fast, how smooth and how frugal the page is. Ten minutes; writes nothing.
 
-A tab's delay is an upper bound: from Enter until the first words are visible, less the time for which the page itself
-has waited for the first chunk (it says so under the answer). So the way of the question is in it.
+`first` and `long` look at one real browser. A delay is an upper bound: from Enter until the first words are visible,
+less the time for which the page itself has waited for the first chunk (it says so under the answer). So the way of the
+question is in it.
+
+`many` has one real browser among sessions that draw nothing: twenty browsers that draw by software on the page's own
+cores measure themselves. Each word says when the service sent it, so its delay is all of the way, the page's gRPC
+included: to the frame in the browser, to the websocket in a session.
+
+`memory` uses such a session alone.
 """
 
 import argparse
@@ -15,13 +22,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright
 
 from bench.processes import BenchError, cpu_seconds, environment, memory_bytes, started, tree
+from bench.sessions import Session
+from bench.stamped import question
+from gateway_ui.drawing.reader import COOKIE
 from vertex_emulator import ControlClient
 from vertex_emulator.script import answer, delay, repeat, usage
 
@@ -29,7 +39,10 @@ WORDS = 20_000
 CHUNKS_PER_SECOND = 100
 WORDS_PER_CHUNK = 5
 BROWSERS = 20
-ANSWERS = 200
+MANY_ROUNDS = 3
+MANY_WORDS = 300
+MANY_CHUNKS_PER_SECOND = 20
+MEMORY_WORDS = 200
 
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 _FIRST_CHUNK_SECONDS = 1.0
@@ -59,6 +72,32 @@ _WATCH = """
         Object.assign(seen, {first: 0, gaps: [], long: [], before, entered: performance.now()});
     }, true);
     window.seen = seen;
+}
+"""
+
+
+# Told by the browser: how old each word is when it is drawn, by the time that is written in it.
+_AGES = r"""
+() => {
+    let last = 0;
+    const look = () => {
+        const words = [...document.querySelectorAll('[class*=st-key-words-]')].pop()?.textContent ?? "";
+        const now = Date.now();
+        for (const [, number, sent] of words.matchAll(/word(\d+)@(\d{13})/g)) {
+            if (number > last && sent >= window.entered) {
+                window.ages.push(now - sent);
+                last = Number(number);
+            }
+        }
+        requestAnimationFrame(look);
+    };
+    document.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter") return;
+        Object.assign(window, {ages: [], entered: Date.now()});
+        last = 0;
+    }, true);
+    Object.assign(window, {ages: [], entered: Infinity});
+    requestAnimationFrame(look);
 }
 """
 
@@ -156,40 +195,55 @@ async def long_answer(control: ControlClient, browser: Browser, url: str, pid: i
     await tab.context.close()
 
 
-async def many(control: ControlClient, browser: Browser, url: str, pid: int) -> None:
-    control.reset()
-    control.play(default=answer(delay(_FIRST_CHUNK_SECONDS), repeat(300, "word ", interval=0.02), usage=usage(1, 300)))
-    tabs = [await opened(browser, url) for _ in range(BROWSERS)]
-    before, begin = cpu_seconds(tree(pid)), time.monotonic()
-    await asyncio.gather(*map(asked, tabs))
-    seen = await asyncio.gather(*(done(tab, seconds=120) for tab in tabs))
-    delays = sorted(one["delay"] for one in seen)
-    share = (cpu_seconds(tree(pid)) - before) / (time.monotonic() - begin)
-    middle = delays[len(delays) // 2]
-    # Twenty browsers on one machine are slow by themselves: hence the share.
-    print(
-        f"{BROWSERS} browsers at once: words after {middle:.0f} ms, at most {delays[-1]:.0f} ms; "
-        f"the page's process {share:.0%} of a core"
-    )
-    for tab in tabs:
+async def many(browser: Browser) -> None:
+    with started("service", "-m", "bench.stamped") as service, page(service.address) as (pid, url):
+        tab = await opened(browser, url)
+        await tab.evaluate(_AGES)
+        sessions = [await Session.opened(url, COOKIE) for _ in range(BROWSERS - 1)]
+        told = question(MANY_WORDS, 1 / MANY_CHUNKS_PER_SECOND, 0)
+        for number in range(1, MANY_ROUNDS + 1):
+            before, begin = cpu_seconds(tree(pid)), time.monotonic()
+            await asyncio.gather(asked(tab, told), *(one.ask(told) for one in sessions))
+            await asyncio.gather(done(tab, number), *(one.answered() for one in sessions))
+            share = (cpu_seconds(tree(pid)) - before) / (time.monotonic() - begin)
+            heard = [one.delays for one in sessions]
+            if any(len(delays) != MANY_WORDS for delays in heard):
+                raise BenchError(f"of {MANY_WORDS} words came {[len(delays) for delays in heard]}")
+            drawn = [one / 1000 for one in await tab.evaluate("() => ages")]
+            ways = [one.first - one.asked_at for one in sessions]
+            print(
+                f"{BROWSERS} ask at once, {MANY_CHUNKS_PER_SECOND} chunks/s each: "
+                f"the first word {_spread([delays[1] for delays in heard])}, "
+                f"every word {_spread([one for delays in heard for one in delays.values()])}; "
+                f"in the browser the first {1000 * drawn[0]:.0f} ms, every {_spread(drawn)}; "
+                f"from the question to the first word {_spread(ways)}; the page's process {share:.0%} of a core"
+            )
+        for one in sessions:
+            await one.close()
         await tab.context.close()
 
 
-async def memory(control: ControlClient, browser: Browser, url: str, pid: int) -> None:
-    control.reset()
-    control.play(default=answer(repeat(50, "word " * 20, interval=0), usage=usage(1, 50)))
-    tab = await opened(browser, url)
+def _spread(seconds: Sequence[float]) -> str:
+    """Median, 99th percentile and most, in milliseconds."""
+    found = sorted(1000 * one for one in seconds)
+    return f"{found[len(found) // 2]:.0f} / {found[len(found) * 99 // 100]:.0f} / {found[-1]:.0f} ms"
+
+
+async def memory(answers: int, *, each: int) -> None:
+    """After so many answers in one tab, in conversations of `each` answers."""
     found = {}
-    for number in range(1, ANSWERS + 1):
-        await asked(tab)
-        await done(tab, (number - 1) % 10 + 1)
-        if number % 10 == 0:
-            await tab.get_by_role("button", name="New conversation").click()
-            await tab.get_by_role("heading", name="Ask a question").wait_for()
-        if number in (20, ANSWERS // 2, ANSWERS):
-            found[number] = memory_bytes(tree(pid)) / 2**20
-    print("memory after so many answers: " + ", ".join(f"{number}: {value:.0f} MB" for number, value in found.items()))
-    await tab.context.close()
+    with started("service", "-m", "bench.stamped") as service, page(service.address) as (pid, url):
+        one = await Session.opened(url, COOKIE)
+        for number in range(1, answers + 1):
+            await one.ask(question(MEMORY_WORDS, 0, 0))
+            await one.answered()
+            if number in (20, 100, 200, 400):
+                found[number] = memory_bytes(tree(pid)) / 2**20
+            if number % each == 0:
+                await one.begin_anew()
+        await one.close()
+    said = ", ".join(f"{number}: {value:.0f} MB" for number, value in found.items())
+    print(f"memory after so many answers, {each} in a conversation: {said}")
 
 
 async def run(only: str) -> None:
@@ -207,10 +261,11 @@ async def run(only: str) -> None:
             if only in ("", "long"):
                 await long_answer(control, browser, url, pid)
             if only in ("", "many"):
-                await many(control, browser, url, pid)
-            if only in ("", "memory"):
-                await memory(control, browser, url, pid)
+                await many(browser)
             await browser.close()
+    if only in ("", "memory"):
+        await memory(400, each=10)
+        await memory(200, each=200)
 
 
 if __name__ == "__main__":

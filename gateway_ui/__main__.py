@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import os
 import socket
@@ -29,7 +30,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
     except OSError as error:
         # Python adds the address in brackets, and we say it already.
         why = (error.strerror or "it failed").partition(" (")[0]
-        return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}.")
+        remedy = "Give --port another one, or end what listens there"
+        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below zero: the resolver's numbers
+            remedy = "Give --host an address of this machine"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            remedy = "Give --port one that this user may have, such as 8501"
+        return _fail(f"--port {options.port} on --host {options.host} can't be used: {why}. {remedy}.")
     # The page reads it as any caller does.
     os.environ["TOKENWIRE_ADDRESS"] = options.address
     return _serve(options.host, options.port, options.name)
@@ -94,6 +100,8 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
         # With fast reruns a flipped switch looks like a Stop to the running script, and would end the answer.
         "runner.fastReruns": "false",
         "runner.magicEnabled": "false",
+        # A full collection after each run, for which all threads stand still: with 20 tabs up to a second together.
+        "runner.postScriptGC": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).

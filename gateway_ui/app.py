@@ -1,7 +1,7 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
+import gc
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
-from tokenwire.v1.content_pb2 import Message, ToolCall
+from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
@@ -31,6 +31,8 @@ from .sidebar import Choices
 _TICK_SECONDS = 0.25
 # A browser can't use more pictures a second than this.
 _FRAME_SECONDS = 0.03
+# The line under a running answer tells seconds. A message of its own with each picture would double what is sent.
+_NOTE_SECONDS = 0.2
 # Drawing may take a fifth of a core, and less where many tabs are drawn at once: then each picture takes longer.
 _REST = 4.0
 
@@ -57,6 +59,10 @@ def _models(address: str) -> list[Model]:
 
 @st.cache_resource
 def _desk() -> Desk:
+    # By now everything has been imported, and lives as long as the process. A collection, for which all threads stand
+    # still, needn't look at it.
+    gc.collect()
+    gc.freeze()
     return Desk(Store(default_path()), runtime.get_instance().is_active_session)
 
 
@@ -113,7 +119,7 @@ def page() -> None:
     with st.sidebar:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
-    _talk(desk, talk, choices, above)
+    _talk(talk, choices, above)
 
 
 def _restore(talk: Talk, models: list[Model]) -> None:
@@ -233,13 +239,13 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     st.query_params["c"] = conversation.id
 
 
-def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
+def _talk(talk: Talk, choices: Choices, above: Any) -> None:
     path, live = talk.conversation.path(), talk.shown()
     with above:
-        _waiting(desk, talk)
+        _waiting(talk)
         stop = st.empty()
         if live is not None:
-            stop.button("Stop", key="stop", on_click=talk.stop, icon=":material/stop:", help="Or press Escape")
+            stop.button("Stop", key="stop", on_click=_stop, icon=":material/stop:", help="Or press Escape")
     slots = _slots("exchanges", max(len(path), 1))
     if not path:
         with slots[0]:
@@ -249,7 +255,7 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
         running = live is not None and live.exchange is exchange
         with slot:
             with st.chat_message("user", avatar=":material/person:"):
-                _asked(desk, talk, exchange)
+                _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
                 drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
@@ -268,7 +274,7 @@ def _talk(desk: Desk, talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.update()
                     drawn.note()
                 with below:
-                    _actions(desk, talk, exchange, last=last)
+                    _actions(talk, exchange, last=last)
     if live is not None and live.exchange not in path:
         _outlast(live, stop)
         if talk.waiting:
@@ -290,47 +296,25 @@ def _welcome() -> None:
     st.html("<p>and read the answer while it is being written.</p>")
 
 
-def _waiting(desk: Desk, talk: Talk) -> None:
+def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
     for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
             exchange_view.waiting(one.message, one.all_names, one.trouble)
             with st.container(horizontal=True):
                 if not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(talk, one))
+                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
-                    st.button(words, key=f"again-{place}", on_click=_again, args=(desk, talk, one))
+                    st.button(words, key=f"again-{place}", on_click=_again, args=(one.id,))
                 if one.trouble and one.message.parts:
                     files = "the files" if one.unchecked else "the refused files"
                     words = f"Ask without {files}" if one.files else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=_despite, args=(desk, talk, one))
-                st.button("Don't ask", key=f"not-{place}", on_click=desk.drop, args=(talk, one))
+                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one.id,))
+                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(one.id,))
 
 
-def _now(talk: Talk, one: Waiting) -> None:
-    with talk.asking:
-        # A second click may come when it is gone already.
-        if any(other is one for other in talk.waiting):
-            talk.waiting.sort(key=lambda other: other is not one)
-            talk.stop()
-
-
-def _again(desk: Desk, talk: Talk, one: Waiting) -> None:
-    with talk.asking:
-        if any(other is one for other in talk.waiting):
-            one.trouble, one.unchecked = "", True
-            desk.put(talk, one)
-
-
-def _despite(desk: Desk, talk: Talk, one: Waiting) -> None:
-    with talk.asking:
-        if any(other is one for other in talk.waiting):
-            one.trouble, one.files, one.unchecked = "", [], False
-            desk.put(talk, one)
-
-
-def _asked(desk: Desk, talk: Talk, exchange: Exchange) -> None:
+def _asked(exchange: Exchange) -> None:
     """The question, and a way to ask it in other words."""
     key = f"edit-{exchange.id}"
     if st.session_state.get("editing") != exchange.id:
@@ -343,24 +327,11 @@ def _asked(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
-            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(desk, talk, exchange, f"{key}-words"))
+            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(exchange.id,))
             st.form_submit_button("Cancel", on_click=_edit, args=("",))
 
 
-def _edit(exchange: str) -> None:
-    st.session_state.editing = exchange
-
-
-def _ask_anew(desk: Desk, talk: Talk, exchange: Exchange, key: str) -> None:
-    _edit("")
-    words = st.session_state[key].strip()
-    if not words:
-        return
-    files = [part for part in exchange.question.parts if not part.text]
-    desk.put(talk, Waiting(user(*files, words), names=exchange.names, instead=exchange))
-
-
-def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
+def _actions(talk: Talk, exchange: Exchange, *, last: bool) -> None:
     """What can be done with an answer that has ended."""
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
@@ -370,13 +341,13 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 "Retry",
                 key="retry",
                 on_click=_retry,
-                args=(desk, talk, exchange),
+                args=(exchange.id,),
                 type="tertiary",
                 icon=":material/refresh:",
             )
-        _others(desk, talk, exchange)
+        _others(talk, exchange)
     if last and exchange.tool_calls and not exchange.problem:
-        _results_form(desk, talk, exchange.tool_calls)
+        _results_form(exchange)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
@@ -385,13 +356,7 @@ def _actions(desk: Desk, talk: Talk, exchange: Exchange, *, last: bool) -> None:
                 exchange_view.chart(exchange.pieces)
 
 
-def _retry(desk: Desk, talk: Talk, exchange: Exchange) -> None:
-    # A second click may come when it is being asked already.
-    if talk.running() is None and not any(one.instead is exchange for one in talk.waiting):
-        desk.put(talk, Waiting(exchange.question, names=exchange.names, instead=exchange))
-
-
-def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
+def _others(talk: Talk, exchange: Exchange) -> None:
     """A way to the other answers to this question, and to the answers to its other versions."""
     all_ = talk.conversation.alternatives(exchange)
     if len(all_) < 2:
@@ -403,7 +368,7 @@ def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
             words,
             key=f"{words}-{exchange.id}",
             on_click=_show,
-            args=(desk, talk, all_[to] if 0 <= to < len(all_) else exchange),
+            args=((all_[to] if 0 <= to < len(all_) else exchange).id,),
             disabled=not 0 <= to < len(all_),
             type="tertiary",
             icon=f":material/{icon}:",
@@ -411,25 +376,14 @@ def _others(desk: Desk, talk: Talk, exchange: Exchange) -> None:
     st.html(f'<span class="tw-place">{place + 1} of {len(all_)}</span>')
 
 
-def _show(desk: Desk, talk: Talk, exchange: Exchange) -> None:
-    talk.conversation.show(exchange)
-    desk.keep(talk)
-
-
-def _results_form(desk: Desk, talk: Talk, calls: Sequence[ToolCall]) -> None:
+def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
-        for place, call in enumerate(calls):
+        for place, call in enumerate(exchange.tool_calls):
             st.text_area(
                 label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
             )
-        st.form_submit_button("Send", on_click=_answer_calls, args=(desk, talk, calls))
-
-
-def _answer_calls(desk: Desk, talk: Talk, calls: Sequence[ToolCall]) -> None:
-    written = [st.session_state[f"result-{place}"] for place in range(len(calls))]
-    results = [tool_result(call, response(text)) for call, text in zip(calls, written, strict=True)]
-    desk.put(talk, Waiting(tool(*results)))
+        st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
 
 
 def _outlast(live: Live, stop: Any) -> None:
@@ -447,7 +401,7 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
     exchange = live.exchange
     with live.looked_at():
         typewriter = Typewriter(time.monotonic(), shown=live.shown)
-        version = 0
+        version, noted = 0, 0.0
         while True:
             begin = time.monotonic()
             ended, available = exchange.ended, len(exchange.text)
@@ -456,9 +410,95 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             drawn.update(shown)
             if ended and shown == available:
                 break
-            drawn.note(time.monotonic())
+            if begin - noted >= _NOTE_SECONDS:
+                noted = begin
+                drawn.note(time.monotonic())
             rest = _REST * (time.monotonic() - begin)
             time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
             if shown == available:
                 version = live.wait(version, _TICK_SECONDS)
     drawn.note()
+
+
+# ---- what buttons do -------------------------------------------------------------------------------------------------
+# Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
+# are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
+
+
+def _open() -> Talk:
+    """The conversation that is shown."""
+    talk: Talk = st.session_state.talk
+    return talk
+
+
+def _stop() -> None:
+    _open().stop()
+
+
+def _drop(waiting: str) -> None:
+    talk = _open()
+    # A second click may come when it is gone already; and so below.
+    if (one := talk.waits(waiting)) is not None:
+        _desk().drop(talk, one)
+
+
+def _now(waiting: str) -> None:
+    talk = _open()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            talk.waiting[:] = sorted(talk.waiting, key=lambda other: other is not one)
+            talk.stop()
+
+
+def _despite(waiting: str) -> None:
+    talk = _open()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.files, one.unchecked = "", [], False
+            _desk().put(talk, one)
+
+
+def _again(waiting: str) -> None:
+    talk = _open()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.unchecked = "", True
+            _desk().put(talk, one)
+
+
+def _edit(exchange: str) -> None:
+    st.session_state.editing = exchange
+
+
+def _ask_anew(exchange: str) -> None:
+    _edit("")
+    talk, words = _open(), st.session_state[f"edit-{exchange}-words"].strip()
+    earlier = talk.conversation.exchange(exchange)
+    if words and earlier is not None:
+        files = [part for part in earlier.question.parts if not part.text]
+        _desk().put(talk, Waiting(user(*files, words), names=earlier.names, instead=earlier))
+
+
+def _retry(exchange: str) -> None:
+    talk = _open()
+    earlier = talk.conversation.exchange(exchange)
+    if earlier is None or talk.running() is not None:
+        return
+    # A second click may come when it is being asked already.
+    if not any(one.instead is earlier for one in talk.waiting):
+        _desk().put(talk, Waiting(earlier.question, names=earlier.names, instead=earlier))
+
+
+def _show(exchange: str) -> None:
+    talk = _open()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        talk.conversation.show(one)
+        _desk().keep(talk)
+
+
+def _answer_calls(exchange: str) -> None:
+    talk = _open()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
+        _desk().put(talk, Waiting(tool(*results)))

@@ -80,7 +80,7 @@ def _this_one(desk: Desk, talk: Talk) -> None:
     conversation = talk.conversation
     with st.expander("This conversation", key=f"this-{conversation.id}"):
         key = f"title-{conversation.id}"
-        st.text_input("Name", conversation.name, key=key, on_change=_rename, args=(desk, talk, key), max_chars=200)
+        st.text_input("Name", conversation.name, key=key, on_change=_rename, args=(desk, key), max_chars=200)
         # Written when they are asked for: an answer may have come since.
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", export.as_markdown),
@@ -99,15 +99,20 @@ def _this_one(desk: Desk, talk: Talk) -> None:
                     on_click="ignore",
                     width="stretch",
                 )
-        st.button("Delete", key="delete", on_click=_delete, args=(desk, talk), width="stretch")
+        st.button("Delete", key="delete", on_click=_delete, args=(desk,), width="stretch")
 
 
-def _rename(desk: Desk, talk: Talk, key: str) -> None:
+# What Streamlit keeps of a button, also of one that it draws no more, holds no conversation: each would stay in memory.
+
+
+def _rename(desk: Desk, key: str) -> None:
+    talk: Talk = st.session_state.talk
     talk.conversation.title = st.session_state[key].strip()
     desk.store.rename(talk.owner, talk.conversation.id, talk.conversation.title)
 
 
-def _delete(desk: Desk, talk: Talk) -> None:
+def _delete(desk: Desk) -> None:
+    talk: Talk = st.session_state.talk
     talk.stop()
     desk.store.delete(talk.owner, talk.conversation.id)
     st.session_state.deleted = talk.conversation.id
@@ -119,7 +124,7 @@ def _undo(desk: Desk, talk: Talk) -> None:
     one = next((one for one in desk.store.deleted(talk.owner) if one.id == st.session_state.get("deleted")), None)
     if one is not None:
         words = f"Undo: delete {label(one.title)}"
-        st.button(words, key="undo", on_click=_undelete, args=(desk, talk, one.id), width="stretch")
+        st.button(words, key="undo", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
 
 
 def _deleted(desk: Desk, talk: Talk) -> None:
@@ -132,12 +137,15 @@ def _deleted(desk: Desk, talk: Talk) -> None:
         with fold, st.container(key="undeletable"):
             st.caption(f"For {PURGED_AFTER_DAYS} days.")
             for one in deleted:
-                words = f"Bring back {label(one.title)}"
                 st.button(
-                    words, key=f"undelete-{one.id}", on_click=_undelete, args=(desk, talk, one.id), width="stretch"
+                    f"Bring back {label(one.title)}",
+                    key=f"undelete-{one.id}",
+                    on_click=_undelete,
+                    args=(desk, talk.owner, one.id),
+                    width="stretch",
                 )
 
 
-def _undelete(desk: Desk, talk: Talk, number: str) -> None:
-    desk.store.undelete(talk.owner, number)
-    _open(desk, talk.owner, number)
+def _undelete(desk: Desk, owner: str, number: str) -> None:
+    desk.store.undelete(owner, number)
+    _open(desk, owner, number)

@@ -30,6 +30,8 @@ NEEDS: dict[str, list[set[str]]] = {
     "vertex_emulator.answerers.smollm2": [{"local"}],
     "vertex_emulator.answerers.weights": [{"local"}],
     "bench": [{"server", "dev"}],
+    "bench.page": [{"server", "ui", "dev"}],
+    "bench.sessions": [{"ui", "dev"}],
     "tests": [{"server", "genai", "openai", "ui", "local", "dev"}],
 }
 

@@ -5,6 +5,7 @@ Over HTTP, if that is wanted too, on a second port: see door.py.
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -154,9 +155,18 @@ class Emulator:
     @contextmanager
     def _taking(self, port: int, kind: type[Exception]) -> Iterator[None]:
         try:
+            if port:
+                # gRPC would write lines of its own to standard error, and not tell why.
+                with socket.create_server((self._host.strip("[]"), port), family=_family(self._host)):
+                    pass
             yield
-        except kind as error:
-            raise OSError(f"can't listen on {self._host}:{port}; is the port in use?") from error
+        except (OSError, kind) as error:
+            # Python adds the address in brackets, and it is said already.
+            why = (getattr(error, "strerror", None) or "it is refused").partition(" (")[0]
+            raise OSError(
+                f"can't listen on {self._host}:{port}: {why}. "
+                "Take another port (0 is a free one), or end what listens there"
+            ) from error
 
     def _options(self) -> list[tuple[str, int]]:
         options = [
@@ -374,3 +384,7 @@ def _trailing(error: VertexError) -> tuple[tuple[str, str | bytes], ...]:
         status = Status(code=error.code.value[0], message=error.message, details=error.details)
         trailing += tuple(rpc_status.to_status(status).trailing_metadata)
     return trailing
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -240,6 +240,10 @@ class Conversation:
         path = self.path()
         return path[-1] if path else None
 
+    def exchange(self, id: str) -> Exchange | None:  # noqa: A002  # as an exchange calls it
+        """Give the exchange of this id; None: it is another conversation's."""
+        return next((one for one in self.exchanges if one.id == id), None)
+
     def path(self) -> list[Exchange]:
         """Give what is shown, oldest first."""
         path: list[Exchange] = []

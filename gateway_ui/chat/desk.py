@@ -37,6 +37,10 @@ class Talk:
         drawn = live.shown < len(live.exchange.text) and live.exchange in self.conversation.path()
         return live if drawn else None
 
+    def waits(self, waiting: str) -> Waiting | None:
+        """Give the question of this id that waits; None: it is gone already."""
+        return next((one for one in self.waiting if one.id == waiting), None)
+
     def stop(self) -> None:
         """End it, if there is one."""
         if self.live is not None:

@@ -26,8 +26,8 @@ class Live:
     """Reads an answer into its exchange to the end, as long as somebody looks on, or may come back.
 
     Once nobody has looked for `alone` seconds, and the page is `open_elsewhere` no more or has been for too long, the
-    answer is cancelled and marked as stopped. `save` is called within a
-    second of whatever comes, and in the end.
+    answer is cancelled and marked as stopped. `save` is called within a second of whatever comes, by a thread of its
+    own since a disk may be slow, and in the end.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Live:
         self._leaving: threading.Timer | None = None
         self._left()
         self._over = threading.Event()
-        threading.Thread(target=self._keep, name="tokenwire-keep", daemon=True).start()
+        self._keeping = threading.Thread(target=self._keep, name="tokenwire-keep", daemon=True)
+        self._keeping.start()
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
         self.thread.start()
 
@@ -130,6 +131,7 @@ class Live:
         if self._leaving is not None:
             self._leaving.cancel()
         self._over.set()
+        self._keeping.join()
         self._save()
 
     def _keep(self) -> None:

@@ -3,7 +3,6 @@
 import html
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,10 +16,14 @@ from tokenwire.v1.generation_service_pb2 import Grounding
 
 from ..chat.conversation import Exchange, Piece, pretty
 from ..input import attachments
+from .kept import kept
 from .markdown import Growing, render, segments
 from .plain import label
 
 _ASSETS = Path(__file__).with_name("assets")
+
+# Some hundred answers of a page's length, for all tabs together.
+_KEPT_BYTES = 2 * 2**20
 
 _COPY = st.components.v2.component(
     "tokenwire_copy",
@@ -176,7 +179,7 @@ def _markdown(segment: str) -> str:
     return f'<div class="tw-md">{segment}</div>'
 
 
-@lru_cache(maxsize=200)
+@kept(_KEPT_BYTES)
 def _segments(text: str) -> tuple[str, ...]:
     """Each run of the script draws all answers, most of them as they were."""
     return tuple(segments(text)) or ("",)

@@ -29,6 +29,8 @@ from pygments.lexer import Lexer
 from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
+from .kept import kept
+
 SEGMENT_CHARACTERS = 2000
 """A closed segment is at least so long, in characters of Markdown, so that an answer has some dozens of them."""
 
@@ -40,6 +42,9 @@ _LONGEST_FORMULA = 4000
 
 _COLOURED_CHARACTERS = 20_000
 # Of one block of code: some lexers are slow, and the open block is coloured anew at each update.
+
+_KEPT_BYTES = 2**20
+# Of formulas, and of code in colours.
 
 _Env = MutableMapping[str, Any]
 _GROWING = "growing"
@@ -399,7 +404,7 @@ _MATHS_ATTRIBUTES = frozenset(
 )
 
 
-@lru_cache(maxsize=1024)
+@kept(_KEPT_BYTES)
 def _mathml(latex: str, display: str) -> str:
     """Convert a formula; empty if that isn't possible. `display` is "inline" or "block"."""
     if _REFUSED.search(latex) or len(latex) > _LONGEST_FORMULA:
@@ -500,7 +505,7 @@ def _colour(kind: Any) -> str:
     return next((colour for above, colour in _COLOURS if kind in above), "")
 
 
-@lru_cache(maxsize=32)
+@kept(_KEPT_BYTES)
 def _coloured(code: str, language: str) -> str:
     lexer = _lexer(language)
     head = code[: code.rfind("\n", 0, _COLOURED_CHARACTERS) + 1] if len(code) > _COLOURED_CHARACTERS else code

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway_ui import app
-from gateway_ui.chat.conversation import Conversation, Exchange, Waiting
+from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
 from gateway_ui.sidebar import Choices
@@ -51,13 +51,91 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
         assert not live.thread.is_alive()
 
 
-def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path) -> None:
+def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
     exchange.finish()
     talk = Talk("0" * 64, Conversation())
     talk.conversation.add(exchange, None)
     talk.waiting.append(REFUSED)
     desk = Desk(Store(tmp_path / "page.sqlite3"))
+    monkeypatch.setattr(app, "_desk", lambda: desk)
+    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
     for _ in range(2):
-        app._retry(desk, talk, exchange)
+        app._retry(exchange.id)
     assert [one.instead for one in talk.waiting] == [None, exchange]
+
+
+class State(dict[str, Any]):
+    """Plays Streamlit's: values by item and by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser may send a click just as the page draws another conversation."""
+    talk = Talk("0" * 64, Conversation(), waiting=[REFUSED])
+    state = State({"talk": talk, "edit-gone-words": "other words"})
+    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=state))
+    for clicked in (
+        app._retry,
+        app._ask_anew,
+        app._show,
+        app._answer_calls,
+        app._drop,
+        app._now,
+        app._despite,
+        app._again,
+    ):
+        clicked("gone")
+    assert talk.waiting == [REFUSED]
+    assert REFUSED.trouble
+    assert talk.live is None
+
+
+def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(app, "time", clock)
+    exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
+
+    class Live:
+        shown = 0
+        looked_at = contextlib.nullcontext
+
+        def __init__(self) -> None:
+            self.exchange = exchange
+
+        def wait(self, _version: int, _seconds: float) -> int:
+            exchange.pieces.append(Piece("text", "a", clock.now))
+            if len(exchange.pieces) == 100:
+                exchange.finish()
+            return len(exchange.pieces)
+
+    drawn: list[tuple[str, float | None]] = []
+    drawing: Any = SimpleNamespace(
+        update=lambda shown: drawn.append(("words", shown)), note=lambda now=None: drawn.append(("note", now))
+    )
+    live: Any = Live()
+    app._follow(live, drawing, 0.0)
+    assert [shown for kind, shown in drawn if kind == "words"] == [*range(101)]
+    *running, last = [now for kind, now in drawn if kind == "note"]
+    assert last is None
+    assert drawn[-1][0] == "note"
+    # A hundred pictures of 30 ms each.
+    assert 10 <= len(running) <= 16
+    assert all(now is not None for now in running)
+
+
+class Clock:
+    """Plays the module `time`: it passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds

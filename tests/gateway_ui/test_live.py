@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway_ui.chat import live as module
 from gateway_ui.chat.conversation import STOPPED, Exchange
 from gateway_ui.chat.live import Live
 from tests.tokenwire.fake_service import FakeService, Refusal, completed
@@ -71,6 +72,34 @@ def test_what_came_before_a_silence_is_saved(live: Started, service: FakeService
     one = live(save=lambda text: kept.set() if text == "half " else None)
     assert kept.wait(10)
     assert not one.exchange.ended
+
+
+def test_what_comes_is_read_on_while_a_slow_disk_saves(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 0.0)
+    saving, disk = threading.Event(), threading.Event()
+    saved: list[str] = []
+    exchange = Exchange(user("x"), GenerateRequest(), Meter(asked_at=0))
+
+    def save() -> None:
+        saved.append(exchange.text)
+        saving.set()
+        assert disk.wait(10)
+
+    gate = threading.Event()
+    service.will_answer("a", gate, "b", "c", completed())
+    with Client(service.address) as client:
+        one = Live(exchange, client.generate("x"), save, alone=60)
+        assert saving.wait(10)
+        gate.set()
+        until(one, "abc")
+        while not exchange.ended:
+            one.wait(-1, 10)
+        # One save at a time, and the last when everything is there.
+        assert len(saved) == 1
+        disk.set()
+        ended(one)
+    assert saved[-1] == "abc"
+    assert len(saved) == 2
 
 
 def test_waiting_ends_with_what_comes_and_gives_up_otherwise(live: Started, service: FakeService) -> None:

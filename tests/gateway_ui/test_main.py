@@ -1,5 +1,6 @@
 """The page's process: how it starts, and how it ends."""
 
+import gc
 import http.client
 import importlib.util
 import os
@@ -16,13 +17,15 @@ import pytest
 import streamlit as st
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
+from streamlit.web import cli
 
 import gateway_ui
 from gateway_ui import app
 from gateway_ui.__main__ import main
+from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
 from tests.browser import free_port, wait_for_port
-from tests.tokenwire.fake_service import FakeService, Refusal
+from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
 
 APP = Path(gateway_ui.__file__).with_name("script.py")
 
@@ -70,12 +73,17 @@ def test_a_port_that_is_taken_is_a_clear_error(capsys: pytest.CaptureFixture[str
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["--port", str(port), "--host", "127.0.0.1"]) == 1
-    assert capsys.readouterr().err == f"--port {port} on --host 127.0.0.1 can't be used: Address already in use.\n"
+    assert capsys.readouterr().err == (
+        f"--port {port} on --host 127.0.0.1 can't be used: Address already in use. "
+        "Give --port another one, or end what listens there.\n"
+    )
 
 
 def test_a_host_that_is_not_known_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--port", str(free_port()), "--host", "no such host"]) == 1
-    assert "--host no such host can't be used: " in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--host no such host can't be used: " in told
+    assert told.endswith(". Give --host an address of this machine.\n")
 
 
 def test_without_streamlit_it_says_what_to_install(
@@ -127,6 +135,24 @@ def test_the_script_survives_a_refusal(script: AppTest, service: FakeService) ->
     assert any("<p>Hello there.</p>" in one for one in said(script))
 
 
+def test_a_conversation_that_is_shown_no_more_leaves_the_memory(script: AppTest, service: FakeService) -> None:
+    call = tool_call("weather", {"city": "Oslo"})
+    service.will_answer("Wait.", call, completed())
+    service.will_answer("Hello there.", completed())
+    script.run()
+    script.chat_input[0].set_value("What is the weather?").run()
+    # With a button of each kind: Edit, Retry, Send, Earlier, Later.
+    next(one for one in script.button if one.label == "Retry").click().run()
+    assert {"Edit", "Earlier", "Later"} <= {one.label for one in script.button}
+    before = {one.id for one in script.session_state.talk.conversation.exchanges}
+    assert len(before) == 2
+    next(one for one in script.button if one.label == "New conversation").click().run()
+    script.chat_input[0].set_value("Something else?").run()
+    assert not script.exception
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, Exchange) and one.id in before]
+
+
 def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(
     script: AppTest, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,3 +199,20 @@ def test_only_its_own_names_reach_it(service: FakeService, tmp_path: Path, host:
     finally:
         process.kill()
         process.wait()
+
+
+def test_no_run_of_the_script_stops_all_threads_for_a_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit collects after each run unless it is told otherwise."""
+    told: list[str] = []
+    monkeypatch.setattr(cli, "main", lambda args, **_: told.extend(args))
+    assert main(["--port", str(free_port())]) == 0
+    assert "--runner.postScriptGC=false" in told
+
+
+def test_a_collection_leaves_out_what_lives_as_long_as_the_process(script: AppTest) -> None:
+    gc.unfreeze()
+    script.run()
+    try:
+        assert gc.get_freeze_count() > 100_000 > len(gc.get_objects())
+    finally:
+        gc.unfreeze()

@@ -178,5 +178,5 @@ async def test_stopping_ends_open_calls_with_unavailable() -> None:
 
 async def test_a_port_in_use_is_an_error(emulator: Emulator) -> None:
     for relay in (False, True):
-        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{emulator.port}; is the port in use"):
+        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{emulator.port}: Address already in use"):
             await Emulator(port=emulator.port, relay=relay).start()

@@ -456,7 +456,7 @@ async def test_stopping_ends_open_calls() -> None:
 async def test_a_port_in_use_is_an_error(emulator: Emulator) -> None:
     port = int(emulator.rest_address.partition(":")[2])
     for relay in (False, True):
-        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{port}; is the port in use"):
+        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{port}: Address already in use"):
             await Emulator(rest_port=port, relay=relay).start()
 
 

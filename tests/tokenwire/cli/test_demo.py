@@ -1,9 +1,14 @@
 """The demo says in one line why it can't begin."""
 
 import builtins
+import contextlib
+import io
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +16,8 @@ import pytest
 
 from tokenwire.cli import demo
 from vertex_emulator.answerers import weights
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +61,36 @@ def test_without_the_servers_extra_the_service_says_which_one_it_needs(monkeypat
 def test_what_to_type_next_is_what_was_typed(monkeypatch: pytest.MonkeyPatch, called: str, command: str) -> None:
     monkeypatch.setattr(sys, "argv", [called])
     assert demo._command() == command
+
+
+@pytest.mark.parametrize(("code", "told"), [(130, ""), (1, "make: *** [Makefile:")])
+def test_ctrl_c_of_make_demo_is_no_error_and_a_failure_is(tmp_path: Path, code: int, told: str) -> None:
+    """In a terminal, whose Ctrl-C goes to make as well."""
+    command = tmp_path / "tokenwire"
+    command.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, sys, time\n"
+        f"signal.signal(signal.SIGINT, lambda *_: sys.exit({code}))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command.chmod(0o755)
+    ours, theirs = os.openpty()
+    (tmp_path / ".run").touch()
+    flags = ["demo", f"BIN={tmp_path}", f"VENV={tmp_path}", "-o", f"{tmp_path}/.run"]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "make", *flags], cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    with io.FileIO(ours, "r+") as terminal:
+        while b"ready" not in seen:
+            seen += terminal.read(1000)
+        terminal.write(b"\x03")
+        with contextlib.suppress(OSError):  # a terminal's own way to say that nobody has it open any more
+            while piece := terminal.read(1000):
+                seen += piece
+    process.wait(10)
+    said = seen.decode().replace("\r\n", "\n").partition("ready\n")[2].removeprefix("^C")
+    assert told in said
+    assert bool(told) == bool(said.strip()), said

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
-from .chat.conversation import Exchange, Waiting, response
+from .chat.conversation import Exchange, Waiting, broken_json, response, result_names
 from .chat.desk import Desk, Talk
 from .chat.live import Live
 from .chat.store import Store, default_path
@@ -111,12 +112,15 @@ def page() -> None:
         st.subheader("tokenwire")
         _connection(trouble)
         conversations.new_button(desk, talk)
+        # Over the settings, but drawn after them: a question that is asked now is in the list.
+        list_ = st.container()
         choices = sidebar.drawer(models)
     _settle(desk, talk)
     _ask(desk, talk, choices)
     if talk.waiting:
         st.query_params["c"] = talk.conversation.id
-    with st.sidebar:
+    st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
+    with list_:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
@@ -379,10 +383,11 @@ def _others(talk: Talk, exchange: Exchange) -> None:
 def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form("results"):
-        for place, call in enumerate(exchange.tool_calls):
-            st.text_area(
-                label(f"Result of {call.name}"), key=f"result-{place}", placeholder="JSON, or plain text", height=80
-            )
+        for place, name in enumerate(result_names(exchange.tool_calls)):
+            st.text_area(label(name), key=f"result-{place}", placeholder="JSON, or plain text", height=80)
+        unread = st.session_state.get("unread")
+        if unread is not None and unread.exchange == exchange.id:
+            exchange_view.problem(" ".join(unread.problems))
         st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
 
 
@@ -394,6 +399,15 @@ def _outlast(live: Live, stop: Any) -> None:
             time.sleep(_TICK_SECONDS)
             touched.empty()
     stop.empty()
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+
+    exchange: str
+    written: list[str]
+    problems: list[str] = field(compare=False)
 
 
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
@@ -500,5 +514,17 @@ def _answer_calls(exchange: str) -> None:
     talk = _open()
     if (one := talk.conversation.exchange(exchange)) is not None:
         written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        problems = [
+            f"{name} begins like JSON, but can't be read: {wrong}."
+            for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)
+            if wrong
+        ]
+        if problems:
+            problems.append("Correct it, or send it again: then it goes as plain text.")
+            unread = _Unread(exchange, written, problems)
+            if unread != st.session_state.get("unread"):
+                st.session_state.unread = unread
+                return
+        st.session_state.pop("unread", None)
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
         _desk().put(talk, Waiting(tool(*results)))

@@ -85,8 +85,9 @@ def _this_one(desk: Desk, talk: Talk) -> None:
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", export.as_markdown),
             ("JSON", "json", "application/json", export.as_json),
-            ("Page", "html", "text/html", partial(export.as_html, render=render)),
+            ("Web page", "html", "text/html", partial(export.as_html, render=render)),
         )
+        st.html('<div class="tw-caption">Download as</div>')
         with st.container(horizontal=True):
             for words, ending, mime, write in writes:
                 st.download_button(

@@ -107,11 +107,10 @@ def settings() -> dict[str, Any]:
 def drawer(models: list[Model]) -> Choices:
     """Draw it."""
     model = chosen(models)
-    st.selectbox(
-        "Model", [one.name for one in models], key="model", disabled=not models, placeholder="the service's default"
-    )
-    lines = "".join(f"<div>{html.escape(line)}</div>" for line in _about(model))
-    st.html(f'<div class="tw-about" data-model="{html.escape(model.name)}">{lines}</div>')
+    _pick(models, model)
+    lines = "".join(f"<div>{html.escape(line)}</div>" for line in _about(model) if line)
+    facts = f"<summary>What it takes</summary>{lines}" if lines else ""
+    st.html(f'<details class="tw-about" data-model="{html.escape(model.name)}">{facts}</details>')
     system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
     problems: list[str] = []
     with st.expander("Settings", key="settings"):
@@ -128,6 +127,20 @@ def drawer(models: list[Model]) -> Choices:
     if config.ListFields():
         request.config.CopyFrom(config)
     return Choices(request, " ".join(problems), borders, pace)
+
+
+def _pick(models: list[Model], model: Model) -> None:
+    """Draw the picker, which shows this model. What was picked stays so while the service is away."""
+    if not models:
+        if "model" in st.session_state:
+            st.session_state.model = st.session_state.model  # else Streamlit forgets what isn't drawn
+        st.session_state.away = True
+        st.selectbox("Model", [], key="no-model", disabled=True, placeholder="the service's default")
+        return
+    # A picker that wasn't drawn before is told to the browser only if it is set, and would show the first model.
+    if st.session_state.pop("away", False) or st.session_state.get("model") != model.name:
+        st.session_state.model = model.name
+    st.selectbox("Model", [one.name for one in models], key="model")
 
 
 def _about(model: Model) -> Iterator[str]:

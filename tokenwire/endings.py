@@ -52,6 +52,8 @@ ENDINGS: Mapping[pb.FinishReason.ValueType, Ending] = MappingProxyType(
     }
 )
 
+ONLY_THOUGHTS = "The answer is empty: the model thought and said nothing."
+
 
 def ending(completed: pb.Completed) -> str:
     """Say why it ended where it wasn't simply done; empty where it was."""
@@ -60,6 +62,21 @@ def ending(completed: pb.Completed) -> str:
     words = ENDINGS[_known(completed)].text
     upstream = completed.upstream_finish_reason
     return f"{words} ({upstream})" if upstream else words
+
+
+def shortfall(completed: pb.Completed, *, said: bool, called: bool, thought: bool) -> str:
+    """Say why an answer isn't all that was asked for: how it ended, or that there is nothing in it; else empty.
+
+    `said`: it has text; `called`: it calls a tool; `thought`: thoughts came. Whether it is empty is told by these, not
+    by its finish reason: a tool call is an answer, and thoughts are none.
+    """
+    if completed.finish_reason not in (pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY):
+        return ending(completed)
+    if said or called:
+        return ""
+    if thought or completed.usage.reasoning_tokens:
+        return ONLY_THOUGHTS
+    return ENDINGS[pb.FINISH_REASON_EMPTY].text
 
 
 def unfinished(completed: pb.Completed, *, pieces: int, text: str) -> UnfinishedError | None:

@@ -71,7 +71,12 @@ class Violation:
     def __str__(self) -> str:
         if not self.field or self.field in self.description:
             return self.description
-        return f"{self.field}: {self.description}"
+        joint = " " if self.description.split(" ")[0] in _VERBS else ": "
+        return f"{self.field}{joint}{self.description}"
+
+
+_VERBS = {"is", "are", "was", "were", "has", "have", "holds", "hold", "lacks", "lack", "names", "declare", "stands"}
+"""That the service's descriptions begin with: the field before them makes a sentence of them."""
 
 
 class TokenwireError(Exception):
@@ -199,6 +204,8 @@ class Words:
     """May name {address}, {again} (when to try again), {fields} (what was refused), {said} (the service's own
     sentence, or nothing), {within} (the time that was allowed).
     """
+    unsaid: bool = False
+    """It tells the same as the service's own sentence, in fewer words: told only where the service said nothing."""
 
 
 _Code = grpc.StatusCode
@@ -220,7 +227,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             InvalidRequestError, "There is no question to answer: the prompt is empty."
         ),
         (_Code.INVALID_ARGUMENT, "UPSTREAM_REJECTED"): Words(
-            InvalidRequestError, "The model's provider refused the request. {fields}"
+            InvalidRequestError, "The model's provider refused the request.", unsaid=True
         ),
         (_Code.DEADLINE_EXCEEDED, ""): Words(DeadlineError, "The answer was not complete {within}."),
         (_Code.DEADLINE_EXCEEDED, "SERVER_DEADLINE"): Words(
@@ -242,10 +249,16 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             DeadlineError, "The question did not reach the service in time. {again}"
         ),
         (_Code.NOT_FOUND, ""): Words(RefusedError, "What was asked for does not exist. {said}"),
-        (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(UnknownModelError, "The service does not offer this model. {said}"),
-        (_Code.NOT_FOUND, "SERVICE_UNKNOWN"): Words(RefusedError, "The service has no part of this name. {said}"),
+        (_Code.NOT_FOUND, "MODEL_NOT_FOUND"): Words(
+            UnknownModelError, "The service does not offer this model.", unsaid=True
+        ),
+        (_Code.NOT_FOUND, "SERVICE_UNKNOWN"): Words(
+            RefusedError,
+            "The service has no part of this name.",
+            unsaid=True,
+        ),
         (_Code.NOT_FOUND, "UPSTREAM_MODEL_NOT_FOUND"): Words(
-            UnknownModelError, "The model's provider does not know this model, or not in this region. {said}"
+            UnknownModelError, "The model's provider does not know this model, or not in this region.", unsaid=True
         ),
         (_Code.ALREADY_EXISTS, ""): Words(RefusedError, "This request has been made before. {said}"),
         (_Code.PERMISSION_DENIED, ""): Words(NotAllowedError, "You are not allowed to do this at {address}. {said}"),
@@ -256,17 +269,17 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         (_Code.RESOURCE_EXHAUSTED, REQUEST_TOO_LARGE): Words(InvalidRequestError, "The request is too large: {fields}"),
         (_Code.RESOURCE_EXHAUSTED, "SERVER_BUSY"): Words(BusyError, "The service is busy. {again}"),
         (_Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"): Words(
-            BusyError, "You have all the answers open at once that one caller may have. {said} {again}"
+            BusyError, "You have all the answers open at once that one caller may have. {again}", unsaid=True
         ),
         (_Code.RESOURCE_EXHAUSTED, "UPSTREAM_QUOTA"): Words(
             BusyError, "The model's provider takes no more requests for now. {again}"
         ),
         (_Code.FAILED_PRECONDITION, ""): Words(ServiceError, "The service is not ready for this. {said}"),
         (_Code.FAILED_PRECONDITION, "UPSTREAM_CREDENTIALS"): Words(
-            ServiceError, "The service has no valid credentials for the model's provider. {said}"
+            ServiceError, "The service has no valid credentials for the model's provider.", unsaid=True
         ),
         (_Code.FAILED_PRECONDITION, "UPSTREAM_PRECONDITION"): Words(
-            ServiceError, "The model's provider does not let the service use it like this. {said}"
+            ServiceError, "The model's provider does not let the service use it like this.", unsaid=True
         ),
         (_Code.ABORTED, ""): Words(UnavailableError, "The service gave this request up. {said} {again}"),
         (_Code.OUT_OF_RANGE, ""): Words(InvalidRequestError, "The service refused the request. {fields}"),
@@ -274,9 +287,20 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             ServiceError,
             "What runs at {address} cannot do this: another service, or an older version. {said}",
         ),
-        (_Code.UNIMPLEMENTED, "NOT_SERVED"): Words(ServiceError, "This model's provider has no such call. {said}"),
+        (_Code.UNIMPLEMENTED, "NOT_SERVED"): Words(
+            ServiceError, "This model's provider has no such call.", unsaid=True
+        ),
         (_Code.INTERNAL, ""): Words(ServiceError, "The service failed. {said}"),
-        (_Code.INTERNAL, "UPSTREAM_FAULT"): Words(ServiceError, "The model's provider failed. {said}"),
+        (_Code.INTERNAL, "INTERNAL"): Words(
+            ServiceError,
+            "The service failed.",
+            unsaid=True,
+        ),
+        (_Code.INTERNAL, "UPSTREAM_FAULT"): Words(
+            ServiceError,
+            "The model's provider failed.",
+            unsaid=True,
+        ),
         (_Code.UNAVAILABLE, ""): Words(UnavailableError, "The service cannot answer now. {said} {again}"),
         (_Code.UNAVAILABLE, NOT_CONNECTED): Words(
             UnavailableError, "The service is not running at {address}. Start it with `tokenwire serve`."
@@ -333,8 +357,10 @@ def explain(
     violations: tuple[Violation, ...] = ()
     if too_large is not None:
         reason = REQUEST_TOO_LARGE
-        size, most = (int(number) / 1024**2 for number in too_large.groups())
-        violations = (Violation("", f"it has {size:.1f} MB, history included, and the service takes {most:.1f} MB"),)
+        size, most = (int(number) / 100_000 for number in too_large.groups())
+        # Rounded apart: what is too large mustn't read as if it just fitted.
+        told = f"it has {math.ceil(size) / 10} MB, history included, and the service takes {math.floor(most) / 10} MB"
+        violations = (Violation("", told),)
     elif _unpack(details, refused):
         violations = tuple(Violation(one.field, one.description) for one in refused.field_violations)
     return put(
@@ -370,7 +396,10 @@ def put(
     """Make the error for a code and a reason, worded by the table."""
     words = WORDS.get((code, reason)) or WORDS[code, ""]
     quoted = _sentence(said) if quotable else ""
-    told = words.text.format(
+    template = words.text
+    if words.unsaid and quoted:
+        template = "{said} {again}" if "{again}" in template else "{said}"
+    told = template.format(
         address=address,
         again="Try again in a moment." if retry_after is None else f"Try again in {max(1, math.ceil(retry_after))} s.",
         fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",

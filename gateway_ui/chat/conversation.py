@@ -2,7 +2,8 @@
 
 import json
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from tokenwire import Turn
 from tokenwire.cli.meter import Meter
-from tokenwire.endings import ending
+from tokenwire.endings import shortfall
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 
@@ -23,6 +24,9 @@ UNTITLED = "New conversation"
 
 _HEADING_LENGTH = 60
 """Characters of a question that stand for a title."""
+
+_ARGUMENTS_LENGTH = 80
+"""Characters of a call's arguments that tell it from another."""
 
 Kind = Literal["text", "thought", "tool call"]
 
@@ -128,7 +132,8 @@ class Exchange:
     def finish(self) -> None:
         """It has come to its end; it may still have been cut or blocked."""
         if self.meter.completed is not None:
-            self.problem = ending(self.meter.completed)
+            said, called = bool(self.text.strip()), bool(self.tool_calls)
+            self.problem = shortfall(self.meter.completed, said=said, called=called, thought=self.meter.thinking)
         self.ended = True
 
     def fail(self, problem: str) -> None:
@@ -176,6 +181,42 @@ class Waiting:
 def pretty(value: Struct) -> str:
     """Give a JSON object as people read it."""
     return json.dumps(_whole(MessageToDict(value)), ensure_ascii=False, indent=2, sort_keys=True)
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """Give names of tools so that each can be told from the others: "weather (1 of 2)" where one is there twice."""
+    all_ = list(names)
+    number = Counter[str]()
+    told = []
+    for name in all_:
+        number[name] += 1
+        count = all_.count(name)
+        told.append(f"{name} ({number[name]} of {count})" if count > 1 else name)
+    return told
+
+
+def result_names(calls: Sequence[ToolCall]) -> list[str]:
+    """Say whose result each call waits for; what it was called with, where that tells calls of one tool apart."""
+    names = [call.name for call in calls]
+    return [
+        f"Result of {name}"
+        + (f": {one_line(json.dumps(_whole(MessageToDict(call.arguments)), ensure_ascii=False))[:_ARGUMENTS_LENGTH]}")
+        * (names.count(call.name) > 1)
+        for name, call in zip(numbered(names), calls, strict=True)
+    ]
+
+
+def broken_json(text: str) -> str:
+    """Say what is wrong with a tool's response that begins like JSON and isn't; empty: it is, or plain text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return ""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"{error.msg}, line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        return "nested too deep"
+    return ""
 
 
 def response(text: str) -> dict[str, object]:

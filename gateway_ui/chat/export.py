@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
+from tokenwire.cli.meter import size
 from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import ROLE_TOOL, Blob, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
@@ -134,7 +135,7 @@ def _part(part: Part) -> str:
         case "reasoning":
             return f"<details><summary>Thoughts</summary>\n\n{part.reasoning}\n\n</details>"
         case "inline_data":
-            return f"*{part.inline_data.mime_type}, {len(part.inline_data.data)} bytes*"
+            return f"*{part.inline_data.mime_type}, {size(len(part.inline_data.data))}*"
         case "file_data":
             return f"*{part.file_data.mime_type}, {part.file_data.file_uri}*"
         case "tool_call":
@@ -199,7 +200,7 @@ def _embedded(blob: Blob) -> str:
     kind = html.escape(blob.mime_type)
     if blob.mime_type in _IMAGES:
         return f'<img alt="{kind}" src="data:{kind};base64,{base64.b64encode(blob.data).decode()}">'
-    return f'<p class="file">{kind}, {len(blob.data):,} bytes</p>'
+    return f'<p class="file">{kind}, {size(len(blob.data))}</p>'
 
 
 def _card(title: str, value: Struct) -> str:
@@ -233,6 +234,8 @@ section > h2 { font-size: .85rem; font-weight: 600; color: var(--quiet); margin:
 section { margin: 1.25rem 0; }
 .question { background: var(--soft); border-radius: .5rem; padding: .75rem 1rem; }
 .text, pre { white-space: pre-wrap; }
+.text { unicode-bidi: plaintext; }
+pre, code { direction: ltr; unicode-bidi: isolate; }
 img { max-width: 100%; max-height: 24rem; border-radius: .5rem; }
 pre { font-size: .85rem; background: var(--soft); border-radius: .5rem; padding: .5rem .75rem; margin: .35rem 0 0; }
 table { border-collapse: collapse; }

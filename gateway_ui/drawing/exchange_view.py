@@ -14,7 +14,7 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from ..chat.conversation import Exchange, Piece, pretty
+from ..chat.conversation import Exchange, Piece, numbered, pretty
 from ..input import attachments
 from .kept import kept
 from .markdown import Growing, render, segments
@@ -53,7 +53,12 @@ def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
     said = " · ".join(html.escape(one) for one in (text, files) if one)
     st.html(f'<div class="tw-waiting"><b>{"Not asked" if trouble else "Next"}</b> {said}</div>')
     if trouble:
-        st.html(f'<div class="tw-problem" role="alert">{words(trouble)}</div>')
+        problem(trouble)
+
+
+def problem(text: str) -> None:
+    """Draw what is wrong, so that it is noticed."""
+    st.html(f'<div class="tw-problem" role="alert">{words(text)}</div>')
 
 
 def question(message: Message, names: Sequence[str] = ()) -> None:
@@ -69,12 +74,13 @@ def question(message: Message, names: Sequence[str] = ()) -> None:
     for file, name in named:
         if not _is_image(file):
             _file(name, file)
+    results = iter(numbered(part.tool_result.name for part in message.parts if part.HasField("tool_result")))
     for part in message.parts:
         match part.WhichOneof("data"):
             case "text":
-                st.html(f'<div class="tw-question">{html.escape(part.text)}</div>')
+                st.html(f'<div class="tw-question" dir="auto">{html.escape(part.text)}</div>')
             case "tool_result":
-                _card(f"Result of {part.tool_result.name}", pretty(part.tool_result.response))
+                _card(f"Result of {next(results)}", pretty(part.tool_result.response))
             case "inline_data":
                 pass  # a file, drawn above
             case "file_data" | "tool_call" | "reasoning" | None:
@@ -250,7 +256,9 @@ def _pieces(pieces: Iterable[Piece], left: int) -> str:
 
 
 def _call(place: Any, exchange: Exchange) -> None:
-    cards = [_card_html(f"Calls {call.name}", pretty(call.arguments)) for call in exchange.tool_calls]
+    calls = exchange.tool_calls[:]
+    names = numbered(call.name for call in calls)
+    cards = [_card_html(f"Calls {name}", pretty(call.arguments)) for name, call in zip(names, calls, strict=True)]
     if cards:
         place.html("".join(cards))
 

@@ -1,7 +1,8 @@
 r"""Turns an answer's Markdown into HTML that is safe to draw, also while the answer is still growing.
 
-CommonMark with GFM's tables and strikethrough, code in colours, and formulas. Nothing else has a meaning: no HTML, no
-emoji, no typography, no bare addresses. Nothing that a model names is fetched: an image is shown as words.
+CommonMark with GFM's tables, strikethrough and bare addresses (of http and https only), code in colours, and formulas.
+Nothing else has a meaning: no HTML, no emoji, no typography. Nothing that a model names is fetched: an image is shown
+as words.
 
 A formula is an element that shows its source and carries MathML in `data-tw-math`. Streamlit's `st.html` allows no
 MathML, so `assets/markdown.js` puts it in place, before the browser paints. Without that script the page shows the
@@ -15,12 +16,15 @@ from copy import copy
 from functools import lru_cache
 from itertools import zip_longest
 from typing import Any
+from unicodedata import bidirectional
 from xml.etree.ElementTree import Element
 
 from latex2mathml.converter import Converter
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import unescapeAll
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock
+from markdown_it.rules_core import StateCore
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
@@ -555,6 +559,58 @@ def _half_link_rule(state: StateInline, silent: bool) -> bool:
     return True
 
 
+_SCHEME = re.compile(r"(?<![A-Za-z0-9])https?\Z", re.IGNORECASE)
+_LONGEST_ADDRESS = 2000
+# In characters; what is longer is no link. Bounds the search for an end.
+
+# Up to a space, a bracket, a quotation mark, what has a meaning in Markdown anywhere, or the end of a sentence in
+# Japanese or Chinese, where no space follows.
+_NO_ADDRESS = (
+    r"\s<>\[\]\\`\"\u201c\u201d\u201e\xab\xbb"
+    r"\u3001\u3002\uff0c\uff01\uff1f\uff1b\uff1a\uff08\uff09\u300c-\u300f\u3010\u3011"
+)
+_HOST = r"(?![^\s/?#]{0,300}@)[\w.-]{1,300}(?::\d+)?"
+_ADDRESS = re.compile(rf"{_HOST}(?:[/?#](?:[^{_NO_ADDRESS}]|\\[_*~&#-]){{0,{_LONGEST_ADDRESS}}})?")
+_ENTITY_AT_THE_END = re.compile(r"&\w+;\Z")
+
+
+def _bare_link_rule(state: StateInline, silent: bool) -> bool:
+    """Take an address without brackets as a link, as GFM does; what is read stays the same.
+
+    https://github.github.com/gfm/#autolinks-extension-
+    """
+    if silent or state.linkLevel or not state.src.startswith("://", state.pos):
+        return False
+    scheme = _SCHEME.search(state.pending, max(0, len(state.pending) - 6))
+    found = _ADDRESS.match(state.src, state.pos + 3, state.posMax)
+    if scheme is None or found is None or len(found[0]) > _LONGEST_ADDRESS:
+        return False
+    rest = _without_punctuation(found[0])
+    address = f"{scheme[0]}://{unescapeAll(rest)}"
+    href = state.md.normalizeLink(scheme[0].lower() + address[len(scheme[0]) :])
+    if not rest[:1].isalnum() or not state.md.validateLink(href):
+        return False
+    state.pending = state.pending[: scheme.start()]
+    state.push("link_open", "a", 1).attrs = {"href": href}
+    state.push("text", "", 0).content = address
+    state.push("link_close", "a", -1)
+    state.pos += len("://") + len(rest)
+    return True
+
+
+def _without_punctuation(address: str) -> str:
+    """An address without what ends the sentence around it, and without a bracket that was opened before it."""
+    while True:
+        if entity := _ENTITY_AT_THE_END.search(address):
+            address = address[: entity.start()]
+        elif address[-1:] and (
+            address[-1] in "?!.,:;*_~'|\\" or (address[-1] == ")" and address.count(")") > address.count("("))
+        ):
+            address = address[:-1]
+        else:
+            return address
+
+
 class _Renderer(RendererHTML):
     """Writes tokens. A method's name is the type of the token that it writes; all others are written as usual."""
 
@@ -578,8 +634,9 @@ class _Renderer(RendererHTML):
 
     th_open = td_open
 
-    def table_open(self, *_: object) -> str:
-        return '<div class="tw-table" tabindex="0" role="region" aria-label="Table"><table>\n'
+    def table_open(self, tokens: Sequence[Token], idx: int, *_: object) -> str:
+        attributes = self.renderAttrs(tokens[idx])
+        return f'<div class="tw-table"{attributes} tabindex="0" role="region" aria-label="Table"><table>\n'
 
     def table_close(self, *_: object) -> str:
         return "</table></div>\n"
@@ -605,6 +662,42 @@ class _Renderer(RendererHTML):
         return _code(tokens[idx].markup + tokens[idx].content, "")
 
 
+# ---- direction ---------------------------------------------------------------------------------------------------
+
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff]")
+_LAID_OUT = {
+    *("paragraph_open", "heading_open", "bullet_list_open", "ordered_list_open", "list_item_open"),
+    *("blockquote_open", "table_open", "th_open", "td_open"),
+}
+
+
+def _direction_rule(state: StateCore) -> None:
+    """Give each block its direction, by its first letter that has one; nothing where all text goes to the right.
+
+    A paragraph, a heading and a cell have dir="auto". What holds other blocks has the direction itself: "auto" doesn't
+    look into blocks that have one of their own, and it is this that tells where a list's marks and a table's first
+    column are.
+    """
+    if not _RIGHT_TO_LEFT.search(state.src):
+        return
+    open_: list[Token] = []
+    for token in state.tokens:
+        if token.type in _LAID_OUT:
+            holds_text = token.type in ("paragraph_open", "heading_open", "th_open", "td_open")
+            token.attrSet("dir", "auto" if holds_text else "")
+            open_.append(token)
+        elif token.nesting < 0 and f"{token.type.removesuffix('_close')}_open" in _LAID_OUT:
+            open_.pop()
+        elif token.type == "inline":
+            first = next((one for one in token.content if bidirectional(one) in ("L", "R", "AL")), "")
+            for one in open_ if first else ():
+                if one.attrs["dir"] == "":
+                    one.attrSet("dir", "ltr" if bidirectional(first) == "L" else "rtl")
+    for token in state.tokens:
+        if token.attrs.get("dir") == "":
+            token.attrSet("dir", "auto")  # without a letter
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "maxNesting": 2 * _DEEPEST}, renderer_cls=_Renderer)
     parser.enable(["table", "strikethrough"])
@@ -615,6 +708,8 @@ def _parser() -> MarkdownIt:
     )
     parser.inline.ruler.before("escape", "maths", _maths_rule)
     parser.inline.ruler.after("link", "half_link", _half_link_rule)
+    parser.inline.ruler.after("text", "bare_link", _bare_link_rule)
+    parser.core.ruler.push("direction", _direction_rule)
     return parser
 
 

@@ -1,28 +1,31 @@
 """Files that go along with a question: what a model takes, and how each file becomes a part that fits.
 
-Sizes are in bytes; a MB is 1024 * 1024 of them, as in the service's own limits.
+Sizes are in bytes; people are told a MB of 1,000,000 of them, as browsers show.
 """
 
 import io
 import math
 import os
+import re
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from tokenwire import inline
+from tokenwire.cli.meter import size
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Model
 
 UPLOAD_MEGABYTES = 28
 """What a browser may send to the page. Far more than goes on to the model, since images are shrunk here."""
 
-_MB = 1024 * 1024
+_MIB = 1024 * 1024
 
 _LIMIT_VARIABLE = "TOKENWIRE_MAX_INLINE_BYTES"
-_USUAL_LIMIT_BYTES = 4 * _MB
+_USUAL_LIMIT_BYTES = 4 * _MIB
 
 LONGEST_SIDE = 3072
 """In pixels. Gemini scales larger images down to 3072 x 3072 by itself, so that more is sent in vain.
@@ -30,7 +33,7 @@ LONGEST_SIDE = 3072
 https://firebase.google.com/docs/ai-logic/input-file-requirements
 """
 
-_KEPT_BYTES = _MB
+_KEPT_BYTES = _MIB
 """An image up to this size is sent as it came. Each follow-up question sends it again, so that larger ones soon fill
 a request.
 """
@@ -38,8 +41,35 @@ a request.
 _SMALLER_SIDES = (LONGEST_SIDE, 2048, 1536, 1024, 768)
 _JPEG_QUALITY = 85
 
-# Decoded, this is a quarter of a GB; and it is where Pillow begins to warn.
-_MOST_PIXELS = 89_000_000
+_STRIP_ROWS = 256
+"""Of what is sent, that are made at once."""
+
+_LANCZOS_REACH = 3
+"""In pixels of the smaller picture: how far away what is mixed into one of its pixels may be."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation that a camera noted: what turns the picture upright."""
+
+_MOST_DECODED_BYTES = 256 * _MIB
+"""What decoding an image may take. All else that is done with it takes less than half of this beside it."""
+
+_BYTES_PER_PIXEL = {"WEBP": 16, "AVIF": 10, "TIFF": 10}
+_USUAL_BYTES_PER_PIXEL = 4
+_BYTES_PER_PIXEL_OF_PROGRESSIVE_JPEG = 7
+"""What decoding takes, at most: four for the picture, whatever its mode, and what a format's reader holds beside that.
+Tests measure it. A plain JPEG takes less.
+"""
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while an image is decoded, so that this memory is taken once, however many people send images at once."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Those that Pillow may try: some of its other readers start programs or are hardly ever looked after. What it calls
@@ -47,6 +77,7 @@ MPO are JPEGs of phones with a second picture inside.
 """
 
 _SENT_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
+_FORMATS_BY_TYPE = {mime_type: form for form, mime_type in _SENT_AS_THEY_ARE.items()}
 
 _TYPES = {
     "image": dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif"), ""),
@@ -78,7 +109,12 @@ _TYPES = {
         "text/plain",
     ),
 }
-"""By the input kind of ListModels: endings of file names, and what each is sent as; an image goes by its bytes."""
+"""By the input kind of ListModels: endings of file names, and what each is sent as. Images and PDFs go by their bytes,
+whatever their names say.
+"""
+
+_MIME_TYPES = {"pdf": "application/pdf", "text": "text/plain"}
+"""Of the kinds that have a single one, whatever a file's name says."""
 
 _WORDS = {
     "image": "images (PNG, JPEG, WebP, GIF and more)",
@@ -90,6 +126,8 @@ _WORDS = {
 """The same for people, in the order in which they are told."""
 
 _BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"}
 
@@ -156,21 +194,32 @@ def attach(name: str, data: bytes, kinds: Collection[str], *, most: int | None =
     if not data:
         raise ValueError(f"{shown} is empty.")
     ending = PurePath(name).suffix.lower().removeprefix(".")
-    kind = next((kind for kind, types in _TYPES.items() if ending in types), "")
+    kind = _kind(ending, data)
     if ending in ("heic", "heif") or _is_heic(data):
         raise ValueError(f"{shown} can't be sent: this page can't read HEIC. Save it as JPEG, and send that.")
-    if kind not in kinds and not (kind == "" and "text" in kinds and _decoded(data) is not None):
+    if kind == "" and "text" in kinds and _reads_as_text(data):
+        kind = "text"
+    if kind not in kinds:
         raise ValueError(f"{shown} can't be sent: this model takes {_wanted(kinds)}.")
     if kind == "image":
         return _image(name, data, most)
     note = ""
-    if kind in ("text", ""):
+    if kind == "text":
         data, note = _text(shown, data)
-    elif kind == "pdf" and b"%PDF-" not in data[:1024]:
+    elif kind == "pdf" and not _is_pdf(data):
         raise ValueError(f"{shown} can't be sent: it is no PDF, whatever its name says.")
     if len(data) > most:
-        raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {size(most)} can be sent.")
-    return Attachment(name, inline(data, _TYPES[kind][ending] if kind else "text/plain"), note)
+        raise ValueError(f"{shown} is too large: {_at_least(len(data))}, at most {_at_most(most)} can be sent.")
+    return Attachment(name, inline(data, _MIME_TYPES.get(kind) or _TYPES[kind][ending]), note)
+
+
+def _kind(ending: str, data: bytes) -> str:
+    """What a file is: by its bytes where those tell it, else by the ending of its name; empty: nobody knows."""
+    if _is_image_file(data):
+        return "image"
+    if data.startswith(b"%PDF-"):
+        return "pdf"
+    return next((kind for kind, types in _TYPES.items() if ending in types), "")
 
 
 def attach_all(
@@ -204,9 +253,8 @@ def _each(
 ) -> tuple[list[Attachment], list[str]]:
     attached, problems = [], []
     for place, (name, data) in enumerate(files):
-        is_image = PurePath(name).suffix.lower().removeprefix(".") in _TYPES["image"]
         try:
-            one = attach(name, data, kinds, most=most_image if is_image else None)
+            one = attach(name, data, kinds, most=most_image if _is_image_file(data) else None)
             attached.append(replace(one, place=place))
         except ValueError as error:
             problems.append(str(error))
@@ -229,16 +277,6 @@ def too_much(messages: Iterable[Message]) -> str:
     )
 
 
-def size(count: int) -> str:
-    """Give a number of bytes as people read it: "8 bytes", "1.5 kB", "12 kB", "3.4 MB"."""
-    if count < 1024:
-        return f"{count} byte{'s' * (count != 1)}"
-    kilobytes = count / 1024
-    if round(kilobytes) < 1024:
-        return f"{kilobytes:.1f} kB" if round(kilobytes, 1) < 10 else f"{kilobytes:.0f} kB"
-    return f"{count / _MB:.1f} MB"
-
-
 def described(part: Part, name: str = "") -> str:
     """Give a file in one line, as plain text: its name where that is known, what it is, and its size."""
     blob = part.inline_data
@@ -248,11 +286,16 @@ def described(part: Part, name: str = "") -> str:
 
 def _at_least(count: int) -> str:
     """As `size`, but rounded up: what is too large mustn't read as if it just fitted."""
-    return size(count) if count < _MB else f"{math.ceil(count / _MB * 10) / 10:.1f} MB"
+    return size(math.ceil(count / 100_000) * 100_000 if count >= 1_000_000 else count)
+
+
+def _at_most(count: int) -> str:
+    """As `size`, but rounded down: what is said to fit has to."""
+    return size(count // 100_000 * 100_000 if count >= 1_000_000 else count)
 
 
 def _limit_words() -> str:
-    return size(limit()).replace(".0 MB", " MB")
+    return _at_most(limit()).replace(".0 MB", " MB")
 
 
 def _wanted(kinds: Collection[str]) -> str:
@@ -271,7 +314,7 @@ def _text(shown: str, data: bytes) -> tuple[bytes, str]:
     """The text as UTF-8, and a note where it was something else."""
     text = _decoded(data)
     if text is None:
-        raise ValueError(f"{shown} can't be sent: it is no text in UTF-8, nor in UTF-16 with a byte order mark.")
+        raise ValueError(f"{shown} can't be sent: its text isn't in UTF-8. Save it as UTF-8, and send that.")
     if not text:
         raise ValueError(f"{shown} is empty.")
     form = next((form for mark, form in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "")
@@ -288,11 +331,31 @@ def _decoded(data: bytes) -> str | None:
     return None if "\0" in text else text  # much that is no text is valid UTF-8 for a while
 
 
+def _reads_as_text(data: bytes) -> bool:
+    """Whether a file of an unknown name is text: in UTF-8, or in one of the older forms, which hold no such bytes."""
+    return _decoded(data) is not None or not _NO_TEXT.search(data)
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def _is_image(part: Part) -> bool:
     return part.inline_data.mime_type.startswith("image/")
+
+
+def _is_image_file(data: bytes) -> bool:
+    """Whether its first bytes are those of an image, as far as this page reads such; the rest may still be broken."""
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:  # noqa: BLE001 - each format's reader has errors of its own
+        return False
+
+
+def _is_pdf(data: bytes) -> bool:
+    return b"%PDF-" in data[:1024]
 
 
 def _is_heic(data: bytes) -> bool:
@@ -307,68 +370,119 @@ def _image(name: str, data: bytes, most: int) -> Attachment:
     shown = _short(name)
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            size_before, form = image.size, image.format or ""
-            if math.prod(size_before) <= _MOST_PIXELS:
+            size_before, form, most_pixels = image.size, image.format or "", _most_pixels(image)
+            if math.prod(size_before) <= most_pixels:
                 image.verify()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        size_before, form = (0, 0), ""
+        size_before, form, most_pixels = (0, 0), "", _MOST_DECODED_BYTES // _USUAL_BYTES_PER_PIXEL
     # Each format's reader has errors of its own.
     except Exception as error:
         raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
-    if not 0 < math.prod(size_before) <= _MOST_PIXELS:
+    if not 0 < math.prod(size_before) <= most_pixels:
         pixels = f"{size_before[0]:,} x {size_before[1]:,}" if form else "too many"
-        most_pixels = f"{_MOST_PIXELS // 1_000_000} million"
-        raise ValueError(f"{shown} can't be sent: it has {pixels} pixels, at most {most_pixels} can be read.")
+        raise ValueError(
+            f"{shown} can't be sent: it has {pixels} pixels, at most {most_pixels // 1_000_000} million can be read."
+        )
     try:
-        return _fitted(name, data, form, size_before, most)
+        with _ONE_AT_A_TIME:
+            return _fitted(name, data, form, size_before, most)
     except (OSError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise ValueError(f"{shown} can't be sent: it can't be read as an image.") from error
 
 
+def _most_pixels(image: Image.Image) -> int:
+    """How many pixels an image of this format may have."""
+    each = _BYTES_PER_PIXEL.get(image.format or "", _USUAL_BYTES_PER_PIXEL)
+    if image.info.get("progressive"):
+        each = _BYTES_PER_PIXEL_OF_PROGRESSIVE_JPEG
+    return _MOST_DECODED_BYTES // each
+
+
 def _fitted(name: str, data: bytes, form: str, size_before: tuple[int, int], most: int) -> Attachment:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        # The second picture of a phone's MPO is none that moves.
+        moving = form != "MPO" and getattr(image, "is_animated", False)
+        noted = _orientation(image)
         # A JPEG is decoded at a half or a quarter at once where that is still enough: less memory, and faster.
         image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        pictures = 1 if form == "MPO" else getattr(image, "n_frames", 1)
+        orientation = _orientation(image)  # of a TIFF this is 1 by now: Pillow turns it by itself
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA") else None
         as_it_is = (
             Attachment(name, inline(data, _SENT_AS_THEY_ARE[form]))
-            if form in _SENT_AS_THEY_ARE and orientation in (0, 1) and max(size_before) <= LONGEST_SIDE
+            if form in _SENT_AS_THEY_ARE
+            and not moving
+            and orientation not in _UPRIGHT
+            and max(size_before) <= LONGEST_SIDE
             else None
         )
         if as_it_is is not None and len(data) <= min(_KEPT_BYTES, most):
             return as_it_is
-        picture = _plain(ImageOps.exif_transpose(image))
+        picture = _shrunk(image)
+    # From here on nothing is larger than what is sent.
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
     lossless = form not in ("JPEG", "MPO") and len(data) <= 2 * _KEPT_BYTES
     written, mime_type, size_after = _written(picture, min(most, 2 * _KEPT_BYTES), profile, lossless=lossless)
     if as_it_is is not None and len(data) <= min(len(written), most):
         return as_it_is
     if len(written) > most:
         raise ValueError(f"{_short(name)} is too large: {_at_least(len(written))} even when it is shrunk.")
-    done = "shrunk" if len(written) < len(data) else "turned upright" if orientation > 1 else f"converted from {form}"
-    before, after = (
-        _measured(len(data), size_before[:: -1 if orientation >= 5 else 1]),
-        _measured(len(written), size_after),
-    )
-    only = "; only its first picture" if pictures > 1 else ""
-    return Attachment(name, inline(written, mime_type), f"{_short(name)}: {done} from {before}, to {after}{only}")
+    upright = size_before[:: -1 if orientation >= 5 else 1]
+    done = _done(form, mime_type, upright, size_after, turned=noted in _UPRIGHT)
+    sizes = f" ({size(len(data))}, now {size(len(written))})"
+    only = "; only its first picture is sent" if moving else ""
+    return Attachment(name, inline(written, mime_type), f"{_short(name)}: {done}{sizes}{only}")
 
 
-def _measured(count: int, pixels: tuple[int, ...]) -> str:
-    return f"{size(count)}, {pixels[0]:,} x {pixels[1]:,}"
+def _orientation(image: Image.Image) -> int:
+    """As its camera noted it; 1 is upright."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The picture in red, green and blue, with alpha only where something shines through."""
+def _done(form: str, mime_type: str, before: tuple[int, ...], after: tuple[int, ...], *, turned: bool) -> str:
+    """What was done to an image: all of it, and nothing else."""
+    done = ["turned upright"] if turned else []
+    if before != after:
+        done.append(f"shrunk from {before[0]:,} x {before[1]:,} to {after[0]:,} x {after[1]:,} pixels")
+    was, is_ = ("JPEG" if one == "MPO" else one for one in (form, _FORMATS_BY_TYPE[mime_type]))
+    if was != is_:
+        done.append(f"converted from {was} to {is_}")
+    return ", ".join(done) or "compressed"
+
+
+def _shrunk(image: Image.Image) -> Image.Image:
+    """The picture with at most `LONGEST_SIDE` pixels each way, and with alpha only where something shines through.
+
+    Made strip by strip: each step of it on the whole, as Pillow does it, would be a copy as large as the picture.
+    """
+    width, height = image.size
+    scale = max(1.0, max(image.size) / LONGEST_SIDE)
+    to = max(1, round(width / scale)), max(1, round(height / scale))
+    down = height / to[1]
+    around = math.ceil(_LANCZOS_REACH * down) + 1
+    """Rows beside a strip that its own rows are mixed with."""
+    whole = Image.new("RGBA" if image.has_transparency_data else "RGB", to)
+    for top in range(0, to[1], _STRIP_ROWS):
+        below = min(top + _STRIP_ROWS, to[1])
+        first, last = max(0, math.floor(top * down) - around), min(height, math.ceil(below * down) + around)
+        strip = _plain(image.crop((0, first, width, last)), whole.mode)
+        if strip.size[0] != to[0] or scale > 1:
+            box = (0, top * down - first, width, min(below * down, height) - first)
+            strip = strip.resize((to[0], below - top), Image.Resampling.LANCZOS, box)
+        else:
+            strip = strip.crop((0, top - first, width, below - first))
+        whole.paste(strip, (0, top))
+    if whole.mode == "RGBA" and whole.getchannel("A").getextrema()[0] == 255:
+        return whole.convert("RGB")
+    return whole
+
+
+def _plain(image: Image.Image, mode: str) -> Image.Image:
+    """In red, green and blue, with alpha or without."""
     if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would turn white
         image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        lowest = image.getchannel("A").getextrema()[0]
-        return image if lowest != 255 else image.convert("RGB")
-    return image.convert("RGB")
+    return image.convert(mode)
 
 
 def _written(

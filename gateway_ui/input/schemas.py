@@ -37,7 +37,7 @@ def read_schema(text: str) -> dict[str, object]:
     """Give the JSON schema in a text. Raises PastedError with its mistakes by their paths."""
     schema = _read(text)
     if not isinstance(schema, dict):
-        raise PastedError("it is no JSON object, such as {...}")
+        raise PastedError(f"it is {_kind(schema)}; must be a JSON object, such as {{...}}")
     _refuse(_schema_mistakes(schema, "", 0))
     return schema
 
@@ -64,18 +64,20 @@ def _read(text: str) -> Any:
         return json.loads(text, parse_constant=_no_number)
     except RecursionError as error:
         raise PastedError("it is nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise PastedError(f"it is no JSON: {error.msg}, line {error.lineno}, column {error.colno}") from error
     except ValueError as error:
         raise PastedError(str(error)) from error
 
 
 def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number that JSON knows")
+    raise ValueError(f"{name} is not a number that JSON knows")
 
 
 def _refuse(mistakes: Iterator[str]) -> None:
     found = [mistake for _, mistake in zip(range(_MOST_MISTAKES), mistakes, strict=False)]
     if found:
-        raise PastedError("; ".join(found))
+        raise PastedError(". ".join(found))
 
 
 # ---- tools -----------------------------------------------------------------------------------------------------------
@@ -108,14 +110,14 @@ def _tool_mistakes(found: Iterable[tuple[str, Any]]) -> Iterator[str]:
     for path, declared in found:
         if not isinstance(declared, dict):
             wanted = '{"name": "...", "description": "...", "parameters": {...}}'
-            yield f"{path or 'it'}: {_kind(declared)}, where a function such as {wanted} is wanted"
+            yield f"{path or 'it'} is {_kind(declared)}; must be a function such as {wanted}"
             continue
         for key in declared:
             if key not in _DECLARATION_KEYS:
-                yield f"{_at(path, key)}: no key of a function{_meant(key, _DECLARATION_KEYS)}"
+                yield f"{_at(path, key)} is not a key of a function{_meant(key, _DECLARATION_KEYS)}"
         yield from _name_mistakes(declared, path, names)
         if not isinstance(declared.get("description", ""), str):
-            yield f"{_at(path, 'description')}: {_kind(declared['description'])}, where a text is wanted"
+            yield f"{_at(path, 'description')} is {_kind(declared['description'])}; must be text"
         if "parameters" in declared:
             yield from _parameter_mistakes(declared["parameters"], _at(path, "parameters"))
 
@@ -123,12 +125,12 @@ def _tool_mistakes(found: Iterable[tuple[str, Any]]) -> Iterator[str]:
 def _name_mistakes(declared: Mapping[str, Any], path: str, names: set[str]) -> Iterator[str]:
     name, where = declared.get("name"), _at(path, "name")
     if "name" not in declared:
-        yield f"{where}: missing"
+        yield f"{where} is missing"
     elif not isinstance(name, str) or not _NAME.fullmatch(name):
-        wanted = "a letter or an underscore, then letters, digits, underscores, dots and dashes, 64 at most"
-        yield f"{where}: {_shown(name)} is none; wanted are {wanted}"
+        must = "begin with a letter or an underscore, and hold only letters, digits, underscores, dots and dashes"
+        yield f"{where} is {_shown(name)}; must {must}, 64 characters at most"
     elif name in names:
-        yield f"{where}: {_shown(name)} is there twice"
+        yield f"{where} is {_shown(name)}, as another function's; must be its own"
     else:
         names.add(name)
 
@@ -137,7 +139,7 @@ def _parameter_mistakes(parameters: Any, path: str) -> Iterator[str]:
     mistakes = list(_schema_mistakes(parameters, path, 0))
     yield from mistakes
     if not mistakes and "$ref" not in parameters and str(parameters.get("type", "")).lower() != "object":
-        yield f"{_at(path, 'type')}: not 'object', as parameters have to be"
+        yield f"{_at(path, 'type')} must be 'object', as parameters are given by their names"
 
 
 # ---- schemas ---------------------------------------------------------------------------------------------------------
@@ -146,14 +148,14 @@ def _parameter_mistakes(parameters: Any, path: str) -> Iterator[str]:
 def _schema_mistakes(schema: Any, path: str, depth: int, *, typed: bool = True) -> Iterator[str]:
     """`typed`: it has to tell a type, for itself or by its values."""
     if not isinstance(schema, dict):
-        yield f'{path or "it"}: {_kind(schema)}, where a schema such as {{"type": "string"}} is wanted'
+        yield f'{path or "it"} is {_kind(schema)}; must be a schema such as {{"type": "string"}}'
         return
     if depth > _MOST_DEPTH:
-        yield f"{path[:60]}…: nested too deep"
+        yield f"{path[:60]}… is nested too deep"
         return
     tells = schema.keys() & {"type", "anyOf", "oneOf", "allOf", "$ref", "const"} or schema.get("enum")
     if typed and not tells and not schema.keys() <= _SAYS_NOTHING:
-        yield f"{_at(path, 'type')}: missing; one of {', '.join(TYPES)} is wanted"
+        yield f"{_at(path, 'type')} is missing; must be one of {', '.join(TYPES)}"
     for key, value in schema.items():
         yield from _key_mistakes(key, value, _at(path, key), depth)
     yield from _required_mistakes(schema, path)
@@ -161,7 +163,7 @@ def _schema_mistakes(schema: Any, path: str, depth: int, *, typed: bool = True) 
 
 def _key_mistakes(key: str, value: Any, path: str, depth: int) -> Iterator[str]:
     if key not in _KEYS:
-        yield f"{path}: no key of a schema{_meant(key, _KEYS)}"
+        yield f"{path} is not a key of a schema{_meant(key, _KEYS)}"
     elif key == "type":
         yield from _type_mistakes(value, path)
     elif key in ("properties", "$defs", "definitions"):
@@ -174,12 +176,12 @@ def _key_mistakes(key: str, value: Any, path: str, depth: int) -> Iterator[str]:
     else:
         fits, wanted = _KEYS[key]
         if not fits(value):
-            yield f"{path}: {_shown(value)}, where {wanted} is wanted"
+            yield f"{path} is {_shown(value)}; must be {wanted}"
 
 
 def _named_mistakes(value: Any, path: str, depth: int) -> Iterator[str]:
     if not isinstance(value, dict):
-        yield f"{path}: {_kind(value)}, where an object is wanted, a schema for each name"
+        yield f"{path} is {_kind(value)}; must be an object with a schema for each name"
         return
     for name, one in value.items():
         yield from _schema_mistakes(one, _at(path, name), depth + 1)
@@ -187,7 +189,7 @@ def _named_mistakes(value: Any, path: str, depth: int) -> Iterator[str]:
 
 def _listed_mistakes(value: Any, path: str, depth: int, *, typed: bool) -> Iterator[str]:
     if not isinstance(value, list) or not value:
-        yield f"{path}: {_shown(value)}, where an array of schemas is wanted"
+        yield f"{path} is {_shown(value)}; must be an array of schemas, one at least"
         return
     for index, one in enumerate(value):
         yield from _schema_mistakes(one, f"{path}[{index}]", depth + 1, typed=typed)
@@ -197,12 +199,10 @@ def _type_mistakes(value: Any, path: str) -> Iterator[str]:
     several = isinstance(value, list)
     for index, one in enumerate(value if several else [value]):
         where = f"{path}[{index}]" if several else path
-        if not isinstance(one, str):
-            yield f"{where}: {_shown(one)}, where one of {', '.join(TYPES)} is wanted"
-        elif one.lower() not in TYPES:
-            yield f"{where}: {_shown(one)} is none of {', '.join(TYPES)}"
+        if not isinstance(one, str) or one.lower() not in TYPES:
+            yield f"{where} is {_shown(one)}; must be one of {', '.join(TYPES)}"
     if several and not value:
-        yield f"{path}: an empty array, where types are wanted"
+        yield f"{path} is an empty array; must be types"
 
 
 def _required_mistakes(schema: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -210,8 +210,9 @@ def _required_mistakes(schema: Mapping[str, Any], path: str) -> Iterator[str]:
     if isinstance(required, list) and isinstance(properties, dict):
         for index, name in enumerate(required):
             if isinstance(name, str) and name not in properties:
-                known = ", ".join(map(_shown, list(properties)[:6])) or "which has none"
-                yield f"{_at(path, 'required')}[{index}]: {_shown(name)} is none of the properties, {known}"
+                known = ", ".join(map(_shown, list(properties)[:6]))
+                must = f"must be one of the properties: {known}" if known else "there are no properties"
+                yield f"{_at(path, 'required')}[{index}] is {_shown(name)}; {must}"
 
 
 def _is_text(value: Any) -> bool:
@@ -238,9 +239,9 @@ def _is_any(value: Any) -> bool:  # noqa: ARG001 - as the others
     return True
 
 
-_TEXT = (_is_text, "a text")
+_TEXT = (_is_text, "text")
 _NUMBER = (_is_number, "a number")
-_COUNT = (_is_count, "a whole number, 0 or more,")
+_COUNT = (_is_count, "a whole number, 0 or more")
 _WITHIN = (_is_any, "")  # schemas, each looked at by itself
 
 _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -248,7 +249,7 @@ _KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), _NUMBER),
     **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"), _COUNT),
     **dict.fromkeys(("nullable", "uniqueItems"), (_is_switch, "true or false")),
-    **dict.fromkeys(("required", "propertyOrdering"), (_are_texts, "an array of texts")),
+    **dict.fromkeys(("required", "propertyOrdering"), (_are_texts, "an array of text")),
     **dict.fromkeys(("type", "properties", "items", "$defs", "definitions"), _WITHIN),
     **dict.fromkeys(("prefixItems", "anyOf", "oneOf", "allOf"), _WITHIN),
     **dict.fromkeys(("default", "example", "const"), (_is_any, "")),
@@ -269,11 +270,11 @@ def _at(path: str, key: str) -> str:
 
 def _meant(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(known), 1)
-    return f"; is {close[0]!r} meant?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", str: "a text", list: "an array", dict: "an object", type(None): "null"}
+    names = {bool: "true or false", str: "text", list: "an array", dict: "an object", type(None): "null"}
     return names.get(type(value), "a number")
 
 

@@ -37,7 +37,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grpc_healt
     async def Check(self, request: pb.HealthCheckRequest, call: Call) -> pb.HealthCheckResponse:  # noqa: ARG002 - as every handler
         """The state of one service. Raises ServiceUnknown."""
         if request.service not in self._services:
-            raise ServiceUnknown("service: this server has no such service; leave it empty to ask for the whole server")
+            raise ServiceUnknown("This server has no such service; leave the name empty to ask for the whole server")
         return pb.HealthCheckResponse(status=self._state)
 
     async def Watch(self, request: pb.HealthCheckRequest, call: Call) -> None:

@@ -120,7 +120,7 @@ def _card(name: str, cards: Sequence[ModelCard]) -> ModelCard:
     offered = [card.name for card in cards]
     short = name[: rules.MAX_REQUEST_ID_CHARACTERS]
     raise ModelNotFound(
-        f"model: {quote(name)} is not on offer: one of {', '.join(offered)} is wanted",
+        f"Model {quote(name)} is not on offer: one of {', '.join(offered)} is wanted",
         metadata={"model": short, "offered": ",".join(offered)},
     )
 

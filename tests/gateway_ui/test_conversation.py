@@ -2,7 +2,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_ui.chat.conversation import STOPPED, UNTITLED, Arrival, Conversation, Exchange, heading, response
+from gateway_ui.chat.conversation import (
+    STOPPED,
+    UNTITLED,
+    Arrival,
+    Conversation,
+    Exchange,
+    broken_json,
+    heading,
+    response,
+    result_names,
+)
 from gateway_ui.drawing.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
 from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
@@ -157,8 +167,15 @@ def test_an_empty_answer_says_so() -> None:
     assert "is empty" in exchange(end=completed(pb.FINISH_REASON_EMPTY)).problem
 
 
-def test_an_answer_that_only_calls_a_tool_is_not_empty() -> None:
-    assert exchange(tool_call("f", {}), end=completed()).problem == ""
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY])
+def test_an_answer_of_thoughts_alone_says_that_it_is_empty(reason: pb.FinishReason.ValueType) -> None:
+    one = exchange(thought("Hm."), end=completed(reason))
+    assert (one.complete, one.problem) == (False, "The answer is empty: the model thought and said nothing.")
+
+
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY])
+def test_an_answer_that_only_calls_a_tool_is_not_empty(reason: pb.FinishReason.ValueType) -> None:
+    assert exchange(thought("Hm."), tool_call("f", {}), end=completed(reason)).problem == ""
 
 
 @pytest.mark.parametrize(
@@ -326,23 +343,75 @@ def test_while_it_runs_characters_are_counted() -> None:
 
 
 def test_at_the_end_tokens_are_counted() -> None:
-    assert list(exchange("a", end=completed(output_tokens=20)).meter.figures()) == [
+    assert list(exchange("a", "b", end=completed(output_tokens=30)).meter.figures()) == [
         "first chunk 1.00 s",
-        "1 chunk",
+        "2 chunks",
         "10 tokens/s",
-        "5 tokens in, 20 out",
+        "5 tokens in, 30 out",
     ]
 
 
 def test_unknown_tokens_are_not_invented() -> None:
     end = pb.Completed(finish_reason=pb.FINISH_REASON_STOP, usage=pb.Usage(exact=False))
-    assert list(exchange("abcd", end=end).meter.figures()) == ["first chunk 1.00 s", "1 chunk", "2 characters/s"]
+    assert list(exchange("abcd", "ef", end=end).meter.figures()) == ["first chunk 1.00 s", "2 chunks", "2 characters/s"]
+
+
+def test_large_numbers_are_told_in_thousands_and_one_is_one() -> None:
+    end = completed(output_tokens=123_456)
+    end.usage.input_tokens, end.usage.cached_tokens, end.usage.reasoning_tokens = 1, 1000, 2000
+    figures = list(exchange(*["a"] * 1000, end=end).meter.figures())
+    assert figures[1:] == ["1,000 chunks", "123 tokens/s", "1 token in (1,000 cached), 123,456 out, 2,000 thought"]
+    end = pb.Completed(finish_reason=pb.FINISH_REASON_STOP)
+    assert list(exchange("a" * 4_000, "b" * 4_000, end=end).meter.figures())[-1] == "2,667 characters/s"
+    assert list(exchange("a", "b", "c", "d", end=pb.Completed()).meter.figures(14.4))[-1] == "1 character/s"
+
+
+@pytest.mark.parametrize("end", [completed(output_tokens=300), pb.Completed()], ids=["tokens", "characters"])
+@pytest.mark.parametrize("times", [[1.0], [1.0, 1.0], [1.0, 1.05]], ids=str)
+def test_what_came_at_once_has_no_rate(times: list[float], end: pb.Completed) -> None:
+    meter = Meter(asked_at=0)
+    for at in times:
+        meter.saw(pb.GenerateResponse(text="a" * 2676), at)
+    assert not [figure for figure in meter.figures(times[-1]) if "/s" in figure]
+    meter.saw(pb.GenerateResponse(completed=end), times[-1])
+    assert not [figure for figure in meter.figures() if "/s" in figure]
 
 
 def test_thoughts_are_counted_apart() -> None:
     end = completed()
     end.usage.reasoning_tokens = 9
     assert list(exchange("a", end=end).meter.figures())[-1] == "5 tokens in, 7 out, 9 thought"
+
+
+# ---- results of tools
+
+
+def test_calls_of_one_tool_are_told_apart_by_number_and_arguments() -> None:
+    calls = [
+        tool_call("get_weather", {"city": "Oslo", "days": 3}).tool_call,
+        tool_call("clock", {"zone": "UTC"}).tool_call,
+        tool_call("get_weather", {"city": "Rome", "notes": "x" * 900}).tool_call,
+    ]
+    names = result_names(calls)
+    assert names[:2] == ['Result of get_weather (1 of 2): {"city": "Oslo", "days": 3}', "Result of clock"]
+    assert names[2].startswith('Result of get_weather (2 of 2): {"city": "Rome", ')
+    assert len(names[2]) < 120
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"temp": 21', "Expecting ',' delimiter, line 1, column 12"),
+        (" [1,\n2", "Expecting ',' delimiter, line 2, column 2"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"temp": 21}', ""),
+        ("[1]", ""),
+        ("21 degrees {really}", ""),
+        ("", ""),
+    ],
+)
+def test_what_begins_like_json_and_is_none_is_told(text: str, wrong: str) -> None:
+    assert broken_json(text) == wrong
 
 
 # ---- the typewriter

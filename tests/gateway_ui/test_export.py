@@ -12,6 +12,7 @@ from playwright.async_api import Page
 
 from gateway_ui.chat.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.chat.export import RUNNING, as_html, as_json, as_markdown, file_name
+from gateway_ui.drawing.markdown import render
 from tests.gateway_ui import test_conversation as conversations
 from tests.gateway_ui.test_attachments import picture
 from tests.gateway_ui.test_conversation import exchange
@@ -255,7 +256,7 @@ HTML = [
     "    true",
     "  ]",
     "}",
-    "stop · first chunk 2.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "stop · first chunk 2.00 s · 1 chunk · 5 tokens in, 7 out",
     "Results",
     "Result of look{",
     '  "seen": "blue"',
@@ -264,7 +265,7 @@ HTML = [
     "It is **blue**.",
     "SourcesA page https://example.org/a",
     "The answer was cut: it reached the token limit.",
-    "max tokens · first chunk 1.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out",
+    "max tokens · first chunk 1.00 s · 1 chunk · 5 tokens in, 7 out",
     "Question",
     "Why?",
     "Answer",
@@ -304,7 +305,7 @@ Calls `look`:
 }
 ```
 
-*stop · first chunk 2.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out*
+*stop · first chunk 2.00 s · 1 chunk · 5 tokens in, 7 out*
 
 ## Results
 
@@ -326,7 +327,7 @@ Sources:
 
 **The answer was cut: it reached the token limit.**
 
-*max tokens · first chunk 1.00 s · 1 chunk · 2 tokens/s · 5 tokens in, 7 out*
+*max tokens · first chunk 1.00 s · 1 chunk · 5 tokens in, 7 out*
 
 ## Question
 
@@ -338,3 +339,12 @@ Half
 
 **Stopped: this answer is incomplete.**
 """
+
+
+def test_html_lays_out_each_block_in_its_own_direction() -> None:
+    hebrew = "\u05e9\u05dc\u05d5\u05dd"
+    page = as_html(
+        conversations.conversation(conversations.exchange(f"{hebrew}\n\n- {hebrew}", end=completed())), render
+    )
+    tags = [(tag, attrs["dir"]) for tag, attrs in Parsed(page).tags if "dir" in attrs]
+    assert tags == [("h1", "auto"), ("div", "auto"), ("p", "auto"), ("ul", "rtl"), ("li", "rtl")]

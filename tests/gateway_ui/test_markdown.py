@@ -63,7 +63,7 @@ PROSE = [
     ":smile: :red[x] :material/home:",
     "a -- b --- c -> d ... (c) (tm) +-",
     "\"quotes\" and 'quotes'",
-    "http://bare.example/?a=b and www.example.org and me@example.org",
+    "www.example.org and me@example.org and ftp://a.example and xhttp://a.example and https:// and http://a:b@c.example",
     "[x] done",
     "price: $5, or $ 6 $",
     "$5 or x = 6$",
@@ -94,7 +94,8 @@ WORDS = [
     ":material/home:", "--",
     "---", "->", "<-", "=>", "...", "(c)", "'", '"', "[x]", "(y)", "{z}", "a/b", "%", "@", "|", "1.", "+",
     "vec![1,", "2];",
-    "http://a.example", "$HOME/bin:$PATH", "US$5-$7", "~", "^", "=", "a=1", "🎉",
+    "http://a.example", "(https://a.example/b_c_d?e=f&g=(h)).",
+    "https://a.example/?", "$HOME/bin:$PATH", "US$5-$7", "~", "^", "=", "a=1", "🎉",
 ]  # fmt: skip
 
 
@@ -261,7 +262,8 @@ HOSTILE = [
     "[![x](http://attacker/?q=secret)](http://a.b)", "<img src=x onerror=alert(1)>", "<script>alert(1)</script>",
     "</code></pre><script>", '```"><img src=x>\ncode\n```', "```<b>\ncode\n```", "<svg onload=x>", "<style>*{}</style>",
     "| <img src=x> |\n|-|\n| <b> |", '[x](http://a.b "\\"><img src=x>")', '[x](http://a.b/"onclick=x)',
-    "&lt;script&gt;",
+    "&lt;script&gt;", 'https://a.example/"onclick=x', "https://a.example/'><img src=x>", "javascript://a.example",
+    "https://a.example/&quot;onclick=x", "http:///attacker", "https://user:secret@attacker.example/",
     r"\(\text{<img src=x>}\)", r"$\style{background:url(//x)}{y}$", '<span data-tw-math="&lt;math&gt;">', "# <h1>",
 ]  # fmt: skip
 ALLOWED = {
@@ -269,7 +271,19 @@ ALLOWED = {
     "h3", "h4", "h5",
     "h6", "table", "thead", "tbody", "tr", "th", "td",
 }  # fmt: skip
-ATTRIBUTES = {"href", "title", "target", "rel", "class", "tabindex", "role", "aria-label", "data-tw-math", "start"}
+ATTRIBUTES = {
+    "href",
+    "title",
+    "target",
+    "rel",
+    "class",
+    "tabindex",
+    "role",
+    "aria-label",
+    "data-tw-math",
+    "start",
+    "dir",
+}
 
 
 def check_harmless(drawn: str) -> None:
@@ -297,6 +311,48 @@ def test_mixed_attempts_are_harmless(parts: list[str]) -> None:
     check_harmless(render("".join(parts)))
 
 
+ADDRESSES = [
+    ("see https://a.example/x_y_z?a=b&c=d.", "https://a.example/x_y_z?a=b&c=d"),
+    ("(https://a.example/(x))", "https://a.example/(x)"),
+    ("**https://a.example/**", "https://a.example/"),
+    ("_HTTPS://A.example_ x", "https://A.example"),
+    ("http://localhost:8501, it says", "http://localhost:8501"),
+    ("詳しくは https://a.example/。次に", "https://a.example/"),
+    ("https://a.example/&lt; x", "https://a.example/"),
+    (r"https://a.example/b\_c?d=e&amp;f=g", "https://a.example/b_c?d=e&f=g"),
+    ('"https://a.example/"', "https://a.example/"),
+    ("- https://a.example/#b\n", "https://a.example/#b"),
+]
+
+
+@pytest.mark.parametrize(("text", "address"), ADDRESSES)
+def test_a_bare_address_is_a_link_without_the_sentence_around_it(text: str, address: str) -> None:
+    drawn = render(text)
+    check_harmless(drawn)
+    assert [one["href"] for tag, one in Reader(drawn).elements if tag == "a"] == [address]
+    assert text_of(drawn).strip() == text_of(plain().render(text)).strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`https://a.example`",
+        "    https://a.example",
+        "```\nhttps://a.example\n```",
+        "![https://a.example](http://b.example)",
+    ],
+)
+def test_an_address_in_code_or_in_an_images_words_is_no_link(text: str) -> None:
+    assert "a" not in {tag for tag, _ in Reader(render(text)).elements}
+
+
+def test_an_address_that_is_a_links_words_leads_where_the_link_does() -> None:
+    links = [
+        one["href"] for tag, one in Reader(render("[https://a.example](https://b.example)")).elements if tag == "a"
+    ]
+    assert links == ["https://b.example"]
+
+
 def test_an_image_is_its_words_and_address() -> None:
     assert render("![a *b*](http://attacker/?q=1&r)") == (
         '<p><span class="tw-image">a b (http://attacker/?q=1&amp;r)</span></p>\n'
@@ -318,6 +374,34 @@ def test_a_table_scrolls_by_itself() -> None:
     assert '<th class="tw-center">a</th>\n<th class="tw-right">b</th>' in drawn
 
 
+ALEF, ENGLISH = "\u05d0\u05d1", "word"
+
+
+@pytest.mark.parametrize(
+    ("text", "directions"),
+    [
+        (ALEF, [("p", "auto")]),
+        (f"{ENGLISH}\n\n{ALEF}", [("p", "auto"), ("p", "auto")]),
+        (f"# 1. {ALEF}", [("h3", "auto")]),
+        (f"- *{ALEF}*\n- {ENGLISH}", [("ul", "rtl"), ("li", "rtl"), ("li", "ltr")]),
+        (f"1. {ENGLISH}\n   - {ALEF}", [("ol", "ltr"), ("li", "ltr"), ("ul", "rtl"), ("li", "rtl")]),
+        (f"- {ALEF}\n\n  {ENGLISH}", [("ul", "rtl"), ("li", "rtl"), ("p", "auto"), ("p", "auto")]),
+        (f"> \u0645\u0631\n\n> - 1\n\n{ALEF}", [
+            ("blockquote", "rtl"), ("p", "auto"), ("blockquote", "auto"), ("ul", "auto"), ("li", "auto"), ("p", "auto"),
+        ]),
+        (f"|{ALEF}|a|\n|-|-|\n|1|{ENGLISH}|", [
+            ("div", "rtl"), ("th", "auto"), ("th", "auto"), ("td", "auto"), ("td", "auto"),
+        ]),
+        (f"```\n{ALEF}\n```", []),
+        (f"{ENGLISH}\n\n- {ENGLISH}", []),
+    ],
+)  # fmt: skip
+def test_each_block_runs_in_its_own_direction(text: str, directions: list[tuple[str, str]]) -> None:
+    drawn = render(text)
+    check_harmless(drawn)
+    assert [(tag, one["dir"]) for tag, one in Reader(drawn).elements if "dir" in one] == directions
+
+
 SIZES = {
     "quotes": "> " * 1000 + "x", "lists": "- " * 1000 + "x", "both": "> - " * 1000 + "x",
     "brackets": "[" * 1000 + "x" + "]" * 1000,
@@ -325,7 +409,8 @@ SIZES = {
     "line": "word " * 200_000,
     "dollars": "$x " * 100_000, "double": "$$ " * 100_000, "parentheses": "\\(" * 50_000, "squares": "\\[x\n" * 20_000,
     "braces": "\\(" + "{" * 3000 + "\\)", "angles": "<a" * 50_000, "ticks": "".join("`" * n + " " for n in range(400)),
-    "table": "|a" * 1000 + "\n" + "|-" * 1000 + "\n|b",
+    "addresses": "http://a.b" * 20_000, "schemes": "http://" * 20_000, "ends": "http://a.b/" + ")" * 50_000,
+    "entities": "http://a.b/" + "&amp;" * 10_000, "table": "|a" * 1000 + "\n" + "|-" * 1000 + "\n|b",
     "code": "```python\n" + "x = '" * 100_000, "open": "[a](http://" * 10_000,
 }  # fmt: skip
 
@@ -350,7 +435,7 @@ FRAGMENTS = st.sampled_from(
      "~~~\n", "    ",
      "---\n", "===\n", "-", "=", "|a|b|\n", "|-|-|\n", "| x", "$$", "$$\n", "\\[", "\\]", "\\]\n", "\\(x",
      "\\)", "$x$", "$5 ",
-     "**", "*", "`", "[a](http://a.b)", "[a](http", "![", "<b>", "\r\n", "\r", "\t", "\0", "x^2"]
+     "**", "*", "`", "[a](http://a.b)", "[a](http", "https://a.b/c_d", "![", "<b>", "\r\n", "\r", "\t", "\0", "x^2"]
 )  # fmt: skip
 
 
@@ -591,8 +676,13 @@ async def test_streamlit_draws_all_of_it(tab: Page, sample_page: str, theme: str
     assert await tab.evaluate("window.late") == 0  # no frame showed a formula's source first
     await expect(answer.locator("math mfrac")).to_have_count(2)
     await expect(answer.locator("img, script")).to_have_count(0)
-    link = answer.locator("a")
-    assert (await link.get_attribute("target"), await link.get_attribute("rel")) == ("_blank", "noopener noreferrer")
+    links = answer.locator("a")
+    await expect(links).to_have_text(["link", "http://attacker.example/x"])  # the latter from HTML that is only text
+    for link in await links.all():
+        assert (await link.get_attribute("target"), await link.get_attribute("rel")) == (
+            "_blank",
+            "noopener noreferrer",
+        )
     table = answer.get_by_role("region", name="Table")
     await expect(table).to_have_attribute("tabindex", "0")
     await expect(answer.locator("pre")).to_have_attribute("tabindex", "0")

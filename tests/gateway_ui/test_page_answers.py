@@ -1,6 +1,7 @@
 """What an answer has beside its text, and what can be done with it."""
 
 import json
+import re
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -195,6 +196,42 @@ async def test_a_tool_call_is_shown_and_its_result_sent_back(chat: Open, service
     assert asked.parts[1].tool_call == call
     assert results == tool(tool_result(call, {"sky": "blue"}))
     await page.photograph("tool-result")
+
+
+async def test_two_calls_of_one_tool_are_told_apart_and_broken_json_is_said_before_it_is_sent(
+    chat: Open, service: FakeService
+) -> None:
+    oslo = tool_call("weather", {"city": "Oslo"}, id_="c-1")
+    rome = tool_call("weather", {"city": "Rome"}, id_="c-2")
+    service.will_answer(oslo, rome, completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "How is it in Oslo and in Rome?")
+    await expect(page.answer().locator(".tw-call b")).to_have_text(["Calls weather (1 of 2)", "Calls weather (2 of 2)"])
+    in_oslo = page.tab.get_by_label(re.compile(r"Result of weather \(1 of 2\).*Oslo"))
+    in_rome = page.tab.get_by_label(re.compile(r"Result of weather \(2 of 2\).*Rome"))
+    await in_oslo.fill('{"temp": 21')
+    await in_rome.fill("warm")
+    send = page.tab.get_by_role("button", name="Send", exact=True)
+    await send.click()
+    said = page.tab.get_by_test_id("stForm").locator(".tw-problem")
+    await expect(said).to_contain_text('(1 of 2): {"city": "Oslo"} begins like JSON, but can\'t be read: Expecting')
+    await expect(said).to_contain_text("send it again: then it goes as plain text.")
+    await expect(in_oslo).to_have_value('{"temp": 21')
+    assert len(service.requests) == 1
+    await page.photograph("tool-results-unread")
+    await in_oslo.fill('{"temp": 22')
+    await send.click()  # another mistake is said as well
+    await page.settled()
+    assert len(service.requests) == 1
+    service.will_answer("It is warm.", completed())
+    await send.click()
+    await expect(page.answer()).to_contain_text("It is warm.")
+    results = service.requests[1].messages[-1]
+    assert results == tool(
+        tool_result(oslo.tool_call, {"result": '{"temp": 22'}), tool_result(rome.tool_call, {"result": "warm"})
+    )
+    await expect(page.messages.nth(2)).to_contain_text("Result of weather (2 of 2)")
 
 
 async def test_sources_are_links_that_lead_nowhere_unasked(chat: Open, service: FakeService) -> None:

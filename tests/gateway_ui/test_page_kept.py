@@ -297,7 +297,7 @@ async def test_an_export_in_mid_answer_says_so_and_can_be_shared_as_a_page(
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("Half an answer.")
     await page.open_this_conversation()
-    for name, ending in (("JSON", "json"), ("Markdown", "md"), ("Page", "html")):
+    for name, ending in (("JSON", "json"), ("Markdown", "md"), ("Web page", "html")):
         async with page.tab.expect_download() as downloading:
             await page.tab.get_by_role("button", name=name, exact=True).click()
         download = await downloading.value

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.async_api import FilePayload, Page, expect
 
-from tests.browser import PageAt
+from tests.browser import PageAt, free_port
 from tests.gateway_ui.chat import Chat, Open
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed, tool_call
 from tokenwire import function, inline, model, struct, user
@@ -117,18 +117,22 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
 @pytest.mark.parametrize(
     ("field", "text", "words"),
     [
-        ("JSON schema", "{type: object}", "The JSON schema can't be used: Expecting property name"),
-        ("JSON schema", "[1]", "The JSON schema can't be used: it is no JSON object, such as {...}."),
+        ("JSON schema", "{type: object}", "The JSON schema can't be used: it is no JSON: Expecting property name"),
+        ("JSON schema", "[1]", "The JSON schema can't be used: it is an array; must be a JSON object, such as {...}."),
         (
             "JSON schema",
             '{"type": "object", "properties": {"age": {"type": "strin"}}}',
-            "The JSON schema can't be used: properties.age.type: 'strin' is none of string, number, integer,",
+            "The JSON schema can't be used: properties.age.type is 'strin'; must be one of string, number, integer,",
         ),
-        ("Tools", '[{"nmae": "f"}]', "The tools can't be used: [0].nmae: no key of a function; is 'name' meant?"),
+        (
+            "Tools",
+            '[{"nmae": "f"}]',
+            "The tools can't be used: [0].nmae is not a key of a function; did you mean 'name'?",
+        ),
         (
             "Tools",
             '[{"type": "function", "function": {"name": "<img src=/x>![x](/y)"}}]',
-            "The tools can't be used: [0].function.name: '<img src=/x>![x](/y)' is none;",
+            "The tools can't be used: [0].function.name is '<img src=/x>![x](/y)'; must begin",
         ),
     ],
 )
@@ -220,6 +224,27 @@ async def test_the_name_of_a_model_is_shown_as_it_is_and_fetches_nothing(other_c
 # ---- files
 
 
+async def test_the_model_is_shown_as_soon_as_the_service_is_there_and_stays_picked_while_it_is_away(
+    tab: Page, page_at: PageAt
+) -> None:
+    address = f"localhost:{free_port()}"
+    await tab.goto(page_at(address))
+    page, sidebar = Chat(tab), tab.get_by_test_id("stSidebar")
+    await expect(sidebar).to_contain_text("is not running")
+    picker = tab.get_by_role("combobox", name="Model")
+    with Running(address):
+        await expect(sidebar).to_contain_text("Connected to")
+        await expect(picker).to_have_value("fake-1")
+        await page.choose("fake-2")
+    await page.ask("Where are you?")
+    await expect(page.problem()).to_contain_text("is not running")
+    await expect(sidebar).to_contain_text("is not running")
+    await expect(picker).to_have_value("")
+    with Running(address):
+        await expect(sidebar).to_contain_text("Connected to")
+        await expect(picker).to_have_value("fake-2")
+
+
 async def test_an_image_is_shown_and_sent_and_stays_in_the_conversation(chat: Open, service: FakeService) -> None:
     page = await chat()
     await page.choose("fake-2")
@@ -274,7 +299,7 @@ async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: 
     [
         (
             FilePayload(name="long.wav", mimeType="audio/wav", buffer=bytes(8_000_000)),
-            "long.wav is too large: 7.7 MB, at most 4.0 MB can be sent.",
+            "long.wav is too large: 8.0 MB, at most 4.1 MB can be sent.",
         ),
         (
             FilePayload(name="film.mp4", mimeType="video/mp4", buffer=b"hello"),
@@ -295,18 +320,27 @@ async def test_a_file_that_is_too_large_or_of_another_kind_is_refused_in_words(
     assert not service.requests
 
 
+async def test_one_file_has_one_size(chat: Open) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="long.wav", mimeType="audio/wav", buffer=bytes(5_400_000)))
+    await expect(page.tab.get_by_test_id("stFileChip")).to_contain_text("5.4MB")
+    await page.ask("What is this?")
+    await expect(page.not_asked()).to_contain_text("long.wav is too large: 5.4 MB, at most 4.1 MB can be sent.")
+
+
 async def test_a_photo_of_a_phone_is_shrunk_and_the_page_says_so(chat: Open, service: FakeService) -> None:
     page = await chat()
     await page.choose("fake-2")
     about = page.tab.locator(".tw-about")
-    await expect(about).to_contain_text("at most 4 MB in one conversation; larger images are shrunk")
+    await expect(about).to_contain_text("at most 4.1 MB in one conversation; larger images are shrunk")
     written = io.BytesIO()
     Image.effect_noise((2200, 1600), 30).convert("RGB").save(written, "PNG", compress_level=0)
     assert len(written.getvalue()) > 7_000_000
     await page.attach(FilePayload(name="IMG_![1].png", mimeType="image/png", buffer=written.getvalue()))
     await page.ask("What is this?")
     toast = page.tab.get_by_test_id("stToast")
-    await expect(toast).to_contain_text("IMG_![1].png: shrunk from 10.1 MB, 2,200 x 1,600, to ")
+    await expect(toast).to_contain_text("IMG_![1].png: converted from PNG to JPEG (10.6 MB, now ")
     await expect(page.tab.locator(".tw-figures")).to_contain_text("tokens in")
     (sent, _) = service.requests[0].messages[0].parts
     assert sent.inline_data.mime_type == "image/jpeg"

@@ -41,7 +41,10 @@ def test_several_tools_and_none() -> None:
 
 
 TYPES = "string, number, integer, boolean, array, object, null"
-NAME = "is none; wanted are a letter or an underscore, then letters, digits, underscores, dots and dashes, 64 at most"
+NAME = (
+    "must begin with a letter or an underscore, and hold only letters, digits, underscores, dots and dashes, "
+    "64 characters at most"
+)
 
 
 @pytest.mark.parametrize(
@@ -49,22 +52,22 @@ NAME = "is none; wanted are a letter or an underscore, then letters, digits, und
     [
         (
             [{"name": "f", "parameters": {"type": "object", "properties": {"city": {"type": "strin"}}}}],
-            f"[0].parameters.properties.city.type: 'strin' is none of {TYPES}",
+            f"[0].parameters.properties.city.type is 'strin'; must be one of {TYPES}",
         ),
         (
             [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}],
-            "[0].function.parameters.type: not 'object', as parameters have to be",
+            "[0].function.parameters.type must be 'object', as parameters are given by their names",
         ),
-        ({"functionDeclarations": [{}]}, "functionDeclarations[0].name: missing"),
-        ([{"name": "a b"}], f"[0].name: 'a b' {NAME}"),
-        ([{"name": 1}], f"[0].name: 1 {NAME}"),
-        ([{"name": "f"}, {"name": "f"}], "[1].name: 'f' is there twice"),
-        ([{"name": "f", "describtion": ""}], "[0].describtion: no key of a function; is 'description' meant?"),
-        ([{"name": "f", "description": 1}], "[0].description: a number, where a text is wanted"),
-        ([{"name": "f", "parameters": []}], "[0].parameters: an array, where a schema such as"),
-        ([{"type": "function", "function": "f"}], "[0].function: a text, where a function such as"),
-        ("f", "it: a text, where a function such as"),
-        ([{}, {}], "[0].name: missing; [1].name: missing"),
+        ({"functionDeclarations": [{}]}, "functionDeclarations[0].name is missing"),
+        ([{"name": "bad name!"}], f"[0].name is 'bad name!'; {NAME}"),
+        ([{"name": 1}], f"[0].name is 1; {NAME}"),
+        ([{"name": "f"}, {"name": "f"}], "[1].name is 'f', as another function's; must be its own"),
+        ([{"name": "f", "describtion": ""}], "[0].describtion is not a key of a function; did you mean 'description'?"),
+        ([{"name": "f", "description": 1}], "[0].description is a number; must be text"),
+        ([{"name": "f", "parameters": []}], "[0].parameters is an array; must be a schema such as"),
+        ([{"type": "function", "function": "f"}], "[0].function is text; must be a function such as"),
+        ("f", "it is text; must be a function such as"),
+        ([{}, {}], "[0].name is missing. [1].name is missing"),
     ],
 )
 def test_mistakes_of_tools_are_told_by_their_paths(pasted: object, words: str) -> None:
@@ -76,29 +79,29 @@ def test_mistakes_of_tools_are_told_by_their_paths(pasted: object, words: str) -
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
-        ({"type": "strin"}, f"type: 'strin' is none of {TYPES}"),
+        ({"type": "strin"}, f"type is 'strin'; must be one of {TYPES}"),
         (
             {"type": "object", "properties": {"a": {"type": "array", "items": {"typ": "x"}}}},
-            "properties.a.items.type: ",
+            "properties.a.items.type is missing",
         ),
-        ({"properties": {}}, f"type: missing; one of {TYPES} is wanted"),
+        ({"properties": {}}, f"type is missing; must be one of {TYPES}"),
         (
             {"type": "object", "properties": []},
-            "properties: an array, where an object is wanted, a schema for each name",
+            "properties is an array; must be an object with a schema for each name",
         ),
-        ({"type": "object", "propertys": {}}, "propertys: no key of a schema; is 'properties' meant?"),
-        ({"anyOf": [{"type": "string"}, {"type": 5}]}, f"anyOf[1].type: 5, where one of {TYPES} is wanted"),
-        ({"anyOf": []}, "anyOf: an array, where an array of schemas is wanted"),
-        ({"type": ["string", "nul"]}, f"type[1]: 'nul' is none of {TYPES}"),
+        ({"type": "object", "propertys": {}}, "propertys is not a key of a schema; did you mean 'properties'?"),
+        ({"anyOf": [{"type": "string"}, {"type": 5}]}, f"anyOf[1].type is 5; must be one of {TYPES}"),
+        ({"anyOf": []}, "anyOf is an array; must be an array of schemas, one at least"),
+        ({"type": ["string", "nul"]}, f"type[1] is 'nul'; must be one of {TYPES}"),
         (
             {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a", "b"]},
-            "required[1]: 'b' is none of the properties, 'a'",
+            "required[1] is 'b'; must be one of the properties: 'a'",
         ),
-        ({"type": "object", "required": "a"}, "required: 'a', where an array of texts is wanted"),
-        ({"type": "string", "minLength": -1}, "minLength: -1, where a whole number, 0 or more, is wanted"),
-        ({"type": "string", "enum": "a"}, "enum: 'a', where an array is wanted"),
-        ({"type": "number", "minimum": "a"}, "minimum: 'a', where a number is wanted"),
-        ({"type": "string", "nullable": 1}, "nullable: 1, where true or false is wanted"),
+        ({"type": "object", "required": "a"}, "required is 'a'; must be an array of text"),
+        ({"type": "string", "minLength": -1}, "minLength is -1; must be a whole number, 0 or more"),
+        ({"type": "string", "enum": "a"}, "enum is 'a'; must be an array"),
+        ({"type": "number", "minimum": "a"}, "minimum is 'a'; must be a number"),
+        ({"type": "string", "nullable": 1}, "nullable is 1; must be true or false"),
     ],
 )
 def test_mistakes_of_a_schema_are_told_by_their_paths(schema: Any, words: str) -> None:
@@ -112,9 +115,9 @@ def test_mistakes_of_a_schema_are_told_by_their_paths(schema: Any, words: str) -
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{type: object}", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[1]", "it is no JSON object, such as {...}"),
-        ('{"type": "number", "minimum": NaN}', "NaN is no number that JSON knows"),
+        ("{type: object}", "it is no JSON: Expecting property name enclosed in double quotes, line 1, column 2"),
+        ("[1]", "it is an array; must be a JSON object, such as {...}"),
+        ('{"type": "number", "minimum": NaN}', "NaN is not a number that JSON knows"),
         ("[" * 100_000, "it is nested too deep"),
         ('{"type": "array", "items": ' * 80 + "{}" + "}" * 80, "items.items."),
     ],
@@ -128,7 +131,7 @@ def test_what_is_no_schema_at_all_is_told(text: str, words: str) -> None:
 def test_only_the_first_mistakes_are_told() -> None:
     with pytest.raises(PastedError) as caught:
         read_schema(json.dumps({"type": "object", "properties": {f"p{number}": 1 for number in range(50)}}))
-    assert str(caught.value).count("; ") == 4
+    assert str(caught.value).count(". ") == 4
 
 
 VALUES = st.sampled_from(

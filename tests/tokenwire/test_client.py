@@ -504,7 +504,7 @@ def test_a_wrong_field_is_named_with_what_is_wanted(client: Client, service: Fak
         Refusal(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", details=(BadRequest(field_violations=[wrong]),))
     )
     with (
-        pytest.raises(InvalidRequestError, match=r"config.temperature: is 3; wanted 0.0 to 2.0") as caught,
+        pytest.raises(InvalidRequestError, match=r"config.temperature is 3; wanted 0.0 to 2.0") as caught,
         client.generate("x") as answer,
     ):
         list(answer)

@@ -9,6 +9,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 
+from service.errors import UpstreamError, UpstreamFault
+from service.providers import failures
+from service.providers.chat_completions import failures as chat_failures
+from service.providers.gemini import vertex_failures
 from tests.tokenwire.fake_service import Refusal, completed
 from tokenwire import errors
 from tokenwire.endings import ENDINGS, ending
@@ -72,7 +76,7 @@ def test_every_status_code_has_words_and_a_class(code: grpc.StatusCode, reason: 
 
 def test_every_reason_of_the_page_has_words_of_its_own() -> None:
     # What these say, the words of their code say as well.
-    plain = {"INVALID_FIELD", "MALFORMED_REQUEST", "CALLER_DEADLINE", "INTERNAL"}
+    plain = {"INVALID_FIELD", "MALFORMED_REQUEST", "CALLER_DEADLINE"}
     page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
     told = re.findall(r"^\| ([A-Z_]+) \| `([A-Z_]+)` \|", page, re.MULTILINE)
     assert {reason for code, reason in told if (getattr(grpc.StatusCode, code), reason) not in WORDS} == plain
@@ -134,8 +138,72 @@ def test_every_refused_field_is_named() -> None:
     )
     assert str(told(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", refused)) == (
         "The service refused the request. "
-        "config.top_p: is 2; wanted above 0.0, up to 1.0; messages[1].role is a user's again."
+        "config.top_p is 2; wanted above 0.0, up to 1.0; messages[1].role is a user's again."
     )
+
+
+@pytest.mark.parametrize(
+    ("field", "description", "words"),
+    [
+        ("messages[0].parts[0].text", "is empty: text is wanted", "messages[0].parts[0].text is empty: text is wanted"),
+        ("messages", "hold 3 parts in all", "messages hold 3 parts in all"),
+        ("prompt", "the request has 9 bytes", "prompt: the request has 9 bytes"),
+        ("", "is wrong", "is wrong"),
+    ],
+)
+def test_a_violation_is_a_sentence(field: str, description: str, words: str) -> None:
+    assert str(errors.Violation(field, description)) == words
+
+
+def test_all_verbs_of_the_services_rules_are_known() -> None:
+    files = [*(Path(__file__).parents[2] / "service" / "contract").glob("*.py")]
+    texts = re.findall(r"Violation\([^,()]+(?:\([^)]*\))?,\s*f?[\"'](\w+)", "\n".join(one.read_text() for one in files))
+    assert len(texts) > 40
+    assert {text for text in texts if text not in errors._VERBS} <= {"the"}
+
+
+FAULT: tuple[grpc.StatusCode, tuple[type[UpstreamError], str]] = (
+    grpc.StatusCode.INTERNAL,
+    (UpstreamFault, "{who} failed"),
+)
+
+UPSTREAM = [
+    (kind.code, kind.reason, (words or {}).get(code, text).format(who=who))
+    for who, words in (("Vertex AI", vertex_failures._WORDS), ("OpenAI", chat_failures._WORDS), ("Other", None))
+    for code, (kind, text) in [*failures._TABLE.items(), FAULT]
+]
+"""All that the service says of its providers' failures, but for a few odd ones."""
+
+OTHERS = [
+    (grpc.StatusCode.INTERNAL, "INTERNAL", "The server failed; its log knows more under id 0a1b"),
+    (grpc.StatusCode.INTERNAL, "UPSTREAM_FAULT", "The model answered with bytes that are no valid message"),
+    (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND", "Model 'gpt' is not on offer: one of a, b is wanted"),
+    (grpc.StatusCode.NOT_FOUND, "SERVICE_UNKNOWN", "This server has no such service; leave the name empty"),
+    (grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED", "OpenAI does not count the tokens of a request to gpt"),
+    (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED",
+        "This caller has 4 streams open, all that one caller may have; let one end first",
+    ),
+    (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "SERVER_BUSY",
+        "All 9 streams of this server are taken; ask again in a moment",
+    ),
+    (grpc.StatusCode.UNAVAILABLE, "DRAINING", "The server is going away; ask another one, or again in a moment"),
+    (grpc.StatusCode.UNAVAILABLE, "STARTING", "The server is starting; ask again in a moment"),
+]
+
+
+@pytest.mark.parametrize(("code", "reason", "said"), [*UPSTREAM, *OTHERS], ids=lambda one: str(one)[:60])
+def test_nothing_is_said_twice(code: grpc.StatusCode, reason: str, said: str) -> None:
+    sentences = re.split(r"(?<=[.]) (?=[A-Z])", str(explain(Failed(Refusal(code, reason, said)), address="host:1")))
+    of_the_matter = [one for one in sentences if not one.startswith("Try again")]
+    assert len(of_the_matter) == 1
+    if WORDS[code, reason].unsaid:
+        assert of_the_matter == [f"{said}."]
+        unsaid = explain(Failed(Refusal(code, reason, "")), address="host:1")
+        assert str(unsaid).startswith(WORDS[code, reason].text.removesuffix(" {again}"))
 
 
 def test_jargon_of_the_transport_is_kept_from_people() -> None:
@@ -178,7 +246,7 @@ def test_a_request_beyond_grpcs_limit_is_too_large_and_not_to_be_tried_again() -
     words = "SERVER: Received message larger than max (7340070 vs. 6291456)"
     error = explain(Failed(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, message=words)), address="localhost:50051")
     assert type(error) is errors.InvalidRequestError
-    assert str(error) == ("The request is too large: it has 7.0 MB, history included, and the service takes 6.0 MB.")
+    assert str(error) == ("The request is too large: it has 7.4 MB, history included, and the service takes 6.2 MB.")
     assert (error.reason, error.said) == (errors.REQUEST_TOO_LARGE, words)
 
 

@@ -23,7 +23,6 @@ from tokenwire.cli.terminal import (
     say,
     unbroken,
 )
-from tokenwire.endings import ending
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
 
 DEFAULT_PROMPT = "What is baseball?"
@@ -36,7 +35,8 @@ exit codes:
   0    the answer is complete
   {EXIT_FAILED}    it failed, or was cut; why is on stderr
   {EXIT_USAGE}    the command line is wrong
-  {EXIT_UNFINISHED}    the model ended it for another reason than being done (token limit, a filter); on stderr too
+  {EXIT_UNFINISHED}    the model ended it for another reason than being done (token limit, a filter), or it says
+       nothing and calls no tool; on stderr too
   {EXIT_INTERRUPTED}  Ctrl-C; the call was cancelled
   {EXIT_BROKEN_PIPE}  the reader of the output went away; the call was cancelled
 """
@@ -105,11 +105,10 @@ def _ask(options: argparse.Namespace) -> int:
                 notes.tell()
             if options.stats:
                 say(" · ".join(meter.figures()))
-    why = "" if options.json else notes.why_empty(answer.completed, thoughts=options.thoughts)
-    unfinished = ending(answer.completed) or why
-    if unfinished:
-        say(unfinished)
-    return EXIT_UNFINISHED if ending(answer.completed) else 0
+    why = notes.shortfall(answer.completed, hint=not (options.thoughts or options.json))
+    if why:
+        say(why)
+    return EXIT_UNFINISHED if why else 0
 
 
 def _request(options: argparse.Namespace) -> GenerateRequest:

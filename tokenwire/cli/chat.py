@@ -10,7 +10,6 @@ from importlib import import_module
 from tokenwire import Client, TokenwireError, model, user
 from tokenwire.cli import question
 from tokenwire.cli.terminal import EXIT_INTERRUPTED, Notes, Screen, say, unbroken
-from tokenwire.endings import ending
 from tokenwire.v1.content_pb2 import Message
 
 _HELP = """\
@@ -99,7 +98,7 @@ class _Conversation:
                 for message in messages:
                     notes.saw(message)
                     screen.show(message)
-            why = ending(answer.completed) or notes.why_empty(answer.completed, thoughts=self._options.thoughts)
+            why = notes.shortfall(answer.completed, hint=not self._options.thoughts)
         except KeyboardInterrupt:
             why = "Stopped."
         except (TokenwireError, question.WrongQuestionError) as error:

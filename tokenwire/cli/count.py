@@ -33,7 +33,10 @@ def _count(options: argparse.Namespace) -> int:
         try:
             turn = question.turn(options)
             tokens = client.count_tokens(
-                messages=[turn], system_instruction=options.system, model=options.model, timeout=options.timeout
+                messages=[turn] if turn.parts else [],  # what is no question is refused as `ask` is
+                system_instruction=options.system,
+                model=options.model,
+                timeout=options.timeout,
             )
         except question.WrongQuestionError as error:
             say(str(error))

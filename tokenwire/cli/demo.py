@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire demo") -> 
         description="Start a local model (SmolLM2-135M), the service on it and the chat page; stream one answer to the "
         "terminal; then wait for Ctrl-C, which stops everything that was started.",
     )
-    parser.add_argument("question", nargs="?", default=QUESTION, help=f"what to ask [{QUESTION}]")
+    parser.add_argument(
+        "question", nargs="?", default=QUESTION, metavar="PROMPT", help=f'the question (default: "{QUESTION}")'
+    )
     parser.add_argument("--once", action="store_true", help="end after the answer, without the page")
     options = parser.parse_args(argv)
     # Whatever ends the demo, its children end first. (nohup has SIGHUP ignored.)
@@ -90,9 +92,9 @@ def _demo(question: str, *, once: bool) -> int:
         children.wait("Starting the service (ChatVertexAI takes a while to import)", lambda: _serving(port))
         print(f"\n  {question}   [SmolLM2, a very small model: fluent, but unreliable in its facts]\n", flush=True)
         code = ask.main([question, "--address", f"127.0.0.1:{port}", "--stats", "--max-output-tokens", "300"])
-        print(f"\nAll of it took {time.monotonic() - begin:.1f} s.", flush=True)
         if code not in (0, terminal.EXIT_UNFINISHED):
             return code
+        print(f"\nAll of it took {time.monotonic() - begin:.1f} s.", flush=True)
         if once:
             return 0
         children.start("page", "ui", "--port", str(page_port), "--address", f"127.0.0.1:{port}")

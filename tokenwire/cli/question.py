@@ -82,7 +82,9 @@ def prompt(options: argparse.Namespace) -> str:
 def turn(options: argparse.Namespace) -> Message:
     """Make the user's turn, with the files. Raises WrongQuestionError."""
     try:
-        return user(*map(file, options.images), prompt(options))
+        asked = prompt(options)
+        # An empty text is none: with files they are the question, and without there is none.
+        return user(*map(file, options.images), *[asked] * bool(asked))
     except ValueError as error:
         raise WrongQuestionError(f"This cannot be asked: {error}") from error
     except OSError as error:

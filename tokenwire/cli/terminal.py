@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from google.protobuf.json_format import MessageToDict
 
+from tokenwire.endings import ONLY_THOUGHTS, shortfall
 from tokenwire.v1.content_pb2 import ToolCall
 from tokenwire.v1.generation_service_pb2 import Completed, GenerateResponse, Grounding
 
@@ -88,7 +89,7 @@ class Notes:
     def saw(self, message: GenerateResponse) -> None:
         match message.WhichOneof("event"):
             case "text":
-                self._said = self._said or bool(message.text)
+                self._said = self._said or bool(message.text.strip())
             case "reasoning":
                 self._thought = True
             case "tool_call":
@@ -112,17 +113,13 @@ class Notes:
         for number, (address, title) in enumerate(self._sources.items(), start=1):
             say(f"  {number}. {title} {address}" if title not in ("", address) else f"  {number}. {address}")
 
-    def why_empty(self, completed: Completed, *, thoughts: bool) -> str:
-        """Say why there is nothing to read in an answer that ended well; empty where there is something.
+    def shortfall(self, completed: Completed, *, hint: bool) -> str:
+        """Say why the answer isn't all that was asked for; empty where it is.
 
-        `thoughts`: they have been asked for.
+        `hint`: thoughts came that could be shown, and weren't asked for.
         """
-        if self._said or self._calls:
-            return ""
-        if self._thought or completed.usage.reasoning_tokens:
-            hint = "" if thoughts else " --thoughts shows what it tells of that."
-            return f"The answer is empty: the model thought and said nothing.{hint}"
-        return "The answer has no text."
+        told = shortfall(completed, said=self._said, called=bool(self._calls), thought=self._thought)
+        return f"{told} --thoughts shows what it tells of that." if told == ONLY_THOUGHTS and hint else told
 
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

@@ -63,7 +63,7 @@ def test_a_model_on_offer_is_taken_and_another_is_not_found() -> None:
     assert parse(prompt="hi", model="gemini-2.5-pro").model == "gemini-2.5-pro"
     with pytest.raises(ModelNotFound) as caught:
         parse(prompt="hi", model="gpt")
-    assert caught.value.text == "model: 'gpt' is not on offer: one of gemini-2.5-flash, gemini-2.5-pro is wanted"
+    assert caught.value.text == "Model 'gpt' is not on offer: one of gemini-2.5-flash, gemini-2.5-pro is wanted"
     assert caught.value.metadata == {"model": "gpt", "offered": "gemini-2.5-flash,gemini-2.5-pro"}
 
 

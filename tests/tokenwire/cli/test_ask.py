@@ -13,7 +13,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
-from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought, tool_call
+from tests.tokenwire.fake_service import FakeService, Refusal, Step, completed, thought, tool_call
 from tokenwire import inline, user
 from tokenwire.cli.ask import main
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -180,10 +180,9 @@ def test_stats_are_told_on_stderr(ask: Ask, service: FakeService) -> None:
     service.will_answer("one", "two", completed(output_tokens=7))
     code, out, err = outcome(ask("x", "--stats"))
     assert (code, out) == (0, "onetwo\n")
-    first, chunks, rate, usage = err.strip().split(" · ")
+    first, chunks, *_, usage = err.strip().split(" · ")
     assert re.fullmatch(r"first chunk (\d+ ms|\d+\.\d\d s)", first)
     assert chunks == "2 chunks"
-    assert rate.endswith(" tokens/s")
     assert usage == "5 tokens in, 7 out"
 
 
@@ -315,9 +314,37 @@ def test_tool_calls_and_sources_are_told_below_the_answer(ask: Ask, service: Fak
 
 def test_an_answer_of_thoughts_alone_says_why_it_is_empty(ask: Ask, service: FakeService) -> None:
     service.will_answer(thought("Hm."), completed())
+    service.will_answer(thought("Hm."), completed())
     code, out, err = outcome(ask("x"))
-    assert (code, out) == (0, "")
-    assert err.startswith("The answer is empty: the model thought and said nothing.")
+    assert (code, out) == (3, "")
+    told = "The answer is empty: the model thought and said nothing."
+    assert err == f"{told} --thoughts shows what it tells of that.\n"
+    assert outcome(ask("x", "--thoughts"))[::2] == (3, f"Hm.\n\n{told}\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--thoughts"]], ids=" ".join)
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY], ids=pb.FinishReason.Name)
+@pytest.mark.parametrize("nothing", [[], [thought("Hm.")], [" ", "\n"]], ids=["nothing", "thoughts", "blanks"])
+def test_every_answer_that_says_nothing_ends_with_one_code(
+    service: FakeService,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    reason: pb.FinishReason.ValueType,
+    nothing: list[Step],
+) -> None:
+    service.will_answer(*nothing, completed(reason))
+    assert main(["x", "--address", service.address, *options]) == 3
+    assert "The answer is empty: the model " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=" ".join)
+@pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY], ids=pb.FinishReason.Name)
+def test_an_answer_that_calls_a_tool_is_not_empty(
+    service: FakeService, capsys: pytest.CaptureFixture[str], options: list[str], reason: pb.FinishReason.ValueType
+) -> None:
+    service.will_answer(thought("Hm."), tool_call("w", {}), completed(reason))
+    assert main(["x", "--address", service.address, *options]) == 0
+    assert "empty" not in capsys.readouterr().err
 
 
 def test_in_json_nothing_is_said_beside_the_events(ask: Ask, service: FakeService) -> None:

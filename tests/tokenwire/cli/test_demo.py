@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from tokenwire.cli import demo
+from tokenwire.cli import ask, demo
 from vertex_emulator.answerers import weights
 
 ROOT = Path(__file__).parents[3]
@@ -36,6 +36,33 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(weights, "fetch", fetch)
     assert demo.main(["--once"]) == 1
     assert capsys.readouterr().err == "\ntokenwire demo: no network; copy them\n"
+
+
+@pytest.mark.parametrize(("code", "ended", "told"), [(0, 0, True), (3, 0, True), (130, 130, False), (1, 1, False)])
+def test_only_an_answer_that_came_to_its_end_has_taken_a_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int, ended: int, told: bool
+) -> None:
+    class Children:
+        def __init__(self, *_: object) -> None: ...
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def start(self, *_: object) -> None: ...
+        def wait(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(weights, "fetch", lambda **_: None)
+    monkeypatch.setattr(demo, "_Children", Children)
+    monkeypatch.setattr(ask, "main", lambda _: code)
+    assert demo.main(["--once"]) == ended
+    assert ("All of it took" in capsys.readouterr().out) == told
+
+
+def test_the_question_is_called_as_in_every_other_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        demo.main(["--help"])
+    assert "[PROMPT]" in (out := capsys.readouterr().out)
+    assert 'PROMPT      the question (default: "What is baseball?")' in out
 
 
 def test_without_the_servers_extra_the_service_says_which_one_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,18 @@ def test_tokens_are_counted(service: FakeService, capsys: Said, tmp_path: Path) 
     ]
 
 
+def test_what_is_no_question_is_counted_as_it_is_asked(service: FakeService, capsys: Said, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(b"%PDF")
+    files = ["--image", str(tmp_path / "a.pdf"), "--address", service.address]
+    assert count.main(["", *files]) == 0
+    assert service.counted[0].messages == [user(inline(b"%PDF", "application/pdf"))]
+    service.refuses_to_count = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "EMPTY_PROMPT")
+    capsys.readouterr()
+    assert count.main(["", "--address", service.address]) == 1
+    assert not service.counted[1].messages
+    assert capsys.readouterr().err == "There is no question to answer: the prompt is empty.\n"
+
+
 def test_a_count_that_is_refused_says_why(service: FakeService, capsys: Said) -> None:
     service.refuses_to_count = Refusal(grpc.StatusCode.UNIMPLEMENTED, "NOT_SERVED", "nobody counts")
     assert count.main(["x", "--address", service.address]) == 1

@@ -172,12 +172,23 @@ async def first_words(control: ControlClient, browser: Browser, url: str) -> Non
     await tab.context.close()
 
 
-async def long_answer(control: ControlClient, browser: Browser, url: str, pid: int) -> None:
+# An answer that is one block: what it begins with, and each chunk.
+BLOCKS = {
+    "list": ("", "- word word word end.\n"),
+    "code": ("```python\n", "word = word(word, 'end')\n"),
+    "table": ("| word | words |\n|-|-|\n", "| word | word word end |\n"),
+}
+
+
+async def long_answer(control: ControlClient, browser: Browser, url: str, pid: int, block: str = "") -> None:
     control.reset()
     chunks = WORDS // WORDS_PER_CHUNK
     piece = "word " * (WORDS_PER_CHUNK - 1) + "end. "
     paragraph = repeat(40, piece, interval=1 / CHUNKS_PER_SECOND)
     steps = [step for _ in range(chunks // 40) for step in (paragraph, "\n\n")]
+    if block:
+        begin_of_block, piece = BLOCKS[block]
+        steps = [*filter(None, [begin_of_block]), repeat(chunks, piece, interval=1 / CHUNKS_PER_SECOND)]
     control.play(default=answer(*steps, usage=usage(1, WORDS)))
     tab = await opened(browser, url)
     before, begin = cpu_seconds(tree(pid)), time.monotonic()
@@ -187,7 +198,8 @@ async def long_answer(control: ControlClient, browser: Browser, url: str, pid: i
     share = (cpu_seconds(tree(pid)) - before) / seconds
     gaps = sorted(seen["gaps"])
     print(
-        f"{WORDS} words at {CHUNKS_PER_SECOND} chunks/s: {seconds:.0f} s, the page's process {share:.0%} of a core; "
+        f"{f'one {block} of {chunks} chunks' if block else f'{WORDS} words'} at {CHUNKS_PER_SECOND} chunks/s: "
+        f"{seconds:.0f} s, the page's process {share:.0%} of a core; "
         f"{len(gaps)} frames, longest gap {gaps[-1]:.0f} ms, over 100 ms: {sum(gap > 100 for gap in gaps)}; "
         f"long animation frames over 100 ms: {sum(one > 100 for one in seen['long'])}, "
         f"longest {max(seen['long'], default=0):.0f} ms"
@@ -260,6 +272,9 @@ async def run(only: str) -> None:
                 await first_words(control, browser, url)
             if only in ("", "long"):
                 await long_answer(control, browser, url, pid)
+            for block in BLOCKS:
+                if only in ("", block):
+                    await long_answer(control, browser, url, pid, block)
             if only in ("", "many"):
                 await many(browser)
             await browser.close()
@@ -270,5 +285,5 @@ async def run(only: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m bench.page", description="Measure the page in a real browser.")
-    parser.add_argument("only", nargs="?", default="", choices=["", "first", "long", "many", "memory"])
+    parser.add_argument("only", nargs="?", default="", choices=["", "first", "long", *BLOCKS, "many", "memory"])
     asyncio.run(run(parser.parse_args().only))

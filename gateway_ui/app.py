@@ -92,6 +92,7 @@ def page() -> None:
     talk = conversations.opened(desk, owner)
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
+    _remember_old_answers(talk)
 
     hurry = early or any(_to_check(talk))
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
@@ -145,6 +146,13 @@ def _settle(desk: Desk, talk: Talk) -> None:
     if not talk.conversation.settings or seen not in (None, said):
         talk.conversation.settings = {**talk.conversation.settings, **said}
         desk.store.settle(talk.owner, talk.conversation)
+
+
+def _remember_old_answers(talk: Talk) -> None:
+    """Note which answers were there when this tab opened the conversation: they aren't read out."""
+    if st.session_state.get("opened") != talk.conversation.id:
+        st.session_state.opened = talk.conversation.id
+        st.session_state.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
@@ -262,7 +270,8 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                 _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place)
+                new = exchange.id not in st.session_state.old_answers
+                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place, new=new)
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
@@ -296,7 +305,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    st.title("Ask a question")
+    st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 
 

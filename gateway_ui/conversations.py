@@ -9,7 +9,7 @@ from .chat import export
 from .chat.conversation import Conversation
 from .chat.desk import Desk, Talk
 from .chat.store import PURGED_AFTER_DAYS
-from .drawing.markdown import render
+from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 
 # So many are shown, and again so many with each wish for more.
@@ -85,7 +85,7 @@ def _this_one(desk: Desk, talk: Talk) -> None:
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", export.as_markdown),
             ("JSON", "json", "application/json", export.as_json),
-            ("Web page", "html", "text/html", partial(export.as_html, render=render)),
+            ("Web page", "html", "text/html", partial(export.as_html, render=standalone, style=STYLE)),
         )
         st.html('<div class="tw-caption">Download as</div>')
         with st.container(horizontal=True):

@@ -16,7 +16,7 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import ROLE_TOOL, Blob, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from .conversation import Conversation, Exchange, pretty
+from .conversation import Conversation, Exchange, one_line, pretty
 
 RUNNING = "The answer was still being written: it is incomplete here."
 
@@ -49,6 +49,7 @@ def as_json(conversation: Conversation) -> str:
     """Give all of it: messages, settings and ends as protobuf's JSON, and when each chunk came.
 
     "exchanges" are those shown, oldest first; "alternatives" all others. "parent" is the id of the exchange before.
+    "files" are the names of the question's files, in the order of its parts with `inlineData`.
     """
     path = conversation.path()
     shown = set(path)
@@ -70,15 +71,15 @@ def escaped(text: str) -> str:
     return f'<div class="text" dir="auto">{html.escape(text)}</div>'
 
 
-def as_html(conversation: Conversation, render: Callable[[str], str] = escaped) -> str:
+def as_html(conversation: Conversation, render: Callable[[str], str] = escaped, style: str = "") -> str:
     """Give what was said as one file for a browser: no scripts, and nothing is fetched from anywhere.
 
-    `render` makes harmless HTML of an answer's Markdown. What the file's policy refuses is refused besides: a browser
-    may still connect to where a frame or a hint in it would lead.
+    `render` makes harmless HTML of an answer's Markdown, and `style` is the CSS for that. What the file's policy
+    refuses is refused besides: a browser may still connect to where a frame or a hint in it would lead.
     """
     title = html.escape(conversation.name)
     exchanges = "\n".join(_article(one, render) for one in conversation.path())
-    return _PAGE.format(title=title, style=_STYLE, exchanges=exchanges)
+    return _PAGE.format(title=title, style=_STYLE + style, exchanges=exchanges)
 
 
 def _record(exchange: Exchange) -> dict[str, object]:
@@ -89,6 +90,7 @@ def _record(exchange: Exchange) -> dict[str, object]:
         "parent": None if exchange.parent is None else exchange.parent.id,
         "complete": complete,
         "asked": MessageToDict(exchange.asked),
+        "files": exchange.names,
         "messages": [MessageToDict(exchange.question), MessageToDict(exchange.answer)],
         "grounding": [MessageToDict(one) for one in exchange.groundings[:]],
         "completed": None if exchange.meter.completed is None else MessageToDict(exchange.meter.completed),
@@ -103,7 +105,7 @@ def _record(exchange: Exchange) -> dict[str, object]:
 def _blocks(exchange: Exchange) -> Iterator[str]:
     ended = exchange.ended
     yield "## Results" if exchange.question.role == ROLE_TOOL else "## Question"
-    yield from map(_part, exchange.question.parts)
+    yield from (_part(part, name) for part, name in _named(exchange))
     yield f"## Answer{f' of {exchange.model}' if exchange.model else ''}"
     yield from map(_part, exchange.answer.parts)
     sources = _sources(exchange)
@@ -114,6 +116,13 @@ def _blocks(exchange: Exchange) -> Iterator[str]:
         yield f"**{problem}**"
     if figures := _figures(exchange):
         yield f"*{figures}*"
+
+
+def _named(exchange: Exchange) -> Iterator[tuple[Part, str]]:
+    """Each part of the question, with its file's name where it has one."""
+    names = iter(exchange.names)
+    for part in exchange.question.parts:
+        yield part, next(names, "") if part.HasField("inline_data") else ""
 
 
 def _sources(exchange: Exchange) -> list[Grounding.Source]:
@@ -130,12 +139,13 @@ def _figures(exchange: Exchange) -> str:
     return "" if completed is None else " · ".join([finish(completed), *exchange.meter.figures()])
 
 
-def _part(part: Part) -> str:
+def _part(part: Part, name: str = "") -> str:
     match part.WhichOneof("data"):
         case "reasoning":
             return f"<details><summary>Thoughts</summary>\n\n{part.reasoning}\n\n</details>"
         case "inline_data":
-            return f"*{part.inline_data.mime_type}, {size(len(part.inline_data.data))}*"
+            file = f"*{part.inline_data.mime_type}, {size(len(part.inline_data.data))}*"
+            return f"{_code(name)}, {file}" if name else file
         case "file_data":
             return f"*{part.file_data.mime_type}, {part.file_data.file_uri}*"
         case "tool_call":
@@ -144,6 +154,13 @@ def _part(part: Part) -> str:
             return f"Result of `{part.tool_result.name}`:\n\n{_fenced(part.tool_result.response)}"
         case _:
             return part.text
+
+
+def _code(text: str) -> str:
+    """Any text in one line of Markdown, as it is."""
+    text = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _fenced(value: Struct) -> str:
@@ -160,7 +177,7 @@ def _article(exchange: Exchange, render: Callable[[str], str]) -> str:
 def _question(exchange: Exchange) -> Iterator[str]:
     yield '<section class="question">'
     yield f"<h2>{'Results' if exchange.question.role == ROLE_TOOL else 'Question'}</h2>"
-    yield from (_drawn(part, escaped) for part in exchange.question.parts)
+    yield from (_drawn(part, escaped, name) for part, name in _named(exchange))
     yield "</section>"
 
 
@@ -178,14 +195,14 @@ def _answer(exchange: Exchange, render: Callable[[str], str]) -> Iterator[str]:
     yield "</section>"
 
 
-def _drawn(part: Part, render: Callable[[str], str]) -> str:  # noqa: PLR0911  # a line for each kind
+def _drawn(part: Part, render: Callable[[str], str], name: str = "") -> str:  # noqa: PLR0911  # a line for each kind
     match part.WhichOneof("data"):
         case "reasoning" if not part.reasoning:
             return ""  # only a signature
         case "reasoning":
             return f"<details><summary>Thoughts</summary>{render(part.reasoning)}</details>"
         case "inline_data":
-            return _embedded(part.inline_data)
+            return _embedded(part.inline_data, name)
         case "file_data":
             return f'<p class="file">{html.escape(f"{part.file_data.mime_type}, {part.file_data.file_uri}")}</p>'
         case "tool_call":
@@ -196,11 +213,12 @@ def _drawn(part: Part, render: Callable[[str], str]) -> str:  # noqa: PLR0911  #
             return render(part.text)
 
 
-def _embedded(blob: Blob) -> str:
-    kind = html.escape(blob.mime_type)
+def _embedded(blob: Blob, name: str) -> str:
+    kind, said = html.escape(blob.mime_type), html.escape(name)
     if blob.mime_type in _IMAGES:
-        return f'<img alt="{kind}" src="data:{kind};base64,{base64.b64encode(blob.data).decode()}">'
-    return f'<p class="file">{kind}, {size(len(blob.data))}</p>'
+        image = f'<img alt="{said or kind}" src="data:{kind};base64,{base64.b64encode(blob.data).decode()}">'
+        return f'<figure>{image}<figcaption class="file" dir="auto">{said}</figcaption></figure>' if name else image
+    return f'<p class="file" dir="auto">{f"{said}, " if name else ""}{kind}, {size(len(blob.data))}</p>'
 
 
 def _card(title: str, value: Struct) -> str:
@@ -237,6 +255,7 @@ section { margin: 1.25rem 0; }
 .text { unicode-bidi: plaintext; }
 pre, code { direction: ltr; unicode-bidi: isolate; }
 img { max-width: 100%; max-height: 24rem; border-radius: .5rem; }
+figure { margin: .5rem 0; }
 pre { font-size: .85rem; background: var(--soft); border-radius: .5rem; padding: .5rem .75rem; margin: .35rem 0 0; }
 table { border-collapse: collapse; }
 th, td { border: 1px solid var(--line); padding: .25rem .5rem; }
@@ -252,7 +271,7 @@ summary { cursor: pointer; }
 # Styles may stand in the file; images too, as data. Everything else is refused by the browser, whatever an answer says.
 _PAGE = """\
 <!DOCTYPE html>
-<html>
+<html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; \

@@ -103,9 +103,13 @@ def _file(name: str, part: Part) -> None:
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 
-    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0) -> None:
-        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written."""
+    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0, new: bool = False) -> None:
+        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written.
+
+        `new`: it has come since its conversation was opened, so it is to be read out, once.
+        """
         self._exchange = exchange
+        self._new = new
         self._borders = borders
         self._fold: Any = None
         # Streamlit keeps what stood in a container until the script ends, so the next answer gets another one.
@@ -133,7 +137,7 @@ class Drawing:
             _cite(self._sources, exchange.groundings)
 
     def note(self, now: float | None = None) -> None:
-        """Draw the line under the answer: how it ended, or how it is coming along."""
+        """Draw the line under the answer: how it ended, or how it is coming along, which is told as of `now`."""
         exchange, parts = self._exchange, []
         if now is None and exchange.problem:
             parts.append(f'<div class="tw-problem" role="alert">{words(exchange.problem)}</div>')
@@ -141,7 +145,7 @@ class Drawing:
         if exchange.meter.completed is not None:
             figures = [exchange.model, finish(exchange.meter.completed), *figures]
         dot = '<span class="tw-dot"></span>' if now is not None else ""
-        running = " data-running" if now is not None else ""
+        running = (" data-running" if now is not None else "") + (" data-new" if self._new else "")
         line = " · ".join(html.escape(one) for one in figures if one)
         parts.append(f'<div class="tw-figures"{running}>{dot}{line}</div>')
         self._note.html("".join(parts))
@@ -196,6 +200,9 @@ def copy_button(exchange: Exchange, key: str) -> None:
     _COPY(data={"text": exchange.text}, key=key, width="content", height="content")
 
 
+_AXIS = {"minExtent": 56, "maxExtent": 56}
+
+
 def chart(pieces: Sequence[Piece]) -> None:
     """Draw how the answer grew, how long each chunk was, and how long it was waited for; three pictures, one time."""
     bars, before, grown = [], 0.0, 0
@@ -219,7 +226,8 @@ def chart(pieces: Sequence[Piece]) -> None:
             "mark": mark,
             "encoding": {
                 "x": {"field": "seconds", "type": "quantitative", "title": None, "scale": {"domainMin": 0}},
-                "y": {"field": field, "type": "quantitative", "title": title},
+                # The same room for each picture's numbers, so that the times stand below each other.
+                "y": {"field": field, "type": "quantitative", "title": title, "axis": _AXIS},
                 "color": {"field": "kind", "type": "nominal", "title": None, "legend": legend},
                 "tooltip": tips,
             },

@@ -1,4 +1,4 @@
-"""What the page does in the browser: it follows the answer, reads it out, and knows the browser again."""
+"""What the page does in the browser: follows the answer, reads it out, keeps the focus, knows the browser again."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ _ASSETS = Path(__file__).with_name("assets")
 
 _COMPONENT = st.components.v2.component(
     "tokenwire_reader",
-    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "reading.js")),
+    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "focus.js", "reading.js")),
     isolate_styles=False,
 )
 

@@ -5,14 +5,16 @@ from html.parser import HTMLParser
 from pathlib import PureWindowsPath
 
 import pytest
+from axe_playwright_python.async_playwright import Axe
 from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 from gateway_ui.chat.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.chat.export import RUNNING, as_html, as_json, as_markdown, file_name
-from gateway_ui.drawing.markdown import render
+from gateway_ui.drawing.markdown import STYLE, standalone
+from tests.browser import SCREENSHOTS
 from tests.gateway_ui import test_conversation as conversations
 from tests.gateway_ui.test_attachments import picture
 from tests.gateway_ui.test_conversation import exchange
@@ -21,6 +23,7 @@ from tokenwire import file_uri, inline, tool, tool_result, user
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
 
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 SOURCES = pb.Grounding(sources=[pb.Grounding.Source(uri="https://example.org/a", title="A page")])
 
 
@@ -71,6 +74,50 @@ def test_json_holds_the_alternatives_too() -> None:
     assert "Half" not in as_markdown(talk)
     assert "Again." in as_html(talk)
     assert "Half" not in as_html(talk)
+
+
+NAMES = ["IMG_1.png", "a *report*, `v2`.pdf", "スコア<1>.csv"]
+
+
+def named() -> Conversation:
+    files = [inline(b"x", "image/png"), inline(b"%PDF-1.7\n", "application/pdf"), inline(b"a,b", "text/plain")]
+    one = exchange(
+        "So.",
+        end=completed(),
+        question=user(files[0], file_uri("gs://b/c.pdf", "application/pdf"), *files[1:], "What?"),
+    )
+    one.names = NAMES
+    return conversations.conversation(one)
+
+
+def test_json_holds_the_names_of_files_in_the_order_of_the_files() -> None:
+    (record,) = json.loads(as_json(named()))["exchanges"]
+    assert record["files"] == NAMES
+    files = [part for part in record["messages"][0]["parts"] if "inlineData" in part]
+    assert [file["inlineData"]["mimeType"] for file in files] == ["image/png", "application/pdf", "text/plain"]
+    (record,) = json.loads(as_json(conversations.conversation(exchange("So."))))["exchanges"]
+    assert record["files"] == []
+
+
+def test_markdown_names_the_files() -> None:
+    assert as_markdown(named()).split("\n\n")[1:5] == [
+        "`IMG_1.png`, *image/png, 1 byte*",
+        "*application/pdf, gs://b/c.pdf*",
+        "`` a *report*, `v2`.pdf ``, *application/pdf, 9 bytes*",
+        "`スコア<1>.csv`, *text/plain, 3 bytes*",
+    ]
+
+
+def test_html_names_the_files() -> None:
+    parsed = Parsed(as_html(named()))
+    assert [attrs["alt"] for tag, attrs in parsed.tags if tag == "img"] == ["IMG_1.png"]
+    lines = [line for line in parsed.text.splitlines() if line][3:7]
+    assert lines == [
+        "IMG_1.png",
+        "application/pdf, gs://b/c.pdf",
+        "a *report*, `v2`.pdf, application/pdf, 9 bytes",
+        "スコア<1>.csv, text/plain, 3 bytes",
+    ]
 
 
 def test_an_export_in_mid_answer_says_that_it_is_incomplete() -> None:
@@ -127,7 +174,7 @@ class Parsed(HTMLParser):
 
 OURS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "main", "article", "section", "div", "p", "b", "pre",
-    "details", "summary", "ol", "li", "a", "small", "img",
+    "details", "summary", "ol", "li", "a", "small", "img", "figure", "figcaption",
 }  # fmt: skip
 
 
@@ -156,13 +203,14 @@ def test_no_words_of_anybody_become_html(text: str, mime_type: str) -> None:
         thought(words), words, tool_call(words, {words: words}), pb.Grounding(sources=[source]),
         end=pb.Completed(model=words), question=user(words, inline(b"x", mime_type), file_uri(words, words)),
     )  # fmt: skip
+    called.names = [words]
     failed = exchange(question=tool(tool_result(called.tool_calls[0], {"x": words})), model=words)
     failed.fail(words)
     parsed = Parsed(as_html(conversations.conversation(called, failed, title=words)))
     assert parsed.open == []
     assert {tag for tag, _ in parsed.tags} <= OURS - {"a"}
     assert {name for _, attrs in parsed.tags for name in attrs} <= {
-        "class", "dir", "alt", "src", "charset", "http-equiv", "content", "name",
+        "class", "dir", "alt", "src", "charset", "http-equiv", "content", "name", "lang",
     }  # fmt: skip
     # Except for what the parser makes of line ends and NUL.
     if text.isprintable():
@@ -199,6 +247,65 @@ async def test_a_browser_shows_it_and_fetches_and_runs_nothing(tab: Page) -> Non
     assert sum("Content Security Policy" in line for line in refused) >= 5
     await tab.emulate_media(color_scheme="dark")
     assert await tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(24, 24, 27)"
+
+
+DRAWN = r"""
+# Euler, and $x_1$
+
+So \(\frac{a}{b}\) and $e^{i\pi} + 1 = 0$ with `code`, and one that nobody knows: \(\unknown{x}\).
+
+$$\sum_{i=1}^{n} i^2 + x_1 + x_2 + x_3 + x_4 + x_5 + x_6 + x_7 + x_8 + x_9 + x_{10} + x_{11} = 0$$
+
+- Then $a_1x_1 + a_2x_2 + a_3x_3 + a_4x_4 + a_5x_5 + a_6x_6 + a_7x_7 + a_8x_8 + a_9x_9 = b$.
+
+```python
+import os  # a comment that makes this line longer than the screen of a phone is wide, so that it is scrolled
+x = "text"
+```
+
+| A wide column of a table | Another wide column | The third wide column | The fourth wide column |
+|--------------------------|---------------------|-----------------------|-----------------------:|
+| one                      | two                 | \(x^2\)               | 4                      |
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 390])
+async def test_a_shared_page_looks_like_the_answer_by_itself(tab: Page, scheme: str, width: int) -> None:
+    talk = conversations.conversation(exchange(thought("So $a$."), DRAWN, SOURCES, end=completed(), model="fake-1"))
+    await tab.set_viewport_size({"width": width, "height": 844})
+    await tab.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    await tab.set_content(as_html(talk, render=standalone, style=STYLE))
+    await tab.screenshot(path=SCREENSHOTS / f"shared-{scheme}-{width}.png", full_page=True)
+    await expect(tab.locator("math")).to_have_count(7)
+    await expect(tab.locator("math msup")).to_have_count(3)
+    fraction = await tab.locator("math mfrac").first.bounding_box()
+    assert fraction is not None
+    assert fraction["height"] > 15, "drawn, not only written"
+    await expect(tab.locator(".tw-source")).to_have_text("\\(\\unknown{x}\\)")
+    # Nothing drags the page sideways; what is wide scrolls by itself.
+    assert await tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    cells = tab.locator("th")
+    for cell in await cells.all():
+        box = await cell.bounding_box()
+        assert box is not None
+        assert box["width"] > 100
+        assert box["height"] < 40, "no word is broken"
+    if width == 390:
+        for place in (".tw-table", ".tw-code pre", ".tw-formula", "li > .tw-math"):
+            assert await tab.locator(place).evaluate("one => one.scrollWidth > one.clientWidth"), place
+    colours = [
+        await tab.locator(f".tw-code .tw-{kind}").first.evaluate("one => getComputedStyle(one).color")
+        for kind in ("k", "c", "s")
+    ]
+    text = await tab.locator(".tw-code code").evaluate("one => getComputedStyle(one).color")
+    assert len({*colours, text}) == 4
+    label = tab.locator(".tw-language")
+    await expect(label).to_have_css("font-size", "12px")
+    await expect(tab.locator("html")).to_have_attribute("lang", "en")
+    found = await Axe().run(tab, options={"runOnly": {"type": "tag", "values": WCAG}})
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found.response["violations"]] == []
 
 
 # ---- names of files
@@ -344,7 +451,7 @@ Half
 def test_html_lays_out_each_block_in_its_own_direction() -> None:
     hebrew = "\u05e9\u05dc\u05d5\u05dd"
     page = as_html(
-        conversations.conversation(conversations.exchange(f"{hebrew}\n\n- {hebrew}", end=completed())), render
+        conversations.conversation(conversations.exchange(f"{hebrew}\n\n- {hebrew}", end=completed())), standalone
     )
     tags = [(tag, attrs["dir"]) for tag, attrs in Parsed(page).tags if "dir" in attrs]
     assert tags == [("h1", "auto"), ("div", "auto"), ("p", "auto"), ("ul", "rtl"), ("li", "rtl")]

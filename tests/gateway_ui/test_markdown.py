@@ -99,6 +99,33 @@ WORDS = [
 ]  # fmt: skip
 
 
+AMOUNTS = st.sampled_from(["5", "7", "10", "1,000", "2,000.50", "3.99", "5-10", "5\u201310", "5k", "20%"])
+AFTER_AMOUNTS = st.sampled_from([", ", "; ", ": ", ". ", " net, ", " an hour, ", "/kg, ", " each; ", ",\n"])
+REST = st.sampled_from(["b = {}", "{}", "x + y = {}", "or {}", "and {}", "b is {}"])
+
+
+@given(AMOUNTS, AFTER_AMOUNTS, REST, AMOUNTS, st.sampled_from(["", "a = ", "So ", "x (", "1,000-"]))
+def test_prices_are_no_formula(one: str, then: str, rest: str, other: str, before: str) -> None:
+    text = f"{before}${one}{then}{rest.format(other)}$ and more"
+    assert formulas(text) == []
+    assert text_of(render(text)) == text + "\n"
+
+
+def test_a_range_of_prices_is_no_formula() -> None:
+    assert formulas("$1,000-$2,000, 5$ und 7$") == []
+    assert formulas("a = $5, b = 7$") == []
+
+
+TERMS = st.sampled_from(["x", "5x", "a_1", "x^2", "\\alpha", "2", "3.5", "(x, y)", "f(x)", "n!", "2(x+1)", "1,000"])
+SIGNS = st.sampled_from([" = ", " + ", "=", "-", " < ", " \\cdot ", "/", " \\le "])
+
+
+@given(st.lists(st.tuples(TERMS, SIGNS), max_size=4), TERMS)
+def test_true_maths_is_a_formula(begin: list[tuple[str, str]], last: str) -> None:
+    formula = "$" + "".join(term + sign for term, sign in begin) + last + "$"
+    assert [text_of(one) for one in formulas(f"so {formula}, and")] == [formula]
+
+
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(lambda words: " ".join(["So", *words])), min_size=1))
 def test_text_without_marks_of_markdown_reads_the_same(lines: list[str]) -> None:
     text = "\n".join(lines)
@@ -133,7 +160,8 @@ MATHS = [
     "$n$", "$x_{max} = 3$", "$ABC$", "$5x+3=2$", r"$\sin x$", "$ax^2 + bx + c = 0$", r"\(x\)", r"\(a_b + c_d\)",
     r"\[x\]",
     "$$x$$", r"$x \text{ if it is positive}$", r"$\mathrm{speed} = 3$", r"$\operatorname{lcm}(a, b)$", r"\(distance\)",
-    r"$a < b$", "$10^{-3}$", r"$5\%$",
+    r"$a < b$", "$10^{-3}$", r"$5\%$", "$x = 5$", "$5x$", "$a$", "$5$", "$1,000$", "$1, 2, 3$", "$5/2$",
+    "$2 x$", "$5 + x$", "$2-2$",
 ]  # fmt: skip
 
 
@@ -173,6 +201,41 @@ def test_a_formula_of_several_lines_is_a_block(text: str) -> None:
     assert (
         len(re.findall('<div class="tw-formula" tabindex="0"><span class="tw-math tw-math-block"', render(text))) == 1
     )
+
+
+ENVIRONMENTS = [name + star for name in ("equation", "align", "gather", "alignat", "multline") for star in ("", "*")]
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize("text", ["{}", "So:\n{}", "So:\n\n{}\n\nAnd", "- a\n\n  {}", "> {}", "{}\n- a"])
+def test_an_environment_that_begins_a_line_is_a_formula(name: str, text: str) -> None:
+    columns = "{2}" if name.startswith("alignat") else ""
+    formula = f"\\begin{{{name}}}{columns}a &= b \\\\ c &= d\\end{{{name}}}"
+    assert [text_of(one) for one in formulas(text.format(formula))] == [formula]
+
+
+def test_an_environment_of_several_lines_is_one_formula_with_what_follows_it() -> None:
+    text = "So:\n\\begin{align}\n  a &= b \\\\\n  c &= d\n\\end{align}, and so on.\n\nNext."
+    assert len(formulas(text)) == 1
+    assert text_of(render(text)).endswith("\n, and so on.\nNext.\n")
+    drawn = render("\\begin{align}\na\n\\end{align}.")
+    assert "</span>.</div>" in drawn
+
+
+@pytest.mark.parametrize(
+    "text", ["`\\begin{align}x\\end{align}`", "```\n\\begin{align}x\\end{align}\n```", "\\begin{document}x"]
+)
+def test_what_is_no_environment_of_maths_stays_as_it_is(text: str) -> None:
+    assert formulas(text) == []
+    assert text_of(render(text)).strip() == text.strip("`\n")
+
+
+def test_an_open_environment_is_shown_as_its_source() -> None:
+    text = "\\begin{align}\na &= b"
+    assert text_of(render(text)) == text + "\n"
+    # Nothing else is seen of it before.
+    for end in range(1, len("\\begin{align}")):
+        assert text_of(Growing().update(text[:end])[1]) == ""
 
 
 def test_text_after_a_block_of_maths_is_kept() -> None:
@@ -439,6 +502,43 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
+_ENDS_OF_BLOCKS = {
+    "table": ("</tbody>\n</table></div>\n", "</thead>\n</table></div>\n"),
+    "code": ("</code></pre></div>\n",),
+    "ul": ("</ul>\n",),
+    "ol": ("</ol>\n",),
+}
+
+
+def merged(drawn: list[str]) -> str:
+    """What the browser makes of segments: those that go on with a block are joined to it."""
+    whole = ""
+    for segment in drawn:
+        more = re.match(
+            r'<div class="tw-(table|code) tw-more"[^>]*>(?:<table>\n|<pre tabindex="0"><code>)'
+            r'|<(ul|ol)[^>]*class="tw-more"[^>]*>\n',
+            segment,
+        )
+        assert ("tw-more" in segment) == (more is not None)
+        if more is None:
+            whole += segment
+            continue
+        end = next(end for end in _ENDS_OF_BLOCKS[more[1] or more[2]] if whole.endswith(end))
+        rest = segment[more.end() :]
+        if end.startswith("</thead>"):
+            end = end.removeprefix("</thead>\n")
+        elif end.startswith("</tbody>"):
+            rest = rest.removeprefix("<tbody>\n")
+        whole = whole.removesuffix(end) + rest
+    return whole
+
+
+def shown(drawn: str) -> str:
+    """Without what a cut may change: how close a list's items stand, and colours beside a cut."""
+    drawn = re.sub('<span class="tw-.">|</span>', "", drawn)
+    return re.sub(r"\s*</?p>\s*|\s*(?=<)|(?<=>)\s*", "", drawn)
+
+
 def grown(text: str, cuts: list[int]) -> list[str]:
     growing, closed = Growing(), []
     for cut in sorted({min(cut, len(text)) for cut in cuts}):
@@ -450,7 +550,7 @@ def grown(text: str, cuts: list[int]) -> list[str]:
 @given(st.lists(FRAGMENTS, max_size=60).map("".join), st.lists(st.integers(0, 400), max_size=30), st.integers(1, 60))
 def test_what_has_grown_is_what_is_drawn_at_once(text: str, cuts: list[int], size: int) -> None:
     with patch.object(markdown, "SEGMENT_CHARACTERS", size):
-        assert "".join(grown(text, cuts)) == render(text)
+        assert shown(merged(grown(text, cuts))) == shown(render(text))
         assert grown(text, cuts) == segments(text)
         assert grown(text, [*range(len(text))]) == segments(text)
 
@@ -482,6 +582,65 @@ def long_answer(words: int) -> str:
         "|a|b|\n|-|-|\n|1|2|",
     )
     return "\n\n".join(paragraphs[number % 5] for number in range(words // 15))
+
+
+LONG_BLOCKS = {
+    "bullets": ("", "- word *word* word $x$ word word word\n"),
+    "loose": ("", "* word word word\n\n  more word\n\n"),
+    "numbers": ("", "1. word word word word word\n   - inner\n   - inner\n"),
+    "table": ("|a|b|\n|-|-:|\n", "| word word | word `word` |\n"),
+    "code": ("```python\n", "def word(x): return x  # word\n"),
+    "unknown code": ("~~~~ nonesuch\n", "word word word word word\n"),
+    "text in code": ("```python\n", 'x = """word\n``` word\n"""\n'),
+    "html": ("```html\n<script>\n", "let word = 1 + 2 // word\n"),
+}
+
+
+def long_block(name: str, rows: int = 1500) -> str:
+    head, row = LONG_BLOCKS[name]
+    return f"Before:\n\n{head}{row * rows}"
+
+
+@pytest.mark.parametrize("name", LONG_BLOCKS)
+def test_an_update_of_one_long_block_costs_the_same_whatever_its_length(name: str) -> None:
+    growing, largest, sent = Growing(), 0, 0
+    text = long_block(name)
+    for end in range(0, len(text), 500):
+        before = growing.parsed
+        sent = max(sent, len(growing.update(text[:end])[1]))
+        largest = max(largest, growing.parsed - before)
+    # Code whose colours go on from line to line is cut later.
+    assert largest < 12 * markdown.SEGMENT_CHARACTERS
+    assert sent < 30_000
+
+
+@pytest.mark.parametrize("name", LONG_BLOCKS)
+def test_a_long_block_grows_into_what_is_drawn_at_once(name: str) -> None:
+    text = long_block(name, 300) + {"code": "```\n", "html": "```\n"}.get(name, "") + "\nAfter."
+    drawn = grown(text, [*range(0, len(text), 29)])
+    assert drawn == segments(text)
+    assert len(drawn) > 2
+    assert shown(merged(drawn)) == shown(render(text))
+    if name == "loose":
+        assert merged(drawn).count("<p>") == render(text).count("<p>")
+    if name in ("code", "text in code"):
+        assert re.findall('class="tw-."', merged(drawn)) == re.findall('class="tw-."', render(text))
+
+
+BLOCKS = st.sampled_from(
+    ["- a\n", "- b *b*\n", "  - c\n", "  more\n", "\n", "* d\n", "1. e\n", "7. f\n", "   g\n", "-\n", "- |a|b|\n",
+     "|-|-|\n", "|a|b|\n", "| c | `d` |\n", "| e\n", "```\n", "```python\n", "~~~\n", "x = '''\n", "# y\n", "/* z\n",
+     "    code\n", "---\n", "> q\n", "- ```\n", "word\n", "\\[\n", "\\]\n", " - h\n", "   - i\n", "\t- j\n",
+     "- [ ] k\n", "-     l\n", "\r\n", "1) m\n"]
+)  # fmt: skip
+
+
+@given(st.lists(BLOCKS, max_size=40).map("".join), st.integers(1, 30))
+def test_blocks_that_are_cut_anywhere_show_the_same(text: str, size: int) -> None:
+    with patch.object(markdown, "SEGMENT_CHARACTERS", size), patch.object(markdown, "_LOOKED_AT", 1):
+        drawn = grown(text, [*range(len(text))])
+        assert drawn == segments(text)
+        assert shown(merged(drawn)) == shown(render(text))
 
 
 def test_a_long_answer_has_some_dozens_of_segments() -> None:
@@ -526,6 +685,39 @@ def test_a_link_defined_above_is_known_below_and_one_defined_below_when_the_answ
     ],
 )  # fmt: skip
 def test_what_cannot_be_told_yet_is_not_drawn_as_something_else(text: str, drawn: str) -> None:
+    assert text_of(Growing().update(text)[1]) == drawn
+
+
+DEFINITIONS = [
+    "[a]: http://example.org/x", "[a]: <http://example.org/x>", "[a]: http://example.org/x 'A title'",
+    '[a]: http://example.org/x "A (title)"', "[a]:\nhttp://example.org/x", '[a]: http://example.org/x\n"A\ntitle"',
+    "[a]: http://example.org/x (t)\n[b c]: http://example.org/y 't'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS)
+@pytest.mark.parametrize("around", ["{}\n\nNext [a]", "See [a].\n\n{}\n\nNext", "> {}\n\nNext", "- x\n\n  {}\n\nNext"])
+def test_a_links_definition_is_never_seen_as_text(definition: str, around: str) -> None:
+    indent = {">": "> ", "-": "  "}.get(around[0], "")
+    text = around.format(definition.replace("\n", "\n" + indent))
+    start = around.index("{}")
+    before = text_of(render(text[:start])).split()
+    linked = [word.strip("[].") for word in before]
+    defined = text.index("\n\nNext")
+    for end in range(start, defined + 2):
+        said = text_of(Growing().update(text[:end])[1]).split()
+        assert [word.strip("[].") for word in said] == linked, text[:end]
+    assert "http" not in text_of(render(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [("[x]", ""), ("[x] done", "[x] done\n"), ("- [ ] task", "\n[ ] task\n\n"), ("[x](http://a.b) so", "x so\n"),
+     ("[a]: no definition", "[a]: no definition\n"), ('Word\n"quoted', 'Word\n"quoted\n'),
+     ("[section]\nx", "[section]\nx\n"),
+     ("Word\n[a]: b", "Word\n[a]: b\n")],
+)  # fmt: skip
+def test_what_is_no_definition_is_drawn(text: str, drawn: str) -> None:
     assert text_of(Growing().update(text)[1]) == drawn
 
 

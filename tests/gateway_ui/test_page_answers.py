@@ -360,10 +360,12 @@ async def test_the_conversation_is_downloaded_as_json_and_markdown(
 
 async def test_the_chart_shows_each_chunk_and_fetches_nothing(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
-    service.will_answer(thought("Hm. " * 5), *["word " * (number % 7 + 1) for number in range(40)], gate, completed())
+    service.will_answer(
+        thought("Hm. " * 5), "word " * 4000, *["word " * (number % 7 + 1) for number in range(40)], gate, completed()
+    )
     page = await chat()
     await page.ask("What is baseball?")
-    await expect(page.answer()).to_contain_text("40 chunks")
+    await expect(page.answer()).to_contain_text("41 chunks")
     gate.set()
     await ended(page)
     await expect(page.tab.get_by_test_id("stVegaLiteChart")).to_have_count(0)
@@ -372,6 +374,14 @@ async def test_the_chart_shows_each_chunk_and_fetches_nothing(chat: Open, servic
     await expect(chart.locator("canvas, svg").first).to_be_visible()
     await chart.scroll_into_view_if_needed()
     await page.photograph("chart")
+    # The three pictures have one time: their axes stand below each other.
+    charts = page.answer().get_by_test_id("stVegaLiteChart")
+    await expect(charts.locator(".role-frame.root")).to_have_count(3)
+    sides = await charts.locator(".role-frame.root > g > path.background").evaluate_all(
+        "all => all.map((one) => [one.getBoundingClientRect().left, one.getBoundingClientRect().right])"
+    )
+    assert len(sides) == 3
+    assert all(abs(one - other) < 2 for pair in zip(*sides, strict=True) for one in pair for other in pair), sides
     # It stays with its answer when another comes.
     await answered(page, "And cricket?")
     await expect(page.messages.nth(1).get_by_test_id("stVegaLiteChart").last).to_be_visible()

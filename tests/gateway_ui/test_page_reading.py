@@ -1,5 +1,7 @@
 """How the page reads: nothing jumps, nothing hides, nothing is fetched; by eye, by ear, by keyboard, on a phone."""
 
+import asyncio
+import contextlib
 import re
 import threading
 from itertools import pairwise
@@ -7,7 +9,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Page, ViewportSize, expect
+from playwright.async_api import FilePayload, Page, ViewportSize, expect
 
 from tests.gateway_ui.chat import Chat, Open
 from tests.gateway_ui.test_page_answers import SOURCES
@@ -78,6 +80,68 @@ async def test_the_answer_never_shrinks_or_goes_blank_while_it_streams(chat: Ope
     heights = found["heights"]
     assert len(heights) > len(RICH)
     assert all(after >= before - 0.5 for before, after in pairwise(heights)), heights
+
+
+ROWS = 120
+LONG_LIST = [f"1. Item {number} of a list that is long.\n" for number in range(ROWS)]
+LONG_TABLE = ["| Number | Words |\n|-|-|\n", *[f"| Row {number} | some words in it |\n" for number in range(ROWS)]]
+LONG_CODE = ["```python\n", *[f"line_{number} = 'some words in it'\n" for number in range(ROWS)], "```\n"]
+
+
+async def test_a_block_that_came_in_parts_is_one(chat: Open, service: FakeService) -> None:
+    gates = [threading.Event() for _ in range(12)]
+    chunks = ["First. \n\n", *LONG_LIST, "\n", *LONG_TABLE, "\n", *LONG_CODE, "\nThe end."]
+    size = len(chunks) // len(gates)
+    steps: list[Any] = [*chunks]
+    for place, gate in enumerate(gates):
+        steps.insert((place + 1) * size + place, gate)
+    service.will_answer(*steps, completed())
+    page = await chat()
+    seen = await growing(page, "First.")
+    await page.tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver((changes) => {
+                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
+            }).observe(document.querySelector(".tw-voice"), {childList: true});
+        }"""
+    )
+    await page.ask("What is baseball?")
+    for place, gate in enumerate(gates, 1):
+        await expect(page.answer()).to_contain_text(re.compile(rf"\b{place * size} chunks"))
+        gate.set()
+    await expect(page.answer()).to_contain_text("tokens in")
+    words = page.answer().locator('[class*="st-key-words-"]')
+
+    async def check() -> None:
+        assert await words.locator(".tw-more").count() > 3, "it did come in parts"
+        await expect(words.locator("ol:visible")).to_have_count(1)
+        await expect(words.locator("li:visible")).to_have_count(ROWS)
+        await expect(words.locator("table:visible")).to_have_count(1)
+        await expect(words.locator("tbody tr:visible")).to_have_count(ROWS)
+        await expect(words.locator(".tw-code:visible")).to_have_count(1)
+        code = words.locator(".tw-code:visible code")
+        assert await code.text_content() == "".join(LONG_CODE[1:-1])
+        copied = "one => { getSelection().selectAllChildren(one); return getSelection().toString(); }"
+        assert (await code.evaluate(copied)).rstrip("\n") == "".join(LONG_CODE[1:-1]).rstrip("\n")
+        numbers = [int(number) for number in re.findall(r"(?:Item|Row|line_) ?(\d+)", await words.inner_text())]
+        assert numbers == [*range(ROWS)] * 3
+
+    await check()
+    await page.photograph("long-blocks")
+    found = await seen.json_value()
+    assert found["empty"] == 0
+    assert all(after >= before - 0.5 for before, after in pairwise(found["heights"]))
+    said = " ".join(await page.tab.evaluate("() => said"))
+    assert [int(number) for number in re.findall(r"(?:Item|Row|line_) ?(\d+)", said)] == [*range(ROWS)] * 3
+    # It stays so when the script draws it anew, and in another tab.
+    await page.flip("Letter by letter")
+    await page.settled()
+    await check()
+    await page.tab.reload()
+    await expect(page.answer()).to_contain_text("The end.")
+    await page.settled()
+    await check()
 
 
 async def end_is_visible(page: Chat) -> bool:
@@ -152,6 +216,144 @@ async def test_the_answer_is_read_out_sentence_by_sentence(chat: Open, service: 
     await expect(voice.locator("p").last).to_have_text("A third without an end")
 
 
+async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open, service: FakeService) -> None:
+    service.will_answer("All of it. At once", completed())
+    page = await chat()
+    # What is said, as a screen reader hears it: each element that is added to the live region.
+    await page.tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver((changes) => {
+                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
+            }).observe(document.querySelector(".tw-voice"), {childList: true});
+        }"""
+    )
+    said = "() => said.join(' ').replace(/\\s+/g, ' ')"
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.tab.wait_for_function("said.length")
+    assert await page.tab.evaluate(said) == "All of it. At once"
+    # Neither by what is drawn anew, nor after another answer, which is a tool call only.
+    await page.flip("Letter by letter")
+    await page.settled()
+    await page.choose("fake-2")
+    await page.tab.evaluate("said.length = 0")
+    service.will_answer(tool_call("weather", {"city": "Oslo"}), completed())
+    await page.ask("How is it in Oslo?")
+    await page.tab.wait_for_function("said.length")
+    await page.settled()
+    assert await page.tab.evaluate(said) == 'Calls weather { "city": "Oslo" }'
+    # Neither an earlier alternative.
+    service.will_answer("Another. One", completed())
+    await page.tab.evaluate("said.length = 0")
+    await page.tab.get_by_role("button", name="Retry").click()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.tab.wait_for_function("said.join(' ').includes('One')")
+    await page.answer().get_by_role("button", name="Earlier").click()
+    await expect(page.answer()).to_contain_text("1 of 2")
+    await page.answer().get_by_role("button", name="Later").click()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.settled()
+    assert await page.tab.evaluate(said) == "Another. One"
+    # Nor a conversation that is opened, or loaded.
+    await page.tab.evaluate("said.length = 0")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button").click()
+    await expect(page.messages).to_have_count(4)
+    await page.settled()
+    service.will_answer("The next.", completed())
+    await page.ask("And golf?")
+    await expect(page.messages).to_have_count(6)
+    await page.tab.wait_for_function("said.length")
+    assert await page.tab.evaluate(said) == "The next."
+    await page.tab.reload()
+    await expect(page.messages).to_have_count(6)
+    await page.settled()
+    assert await page.tab.locator(".tw-voice").text_content() == ""
+
+
+async def test_the_focus_goes_to_what_has_come_instead_of_a_button(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    gate = threading.Event()
+    buttons = page.tab.get_by_role("button")
+
+    async def press(name: str, key: str = "Enter") -> None:
+        await page.settled()
+        await buttons.filter(has_text=re.compile(rf"{name}$")).first.focus()
+        await page.tab.keyboard.press(key)
+
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    service.will_answer("Another", gate, completed())
+    await press("Retry")
+    await expect(page.answer()).to_contain_text("Another")
+    await expect(page.input).to_be_focused()
+    gate.set()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    # The first has nothing before it, so the way back has the focus.
+    await press("Earlier")
+    await expect(page.answer()).to_contain_text("1 of 2")
+    await expect(page.answer().get_by_role("button", name="Later")).to_be_focused()
+    await press("Later")
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await expect(page.answer().get_by_role("button", name="Earlier")).to_be_focused()
+    await press("Edit")
+    await expect(page.tab.get_by_label("Your question")).to_be_focused()
+    await press("Cancel")
+    await expect(page.messages.first.get_by_role("button", name="Edit")).to_be_focused()
+    service.will_answer("Half", threading.Event())
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    await buttons.filter(has_text="Don't ask").focus()
+    await page.tab.keyboard.press("Enter")
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(page.input).to_be_focused()
+    await page.stop.focus()
+    await page.tab.keyboard.press("Enter")
+    await expect(page.problem()).to_be_visible()
+    await expect(page.input).to_be_focused()
+    await page.open_this_conversation()
+    await press("Delete")
+    await expect(page.messages).to_have_count(0)
+    await expect(page.tab.get_by_role("button", name="Undo")).to_be_focused()
+    await press("Undo.*")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.input).to_be_focused()
+    # Who clicks beside it has left it.
+    await page.tab.get_by_role("button", name="Retry").focus()
+    await page.messages.first.get_by_text("What is baseball?").click()
+    await page.flip("Mark the chunks")
+    await expect(page.input).not_to_be_focused()
+
+
+async def test_a_closed_drawer_is_not_reached_by_keyboard(chat: Open, tab: Page) -> None:
+    await tab.set_viewport_size(ViewportSize(width=390, height=844))
+    page = await chat()
+    await expect(tab.get_by_test_id("stExpandSidebarButton")).to_be_visible()
+    await expect(tab.get_by_text("Settings", exact=True)).to_be_hidden()
+    seen = """() => {
+        const { x, y, right, bottom } = document.activeElement.getBoundingClientRect();
+        return right > 0 && bottom > 0 && x < innerWidth && y < innerHeight;
+    }"""
+    for _ in range(12):
+        await tab.keyboard.press("Tab")
+        if await tab.evaluate("() => document.activeElement === document.body"):
+            continue  # around the page's end
+        assert await tab.evaluate(seen), await tab.evaluate("() => document.activeElement.outerHTML.slice(0, 300)")
+    # Opened by keyboard, it is there; closed again, the focus isn't lost in it.
+    await tab.get_by_test_id("stExpandSidebarButton").focus()
+    await tab.keyboard.press("Enter")
+    await expect(tab.get_by_text("Settings", exact=True)).to_be_visible()
+    await tab.get_by_role("button", name="Collapse sidebar").focus()
+    await tab.keyboard.press("Enter")
+    await expect(tab.get_by_test_id("stExpandSidebarButton")).to_be_focused()
+    await page.settled()
+
+
 LOOKS = {
     "light": ("light", ViewportSize(width=1100, height=800)),
     "dark": ("dark", ViewportSize(width=1100, height=800)),
@@ -189,9 +391,7 @@ async def test_axe_finds_nothing_against_wcag_2_2_aa(chat: Open, tab: Page, serv
         assert not wrong, state
 
 
-async def test_on_a_phone_wide_things_scroll_by_themselves_and_targets_are_large(
-    chat: Open, tab: Page, service: FakeService
-) -> None:
+async def test_on_a_phone_wide_things_scroll_by_themselves(chat: Open, tab: Page, service: FakeService) -> None:
     await tab.set_viewport_size(ViewportSize(width=390, height=844))
     cells = " | ".join(f"a wide column {number}" for number in range(12))
     table = f"| {cells} |\n|{'---|' * 12}\n| {cells} |\n\n"
@@ -210,13 +410,133 @@ async def test_on_a_phone_wide_things_scroll_by_themselves_and_targets_are_large
     box = await page.answer().locator(".tw-md").first.bounding_box()
     assert box is not None
     assert box["x"] < 30, "no room is lost to an avatar"
-    buttons = page.tab.get_by_test_id("stMain").get_by_role("button")
-    small = []
-    for button in await buttons.all():
-        box = await button.bounding_box()
-        if box is not None and box["width"] and (box["width"] < 44 or box["height"] < 44):
-            small.append((await button.inner_text(), await button.get_attribute("data-testid"), box))
-    assert not small
+
+
+LONG_FORMULA = " + ".join(f"a_{number}x_{number}" for number in range(1, 9))
+
+
+async def test_on_a_phone_a_long_formula_scrolls_by_itself(chat: Open, tab: Page, service: FakeService) -> None:
+    await tab.set_viewport_size(ViewportSize(width=390, height=844))
+    places = (
+        f"- Then ${LONG_FORMULA} = b$.",
+        f"# So ${LONG_FORMULA} = b$",
+        f"Then \\({LONG_FORMULA}\\) and $a$.",
+        f"> - Then ${LONG_FORMULA} = b$.",
+        f"Then $${LONG_FORMULA} = b$$ follows.",
+        "$a\\hspace{5000em}b$",
+        f"| So | |\n|-|-|\n| ${LONG_FORMULA} = b$ | x |",
+    )
+    service.will_answer("\n\n".join(places), completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    formulas = page.answer().locator(".tw-math:has(math)")
+    await expect(formulas).to_have_count(len(places) + 1)
+    await page.photograph("phone-formulas")
+    wide = "one => one.scrollWidth > one.clientWidth"
+    assert not await tab.get_by_test_id("stMain").evaluate(wide)
+    for number in (0, 1, 2, 4, 5, 6):
+        assert await formulas.nth(number).evaluate(wide), number
+        assert await formulas.nth(number).evaluate("one => one.getBoundingClientRect().right <= innerWidth"), number
+        await expect(formulas.nth(number)).to_have_attribute("tabindex", "0")
+    # The short one stands on the line of its words, and is no stop for the keyboard.
+    short = formulas.nth(3)
+    assert await short.get_attribute("tabindex") is None
+    below = """one => {
+        const mark = document.createElement("span");
+        mark.style.cssText = "display: inline-block; width: 1px; height: 1px";
+        one.after(mark);
+        const line = mark.getBoundingClientRect().bottom;
+        mark.remove();
+        const letter = document.createRange();
+        letter.selectNodeContents(one.querySelector("mi"));
+        return line - one.querySelector("mi").getBoundingClientRect().bottom;
+    }"""
+    assert abs(await short.evaluate(below)) < 2
+
+
+# All that can be clicked or focused and is smaller than a finger. A link within a sentence may be as small as its line.
+SMALL = """() => {
+    const small = [];
+    const things = "a[href], button, input, textarea, select, summary, video, audio, [role=button], [role=option]," +
+        "[role=switch], [role=slider], [role=tab], [tabindex='0']";
+    const look = (root) => {
+        for (const one of root.querySelectorAll("*")) {
+            if (one.shadowRoot) look(one.shadowRoot);
+            if (!one.matches(things) || one.closest("svg") || one.matches(".tw-md *")) continue;
+            if (!one.checkVisibility({ visibilityProperty: true })) continue;
+            const { width, height } = (one.closest("label") ?? one).getBoundingClientRect();
+            if (width <= 1 && one !== document.activeElement) continue;  // seen only while it has the focus
+            if (width < 44 || height < 44) {
+                small.push([one.tagName, one.ariaLabel || one.innerText || one.dataset.testid, width, height]);
+            }
+        }
+    };
+    look(document);
+    return small;
+}"""
+FINGERS = {
+    "phone": (ViewportSize(width=390, height=844), False),
+    "phone on its side": (ViewportSize(width=844, height=390), False),
+    "tablet": (ViewportSize(width=820, height=1180), True),
+}
+
+
+@pytest.mark.parametrize("device", FINGERS)
+async def test_whatever_a_finger_points_at_is_large(chat: Open, tab: Page, service: FakeService, device: str) -> None:
+    size, touch = FINGERS[device]
+    await tab.set_viewport_size(size)
+    devtools = await tab.context.new_cdp_session(tab)
+    await devtools.send("Emulation.setTouchEmulationEnabled", {"enabled": touch})
+    gate = threading.Event()
+    service.will_answer(thought("Hm."), gate, "Words.", tool_call("weather", {"city": "Oslo"}), SOURCES, completed())
+    page = await chat()
+    expand = tab.get_by_test_id("stExpandSidebarButton")
+    assert await tab.evaluate(SMALL) == []
+    if device == "phone":
+        await expect(expand).to_be_visible()
+    if await expand.is_visible():
+        await expand.click()
+    await page.choose("fake-2")
+    await page.attach(FilePayload(name="report.pdf", mimeType="application/pdf", buffer=b"%PDF-1.7"))
+    assert await tab.evaluate(SMALL) == []
+    await page.ask("What is baseball?")
+    await expect(page.stop).to_be_visible()
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    assert await tab.evaluate(SMALL) == []
+    await page.not_asked().get_by_role("button", name="Don't ask").evaluate("one => one.click()")
+    await expect(page.not_asked()).to_have_count(0)
+    gate.set()
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.settled()
+    service.will_answer(thought("Hm."), "Words.", tool_call("weather", {"city": "Oslo"}), SOURCES, completed())
+    await tab.get_by_role("button", name="Retry").evaluate("one => one.click()")
+    await expect(page.answer()).to_contain_text("2 of 2")
+    await page.settled()
+    await page.open_settings()
+    await page.open_this_conversation()
+    for switch in ("Letter by letter", "Answer in JSON"):
+        await page.flip(switch)
+    await tab.get_by_role("button", name="Edit").evaluate("one => one.click()")
+    await expect(tab.get_by_role("button", name="Ask anew")).to_be_visible()
+    await page.settled()
+    await page.answer().locator("summary", has_text="Chunks").evaluate("one => one.click()")
+    await expect(tab.get_by_test_id("stVegaLiteChart")).to_have_count(3)
+    await page.settled()
+    # That has closed the thoughts.
+    await page.answer().locator("summary", has_text="Thought for").evaluate("one => one.click()")
+    await expect(page.answer().get_by_text("Hm.")).to_be_visible()
+    await page.photograph(f"fingers-{device.replace(' ', '-')}")
+    # Every expander is open, the drawer too.
+    assert await tab.locator("details:not([open])").count() == 0
+    assert await tab.evaluate(SMALL) == []
+    async with asyncio.timeout(20):
+        while not await tab.get_by_role("option").first.is_visible():  # a click may be lost
+            await tab.get_by_role("combobox", name="Model").click()
+            with contextlib.suppress(AssertionError):
+                await expect(tab.get_by_role("option").first).to_be_visible(timeout=1000)
+    assert await tab.evaluate(SMALL) == []
 
 
 async def test_dollars_colons_and_dashes_are_what_the_model_said(chat: Open, service: FakeService) -> None:

@@ -30,11 +30,67 @@
     if (root.matches("[data-tw-math]")) draw(root);
     root.querySelectorAll("[data-tw-math]").forEach(draw);
   };
-  window.tokenwireFormulas = new MutationObserver((changes) => {
-    for (const { addedNodes } of changes) {
-      for (const node of addedNodes) if (node.nodeType === Node.ELEMENT_NODE && node.isConnected) drawAll(node);
+
+  // A long block comes in several segments. The items, rows or lines of the later ones, whose elements are of the class
+  // tw-more, are moved to where the block begins, so that it is one for eyes, ears and the clipboard.
+  const MORE = ".tw-md > .tw-more:first-child";
+  const SEGMENT = '[data-testid="stElementContainer"]';
+  const moved = (window.tokenwireMoved = new WeakMap()); // by what they were taken out of
+  const holder = (block) => block.querySelector(":scope > pre > code") ?? block.querySelector(":scope > table > tbody") ??
+    block.querySelector(":scope > table") ?? block;
+  const begin = (more) => {
+    for (let segment = more.closest(SEGMENT)?.previousElementSibling; segment; segment = segment.previousElementSibling) {
+      const block = segment.querySelector(".tw-md")?.lastElementChild;
+      if (!block) return null;
+      if (!block.matches(".tw-more")) return block;
     }
+    return null;
+  };
+  const taken = (from) => {
+    if (moved.has(from)) return moved.get(from);
+    let nodes = [...from.children];
+    if (from.localName === "code") {
+      const lines = document.createElement("span");
+      lines.append(...from.childNodes);
+      nodes = [lines];
+    }
+    for (const one of nodes) one.dataset.twMoved = "";
+    moved.set(from, nodes);
+    return nodes;
+  };
+  const join = (more) => {
+    const block = begin(more);
+    if (!block || block.classList[0] !== more.classList[0] && block.localName !== more.localName) return;
+    holder(block).append(...taken(holder(more)));
+    more.classList.add("tw-joined");
+  };
+  const joinAll = () => {
+    for (const more of document.querySelectorAll(MORE)) {
+      const nodes = moved.get(holder(more));
+      // What was moved goes with the beginning of its block, should that be drawn anew.
+      if (!nodes || nodes.some((one) => !one.isConnected)) join(more);
+    }
+  };
+  const takeBack = (root) => {
+    for (const more of root.querySelectorAll(".tw-joined")) moved.get(holder(more))?.forEach((one) => one.remove());
+  };
+
+  window.tokenwireFormulas = new MutationObserver((changes) => {
+    let segments = false;
+    for (const { addedNodes, removedNodes } of changes) {
+      for (const node of removedNodes) {
+        if (node.nodeType !== Node.ELEMENT_NODE || node.isConnected) continue;
+        takeBack(node);
+      }
+      for (const node of addedNodes) {
+        if (node.nodeType !== Node.ELEMENT_NODE || !node.isConnected) continue;
+        drawAll(node);
+        segments ||= node.matches(".tw-md") || node.querySelector(".tw-md") !== null;
+      }
+    }
+    if (segments) joinAll();
   });
   window.tokenwireFormulas.observe(document.body, { childList: true, subtree: true });
   drawAll(document.body);
+  joinAll();
 })();

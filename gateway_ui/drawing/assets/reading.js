@@ -11,6 +11,9 @@ const LOST_MS = 10_000;
 const RELEASE_MS = 200;
 const COOKIE_MS = 100;
 const RUNNING = ".tw-figures[data-running]";
+// Under an answer that has come since its conversation was opened.
+const NEW = ".tw-figures[data-new]:not([data-running])";
+const ANSWER = '[class*="st-key-answer-"]';
 const READ_MS = 300;
 // So long after an answer has ended, or the page was loaded, its last parts may still come.
 const SETTLED_MS = 1000;
@@ -92,13 +95,39 @@ const drawn = async () => {
   for (let turn = 0; turn < 5; turn += 1) await null;
 };
 
+const keyOf = (answer) => [...answer.classList].find((name) => name.startsWith("st-key-answer-"));
+
+// What a segment says. Part of a long block may stand in the segment that the block begins in: see markdown.js.
+const wordsOf = (segment) => {
+  const drawn = segment.querySelector(".tw-md");
+  if (!drawn) return segment.innerText;
+  const within = (node) => {
+    const inside = window.tokenwireMoved?.get(node)?.map((one) => `${within(one)}\n`) ?? Array.from(node.childNodes, said);
+    return inside.join("") + (node.className === "tw-language" ? "\n" : "");
+  };
+  const said = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) return node.data;
+    return node.dataset?.twMoved === undefined ? within(node) : "";
+  };
+  return said(drawn).trimEnd();
+};
+
+// Without white space, of which there may be more or less once a segment has ended.
+const letters = (text) => text.replace(/\s/g, "").length;
+const placeAfter = (text, count) => {
+  let place = 0;
+  for (let left = count; left > 0 && place < text.length; place += 1) if (/\S/.test(text[place])) left -= 1;
+  return place;
+};
+
 class Reading {
   following = true;
   growsUntil = Date.now() + LOADED_MS;
   questions = 0;
   answer = null; // the element of the answer that is being written
+  known = new Set(); // the keys of the answers that have been read out
   segment = 0; // which of its segments is being read out
-  heard = 0; // so many of that one's characters were
+  heard = 0; // so many of that one's letters were
 
   constructor(main) {
     this.main = main;
@@ -199,14 +228,31 @@ class Reading {
   }
 
   listen() {
-    const running = this.main.querySelector(RUNNING)?.closest('[class*="st-key-answer-"]') ?? null;
-    if (running === this.answer) return;
-    if (this.answer) this.ended();
-    this.answer = running;
+    const running = this.main.querySelector(RUNNING)?.closest(ANSWER) ?? null;
+    if (running !== this.answer) {
+      if (this.answer) this.ended();
+      this.answer = running;
+      if (running) this.began();
+    }
+    // What has come at once was never seen running.
+    for (const figures of this.main.querySelectorAll(NEW)) {
+      const answer = figures.closest(ANSWER);
+      if (answer !== this.answer && !this.known.has(keyOf(answer))) this.readWhole(answer);
+    }
+  }
+
+  begin(answer) {
+    this.key = keyOf(answer);
+    this.words = answer.querySelector('[class*="st-key-words-"]');
+    // Streamlit may draw an answer anew while it is being written.
+    if (this.known.has(this.key)) return;
+    this.known.add(this.key);
     this.segment = this.heard = this.tallest = 0;
-    if (!running) return;
     this.voice.replaceChildren();
-    this.words = running.querySelector('[class*="st-key-words-"]');
+  }
+
+  began() {
+    this.begin(this.answer);
     // Half a table is lower than the lines that it was before: what stands below must not jump.
     this.height = new ResizeObserver(([{ borderBoxSize }]) => {
       const height = borderBoxSize[0].blockSize;
@@ -222,29 +268,52 @@ class Reading {
     clearInterval(this.reading);
     this.height.disconnect();
     this.words.style.minHeight = "";
+    const answer = this.main.querySelector(`.${this.key}`);
+    if (!answer) return; // another conversation has been opened
+    if (answer.querySelector(RUNNING)) return; // only its element is another one
+    this.words = answer.querySelector('[class*="st-key-words-"]');
     this.read(true);
+    this.readCalls(answer);
   }
 
-  // An answer stands there in segments, of which only the last still changes.
+  readWhole(answer) {
+    this.begin(answer);
+    this.read(true);
+    this.readCalls(answer);
+  }
+
+  readCalls(answer) {
+    for (const call of answer.querySelectorAll(".tw-call")) this.speak(call.innerText);
+  }
+
+  // An answer stands there in segments, of which only the last still changes. What was heard of it may stand in the next
+  // one, once it has ended.
   read(all) {
-    const segments = this.words.children;
-    for (; this.segment < segments.length; this.segment += 1, this.heard = 0) {
+    const segments = this.words?.children ?? [];
+    for (; this.segment < segments.length; this.segment += 1) {
+      const text = wordsOf(segments[this.segment]);
       const last = this.segment === segments.length - 1;
-      this.say(segments[this.segment].innerText, all || !last);
+      this.say(text, all || !last);
       if (last) return;
+      this.heard = Math.max(0, this.heard - letters(text));
     }
   }
 
   say(text, all) {
-    let end = all ? text.length : this.heard;
+    const start = placeAfter(text, this.heard);
+    let end = all ? text.length : start;
     if (!all) {
-      SENTENCE.lastIndex = this.heard;
+      SENTENCE.lastIndex = start;
       for (let found; (found = SENTENCE.exec(text)); ) end = found.index + 1;
     }
-    if (end <= this.heard) return;
+    if (end <= start) return;
+    this.heard = letters(text.slice(0, end));
+    this.speak(text.slice(start, end));
+  }
+
+  speak(said) {
     const words = document.createElement("p");
-    words.textContent = text.slice(this.heard, end).trim();
-    this.heard = end;
+    words.textContent = said.trim();
     if (!words.textContent) return;
     this.voice.append(words);
     while (this.voice.childElementCount > 20) this.voice.firstElementChild.remove();

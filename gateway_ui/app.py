@@ -2,13 +2,14 @@
 
 import gc
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
@@ -16,8 +17,8 @@ from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from . import conversations, sidebar
-from .chat.conversation import Exchange, broken_json, response, result_names
-from .chat.desk import Desk, Talk, Waiting
+from .chat.conversation import Exchange, Waiting, broken_json, response, result_names
+from .chat.desk import Desk, Talk
 from .chat.live import Live
 from .chat.store import Store, default_path
 from .drawing import exchange_view
@@ -63,7 +64,7 @@ def _desk() -> Desk:
     # still, needn't look at it.
     gc.collect()
     gc.freeze()
-    return Desk(Store(default_path()))
+    return Desk(Store(default_path()), runtime.get_instance().is_active_session)
 
 
 def page() -> None:
@@ -89,14 +90,25 @@ def page() -> None:
         return
     desk = _desk()
     talk = conversations.opened(desk, owner)
+    if (context := get_script_run_ctx()) is not None:
+        desk.shows(context.session_id, talk)
     _remember_old_answers(talk)
 
-    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if early else 0.0)
-    if talk.conversation.last is not None:
-        sidebar.prefer([one.name for one in models], talk.conversation.last.asked.model)
+    hurry = early or any(_to_check(talk))
+    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
+    _restore(talk, models)
     model = sidebar.chosen(models)
-    talk.waiting.extend(_question(talk, one, model) for one in early)
-    early.clear()
+    unknown = trouble or "The service offers no model."
+    notes: list[str] = []
+    while early:
+        desk.put(talk, _question(early[0]))
+        early.pop(0)
+    for one in _to_check(talk):
+        notes += _attach(talk, one, model, "" if models else unknown)
+        desk.put(talk, one)
+    # Whatever touches the page may end this run, so the questions are kept before.
+    for note in notes:
+        st.toast(label(note))
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
@@ -104,12 +116,36 @@ def page() -> None:
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
         choices = sidebar.drawer(models)
+    _settle(desk, talk)
     _ask(desk, talk, choices)
+    if talk.waiting:
+        st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
         conversations.drawer(desk, talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
+
+
+def _restore(talk: Talk, models: list[Model]) -> None:
+    """Have the drawer say what it did in this conversation, once it is opened."""
+    kept, last = talk.conversation.settings, talk.conversation.last
+    if not kept and last is not None:  # of a version that kept none
+        kept = {"model": last.asked.model, "system": last.asked.system_instruction}
+    if st.session_state.pop("restores", False):
+        sidebar.restore(kept, models)
+        st.session_state.settings_seen = None
+    else:
+        sidebar.prefer(kept, models)
+
+
+def _settle(desk: Desk, talk: Talk) -> None:
+    """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
+    said, seen = sidebar.settings(), st.session_state.get("settings_seen")
+    st.session_state.settings_seen = said
+    if not talk.conversation.settings or seen not in (None, said):
+        talk.conversation.settings = {**talk.conversation.settings, **said}
+        desk.store.settle(talk.owner, talk.conversation)
 
 
 def _remember_old_answers(talk: Talk) -> None:
@@ -151,19 +187,38 @@ def _connection(trouble: str) -> None:
     look()
 
 
-def _question(talk: Talk, typed: Any, model: Model) -> Waiting:
-    earlier = attachments.inline_bytes([one.question for one in talk.conversation.path()])
+def _question(typed: Any) -> Waiting:
+    text = user(typed.text) if typed.text else Message()
     files = [(file.name, file.getvalue()) for file in typed.files]
-    attached, problems = attachments.attach_all(files, attachments.kinds(model), before=earlier)
-    for one in attached:
-        if one.note:
-            st.toast(label(one.note))
-    parts = [one.part for one in attached]
-    names = [one.name for one in attached]
-    if typed.text:
-        parts.append(user(typed.text).parts[0])
-    refused = Counter(name for name, _ in files) - Counter(names)
-    return Waiting(user(*parts) if parts else Message(), " ".join(problems), names, [*refused.elements()])
+    return Waiting(text, files=files, unchecked=bool(files))
+
+
+def _to_check(talk: Talk) -> list[Waiting]:
+    """The questions whose files are to be looked at, as soon as a model says which it takes."""
+    return [one for one in talk.waiting if one.unchecked and not one.trouble]
+
+
+def _attach(talk: Talk, one: Waiting, model: Model, unknown: str) -> list[str]:
+    """Make parts of a question's files, as far as the model takes them; gives what was done to them.
+
+    What it doesn't take stays with the question, and is its trouble; so do all where no model is known, for the reason
+    `unknown`.
+    """
+    one.unchecked, one.trouble = bool(unknown), unknown
+    if unknown:
+        return []
+    before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
+    attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
+    one.trouble = " ".join(problems)
+    # By their place: two files may have one name.
+    taken = {added.place for added in attached}
+    one.files = [file for place, file in enumerate(one.files) if place not in taken]
+    one.names = [*one.names, *(added.name for added in attached)]
+    files = [part for part in one.message.parts if not part.text]
+    texts = [part for part in one.message.parts if part.text]
+    parts = [*files, *(added.part for added in attached), *texts]
+    one.message = user(*parts) if parts else Message()
+    return [added.note for added in attached if added.note]
 
 
 def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
@@ -174,7 +229,7 @@ def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
 
 def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     # One that can't be asked is for its owner to decide on, and holds up no other.
-    waiting = next((one for one in talk.waiting if not one.trouble), None)
+    waiting = next((one for one in talk.waiting if not one.trouble and not one.unchecked), None)
     if talk.running() is not None or waiting is None:
         return
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
@@ -182,17 +237,17 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
     waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
     if waiting.trouble:
+        desk.put(talk, waiting)
         return
-    talk.drop(waiting.id)
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
-    conversation.add(exchange, conversation.last if waiting.instead is None else waiting.instead.parent)
+    if not desk.ask(talk, waiting, exchange):
+        return
     request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    keep = partial(desk.keep, talk)
-    keep()
-    talk.live = Live(exchange, client.stream(request), keep)
+    keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
+    talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
     st.query_params["c"] = conversation.id
 
 
@@ -233,6 +288,10 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.note()
                 with below:
                     _actions(talk, exchange, last=last)
+    if live is not None and live.exchange not in path:
+        _outlast(live, stop)
+        if talk.waiting:
+            st.rerun()
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -254,12 +313,16 @@ def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
     for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
-            exchange_view.waiting(one.message, [*one.names, *one.refused], one.trouble)
+            exchange_view.waiting(one.message, one.all_names, one.trouble)
             with st.container(horizontal=True):
                 if not one.trouble:
                     st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
-                elif one.message.parts:
-                    words = "Ask without the refused files" if one.refused else "Ask"
+                elif one.files:
+                    words = "Ask" if one.unchecked else "Try again"
+                    st.button(words, key=f"again-{place}", on_click=_again, args=(one.id,))
+                if one.trouble and one.message.parts:
+                    files = "the files" if one.unchecked else "the refused files"
+                    words = f"Ask without {files}" if one.files else "Ask"
                     st.button(words, key=f"now-{place}", on_click=_despite, args=(one.id,))
                 st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(one.id,))
 
@@ -337,6 +400,16 @@ def _results_form(exchange: Exchange) -> None:
         st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
 
 
+def _outlast(live: Live, stop: Any) -> None:
+    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away."""
+    touched = st.empty()
+    with live.looked_at():
+        while not live.exchange.ended:
+            time.sleep(_TICK_SECONDS)
+            touched.empty()
+    stop.empty()
+
+
 @dataclass(frozen=True)
 class _Unread:
     """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
@@ -386,21 +459,34 @@ def _stop() -> None:
 
 
 def _drop(waiting: str) -> None:
-    _open().drop(waiting)
+    talk = _open()
+    # A second click may come when it is gone already; and so below.
+    if (one := talk.waits(waiting)) is not None:
+        _desk().drop(talk, one)
 
 
 def _now(waiting: str) -> None:
     talk = _open()
-    # A second click may come when it is gone already.
-    if (one := talk.drop(waiting)) is not None:
-        talk.waiting.insert(0, one)
-        talk.stop()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            talk.waiting[:] = sorted(talk.waiting, key=lambda other: other is not one)
+            talk.stop()
 
 
 def _despite(waiting: str) -> None:
-    for one in _open().waiting:
-        if one.id == waiting:
-            one.trouble = ""
+    talk = _open()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.files, one.unchecked = "", [], False
+            _desk().put(talk, one)
+
+
+def _again(waiting: str) -> None:
+    talk = _open()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.unchecked = "", True
+            _desk().put(talk, one)
 
 
 def _edit(exchange: str) -> None:
@@ -413,7 +499,7 @@ def _ask_anew(exchange: str) -> None:
     earlier = talk.conversation.exchange(exchange)
     if words and earlier is not None:
         files = [part for part in earlier.question.parts if not part.text]
-        talk.waiting.append(Waiting(user(*files, words), names=earlier.names, instead=earlier))
+        _desk().put(talk, Waiting(user(*files, words), names=earlier.names, instead=earlier))
 
 
 def _retry(exchange: str) -> None:
@@ -423,7 +509,7 @@ def _retry(exchange: str) -> None:
         return
     # A second click may come when it is being asked already.
     if not any(one.instead is earlier for one in talk.waiting):
-        talk.waiting.append(Waiting(earlier.question, names=earlier.names, instead=earlier))
+        _desk().put(talk, Waiting(earlier.question, names=earlier.names, instead=earlier))
 
 
 def _show(exchange: str) -> None:
@@ -450,4 +536,4 @@ def _answer_calls(exchange: str) -> None:
                 return
         st.session_state.pop("unread", None)
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
-        talk.waiting.append(Waiting(tool(*results)))
+        _desk().put(talk, Waiting(tool(*results)))

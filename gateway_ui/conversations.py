@@ -8,10 +8,11 @@ import streamlit as st
 from .chat import export
 from .chat.conversation import Conversation
 from .chat.desk import Desk, Talk
+from .chat.store import PURGED_AFTER_DAYS
 from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 
-# More than these are found by searching.
+# So many are shown, and again so many with each wish for more.
 _SHOWN = 30
 # So many can be looked through without a search.
 _FEW = 5
@@ -22,6 +23,7 @@ def opened(desk: Desk, owner: str) -> Talk:
     talk: Talk | None = st.session_state.get("talk")
     if talk is None or talk.owner != owner:
         talk = st.session_state.talk = desk.talk(owner, st.query_params.get("c", ""))
+        st.session_state.restores = True
     return talk
 
 
@@ -37,12 +39,14 @@ def drawer(desk: Desk, talk: Talk) -> None:
     if talk.conversation.exchanges:
         _this_one(desk, talk)
     _undo(desk, talk)
+    _deleted(desk, talk)
     search = st.session_state.get("find", "")
     found = desk.store.list(talk.owner, search)
     if search or len(found) > _FEW:
         st.text_input("Search conversations", key="find", placeholder="Search", label_visibility="collapsed")
     with st.container(key="conversations"):
-        for one in found[:_SHOWN]:
+        shown = st.session_state.get("listed", _SHOWN)
+        for one in found[:shown]:
             st.button(
                 label(one.title),
                 key=f"open-{one.id}",
@@ -53,12 +57,19 @@ def drawer(desk: Desk, talk: Talk) -> None:
             )
         if search and not found:
             st.caption("None has these words.")
+    if len(found) > shown:
+        st.button(f"Show more ({len(found) - shown})", key="more", on_click=_list_more, args=(shown,), width="stretch")
+
+
+def _list_more(shown: int) -> None:
+    st.session_state.listed = shown + _SHOWN
 
 
 def _open(desk: Desk, owner: str, number: str = "") -> None:
     st.session_state.talk = desk.talk(owner, number)
     st.session_state.editing = ""
-    st.session_state.pop("model", None)
+    # A new one goes on with what is chosen, which stands there to be seen.
+    st.session_state.restores = bool(number)
     if number:
         st.query_params["c"] = number
     else:
@@ -105,20 +116,37 @@ def _delete(desk: Desk) -> None:
     talk: Talk = st.session_state.talk
     talk.stop()
     desk.store.delete(talk.owner, talk.conversation.id)
-    st.session_state.deleted = talk.conversation.id, talk.conversation.name
+    st.session_state.deleted = talk.conversation.id
     _open(desk, talk.owner)
 
 
 def _undo(desk: Desk, talk: Talk) -> None:
-    if "deleted" not in st.session_state:
+    """A way back from the last delete, at once."""
+    one = next((one for one in desk.store.deleted(talk.owner) if one.id == st.session_state.get("deleted")), None)
+    if one is not None:
+        words = f"Undo: delete {label(one.title)}"
+        st.button(words, key="undo", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
+
+
+def _deleted(desk: Desk, talk: Talk) -> None:
+    """All that can be had back, whoever deleted it in this browser, and when."""
+    deleted = desk.store.deleted(talk.owner)
+    if not deleted:
         return
-    number, name = st.session_state.deleted
-    st.button(
-        f"Undo: delete {label(name)}", key="undo", on_click=_undelete, args=(desk, talk.owner, number), width="stretch"
-    )
+    fold = st.expander("Deleted", key="deleted-ones", on_change="rerun")
+    if fold.open:
+        with fold, st.container(key="undeletable"):
+            st.caption(f"For {PURGED_AFTER_DAYS} days.")
+            for one in deleted:
+                st.button(
+                    f"Bring back {label(one.title)}",
+                    key=f"undelete-{one.id}",
+                    on_click=_undelete,
+                    args=(desk, talk.owner, one.id),
+                    width="stretch",
+                )
 
 
 def _undelete(desk: Desk, owner: str, number: str) -> None:
-    del st.session_state.deleted
     desk.store.undelete(owner, number)
     _open(desk, owner, number)

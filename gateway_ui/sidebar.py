@@ -1,7 +1,7 @@
 """The page's drawer: which model, and only what that model can take. What is unset isn't sent."""
 
 import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,20 @@ _NUMBERS = (
 
 _OF_THINKERS = {"thinking_budget", "include_thoughts"}
 
+_UNSET: dict[str, Any] = {
+    "system": "",
+    **{one.name: None for one in _NUMBERS},
+    "thoughts": False,
+    "stops": [],
+    "json": False,
+    "schema": "",
+    "search": False,
+    "tools": "",
+}
+"""What the fields say, by their keys, when nothing was chosen. Each conversation has its own; how an answer is drawn
+is the same for all.
+"""
+
 
 def chosen(models: Iterable[Model]) -> Model:
     """Give the model that the picker shows, also before it is drawn; one without a name where none is on offer."""
@@ -68,10 +82,26 @@ def chosen(models: Iterable[Model]) -> Model:
     return offered.get(st.session_state.get("model", ""), next(iter(offered.values()), Model()))
 
 
-def prefer(names: Iterable[str], model: str) -> None:
-    """Have the picker show this model, if it is on offer and none was picked yet."""
-    if "model" not in st.session_state and model in names:
-        st.session_state.model = model
+def restore(settings: Mapping[str, Any], models: Iterable[Model]) -> None:
+    """Have the fields, before they are drawn, say what they did in a conversation that is opened."""
+    for key, unset in _UNSET.items():
+        st.session_state[key] = settings.get(key, unset)
+    st.session_state.model = None
+    prefer(settings, models)
+
+
+def prefer(settings: Mapping[str, Any], models: Iterable[Model]) -> None:
+    """Have the picker show a conversation's model if none is picked, else the first: as soon as it is on offer."""
+    names = [one.name for one in models]
+    if names and st.session_state.get("model") not in names:
+        # Said in any case: the browser would go on showing what was picked before.
+        st.session_state.model = settings["model"] if settings.get("model") in names else names[0]
+
+
+def settings() -> dict[str, Any]:
+    """Give what the fields say by now, as JSON can hold it; without those that aren't drawn."""
+    said = {key: st.session_state[key] for key in _UNSET if key in st.session_state}
+    return {**said, "model": st.session_state.model} if st.session_state.get("model") else said
 
 
 def drawer(models: list[Model]) -> Choices:

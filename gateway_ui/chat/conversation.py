@@ -141,10 +141,41 @@ class Exchange:
         self.problem = problem
         self.ended = True
 
+    def catch_up(self, other: "Exchange") -> None:
+        """Add what the same exchange has elsewhere; both were loaded."""
+        for arrival in other.arrivals[len(self.arrivals) :]:
+            self.saw(arrival)
+        self.problem = other.problem
+
     def stop(self) -> None:
         """Nobody waits for the rest. Whatever ended before stays as it was."""
         if not self.ended:
             self.fail(STOPPED)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A question that isn't asked yet: its turn hasn't come, or it can't be asked as it is."""
+
+    message: Message
+    trouble: str = ""
+    """Why it can't be asked, in words for a person; empty: it can."""
+    names: list[str] = field(default_factory=list)
+    """Of the message's files."""
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    """Names and bytes of files that don't go along: refused, or not looked at yet."""
+    unchecked: bool = False
+    """Whether its files wait for a model to be known, which says what it takes."""
+    instead: Exchange | None = None
+    """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
+    id: str = field(default_factory=new_id)
+    kept: bool = False
+    """Whether the store has it: then only one process asks it."""
+
+    @property
+    def all_names(self) -> list[str]:
+        """The names of all its files."""
+        return [*self.names, *(name for name, _ in self.files)]
 
 
 def pretty(value: Struct) -> str:
@@ -229,6 +260,8 @@ class Conversation:
         self.id = id or new_id()
         self.title = title
         """What a person called it; empty: nothing yet, and `name` is made of the first question."""
+        self.settings: dict[str, Any] = {}
+        """What the drawer says for it, by the names of its fields; as JSON can hold it."""
         self.exchanges: list[Exchange] = []
         """All of them in the order they were added, so each comes after its parent."""
         self._below: dict[Exchange | None, list[Exchange]] = {}
@@ -267,6 +300,25 @@ class Conversation:
         self.exchanges.append(exchange)
         self._below.setdefault(after, []).append(exchange)
         self.show(exchange)
+
+    def merge(self, other: "Conversation") -> None:
+        """Add what the same conversation has elsewhere, and show what is shown there. Nothing is taken away."""
+        own = {one.id: one for one in self.exchanges}
+        for one in other.exchanges:
+            known = own.get(one.id)
+            if known is None:
+                own[one.id] = one
+                self.add(one, None if one.parent is None else own[one.parent.id])
+            elif known.problem == INTERRUPTED:
+                # It runs on elsewhere, or has come to its end there.
+                known.catch_up(one)
+        # In one order everywhere. Others may be reading, so nothing is sorted in place.
+        places = {one.id: place for place, one in enumerate(other.exchanges)}
+        for every in (self.exchanges, *self._below.values()):
+            every[:] = sorted(every, key=lambda one: places.get(one.id, len(places)))
+        for parent, child in other.shown.items():
+            self.shown[None if parent is None else own[parent.id]] = own[child.id]
+        self.title, self.settings = other.title, other.settings
 
     def alternatives(self, exchange: Exchange) -> list[Exchange]:
         """Give the exchanges in the same place, oldest first, itself among them."""

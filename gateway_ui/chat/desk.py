@@ -2,29 +2,15 @@
 
 import threading
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tokenwire.v1.content_pb2 import Message
-
-from .conversation import Conversation, Exchange, new_id
+from .conversation import INTERRUPTED, Conversation, Exchange, Waiting
 from .live import Live
 from .store import Store
 
-
-@dataclass
-class Waiting:
-    """A question that is asked once the answer before it has ended."""
-
-    message: Message
-    trouble: str = ""
-    # Why it can't be asked, in words for a person; empty: it can.
-    names: list[str] = field(default_factory=list)
-    # Of its files.
-    refused: list[str] = field(default_factory=list)
-    # Of files that can't go along.
-    instead: Exchange | None = None
-    # Asked before, as it is or in other words: it takes this one's place, which stays as an alternative.
-    id: str = field(default_factory=new_id)
+WAITED_IN_VAIN = "It waited for an answer that was interrupted."
+"""Why a question isn't asked that was waiting for its turn when the page's process died."""
 
 
 @dataclass(weakref_slot=True, slots=True)
@@ -36,7 +22,7 @@ class Talk:
     live: Live | None = None
     waiting: list[Waiting] = field(default_factory=list)
     asking: threading.RLock = field(default_factory=threading.RLock)
-    # Held by the tab that asks: when an answer ends, all of them would ask what waits.
+    # Held by whoever changes what waits: when an answer ends, all tabs would ask it.
 
     def running(self) -> Live | None:
         """The answer that is being written, if it hasn't ended."""
@@ -45,13 +31,15 @@ class Talk:
     def shown(self) -> Live | None:
         """The answer that is being written, or that a tab is still showing letter by letter."""
         live = self.live
-        return live if live is not None and (not live.exchange.ended or live.shown < len(live.exchange.text)) else None
+        if live is None or not live.exchange.ended:
+            return live
+        # Nobody draws the letters of an answer whose place another one has taken.
+        drawn = live.shown < len(live.exchange.text) and live.exchange in self.conversation.path()
+        return live if drawn else None
 
-    def drop(self, waiting: str) -> Waiting | None:
-        """Take the question of this id off those that wait, and give it; None: it is gone already."""
-        found = next((one for one in self.waiting if one.id == waiting), None)
-        self.waiting[:] = [one for one in self.waiting if one is not found]
-        return found
+    def waits(self, waiting: str) -> Waiting | None:
+        """Give the question of this id that waits; None: it is gone already."""
+        return next((one for one in self.waiting if one.id == waiting), None)
 
     def stop(self) -> None:
         """End it, if there is one."""
@@ -60,22 +48,95 @@ class Talk:
 
 
 class Desk:
-    """Finds a conversation, and keeps what is said in it."""
+    """Finds a conversation, keeps what is said in it, and knows which browsers have the page open."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, is_open: Callable[[str], bool] = lambda _: False) -> None:
         self.store = store
+        self._is_open = is_open
+        """Tells of a tab whether it is still there."""
+        self._tabs: dict[str, tuple[str, str]] = {}
+        """Tabs, and of what each shows the owner and the number."""
         self._open: weakref.WeakValueDictionary[tuple[str, str], Talk] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def talk(self, owner: str, number: str = "") -> Talk:
-        """The conversation of this number, if the owner has it; else a new one."""
+        """The conversation of this number, as the file has it by now, if the owner has it; else a new one."""
         with self._lock:
             found = self._open.get((owner, number))
             if found is None:
                 kept = self.store.load(owner, number) if number else None
                 found = Talk(owner, kept if kept is not None else Conversation())
                 self._open[owner, found.conversation.id] = found
-            return found
+                if kept is not None:
+                    found.waiting.extend(self._left_waiting(found))
+                return found
+        self.look(found)
+        return found
+
+    def look(self, talk: Talk) -> None:
+        """Add what other processes have made of a conversation."""
+        with talk.asking:
+            kept = self.store.load(talk.owner, talk.conversation.id)
+            if kept is None:
+                return  # deleted, or not kept at all: here it goes on
+            talk.conversation.merge(kept)
+            left = {one.id: one for one in self._left_waiting(talk)}
+            talk.waiting[:] = [one for one in talk.waiting if not one.kept or one.id in left]
+            here = {one.id for one in talk.waiting}
+            talk.waiting.extend(one for one in left.values() if one.id not in here)
+
+    def shows(self, tab: str, talk: Talk) -> None:
+        """A tab shows this conversation from now on."""
+        shown = talk.owner, talk.conversation.id
+        with self._lock:
+            if self._tabs.get(tab) != shown:
+                self._tabs = {one: what for one, what in self._tabs.items() if self._is_open(one)}
+                self._tabs[tab] = shown
+
+    def is_elsewhere(self, talk: Talk) -> bool:
+        """Whether a tab of the owner's shows another conversation, from which they may come back to this one.
+
+        One that should show this one, but doesn't look at its answer, has failed.
+        """
+        return any(
+            owner == talk.owner and number != talk.conversation.id and self._is_open(tab)
+            for tab, (owner, number) in self._tabs.items()
+        )
+
+    def _left_waiting(self, talk: Talk) -> Sequence[Waiting]:
+        waiting = self.store.waiting(talk.owner, talk.conversation)
+        if talk.conversation.exchanges and talk.conversation.exchanges[-1].problem == INTERRUPTED:
+            # Asked by itself it could come days later, or while another process still answers the one before.
+            for one in waiting:
+                one.trouble = one.trouble or WAITED_IN_VAIN
+        return waiting
+
+    def put(self, talk: Talk, one: Waiting) -> None:
+        """Have a question wait, or keep what has changed about one that does."""
+        with talk.asking:
+            if not any(other is one for other in talk.waiting):
+                talk.waiting.append(one)
+            one.kept = self.store.wait(talk.owner, talk.conversation, one)
+
+    def drop(self, talk: Talk, one: Waiting) -> None:
+        """Have it wait no more."""
+        with talk.asking:
+            talk.waiting[:] = [other for other in talk.waiting if other is not one]
+            if one.kept:
+                self.store.unwait(talk.owner, talk.conversation.id, one.id)
+
+    def ask(self, talk: Talk, one: Waiting, exchange: Exchange) -> bool:
+        """Make an exchange of a question that waits; False: another process has done so, or dropped it."""
+        conversation = talk.conversation
+        with talk.asking:
+            talk.waiting[:] = [other for other in talk.waiting if other is not one]
+            exchange.parent = conversation.last if one.instead is None else one.instead.parent
+            if not self.store.ask(talk.owner, conversation, one, exchange):
+                self.look(talk)
+                return False
+            conversation.add(exchange, exchange.parent)
+            self.keep(talk)
+            return True
 
     def keep(self, talk: Talk) -> None:
         """Save what has changed in a conversation; the store tells if it can't be."""

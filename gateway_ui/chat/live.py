@@ -13,6 +13,9 @@ from .conversation import Arrival, Exchange
 # A page that is loaded anew is back by then, also on a phone. Nobody reads on otherwise, and tokens cost money.
 _ALONE_SECONDS = 5.0
 
+# A tab of its browser may show another conversation for so long, until the answer is given up all the same.
+_ELSEWHERE_SECONDS = 600.0
+
 # What has come is kept so often: so much of it can be lost with this process.
 _SAVE_SECONDS = 1.0
 
@@ -20,10 +23,11 @@ _BUG = "The page has made a mistake, which its log tells. What you see is incomp
 
 
 class Live:
-    """Reads an answer into its exchange to the end, as long as somebody looks on.
+    """Reads an answer into its exchange to the end, as long as somebody looks on, or may come back.
 
-    Once nobody has for `alone` seconds, the answer is cancelled and marked as stopped. `save` is called now and then,
-    by a thread of its own since a disk may be slow, and in the end.
+    Once nobody has looked for `alone` seconds, and the page is `open_elsewhere` no more or has been for too long, the
+    answer is cancelled and marked as stopped. `save` is called within a second of whatever comes, by a thread of its
+    own since a disk may be slow, and in the end.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class Live:
         save: Callable[[], object],
         *,
         alone: float = _ALONE_SECONDS,
+        open_elsewhere: Callable[[], bool] = lambda: False,
+        elsewhere: float = _ELSEWHERE_SECONDS,
     ) -> None:
         self.exchange = exchange
         self.shown = 0
@@ -40,12 +46,17 @@ class Live:
         self._answer = answer
         self._save = save
         self._alone = alone
+        self._open_elsewhere = open_elsewhere
+        self._elsewhere = elsewhere
+        self._left_at = 0.0
         self._changed = threading.Condition()
         self._version = 0
         self._lookers = 0
         self._leaving: threading.Timer | None = None
-        self._saving: threading.Thread | None = None
         self._left()
+        self._over = threading.Event()
+        self._keeping = threading.Thread(target=self._keep, name="tokenwire-keep", daemon=True)
+        self._keeping.start()
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
         self.thread.start()
 
@@ -84,13 +95,22 @@ class Live:
         with self._changed:
             self._lookers -= count
             if self._lookers == 0 and not self.exchange.ended:
-                self._leaving = threading.Timer(self._alone, self._give_up)
-                self._leaving.daemon = True
-                self._leaving.start()
+                self._left_at = time.monotonic()
+                self._expect()
+
+    def _expect(self) -> None:
+        """Wait for somebody to look on again."""
+        self._leaving = threading.Timer(self._alone, self._give_up)
+        self._leaving.daemon = True
+        self._leaving.start()
 
     def _give_up(self) -> None:
         with self._changed:  # else somebody could come in between, and see it stop
-            if self._lookers == 0:
+            if self._lookers or self.exchange.ended:
+                return
+            if self._open_elsewhere() and time.monotonic() - self._left_at < self._elsewhere:
+                self._expect()
+            else:
                 self.stop()
 
     def _run(self) -> None:
@@ -110,12 +130,19 @@ class Live:
             self._changed.notify_all()
         if self._leaving is not None:
             self._leaving.cancel()
-        if self._saving is not None:
-            self._saving.join()
+        self._over.set()
+        self._keeping.join()
         self._save()
 
+    def _keep(self) -> None:
+        """Save what has come, by the clock: what comes next may be long in coming."""
+        saved = 0
+        while not self._over.wait(_SAVE_SECONDS):
+            if self._version != saved:
+                saved = self._version
+                self._save()
+
     def _read(self) -> None:
-        saved_at = time.monotonic()
         for message in self._answer:
             now = time.monotonic()
             with self._changed:
@@ -124,7 +151,3 @@ class Live:
                 self.exchange.saw(Arrival(message, now))
                 self._version += 1
                 self._changed.notify_all()
-            if now - saved_at >= _SAVE_SECONDS and (self._saving is None or not self._saving.is_alive()):
-                self._saving = threading.Thread(target=self._save, name="tokenwire-save", daemon=True)
-                self._saving.start()
-                saved_at = now

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +25,12 @@ from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
 
-from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, heading, one_line, pretty
+from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, Waiting, heading, one_line, pretty
 
 PURGED_AFTER_DAYS = 30
 """A deleted conversation can be had back for so long."""
 
-_VERSION = 1
+_VERSION = 2
 _APPLICATION = 0x746F6B77
 """SQLite's application id of our files: "tokw"."""
 _FILE = "page.sqlite3"
@@ -85,6 +85,32 @@ CREATE TABLE shown (
     PRIMARY KEY (conversation, parent)
 ) WITHOUT ROWID;
 """
+
+_SCHEMA_2 = """
+-- of the drawer, as JSON
+ALTER TABLE conversation ADD COLUMN settings TEXT NOT NULL DEFAULT '{}';
+CREATE TABLE waiting (
+    key INTEGER PRIMARY KEY,  -- in the order they were written
+    conversation INTEGER NOT NULL REFERENCES conversation (key) ON DELETE CASCADE,
+    id TEXT NOT NULL,
+    instead TEXT,  -- the id of the exchange whose place it takes
+    trouble TEXT NOT NULL,
+    unchecked INTEGER NOT NULL,
+    message BLOB NOT NULL,
+    names TEXT NOT NULL,  -- of the message's files, as JSON
+    folded TEXT NOT NULL,  -- for the search
+    UNIQUE (conversation, id)
+);
+CREATE TABLE held_file (  -- doesn't go along with the question as it is
+    waiting INTEGER NOT NULL REFERENCES waiting (key) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    name TEXT NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (waiting, number)
+);
+"""
+_SCHEMAS = (_SCHEMA, _SCHEMA_2)
+"""What leads from each version to the next."""
 
 # What the file, the disk or another process can do to us; any other error is a bug of ours, and is raised.
 _TROUBLES = {
@@ -151,6 +177,8 @@ class Store:
         self._passing = ""
         """What was wrong with the latest call."""
         self._file = path
+        self._inode: tuple[int, int] | None = None
+        """Which file it is: another one of this name isn't written to."""
         # Not one connection for each thread: the page has a new thread for each run of its script.
         self._lock = threading.RLock()
         self._base = self._opened(path)
@@ -170,19 +198,11 @@ class Store:
 
         Upper and lower case are the same, and so are full and half width. Thoughts aren't searched.
         """
-        wanted, found = _folded(search), []
-        with self._guarded("read"):
-            found = self._base.execute(
-                "SELECT id, title, heading, updated FROM conversation AS c WHERE owner = :owner AND deleted IS NULL"
-                " AND (:wanted = '' OR instr(title_folded, :wanted) OR EXISTS"
-                " (SELECT 1 FROM exchange WHERE conversation = c.key AND instr(folded, :wanted)))"
-                " ORDER BY updated DESC, key DESC",
-                {"owner": _digest(owner), "wanted": wanted},
-            ).fetchall()
-        return [
-            Summary(id_, title or heading_, datetime.fromtimestamp(updated, UTC))
-            for id_, title, heading_, updated in found
-        ]
+        return [*self._listed(owner, "deleted IS NULL", _folded(search))]
+
+    def deleted(self, owner: str) -> Sequence[Summary]:
+        """Give what `undelete` brings back: the owner's deleted conversations, the latest deleted first."""
+        return self._listed(owner, f"deleted >= {self._clock() - PURGED_AFTER_DAYS * 86400!r}")
 
     def load(self, owner: str, id: str) -> Conversation | None:  # noqa: A002  # as a conversation calls it
         """Give a conversation as it was saved; None: the owner has none of this id.
@@ -202,17 +222,61 @@ class Store:
 
         An exchange that has ended is written once. Of one that runs only what has come since is added, so this can be
         called every second. The title is written the first time; `rename` changes it later. A deleted conversation
-        stays deleted.
+        stays deleted until something is asked in it.
         """
         with self._lock:  # so that what went wrong is of this call
             with self._guarded("saved"), self._transaction("IMMEDIATE"):
                 self._save(owner, conversation)
             return not self._passing
 
+    def wait(self, owner: str, conversation: Conversation, one: Waiting) -> bool:
+        """Write a question that waits, or what has changed about it; tells whether it was.
+
+        A deleted conversation is brought back: something happens in it.
+        """
+        with self._lock:
+            with self._guarded("saved"), self._transaction("IMMEDIATE"):
+                self._wait(owner, conversation, one)
+            return not self._passing
+
+    def waiting(self, owner: str, conversation: Conversation) -> Sequence[Waiting]:
+        """Give the questions that wait in a conversation, in the order they were written."""
+        found: list[Waiting] = []
+        with self._guarded("read"), self._transaction("DEFERRED"):
+            row = self._found(owner, conversation.id)
+            if row is not None:
+                found.extend(self._left_waiting(row[0], {one.id: one for one in conversation.exchanges}))
+        return found
+
+    def unwait(self, owner: str, id: str, one: str) -> bool:  # noqa: A002
+        """Remove a question that waits, by its id; False: there is none."""
+        rows = 0
+        with self._guarded("saved"):
+            rows = self._unwait(owner, id, one)
+        return rows > 0
+
+    def ask(self, owner: str, conversation: Conversation, one: Waiting, exchange: Exchange) -> bool:
+        """Write the exchange that is made of a question that waits, in its place, before it is added.
+
+        False: another process has asked or removed the question, and nothing is written. Where nothing can be written
+        it is True, and `trouble` tells why. A deleted conversation is brought back.
+        """
+        with self._guarded("saved"), self._transaction("IMMEDIATE"):
+            if not self._unwait(owner, conversation.id, one.id) and one.kept:
+                return False
+            key = self._save(owner, conversation)
+            self._insert(key, exchange)
+            self._revive(key)
+        return True
+
     def rename(self, owner: str, id: str, title: str) -> bool:  # noqa: A002
         """Give a conversation another title, or with an empty one that of its first question; False: there is none."""
         title = _plain(one_line(title))
         return self._change(owner, id, "title = ?, title_folded = ?", (title, _folded(title)), "deleted IS NULL")
+
+    def settle(self, owner: str, conversation: Conversation) -> bool:
+        """Write a conversation's settings; False: nothing of it is stored yet. The first `save` writes them, too."""
+        return self._change(owner, conversation.id, "settings = ?", (json.dumps(conversation.settings),), "TRUE")
 
     def delete(self, owner: str, id: str) -> bool:  # noqa: A002
         """Take a conversation off the list; `undelete` brings it back, for 30 days. False: there is none."""
@@ -234,15 +298,36 @@ class Store:
 
     # ---- reading
 
-    def _found(self, owner: str, id_: str) -> tuple[int, str] | None:
-        row: tuple[int, str] | None = self._base.execute(
-            "SELECT key, title FROM conversation WHERE owner = ? AND id = ? AND deleted IS NULL",
+    def _listed(self, owner: str, condition: str, wanted: str = "") -> Sequence[Summary]:
+        found = []
+        with self._guarded("read"):
+            found = self._base.execute(
+                "SELECT id, title, heading, updated FROM conversation AS c"  # noqa: S608  # ours
+                f" WHERE owner = :owner AND {condition}"
+                # Where nothing was asked and nothing waits any more, there is nothing to see.
+                " AND (EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key)"
+                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key))"
+                " AND (:wanted = '' OR instr(title_folded, :wanted)"
+                " OR EXISTS (SELECT 1 FROM exchange WHERE conversation = c.key AND instr(folded, :wanted))"
+                " OR EXISTS (SELECT 1 FROM waiting WHERE conversation = c.key AND instr(folded, :wanted)))"
+                " ORDER BY coalesce(deleted, updated) DESC, key DESC",
+                {"owner": _digest(owner), "wanted": wanted},
+            ).fetchall()
+        return [
+            Summary(id_, title or heading_, datetime.fromtimestamp(updated, UTC))
+            for id_, title, heading_, updated in found
+        ]
+
+    def _found(self, owner: str, id_: str) -> tuple[int, str, str] | None:
+        row: tuple[int, str, str] | None = self._base.execute(
+            "SELECT key, title, settings FROM conversation WHERE owner = ? AND id = ? AND deleted IS NULL",
             (_digest(owner), _plain(id_)),
         ).fetchone()
         return row
 
-    def _loaded(self, id_: str, key: int, title: str) -> Conversation:
+    def _loaded(self, id_: str, key: int, title: str, settings: str) -> Conversation:
         conversation = Conversation(id_, title)
+        conversation.settings = json.loads(settings)
         exchanges: dict[str, Exchange] = {}
         rows = self._base.execute(
             "SELECT key, id, parent, follows_up, ended, problem, question, request, names FROM exchange"
@@ -270,9 +355,69 @@ class Store:
             conversation.shown[exchanges[above] if above else None] = exchanges[child]
         return conversation
 
+    def _left_waiting(self, key: int, exchanges: Mapping[str, Exchange]) -> Sequence[Waiting]:
+        rows = self._base.execute(
+            "SELECT key, id, instead, trouble, unchecked, message, names FROM waiting"
+            " WHERE conversation = ? ORDER BY key",
+            (key,),
+        ).fetchall()
+        files = "SELECT name, data FROM held_file WHERE waiting = ? ORDER BY number"
+        return [
+            Waiting(
+                Message.FromString(message),
+                trouble,
+                json.loads(names),
+                self._base.execute(files, (row,)).fetchall(),
+                bool(unchecked),
+                exchanges.get(instead),
+                id_,
+                kept=True,
+            )
+            for row, id_, instead, trouble, unchecked, message, names in rows
+        ]
+
     # ---- writing
 
-    def _save(self, owner: str, conversation: Conversation) -> None:
+    def _wait(self, owner: str, conversation: Conversation, one: Waiting) -> None:
+        key = self._save(owner, conversation)
+        texts = [part.text for part in one.message.parts if part.text]
+        (row,) = self._base.execute(
+            "INSERT INTO waiting (conversation, id, instead, trouble, unchecked, message, names, folded)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (conversation, id) DO UPDATE SET trouble = excluded.trouble,"
+            " unchecked = excluded.unchecked, message = excluded.message, names = excluded.names,"
+            " folded = excluded.folded RETURNING key",
+            (
+                key,
+                one.id,
+                None if one.instead is None else one.instead.id,
+                _plain(one.trouble),
+                one.unchecked,
+                one.message.SerializeToString(),
+                json.dumps(one.names),
+                "\n".join(_folded(text) for text in (*texts, *one.all_names)),
+            ),
+        ).fetchone()
+        self._base.execute("DELETE FROM held_file WHERE waiting = ?", (row,))
+        self._base.executemany(
+            "INSERT INTO held_file (waiting, number, name, data) VALUES (?, ?, ?, ?)",
+            ((row, number, _plain(name), data) for number, (name, data) in enumerate(one.files)),
+        )
+        if not conversation.exchanges:
+            first = _plain(heading(one.message, one.all_names))
+            self._base.execute("UPDATE conversation SET heading = ? WHERE key = ?", (first, key))
+        self._revive(key)
+
+    def _revive(self, key: int) -> None:
+        self._base.execute("UPDATE conversation SET deleted = NULL, updated = ? WHERE key = ?", (self._clock(), key))
+
+    def _unwait(self, owner: str, id_: str, one: str) -> int:
+        return self._base.execute(
+            "DELETE FROM waiting WHERE id = ? AND conversation ="
+            " (SELECT key FROM conversation WHERE owner = ? AND id = ?)",
+            (one, _digest(owner), _plain(id_)),
+        ).rowcount
+
+    def _save(self, owner: str, conversation: Conversation) -> int:
         # Copied before the exchanges: whatever another thread adds meanwhile is shown only after it has been added.
         shown, path = conversation.shown.copy(), conversation.path()
         key = self._entry(owner, conversation, _plain(heading(path[0].question, path[0].names)) if path else UNTITLED)
@@ -293,14 +438,24 @@ class Store:
         if changed:
             self._base.execute("UPDATE conversation SET updated = ? WHERE key = ?", (self._clock(), key))
         self._point(key, {parent.id if parent else "": child.id for parent, child in shown.items()})
+        return key
 
     def _entry(self, owner: str, conversation: Conversation, first: str) -> int:
         """The conversation's row: made, or with its heading brought up to date."""
         digest, title = _digest(owner), _plain(one_line(conversation.title))
         self._base.execute(
-            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated) VALUES (?, ?, ?, ?, ?, ?)"
+            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated, settings)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET heading = excluded.heading WHERE heading <> excluded.heading",
-            (digest, _plain(conversation.id), title, first, _folded(title), self._clock()),
+            (
+                digest,
+                _plain(conversation.id),
+                title,
+                first,
+                _folded(title),
+                self._clock(),
+                json.dumps(conversation.settings),
+            ),
         )
         row = self._base.execute(
             "SELECT key FROM conversation WHERE owner = ? AND id = ?", (digest, _plain(conversation.id))
@@ -363,9 +518,18 @@ class Store:
         with self._lock:
             try:
                 yield
-                self._passing = ""
+                self._passing = self._removed()
             except (sqlite3.Error, DecodeError) as error:
                 self._passing = f"Conversations could not be {done}: {_why(error)}{_named(self._file)}."
+
+    def _removed(self) -> str:
+        """What is wrong where the file is no more: SQLite goes on with what it has open, which nobody finds again."""
+        if self._file is None or self._inode is None:
+            return ""
+        with suppress(OSError):
+            if _inode(self._file.stat()) == self._inode:
+                return ""
+        return f"Conversations are not kept: their file was removed or replaced ({self._file}). Start the page again."
 
     @contextmanager
     def _transaction(self, kind: str) -> Iterator[None]:
@@ -410,6 +574,7 @@ class Store:
                 base.close()
                 raise
             else:
+                self._inode = _inode(path.stat())
                 return base
         raise AssertionError
 
@@ -419,10 +584,13 @@ def _made(path: Path) -> tuple[int, int]:
     # SQLite gives the files that it puts beside this one the same mode.
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        status = os.fstat(file)
-        return status.st_dev, status.st_ino
+        return _inode(os.fstat(file))
     finally:
         os.close(file)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _connected(path: Path | str) -> sqlite3.Connection:
@@ -454,11 +622,11 @@ def _prepare(base: sqlite3.Connection, now: float) -> None:
     base.execute("PRAGMA synchronous = NORMAL")  # with WAL a process may die at any moment, and nothing is lost
     with _transaction(base, "IMMEDIATE"):
         # Read again: another process may have made the tables meanwhile.
-        if _pragma(base, "user_version") == 0:
-            for statement in _SCHEMA.split(";\n"):
+        for schema in _SCHEMAS[_pragma(base, "user_version") :]:
+            for statement in schema.split(";\n"):
                 base.execute(statement)
-            base.execute(f"PRAGMA application_id = {_APPLICATION}")
-            base.execute(f"PRAGMA user_version = {_VERSION}")
+        base.execute(f"PRAGMA application_id = {_APPLICATION}")
+        base.execute(f"PRAGMA user_version = {_VERSION}")
         base.execute("DELETE FROM conversation WHERE deleted < ?", (now - PURGED_AFTER_DAYS * 86400,))
 
 
@@ -493,8 +661,7 @@ def _put_aside(path: Path, file: tuple[int, int], now: float) -> Path:
     """Rename a damaged file, and what SQLite keeps beside it, unless another process has done so."""
     aside = path.with_name(f"{path.name}.damaged-{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}")
     with suppress(FileNotFoundError):
-        status = path.stat()
-        if (status.st_dev, status.st_ino) == file and not aside.exists():
+        if _inode(path.stat()) == file and not aside.exists():
             path.rename(aside)
             for ending in ("-wal", "-shm"):
                 with suppress(FileNotFoundError):

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from PIL import ExifTags, Image
@@ -141,6 +141,8 @@ class Attachment:
     part: Part
     note: str = ""
     """What was done to it, in words for a person; empty: it is sent as it came."""
+    place: int = 0
+    """Which of the files of its question it is, from 0 on."""
 
     @property
     def size(self) -> int:
@@ -250,9 +252,10 @@ def _each(
     files: Sequence[tuple[str, bytes]], kinds: Collection[str], most_image: int | None
 ) -> tuple[list[Attachment], list[str]]:
     attached, problems = [], []
-    for name, data in files:
+    for place, (name, data) in enumerate(files):
         try:
-            attached.append(attach(name, data, kinds, most=most_image if _is_image_file(data) else None))
+            one = attach(name, data, kinds, most=most_image if _is_image_file(data) else None)
+            attached.append(replace(one, place=place))
         except ValueError as error:
             problems.append(str(error))
     return attached, problems

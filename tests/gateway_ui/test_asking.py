@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gateway_ui import app
-from gateway_ui.chat.conversation import Conversation, Exchange, Piece
-from gateway_ui.chat.desk import Desk, Talk, Waiting
+from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
+from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
 from gateway_ui.sidebar import Choices
 from tests.tokenwire.fake_service import FakeService
@@ -51,12 +51,14 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
         assert not live.thread.is_alive()
 
 
-def test_a_second_click_on_retry_asks_no_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
     exchange.finish()
     talk = Talk("0" * 64, Conversation())
     talk.conversation.add(exchange, None)
     talk.waiting.append(REFUSED)
+    desk = Desk(Store(tmp_path / "page.sqlite3"))
+    monkeypatch.setattr(app, "_desk", lambda: desk)
     monkeypatch.setattr(app, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
     for _ in range(2):
         app._retry(exchange.id)
@@ -75,7 +77,16 @@ def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: p
     talk = Talk("0" * 64, Conversation(), waiting=[REFUSED])
     state = State({"talk": talk, "edit-gone-words": "other words"})
     monkeypatch.setattr(app, "st", SimpleNamespace(session_state=state))
-    for clicked in (app._retry, app._ask_anew, app._show, app._answer_calls, app._drop, app._now, app._despite):
+    for clicked in (
+        app._retry,
+        app._ask_anew,
+        app._show,
+        app._answer_calls,
+        app._drop,
+        app._now,
+        app._despite,
+        app._again,
+    ):
         clicked("gone")
     assert talk.waiting == [REFUSED]
     assert REFUSED.trouble

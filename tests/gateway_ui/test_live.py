@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -28,9 +29,11 @@ def live(service: FakeService, saved: list[str]) -> Iterator[Started]:
     made: list[Live] = []
     with Client(service.address) as client:
 
-        def start(*, alone: float = 60, follows_up: bool = False) -> Live:
+        def start(
+            *, follows_up: bool = False, save: Callable[[str], object] = saved.append, alone: float = 60, **options: Any
+        ) -> Live:
             exchange = Exchange(user("x"), GenerateRequest(), Meter(asked_at=0), follows_up=follows_up)
-            made.append(Live(exchange, client.generate("x"), lambda: saved.append(exchange.text), alone=alone))
+            made.append(Live(exchange, client.generate("x"), lambda: save(exchange.text), alone=alone, **options))
             return made[-1]
 
         yield start
@@ -61,6 +64,14 @@ def test_everything_comes_in_order_and_is_saved(live: Started, service: FakeServ
     assert exchange.ended
     assert not exchange.problem
     assert saved[-1] == "ab"
+
+
+def test_what_came_before_a_silence_is_saved(live: Started, service: FakeService) -> None:
+    service.will_answer("half ", threading.Event())
+    kept = threading.Event()
+    one = live(save=lambda text: kept.set() if text == "half " else None)
+    assert kept.wait(10)
+    assert not one.exchange.ended
 
 
 def test_what_comes_is_read_on_while_a_slow_disk_saves(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +166,30 @@ def test_it_goes_on_while_one_of_two_looks_and_over_a_short_absence(live: Starte
         gate.set()
         assert ended(one).text == "ab"
     assert not service.cancelled.is_set()
+
+
+def test_it_goes_on_as_long_as_its_browser_shows_something_else(live: Started, service: FakeService) -> None:
+    service.will_answer("a", threading.Event())
+    asked, gone = threading.Semaphore(0), threading.Event()
+
+    def open_elsewhere() -> bool:
+        asked.release()
+        return not gone.is_set()
+
+    one = live(alone=0.01, open_elsewhere=open_elsewhere)
+    for _ in range(3):
+        assert asked.acquire(timeout=10)
+    assert not one.exchange.ended
+    gone.set()
+    assert service.cancelled.wait(10)
+    assert ended(one).problem == STOPPED
+
+
+def test_it_does_not_go_on_for_ever_elsewhere(live: Started, service: FakeService) -> None:
+    service.will_answer("a", threading.Event())
+    one = live(alone=0.01, open_elsewhere=lambda: True, elsewhere=0.1)
+    assert service.cancelled.wait(10)
+    assert ended(one).problem == STOPPED
 
 
 def test_whoever_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(

@@ -118,14 +118,44 @@ async def test_a_new_conversation_forgets(chat: Open, service: FakeService) -> N
     assert len(service.requests[1].messages) == 1
 
 
-async def test_a_new_conversation_ends_the_running_answer(chat: Open, service: FakeService) -> None:
+async def test_a_running_answer_goes_on_while_another_conversation_is_shown(chat: Open, service: FakeService) -> None:
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and half.", completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await expect(page.stop).to_have_count(0)
+    assert not await happened(service.cancelled, 7)  # after 5 s without any tab it would be
+    await page.ask("And cricket?")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    gate.set()
+    await page.tab.get_by_role("button", name="What is baseball?").click()
+    await expect(page.answer()).to_contain_text("Half and half.")
+    await expect(page.problem()).to_have_count(0)
+
+
+async def test_a_running_answer_ends_with_its_conversation(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.open_this_conversation()
+    await page.tab.get_by_role("button", name="Delete", exact=True).click()
+    assert await happened(service.cancelled)
+    await expect(page.messages).to_have_count(0)
+
+
+async def test_an_answer_that_went_on_elsewhere_ends_with_its_tab(chat: Open, service: FakeService) -> None:
     service.will_answer("Half", threading.Event())
     page = await chat()
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("Half")
     await page.tab.get_by_role("button", name="New conversation").click()
-    assert await happened(service.cancelled)
     await expect(page.messages).to_have_count(0)
+    await page.tab.close()
+    assert await happened(service.cancelled, 20)
 
 
 async def test_the_chunks_are_ruled_off_as_they_came(chat: Open, service: FakeService) -> None:

@@ -4,20 +4,27 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
+from gateway_ui.chat.store import Store
+from gateway_ui.drawing.reader import COOKIE
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.test_conversation import conversation, exchange
+from tests.gateway_ui.test_page_settings import PHOTO, picture
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
-from tokenwire import model, user
+from tokenwire import inline, model, user
 
 pytestmark = pytest.mark.browser
 
@@ -316,42 +323,313 @@ async def test_a_refused_question_is_kept_with_its_reason(chat: Open, service: F
     await expect(page.answer()).to_contain_text("Hello there.")
 
 
+def wait_for_half(data: Path) -> None:
+    """Wait until the answer that says no more than half is in the file."""
+    deadline = time.monotonic() + 20
+    with contextlib.closing(sqlite3.connect(data / "page.sqlite3")) as base:
+        while base.execute("SELECT 1 FROM exchange WHERE folded LIKE '%half' AND NOT ended").fetchone() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving(port: int, address: str, data: Path) -> Iterator[None]:
+    """The page as a process of its own, killed in the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
+        env={**os.environ, "TOKENWIRE_PAGE_DATA": str(data)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for_port(port, process)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
     tab: Page, service: FakeService, tmp_path: Path
 ) -> None:
     port = free_port()
-
-    @contextlib.contextmanager
-    def page() -> Iterator["subprocess.Popen[str]"]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", service.address],
-            env={**os.environ, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            wait_for_port(port, process)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
     url = f"http://localhost:{port}"
-    with page():
+    with serving(port, service.address, tmp_path):
         chat = await opened(tab, url)
         await answered(chat, "What is baseball?")
-        gate = threading.Event()
-        service.will_answer("Half", gate, " of it", threading.Event())
+        service.will_answer("Half", threading.Event())
         await chat.ask("And cricket?")
         await expect(chat.answer()).to_contain_text("Half")
-        await asyncio.sleep(1.1)  # what has come is saved once a second, with the next piece
-        gate.set()
-        await expect(chat.answer()).to_contain_text("Half of it")
-    with page():
+        await chat.ask("And golf?")
+        await expect(chat.not_asked()).to_contain_text("And golf?")
+        await asyncio.to_thread(wait_for_half, tmp_path)
+    with serving(port, service.address, tmp_path):
         chat = await opened(tab, tab.url)
         await expect(chat.messages).to_have_count(4)
         await expect(chat.messages.nth(1)).to_contain_text("Hello there.")
         await expect(chat.answer()).to_contain_text("Half")
         await expect(chat.problem()).to_contain_text("Interrupted: this answer is incomplete.")
-        await answered(chat, "And golf?")
+        await expect(chat.not_asked()).to_contain_text("And golf?")
+        await expect(chat.not_asked()).to_contain_text("It waited for an answer that was interrupted.")
+        assert len(service.requests) == 2
+        await chat.not_asked().get_by_role("button", name="Ask", exact=True).click()
+        await expect(chat.messages).to_have_count(6)
+        await expect(chat.answer()).to_contain_text("Hello there.")
+
+
+UNREADABLE = FilePayload(name="a.xyz", mimeType="application/octet-stream", buffer=b"\0\1")
+
+
+async def test_a_question_that_is_not_asked_stands_there_after_a_reload_and_after_another_conversation(
+    chat: Open, service: FakeService
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(PHOTO, UNREADABLE)
+    await page.ask("What is this?")
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    assert "?c=" in page.tab.url
+    await again(page)
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    await expect(page.not_asked()).to_contain_text("a.xyz can't be sent: this model takes")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is this?").click()
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    assert not service.requests
+    await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]
+    await again(page)
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.not_asked()).to_have_count(0)
+
+
+async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Open, service: FakeService) -> None:
+    """However fast they come: Streamlit's script hasn't seen the first when the others are typed."""
+    page = await chat()
+    await page.attach(UNREADABLE)
+    await page.tab.evaluate(TYPE, ["alpha\n", "beta\n", "gamma\n", "delta"])
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    await expect(page.not_asked()).to_contain_text("alpha · a.xyz")
+    await expect(page.input).to_have_value("delta")
+    await page.settled()
+    await expect(page.input).to_have_value("delta")
+    assert [one.messages[-1] for one in service.requests] == [user("beta"), user("gamma")]
+
+
+# Key by key, but with no time for the script in between.
+TYPE = """async texts => {
+    const input = document.querySelector('[data-testid=stChatInputTextArea]');
+    const set = Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set;
+    for (const letter of texts.join('')) {
+        if (letter === '\\n') {
+            input.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}));
+        } else {
+            set.call(input, input.value + letter);
+            input.dispatchEvent(new Event('input', {bubbles: true}));
+        }
+        const {port1, port2} = new MessageChannel();
+        await new Promise(resolve => { port1.onmessage = resolve; port2.postMessage(0); });
+    }
+}"""
+
+
+async def test_escape_stops_an_answer_only_where_it_has_nothing_else_to_do(chat: Open, service: FakeService) -> None:
+    service.will_answer("Half", threading.Event())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    box, option = page.tab.get_by_role("combobox", name="Model"), page.tab.get_by_role("option", name="fake-2")
+    async with asyncio.timeout(20):
+        while not await option.is_visible():  # a list closes when the script draws the page anew in that moment
+            await box.click()
+            with contextlib.suppress(AssertionError):
+                await expect(option).to_be_visible(timeout=1000)
+    clicked = await page.tab.evaluate_handle(
+        """() => {
+            const clicked = [];
+            document.addEventListener('click', (event) => {
+                if (event.target.closest('.st-key-stop')) clicked.push('stop');
+            }, true);
+            return clicked;
+        }"""
+    )
+    await page.tab.keyboard.press("Escape")
+    await expect(option).to_be_hidden()
+    await page.tab.get_by_label("System instruction").press("Escape")
+    # The list of the model stands open, whoever has the focus.
+    async with asyncio.timeout(20):
+        while not await option.is_visible():
+            await box.click()
+            with contextlib.suppress(AssertionError):
+                await expect(option).to_be_visible(timeout=1000)
+    await page.tab.evaluate(
+        "() => document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape', bubbles: true}))"
+    )
+    assert await clicked.json_value() == []
+    await page.tab.keyboard.press("Escape")
+    await expect(option).to_be_hidden()
+    assert not service.cancelled.is_set()
+    await page.input.press("Escape")
+    assert await happened(service.cancelled)
+    assert await clicked.json_value() == ["stop"]
+
+
+async def test_a_file_sent_while_the_service_is_away_is_looked_at_when_it_is_there(tab: Page, page_at: PageAt) -> None:
+    address = f"localhost:{free_port()}"
+    page = await opened(tab, page_at(address))
+    await page.attach(PHOTO, UNREADABLE)
+    await page.ask("What is this?")
+    await expect(page.not_asked()).to_contain_text("What is this? · photo.png, a.xyz")
+    await expect(page.not_asked()).to_contain_text(f"The service is not running at {address}.")
+    await expect(page.not_asked().get_by_role("button")).to_have_text(["Ask", "Ask without the files", "Don't ask"])
+    with Running(address) as service:
+        await expect(tab.get_by_test_id("stSidebar")).to_contain_text("Connected to")
+        await page.choose("fake-3")
+        await page.not_asked().get_by_role("button", name="Ask", exact=True).click()
+        await expect(page.not_asked()).to_contain_text("photo.png can't be sent: this model takes text files")
+        await page.settled()
+        await page.choose("fake-2")
+        await page.not_asked().get_by_role("button", name="Try again").click()
+        await expect(page.not_asked()).not_to_contain_text("photo.png can't be sent")
+        await expect(page.not_asked()).to_contain_text("a.xyz can't be sent: this model takes images")
+        await page.settled()
+        await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
+        await expect(page.answer()).to_contain_text("Hello there.")
+        assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]
+
+
+async def test_two_tabs_that_a_fresh_browser_opens_at_once_are_of_one_browser(
+    tab: Page, page_at: PageAt, service: FakeService
+) -> None:
+    """The second has told its process that it has no cookie, before the first gets one."""
+    second = await tab.context.new_page()
+    try:
+        held: list[str | bytes] = []
+        hears = asyncio.Event()
+        sockets: list[WebSocketRoute] = []
+
+        def hold(socket: WebSocketRoute) -> None:
+            sockets.append(socket)
+            server = socket.connect_to_server()
+
+            def came(message: str | bytes) -> None:
+                if hears.is_set():
+                    socket.send(message)
+                else:
+                    held.append(message)
+                    connected.set()
+
+            server.on_message(came)
+
+        connected = asyncio.Event()
+        await second.route_web_socket("**", hold)
+        await second.goto(page_at(service.address))
+        await asyncio.wait_for(connected.wait(), 20)
+        first = await opened(tab, page_at(service.address))
+        await answered(first, "What is baseball?")
+        hears.set()
+        for message in held:
+            sockets[-1].send(message)
+        other = Chat(second)
+        await answered(other, "And cricket?")
+        for one, question in ((first, "What is baseball?"), (other, "And cricket?")):
+            await again(one)
+            await expect(one.messages.first).to_contain_text(question)
+            await expect(one.tab.locator(".st-key-conversations").get_by_role("button")).to_have_count(2)
+    finally:
+        await second.close()
+
+
+async def test_every_delete_can_be_undone_also_after_a_reload(chat: Open) -> None:
+    page = await chat()
+    sidebar = page.tab.get_by_test_id("stSidebar")
+    for sport in ("baseball", "cricket"):
+        await answered(page, f"What is {sport}?")
+        await page.open_this_conversation()
+        await page.settled()
+        undo = sidebar.get_by_role("button", name=f"Undo: delete What is {sport}?")
+        async with asyncio.timeout(20):
+            while not await undo.is_visible():  # a click is lost when the script draws the page in that moment
+                await sidebar.get_by_role("button", name="Delete", exact=True).click()
+                with contextlib.suppress(AssertionError):
+                    await expect(undo).to_be_visible(timeout=2000)
+        await expect(page.messages).to_have_count(0)
+        await page.settled()
+    await again(page)
+    await expect(sidebar.get_by_text("Deleted", exact=True)).to_be_visible()
+    await page.settled()
+    await sidebar.get_by_text("Deleted", exact=True).click()
+    back = sidebar.locator(".st-key-undeletable").get_by_role("button")
+    await expect(back).to_have_text(["Bring back What is cricket?", "Bring back What is baseball?"])
+    await page.settled()
+    await back.last.click()
+    await expect(page.messages.first).to_contain_text("What is baseball?")
+    await expect(back).to_have_text(["Bring back What is cricket?"])
+    await page.settled()
+    await back.click()
+    await expect(page.messages.first).to_contain_text("What is cricket?")
+    await expect(page.tab.locator(".st-key-conversations").get_by_role("button")).to_have_count(2)
+    await expect(sidebar.get_by_text("Deleted", exact=True)).to_have_count(0)
+
+
+async def test_all_conversations_can_be_listed_however_many_and_a_file_that_is_gone_is_told(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    port, secret = free_port(), "ab" * 32
+    with contextlib.closing(Store(tmp_path / "page.sqlite3")) as store:
+        for number in range(65):
+            store.save(secret, conversation(exchange("1", end=completed()), title=f"Number {number}"))
+    url = f"http://localhost:{port}"
+    await tab.context.add_cookies([{"name": COOKIE, "value": secret, "url": url}])
+    with serving(port, service.address, tmp_path):
+        chat = await opened(tab, url)
+        listed = tab.locator(".st-key-conversations").get_by_role("button")
+        await expect(listed).to_have_count(30)
+        await tab.get_by_role("button", name="Show more (35)").click()
+        await expect(listed).to_have_count(60)
+        await tab.get_by_role("button", name="Show more (5)").click()
+        await expect(listed).to_have_count(65)
+        await expect(tab.get_by_role("button", name="Show more")).to_have_count(0)
+        await chat.settled()
+        shutil.rmtree(tmp_path)
+        await answered(chat, "What is baseball?")
+        await expect(tab.get_by_test_id("stSidebar").get_by_role("alert")).to_contain_text("was removed or replaced")
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_stop_goes_with_the_answer_that_runs_also_where_another_is_shown(
+    chat: Open, service: FakeService, asks: bool
+) -> None:
+    service.will_answer("One answer.", completed())
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await answered(page, "Really?")
+    await page.messages.first.get_by_role("button", name="Edit").click()
+    await page.tab.get_by_label("Your question").fill("What is golf?")
+    await page.tab.get_by_role("button", name="Ask anew").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(page.messages).to_have_count(2)
+    await page.settled()
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and half.", completed())
+    await page.ask("And then?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.messages.nth(1).get_by_role("button", name="Earlier").click()
+    await expect(page.messages.first).to_contain_text("What is baseball?")
+    await expect(page.stop).to_be_visible()
+    if asks:  # it waits for its turn, and then follows what is shown
+        await page.ask("And later?")
+        await expect(page.not_asked()).to_contain_text("And later?")
+    gate.set()
+    await expect(page.messages).to_have_count(6 if asks else 4)
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(page.stop).to_have_count(0)
+    await page.settled()
+    assert len(service.requests) == 4 + asks
+    await page.messages.nth(1).get_by_role("button", name="Later").click()
+    await expect(page.answer()).to_contain_text("Half and half.")

@@ -380,3 +380,67 @@ async def test_what_only_the_service_can_know_is_told_in_its_words(chat: Open, s
     await expect(page.answer()).to_contain_text("A blue rectangle.")
     # The image went along with the second try as well.
     assert service.requests[0] == service.requests[1]
+
+
+# ---- a conversation's own
+
+
+async def test_a_conversation_keeps_its_settings(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.write("System instruction", "Be brief.")
+    await page.open_settings()
+    await page.write("Temperature", "0.5")
+    await page.write("Top K", "40")
+    stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.fill("END")
+    await stops.press("Enter")
+    await stops.press("Escape")
+    await page.flip("Answer in JSON")
+    await page.write("JSON schema", '{"type": "object"}')
+    await answered(page)
+    # Also what is said behind the last question.
+    problem = page.tab.get_by_test_id("stSidebar").locator(".tw-problem")
+    await page.write("Tools", "[1]")
+    await expect(problem).to_have_count(1)
+    await page.write("Tools", '[{"name": "weather"}]')
+    await expect(problem).to_have_count(0)
+    await page.settled()
+    await page.tab.reload()
+    await expect(page.tab.get_by_label("System instruction")).to_have_value("Be brief.")
+    await expect(page.tab.locator(".tw-figures")).to_have_count(1)
+    await answered(page, "And cricket?")
+    before, after = service.requests
+    assert (after.model, after.system_instruction, after.config) == (before.model, "Be brief.", before.config)
+    assert [one.name for one in after.tools[0].function_declarations] == ["weather"]
+    # Another one has others.
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.tab.locator(".tw-asked")).to_have_count(0)
+    await page.settled()
+    await page.write("System instruction", "Be long.")
+    await answered(page, "What is golf?")
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?").click()
+    await expect(page.tab.get_by_label("System instruction")).to_have_value("Be brief.")
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is golf?").click()
+    await expect(page.tab.get_by_label("System instruction")).to_have_value("Be long.")
+
+
+async def test_the_picker_shows_what_the_drawer_is_about(chat: Open) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page)
+    await page.settled()
+    await page.choose("fake-3")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.tab.locator(".tw-asked")).to_have_count(0)
+    await page.settled()
+    picker, about = page.tab.get_by_role("combobox", name="Model"), page.tab.locator(".tw-about")
+    await expect(picker).to_have_value("fake-3")
+    await expect(about).to_have_attribute("data-model", "fake-3")
+    await answered(page, "What is golf?")
+    await page.settled()
+    await page.choose("fake-1")
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?").click()
+    # It was changed behind the answer.
+    await expect(about).to_have_attribute("data-model", "fake-3")
+    await expect(picker).to_have_value("fake-3")

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway_ui.chat import store as module
-from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange
+from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange, Waiting
 from gateway_ui.chat.store import Store, default_path, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
 from tests.tokenwire.fake_service import completed, thought, tool_call
@@ -90,6 +90,7 @@ def seen(talk: Conversation) -> dict[str, object]:
     return {
         "id": talk.id,
         "title": talk.title,
+        "settings": talk.settings,
         "name": talk.name,
         "exchanges": [state(one) for one in talk.exchanges],
         "shown": {parent and parent.id: child.id for parent, child in talk.shown.items()},
@@ -170,6 +171,7 @@ def exchanges(draw: st.DrawFn) -> Exchange:
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
     talk = Conversation(title=draw(st.sampled_from(["", "A title", "題名", "100%_"])))
+    talk.settings = draw(st.dictionaries(TEXT, st.none() | st.booleans() | st.integers(-9, 9) | TEXT, max_size=2))
     for one in draw(st.lists(exchanges(), max_size=4)):
         talk.add(one, draw(st.sampled_from([None, *talk.exchanges])))
     if talk.exchanges:
@@ -328,6 +330,19 @@ def test_a_conversation_is_listed_by_the_question_that_is_shown(store: Store) ->
     assert [one.title for one in store.list(ME)] == [talk.name] == ["Why not?"]
 
 
+def test_settings_are_kept_as_soon_as_there_is_anything_to_keep(store: Store) -> None:
+    talk = Conversation()
+    talk.settings = {"top_k": 40, "stops": ["END"]}
+    assert not store.settle(ME, talk)
+    talk.add(exchange("1"), None)
+    store.save(ME, talk)
+    assert loaded(store, talk).settings == {"top_k": 40, "stops": ["END"]}
+    talk.settings = {"temperature": 0.0}
+    assert not store.settle(YOU, talk)
+    assert store.settle(ME, talk)
+    assert loaded(store, talk).settings == {"temperature": 0.0}
+
+
 def test_a_new_name_stays(store: Store) -> None:
     talk = conversation(exchange("1"))
     store.save(ME, talk)
@@ -441,6 +456,35 @@ def test_it_is_purged_thirty_days_later(store: Store, path: Path, clock: Clock) 
     assert b"a secret word" not in path.read_bytes()
 
 
+def test_what_was_deleted_is_listed_for_as_long_as_it_can_be_had_back(store: Store, clock: Clock) -> None:
+    first, second = conversation(exchange("1"), title="First"), conversation(exchange("2"), title="Second")
+    for talk in (second, first):
+        store.save(ME, talk)
+    assert not store.deleted(ME)
+    for talk in (first, second):
+        clock.now += DAY
+        store.delete(ME, talk.id)
+    assert [one.title for one in store.deleted(ME)] == ["Second", "First"]
+    assert not store.deleted(YOU)
+    clock.now += 29.5 * DAY
+    assert [one.title for one in store.deleted(ME)] == ["Second"]
+    store.undelete(ME, second.id)
+    assert not store.deleted(ME)
+
+
+def test_what_is_asked_in_a_deleted_conversation_brings_it_back(store: Store) -> None:
+    talk, one = conversation(exchange("1", end=completed())), Waiting(user("And?"))
+    store.save(ME, talk)
+    store.delete(ME, talk.id)
+    asked = exchange(question=one.message)
+    asked.parent = talk.last
+    assert store.ask(ME, talk, one, asked)
+    assert [found.id for found in loaded(store, talk).exchanges] == [talk.exchanges[0].id, asked.id]
+    store.delete(ME, talk.id)
+    assert store.wait(ME, talk, Waiting(user("And then?"), "Refused."))
+    assert store.load(ME, talk.id) is not None
+
+
 # ---- owners
 
 
@@ -474,11 +518,16 @@ def test_the_file_does_not_hold_the_secret(store: Store, path: Path) -> None:
 def test_a_secret_that_could_be_guessed_is_refused(store: Store, owner: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: store.list(owner),
+        lambda: store.deleted(owner),
         lambda: store.load(owner, "x"),
         lambda: store.save(owner, Conversation()),
         lambda: store.rename(owner, "x", "y"),
         lambda: store.delete(owner, "x"),
         lambda: store.undelete(owner, "x"),
+        lambda: store.wait(owner, Conversation(), Waiting(user("x"))),
+        lambda: store.waiting(owner, Conversation()),
+        lambda: store.unwait(owner, "x", "y"),
+        lambda: store.ask(owner, Conversation(), Waiting(user("x")), exchange("x")),
     ]
     for call in calls:
         with pytest.raises(ValueError, match="at least 16"):
@@ -699,6 +748,23 @@ def test_a_full_disk_loses_nothing_that_was_saved(store: Store) -> None:
     assert seen(loaded(store, talk)) == seen(talk)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_under_the_page_is_told(path: Path, replaced: bool) -> None:
+    with closing(Store(path)) as store:
+        talk = conversation(exchange("1", end=completed()))
+        assert store.save(ME, talk)
+        for one in path.parent.iterdir():
+            one.unlink()
+        if replaced:
+            Store(path).close()
+        talk.add(exchange("2", end=completed()), talk.last)
+        assert not store.save(ME, talk)
+        assert "was removed or replaced" in store.trouble
+        # What is open goes on, and it is told as long as that is so.
+        assert seen(loaded(store, talk)) == seen(talk)
+        assert "was removed or replaced" in store.trouble
+
+
 def test_a_bug_is_raised(store: Store) -> None:
     store._base.execute("DROP TABLE shown")
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
@@ -743,3 +809,91 @@ def test_a_stopped_answer_says_so_after_loading(store: Store) -> None:
     talk = conversation(one)
     store.save(ME, talk)
     assert loaded(store, talk).exchanges[0].problem == STOPPED
+
+
+# ---- questions that wait
+
+
+def fields(one: Waiting) -> tuple[object, ...]:
+    return one.id, one.message, one.trouble, one.names, one.files, one.unchecked, one.instead and one.instead.id
+
+
+def test_questions_that_wait_are_kept_with_their_files_and_their_reasons(store: Store, path: Path) -> None:
+    talk = conversation(exchange("1", end=completed()))
+    refused = Waiting(
+        user(inline(b"%PDF-1", "application/pdf"), "What?"),
+        "It can't be sent.",
+        ["a.pdf"],
+        [("b.xyz", b"\0\1"), ("b.xyz", b"\2")],
+        instead=talk.last,
+    )
+    waiting = [refused, Waiting(user("And then?")), Waiting(Message(), files=[("only.xyz", b"")], unchecked=True)]
+    assert all(store.wait(ME, talk, one) for one in waiting)
+    waiting[1].trouble = "Later."
+    waiting[2].files = []
+    assert all(store.wait(ME, talk, one) for one in waiting)
+    store.close()
+    with closing(Store(path)) as again:
+        found = again.waiting(ME, loaded(again, talk))
+        assert [fields(one) for one in found] == [fields(one) for one in waiting]
+        assert all(one.kept for one in found)
+        assert not again.waiting(YOU, talk)
+        assert not again.unwait(YOU, talk.id, refused.id)
+        assert again.unwait(ME, talk.id, refused.id)
+        assert not again.unwait(ME, talk.id, refused.id)
+        assert [one.id for one in again.waiting(ME, talk)] == [waiting[1].id, waiting[2].id]
+
+
+def test_a_conversation_of_which_nothing_is_asked_yet_is_listed_as_long_as_something_waits(store: Store) -> None:
+    talk, one = Conversation(), Waiting(user("Why?"), "It can't be sent.", files=[("Notes.xyz", b"\0")])
+    assert store.wait(ME, talk, one)
+    assert [(found.id, found.title) for found in store.list(ME)] == [(talk.id, "Why?")]
+    assert store.list(ME, "notes")
+    assert store.unwait(ME, talk.id, one.id)
+    assert store.list(ME) == []
+
+
+def test_a_question_is_made_an_exchange_once(store: Store, path: Path) -> None:
+    talk, one = conversation(exchange("1", end=completed())), Waiting(user("Why?"))
+    one.kept = store.wait(ME, talk, one)
+    with closing(Store(path)) as elsewhere:
+        there = loaded(elsewhere, talk)
+        (same,) = elsewhere.waiting(ME, there)
+        asked, twice = exchange(question=one.message), exchange(question=one.message)
+        asked.parent, twice.parent = talk.last, there.last
+        assert store.ask(ME, talk, one, asked)
+        assert not elsewhere.ask(ME, there, same, twice)
+    assert [found.id for found in loaded(store, talk).exchanges] == [talk.exchanges[0].id, asked.id]
+    assert not store.waiting(ME, talk)
+
+
+def test_a_question_that_could_not_be_kept_is_asked_all_the_same(store: Store) -> None:
+    talk, one = Conversation(), Waiting(user("Why?"))
+    store._base.execute("PRAGMA query_only = ON")
+    one.kept = store.wait(ME, talk, one)
+    assert not one.kept
+    assert store.ask(ME, talk, one, exchange(question=one.message))
+    assert store.trouble
+    store._base.execute("PRAGMA query_only = OFF")
+    assert store.ask(ME, talk, one, exchange(question=one.message))
+    assert len(loaded(store, talk).exchanges) == 1
+
+
+def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path, clock: Clock) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as base:
+        base.executescript(module._SCHEMA)
+        base.execute(f"PRAGMA application_id = {module._APPLICATION}")
+        base.execute("PRAGMA user_version = 1")
+        base.execute(
+            "INSERT INTO conversation (owner, id, title, heading, title_folded, updated)"
+            " VALUES (?, 'c', 'T', '', 't', 0)",
+            (module._digest(ME),),
+        )
+        base.commit()
+    with closing(Store(path, clock=clock)) as store:
+        found = store.load(ME, "c")
+        assert found is not None
+        assert found.title == "T"
+        assert store.wait(ME, found, Waiting(user("Why?")))
+        assert len(store.waiting(ME, found)) == 1

@@ -3,9 +3,13 @@
 
 const START_OF_PAGE = '[data-testid="stMain"]';
 const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
+// Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
+const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
+const RELEASE_MS = 200;
+const COOKIE_MS = 100;
 const RUNNING = ".tw-figures[data-running]";
 // Under an answer that has come since its conversation was opened.
 const NEW = ".tw-figures[data-new]:not([data-running])";
@@ -18,10 +22,12 @@ const LOADED_MS = 5000;
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 
 // Streamlit forgets a question when another is sent before its script has seen the first: the second waits that long.
+// What stood in the input when it was sent is put aside, so that the next one can be written.
 class Input {
   sent = 0;
   taken = 0;
-  held = false;
+  held = []; // the texts that wait
+  sending = false;
 
   constructor() {
     const passes = (event) => this.passes(event);
@@ -31,14 +37,24 @@ class Input {
     document.addEventListener("click", (event) => {
       if (event.target.closest?.(SEND)) passes(event);
     }, true);
+    document.addEventListener("compositionstart", () => { this.composing = true; }, true);
+    document.addEventListener("compositionend", () => { this.composing = false; }, true);
+    // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
+    setInterval(() => this.release(), RELEASE_MS);
+  }
+
+  free() {
+    return this.sent <= this.taken || Date.now() - this.sentAt >= LOST_MS;
   }
 
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
-    if (this.sent > this.taken && Date.now() - this.sentAt < LOST_MS) {
+    if (!this.sending && (this.held.length || !this.free())) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      this.held = true;
+      const input = document.querySelector(INPUT);
+      this.held.push(input.value);
+      this.write(input, "");
       return;
     }
     this.sent = this.taken + 1;
@@ -47,11 +63,37 @@ class Input {
 
   took(count) {
     this.taken = Math.max(this.taken, count);
-    if (!this.held || this.sent > this.taken) return;
-    this.held = false;
+    this.release();
+  }
+
+  // Send the next text that waits, in the place of the draft that stands there meanwhile. No key comes in between.
+  async release() {
+    const input = document.querySelector(INPUT);
+    if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
+    this.sending = true;
+    const draft = input.value, { selectionStart, selectionEnd } = input;
+    this.write(input, this.held[0]);
+    await drawn();
+    const before = this.sentAt;
     document.querySelector(SEND)?.click();
+    if (this.sentAt !== before) this.held.shift();
+    await drawn();
+    this.write(input, draft);
+    input.setSelectionRange(selectionStart, selectionEnd);
+    this.sending = false;
+  }
+
+  // As if it had been typed: React looks at nothing else.
+  write(input, text) {
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(input, text);
+    input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
+
+// React draws what an event has changed in the microtasks behind it.
+const drawn = async () => {
+  for (let turn = 0; turn < 5; turn += 1) await null;
+};
 
 const keyOf = (answer) => [...answer.classList].find((name) => name.startsWith("st-key-answer-"));
 
@@ -102,6 +144,8 @@ class Reading {
     this.voice.setAttribute("role", "status");
     main.append(this.toEnd, this.voice);
     main.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    // Asked first of all, while what it closes still stands there.
+    document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
     document.addEventListener("keydown", (event) => this.pressed(event));
     this.waiting = false;
     new MutationObserver(() => this.soon()).observe(main, { subtree: true, childList: true, characterData: true });
@@ -166,8 +210,13 @@ class Reading {
     this.toEnd.hidden = this.following || this.left() < 100;
   }
 
+  // Whether Escape has nothing else to do: everywhere else it closes a list, or leaves a field.
+  idle(target) {
+    return (target === document.body || target.matches?.(INPUT)) && !document.querySelector(OPEN);
+  }
+
   pressed(event) {
-    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+    if (event.key !== "Escape" || event.defaultPrevented || event.isComposing || !this.mayStop) return;
     document.querySelector(".st-key-stop button")?.click();
   }
 
@@ -271,7 +320,30 @@ class Reading {
   }
 }
 
+// What the cookie says; empty: there is none of ours.
+const known = (name) => {
+  const found = document.cookie.split("; ").find((one) => one.startsWith(`${name}=`))?.slice(name.length + 1) ?? "";
+  return /^[0-9a-f]{64}$/.test(found) ? found : "";
+};
+
 const secret = () => Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+// Every tab of a browser takes the same secret: whichever comes first makes it.
+const browser = async (name) => {
+  const make = () => {
+    if (known(name)) return;
+    const secure = location.protocol === "https:" ? "; Secure" : "";
+    document.cookie = `${name}=${secret()}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
+  };
+  if (navigator.locks) {
+    await navigator.locks.request(name, make);
+  } else {
+    // Only over plain HTTP from another machine. Whoever else makes one has done so by then, and the last one counts.
+    make();
+    await new Promise((resolve) => setTimeout(resolve, COOKIE_MS));
+  }
+  return known(name) || secret(); // without cookies it lives as long as this tab
+};
 
 export default ({ data, setStateValue }) => {
   if (!window.tokenwireReading) {
@@ -281,8 +353,5 @@ export default ({ data, setStateValue }) => {
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.took(data.taken);
   if (data.known || window.tokenwireBrowser) return;
-  window.tokenwireBrowser = secret();
-  const secure = location.protocol === "https:" ? "; Secure" : "";
-  document.cookie = `${data.cookie}=${window.tokenwireBrowser}; Path=/; Max-Age=31536000; SameSite=Strict${secure}`;
-  setStateValue("browser", window.tokenwireBrowser);
+  window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));
 };

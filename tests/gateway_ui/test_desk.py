@@ -1,0 +1,131 @@
+"""The conversations that are open in this process, while others change the same ones in the file."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gateway_ui.chat.conversation import INTERRUPTED, Arrival, Waiting
+from gateway_ui.chat.desk import WAITED_IN_VAIN, Desk, Talk
+from gateway_ui.chat.store import Store
+from tests.gateway_ui.test_conversation import exchange
+from tests.tokenwire.fake_service import completed
+from tokenwire import user
+from tokenwire.v1 import generation_service_pb2 as pb
+
+ME = "my secret, 16 or longer"
+
+
+@pytest.fixture
+def desks(tmp_path: Path) -> Iterator[tuple[Desk, Desk]]:
+    """Those of two processes on one file."""
+    with closing(Store(tmp_path / "x")) as one, closing(Store(tmp_path / "x")) as other:
+        yield Desk(one), Desk(other)
+        assert not one.trouble
+        assert not other.trouble
+
+
+def said(talk: Talk) -> list[str]:
+    return [one.text for one in talk.conversation.path()]
+
+
+def add(desk: Desk, talk: Talk, text: str) -> None:
+    talk.conversation.add(exchange(text, end=completed()), talk.conversation.last)
+    desk.keep(talk)
+
+
+def test_a_reload_shows_what_two_processes_have_made_of_a_conversation(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    mine = here.talk(ME)
+    add(here, mine, "One.")
+    yours = there.talk(ME, mine.conversation.id)
+    add(there, yours, "Theirs.")
+    add(here, mine, "Mine.")
+    first = mine.conversation.path()[0]
+    for desk, talk in ((here, mine), (there, yours)):
+        assert desk.talk(ME, mine.conversation.id) is talk
+        assert said(talk) == ["One.", "Mine."]
+        assert [one.text for one in talk.conversation.alternatives(talk.conversation.path()[1])] == ["Theirs.", "Mine."]
+    assert mine.conversation.path()[0] is first  # what is drawn keeps its meaning
+
+
+def test_an_answer_that_runs_in_another_process_is_caught_up_with(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    mine, running = here.talk(ME), exchange("Half")
+    mine.conversation.add(running, None)
+    here.keep(mine)
+    yours = there.talk(ME, mine.conversation.id)
+    (seen,) = yours.conversation.path()
+    assert (seen.text, seen.problem) == ("Half", INTERRUPTED)
+    running.saw(Arrival(pb.GenerateResponse(text=" and half."), 20))
+    running.saw(Arrival(pb.GenerateResponse(completed=completed()), 21))
+    running.finish()
+    here.keep(mine)
+    there.talk(ME, mine.conversation.id)
+    assert (seen.text, seen.problem) == ("Half and half.", "")
+    assert list(seen.meter.figures()) == list(running.meter.figures())
+    assert said(mine) == ["Half and half."]
+
+
+def test_of_two_processes_one_asks_what_waits(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    mine, one = here.talk(ME), Waiting(user("Why?"))
+    here.put(mine, one)
+    yours = there.talk(ME, mine.conversation.id)
+    (same,) = yours.waiting
+    assert there.ask(yours, same, exchange("Because.", question=same.message, end=completed()))
+    assert not here.ask(mine, one, exchange(question=one.message))
+    assert (mine.waiting, yours.waiting) == ([], [])
+    assert [one.question for one in mine.conversation.path()] == [user("Why?")]
+
+
+def test_what_another_process_puts_or_drops_is_seen_after_a_reload(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    mine, dropped = here.talk(ME), Waiting(user("No."), "Refused.")
+    here.put(mine, dropped)
+    yours = there.talk(ME, mine.conversation.id)
+    there.drop(yours, yours.waiting[0])
+    there.put(yours, Waiting(user("Yes."), "Refused."))
+    here.talk(ME, mine.conversation.id)
+    assert [one.message for one in mine.waiting] == [user("Yes.")]
+
+
+def test_what_waited_for_an_interrupted_answer_says_so_and_what_waited_for_a_whole_one_is_asked(
+    desks: tuple[Desk, Desk],
+) -> None:
+    here, there = desks
+    for end, trouble in ((None, WAITED_IN_VAIN), (completed(), "")):
+        mine = here.talk(ME)
+        mine.conversation.add(exchange("Half", end=end), None)
+        here.keep(mine)
+        here.put(mine, Waiting(user("Next")))
+        assert [one.trouble for one in there.talk(ME, mine.conversation.id).waiting] == [trouble]
+        assert [one.trouble for one in mine.waiting] == [""]
+
+
+def test_what_is_not_kept_goes_on_here(desks: tuple[Desk, Desk]) -> None:
+    here, _ = desks
+    mine = here.talk(ME)
+    assert here.talk(ME, mine.conversation.id) is mine
+    add(here, mine, "One.")
+    here.store.delete(ME, mine.conversation.id)
+    assert said(here.talk(ME, mine.conversation.id)) == ["One."]
+
+
+def test_a_browser_is_elsewhere_as_long_as_one_of_its_tabs_shows_another_conversation(tmp_path: Path) -> None:
+    there = {"1", "2", "3"}
+    with closing(Store(tmp_path / "x")) as store:
+        desk = Desk(store, there.__contains__)
+        mine, other, theirs = desk.talk(ME), desk.talk(ME), desk.talk("another secret, also long")
+        desk.shows("1", mine)
+        desk.shows("3", theirs)
+        assert not desk.is_elsewhere(mine)
+        assert not desk.is_elsewhere(theirs)
+        desk.shows("2", other)
+        assert desk.is_elsewhere(mine)
+        assert desk.is_elsewhere(other)
+        there.remove("2")
+        assert not desk.is_elsewhere(mine)
+        desk.shows("1", other)
+        assert desk.is_elsewhere(mine)

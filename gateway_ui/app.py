@@ -14,7 +14,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message
-from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
+from tokenwire.v1.generation_service_pb2 import CallerUsage, GenerateRequest, Model
 
 from . import conversations, sidebar
 from .chat.conversation import Exchange, Waiting, broken_json, response, result_names
@@ -56,6 +56,15 @@ def _client(address: str) -> Client:
 @st.cache_data(ttl=60, show_spinner=False)
 def _models(address: str) -> list[Model]:
     return _client(address).models(timeout=2)
+
+
+@st.cache_data(ttl=15, show_spinner=False)
+def _usage(address: str) -> list[CallerUsage]:
+    """Whom the service takes us for, and what is used; nothing where it asks nobody."""
+    try:
+        return _client(address).usage(timeout=2)
+    except TokenwireError:
+        return []
 
 
 @st.cache_resource
@@ -112,6 +121,8 @@ def page() -> None:
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
+        if not trouble:
+            sidebar.account(_usage(default_address()))
         conversations.new_button(desk, talk)
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()

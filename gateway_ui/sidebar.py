@@ -9,7 +9,7 @@ import streamlit as st
 
 from tokenwire import struct
 from tokenwire.v1.config_pb2 import GenerationConfig, GoogleSearch, Tool
-from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
+from tokenwire.v1.generation_service_pb2 import CallerUsage, GenerateRequest, Model
 
 from .input import attachments
 from .input.schemas import read_schema, read_tools
@@ -74,6 +74,18 @@ _UNSET: dict[str, Any] = {
 """What the fields say, by their keys, when nothing was chosen. Each conversation has its own; how an answer is drawn
 is the same for all.
 """
+
+
+def account(usage: Iterable[CallerUsage]) -> None:
+    """Say whom the service takes us for, and how much of what is limited has been used."""
+    for one in usage:
+        limited = (
+            f"{quota.used:,} of {quota.limit:,} {quota.name.replace('_', ' ')}"
+            for quota in one.quotas
+            if quota.HasField("limit")
+        )
+        said = " · ".join(map(html.escape, (f"You are {one.caller}", *limited)))
+        st.html(f'<div class="tw-state">{said}</div>')
 
 
 def chosen(models: Iterable[Model]) -> Model:

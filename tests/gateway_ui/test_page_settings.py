@@ -444,3 +444,15 @@ async def test_the_picker_shows_what_the_drawer_is_about(chat: Open) -> None:
     # It was changed behind the answer.
     await expect(about).to_have_attribute("data-model", "fake-3")
     await expect(picker).to_have_value("fake-3")
+
+
+async def test_whom_the_service_takes_us_for_and_what_is_left_is_told(tab: Page, page_at: PageAt) -> None:
+    quotas = [
+        pb.CallerUsage.Quota(name="streams", used=1),
+        pb.CallerUsage.Quota(name="tokens_per_day", used=12_345, limit=1_000_000),
+    ]
+    with Running() as others:
+        others.usage.append(pb.CallerUsage(caller="<b>billing</b>", quotas=quotas))
+        await tab.goto(page_at(others.address))
+        told = tab.get_by_test_id("stSidebar").get_by_text("You are <b>billing</b>")
+        await expect(told).to_have_text("You are <b>billing</b> · 12,345 of 1,000,000 tokens per day")

@@ -149,6 +149,8 @@ class FakeService(GenerationServiceServicer):
     arrived: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     running: int = 0
+    usage: list[pb.CallerUsage] = field(default_factory=list)
+    """What the caller has used."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
@@ -214,7 +216,9 @@ class FakeService(GenerationServiceServicer):
         return pb.ListModelsResponse(models=self.models)
 
     def GetUsage(self, _: pb.GetUsageRequest, context: Any) -> pb.GetUsageResponse:
-        """Counts nobody, as a service that asks nobody who calls."""
+        """Count nobody, as a service that asks nobody who calls, unless a test says otherwise."""
+        if self.usage:
+            return pb.GetUsageResponse(callers=self.usage)
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "nobody is counted")
         raise AssertionError("abort raises")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tests.certificates import Authority
 from tests.conftest import ServerProcess, StartProcess
 from tokenwire import AsyncClient, NotAllowedError, UnavailableError
 from vertex_emulator import Emulator
-from vertex_emulator.script import answer
+from vertex_emulator.script import answer, wait_for
 
 
 async def said(address: str, trusted: Path, token: str) -> str:
@@ -64,3 +65,49 @@ async def test_workers_serve_tls_know_callers_and_follow_their_files(
     server.signal(signal.SIGTERM)
     assert await asyncio.wait_for(server.process.wait(), 30) == 0
     assert secret not in "\n".join(server.log)
+
+
+async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
+    emulator: Emulator, start_process: StartProcess, tmp_path: Path
+) -> None:
+    authority = Authority()
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    trusted, keys, callers = tmp_path / "trusted", str(tmp_path / "keys"), tmp_path / "callers.toml"
+    trusted.write_bytes(authority.pem)
+    _, secret = await asyncio.to_thread(api_keys.new, keys, "billing")
+    callers.write_text('[callers.billing]\napi_keys = ["billing"]\n')
+    server = await start_process(
+        *("--workers", "2", "--tls-certificate", certificate, "--tls-key", key, "--api-keys", keys),
+        *("--callers", str(callers)),
+    )
+    address = await ready(server)
+    streams = 100
+    emulator.script.play(*[answer("Hello", wait_for("the end"), "!")] * streams, *[answer("Hello")] * 20)
+
+    async def stream(client: AsyncClient) -> str:
+        async with client.generate("hi", timeout=100) as answered:
+            return "".join([piece async for piece in answered.text()])
+
+    async with AsyncExitStack() as stack:
+        running = []
+        for _ in range(10):
+            client = await stack.enter_async_context(AsyncClient(address, ca=str(trusted), token=secret))
+            running += [asyncio.ensure_future(stream(client)) for _ in range(streams // 10)]
+        await emulator.wait_until(lambda e: len(e.open_calls) == streams, timeout=60)
+        for turn in range(20):
+            authority.sign("127.0.0.1", common_name=f"the {turn}th").write(tmp_path)
+            callers.write_text(f'[callers.billing]\napi_keys = ["billing"]\nstreams = {200 + turn}\n')
+            assert await said(address, trusted, secret) == "Hello"
+        emulator.open_gate("the end")
+        assert await asyncio.gather(*running) == ["Hello!"] * streams
+    async with AsyncClient(address, ca=str(trusted), token=secret) as client:
+        async with asyncio.timeout(30):
+            while True:
+                (usage,) = await client.usage()
+                limits = {quota.name: quota.limit for quota in usage.quotas}
+                if limits["streams"] == 219:
+                    break
+                await asyncio.sleep(0.1)
+        used = {quota.name: quota.used for quota in usage.quotas}
+    assert used["streams"] == 0
+    assert used["requests_per_day"] == streams + 20

@@ -31,7 +31,9 @@ class Charge:
         self._counted = set_aside
         self._told: int | None = None
         self.end: Callable[[CallError], object] = lambda _: None
-        """Ends the call, once its caller's budget of the day is used up."""
+        """Ends the call, once its caller's budget of the day is used up: upstream may say nothing for long."""
+        self.exhausted: CallError | None = None
+        """Why nothing more may be said, once that is so."""
 
     def saw(self, tokens: int) -> None:
         """Upstream tells that the call has taken so many tokens so far."""
@@ -40,7 +42,8 @@ class Charge:
             self._count(tokens)
             limit = self._caller.tokens_per_day
             if limit is not None and self._counts.used(self._caller.name, time()).tokens_today > limit:
-                self.end(_exhausted(limit))
+                self.exhausted = _exhausted(limit)
+                self.end(self.exhausted)
 
     def settle(self, tokens: int | None, *, characters: int) -> None:
         """The call is over; `tokens` is what upstream told of all of it. None: nothing, or not all of it came.

@@ -65,6 +65,8 @@ class Servicer(GenerationServiceServicer):
                     ) as events,
                 ):
                     async for event in events:
+                        if charge is not None and charge.exhausted is not None:
+                            raise charge.exhausted
                         await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence

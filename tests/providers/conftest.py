@@ -153,6 +153,6 @@ def told_or_typed(
         assert failure(error)[1] in ("UPSTREAM_FAULT", "UPSTREAM_CUT"), error.details()
 
 
-async def open_on(open_provider: Open, provider: str, address: str) -> Upstream:
+async def open_on(open_provider: Open, provider: str, address: str, **settings: Any) -> Upstream:
     line, environ = LINES[provider].format(rest=address), {"VERTEX_EMULATOR_REST_HOST": address}
-    return await open_provider(provider, line=line, environ=environ)
+    return await open_provider(provider, line=line, environ=environ, **settings)

@@ -16,6 +16,8 @@ def chat(tab: Page, page_at: PageAt, service: FakeService) -> Open:
         await tab.goto(page_at(service.address))
         chat = Chat(tab)
         await expect(chat.input).to_be_visible()
+        # The first run of the script ends as soon as it doesn't know the browser; the second draws the page.
+        await expect(tab.locator(".tw-state")).to_be_attached()
         # Asked while the script draws the page for the first time, Streamlit may show no stop button for the answer.
         await chat.settled()
         return chat

@@ -33,6 +33,7 @@ async def opened(tab: Page, url: str) -> Chat:
     await tab.goto(url)
     page = Chat(tab)
     await expect(page.input).to_be_visible()
+    await expect(tab.locator(".tw-state")).to_be_attached()
     await page.settled()
     return page
 

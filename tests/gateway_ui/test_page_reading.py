@@ -514,6 +514,7 @@ async def test_whatever_a_finger_points_at_is_large(chat: Open, tab: Page, servi
     await tab.get_by_role("button", name="Retry").evaluate("one => one.click()")
     await expect(page.answer()).to_contain_text("2 of 2")
     await page.settled()
+    await page.tab.get_by_test_id("stSidebar").get_by_text("What it takes").evaluate("one => one.click()")
     await page.open_settings()
     await page.open_this_conversation()
     for switch in ("Letter by letter", "Answer in JSON"):

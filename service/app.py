@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
+from .admission.identity import Identity
 from .admission.shared import Shared
 from .calls import memory
 from .generation.provider import Provider
@@ -39,12 +40,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         call_log.configure(settings.log_level)
         _forget_foreign_variables(settings)
         memory.share()
-        # Better now than in each worker.
-        tls.certificates(settings)
+        secured = _secured(settings)
         if settings.asks_who:
-            from .runtime.server import identity_of  # noqa: PLC0415 - of an extra; what is missing is told below
-
-            identity_of(settings)
             # Both files are followed, so there is nothing to do for it; but it means "read anew", and not "stop".
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if settings.exposed and settings.insecure:
@@ -53,8 +50,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server. But a Unix
         # domain socket can't be handed over.
         if settings.socket_path or (count == 1 and os.getpid() != 1):
-            _alone(settings)
-        stop.end(_together(settings, count))
+            _alone(settings, *secured)
+        stop.end(_together(settings, count, *secured))
     except SettingError as error:
         for line in str(error).splitlines():
             print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
@@ -66,7 +63,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     return EXIT_SETTING
 
 
-def _alone(settings: Settings) -> NoReturn:
+def _alone(settings: Settings, certificates: tls.Certificates | None, identity: Identity) -> NoReturn:
     """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
     from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
@@ -78,10 +75,28 @@ def _alone(settings: Settings) -> NoReturn:
             yield model
 
     tell = _Tell(settings)
-    process.run(process.serve(settings, open_model, listening=tell.listening, ready=tell.ready))
+    serving = process.serve(settings, open_model, certificates, identity, listening=tell.listening, ready=tell.ready)
+    process.run(serving)
 
 
-def _together(settings: Settings, count: int) -> int:
+def _secured(settings: Settings) -> tuple[tls.Certificates | None, Identity]:
+    """What the settings' files hold, which workers take over. Raises SettingError with all that is wrong."""
+    wrong: list[str] = []
+    certificates, identity = None, Identity()
+    try:
+        certificates = tls.certificates(settings)
+    except SettingError as error:
+        wrong.append(str(error))
+    try:
+        identity = tls.identity(settings)
+    except SettingError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise SettingError("\n".join(wrong))
+    return certificates, identity
+
+
+def _together(settings: Settings, count: int, certificates: tls.Certificates | None, identity: Identity) -> int:
     """Several processes on one port, forked from this one, which has imported the model for all of them."""
     from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
@@ -90,21 +105,21 @@ def _together(settings: Settings, count: int) -> int:
     except OSError as error:
         raise address.refusal(settings, error) from error
     settings = replace(settings, port=reserved.getsockname()[1])
-    shared = Shared.of(
-        slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, counted=settings.asks_who
-    )
+    shared = Shared.of(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, identity=identity)
     tell = _Tell(settings)
     budget = budgets(settings.offered)
     handover, orders = Handover(count), stop.Orders()
 
     def greet() -> int:
-        greeting = process.greet(settings, handover, orders, listening=tell.listening, ready=tell.ready)
+        greeting = process.greet(
+            settings, handover, orders, certificates=certificates, listening=tell.listening, ready=tell.ready
+        )
         return _run(greeting, processes=1 + count)  # of which the others are the workers
 
     def work(worker: int) -> int:
         shared.join(worker)
         open_model = partial(_model, settings, budget, tells=worker == 0)
-        return _run(process.work(settings, open_model, shared, handover, orders))
+        return _run(process.work(settings, open_model, shared, handover, orders, certificates=certificates))
 
     try:
         greeter = workers.fork(greet, orders)

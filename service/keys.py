@@ -55,7 +55,7 @@ def _new(path: str, name: str) -> None:
 
 def _revoke(path: str, key_id: str) -> None:
     key = api_keys.revoke(path, key_id)
-    print(f"{key.id} of {key.name} is revoked; a running server knows within a second.")  # noqa: T201 - for a person
+    print(f"{key.id} of {key.name} is revoked; a running server knows within seconds.")  # noqa: T201 - for a person
 
 
 def _list(path: str) -> None:

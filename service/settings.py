@@ -497,6 +497,11 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('workers', variables['workers'])} is {values['workers']}: 1 is wanted, since processes can't "
             "share a Unix domain socket"
         )
+    if host.startswith("unix:") and values["tls_certificate"]:
+        yield (
+            f"{told.get('tls_certificate', variables['tls_certificate'])} is set: none is wanted on a Unix domain "
+            "socket, which nobody else can read"
+        )
     lacks = [
         *([] if values["tls_certificate"] else ["TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)"]),
         *(

@@ -52,15 +52,17 @@ class Authority:
         begins: dt.timedelta = -DAY,
         ends: dt.timedelta = DAY,
         encrypted: bool = False,
+        general: Iterable[x509.GeneralName] = (),
     ) -> Pair:
-        """A certificate for these names: addresses, DNS names and URIs. Its time is told from now."""
+        """A certificate for these names: addresses, DNS names, URIs, and those of any kind. Its time is told from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = _builder(subject, self._name, key, begins, ends).add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
         )
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(map(_general, names)), critical=False)
+        if names or general:
+            alternatives = x509.SubjectAlternativeName([*map(_general, names), *general])
+            builder = builder.add_extension(alternatives, critical=False)
         secret: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if encrypted:
             secret = serialization.BestAvailableEncryption(b"secret")

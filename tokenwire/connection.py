@@ -6,11 +6,12 @@ gateway.example:50051           plain text
 unix:/run/tokenwire.socket      a Unix domain socket, plain text
 """
 
+import ipaddress
 import os
 import ssl
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.parse import urlsplit
@@ -93,7 +94,10 @@ def _dialled(address: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # it is a name
+        return host == "localhost"
 
 
 _VARIABLES = {
@@ -115,7 +119,7 @@ class Identity:
     """PEM file: this caller's own certificate, and those it rests on (TOKENWIRE_CLIENT_CERTIFICATE)."""
     key: str = ""
     """PEM file: its key (TOKENWIRE_CLIENT_KEY)."""
-    token: str = ""
+    token: str = field(default="", repr=False)
     """An API key or a JWT (TOKENWIRE_TOKEN)."""
     token_file: str = ""
     """A file that holds it, read anew when it changes (TOKENWIRE_TOKEN_FILE)."""
@@ -163,9 +167,9 @@ class Connection:
             return None
         own = self._identity
         return grpc.ssl_channel_credentials(
-            Path(own.ca).read_bytes() if own.ca else _system_roots(),
+            _pem(own.ca) if own.ca else _system_roots(),
             Path(own.key).read_bytes() if own.key else None,
-            Path(own.certificate).read_bytes() if own.certificate else None,
+            _pem(own.certificate) if own.certificate else None,
         )
 
     def options(self) -> tuple[tuple[str, int], ...]:
@@ -186,9 +190,12 @@ class _Token:
 
     def __init__(self, identity: Identity) -> None:
         if identity.token and identity.token_file:
-            raise ValueError("a token and a file that holds one are given: one of them is wanted")
+            raise ValueError(
+                "a token and a file that holds one are given (TOKENWIRE_TOKEN, TOKENWIRE_TOKEN_FILE): "
+                "one of them is wanted"
+            )
         self._file = identity.token_file
-        self._value = _checked(identity.token, "the token") if identity.token else ""
+        self._value = _checked(identity.token.strip(), "the token") if identity.token else ""
         self._seen: object = None
         self._lock = threading.Lock()
 
@@ -224,6 +231,14 @@ def _checked(token: str, what: str) -> str:
             f"1 to {_LONGEST_TOKEN_BYTES} of them"
         )
     return token
+
+
+def _pem(path: str) -> bytes:
+    """What is in a file of certificates. Raises OSError, and ValueError where there is none."""
+    found = Path(path).read_bytes()
+    if b"-----BEGIN CERTIFICATE-----" not in found:
+        raise ValueError(f"{path} holds no certificate in PEM")
+    return found
 
 
 def _system_roots() -> bytes | None:

@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +109,13 @@ def _changing(path: str) -> Iterator[list[Key]]:
         yield keys
         following = Path(f"{path}.new")
         following.unlink(missing_ok=True)
-        with open(os.open(following, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123 - with a mode
+        opened = os.open(following, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(opened, "w", encoding="utf-8") as file:
+            with suppress(FileNotFoundError):
+                # A server that runs as another user has to be able to read it on.
+                before = os.stat(path)  # noqa: PTH116 - as above
+                os.fchown(opened, before.st_uid, before.st_gid)
+                os.fchmod(opened, stat.S_IMODE(before.st_mode))
             file.write("".join(f"{' '.join(key)}\n" for key in keys))
             file.flush()
             os.fsync(file.fileno())

@@ -18,6 +18,7 @@ models = ["gemini-3.8-flash"]
 labels = { team = "billing" }
 """
 
+import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from typing import Any, Self
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """With which a token may be signed: those with two keys only, so that who checks a token can't make one."""
 
+_KEY = re.compile(r"tw_[\w-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
@@ -93,16 +95,18 @@ class Callers:
     """By an issuer's name in the file, and the claim's value."""
     by_name: Mapping[str, Caller] = field(default_factory=dict)
     """Those with an entry."""
-    by_certificate: Mapping[str, Caller] = field(default_factory=dict)
-    """By a subject alternative name."""
+    by_certificate: Mapping[tuple[str, str], Caller] = field(default_factory=dict)
+    """By a subject alternative name and its kind, as `san` has them."""
 
     @classmethod
     def parse(cls, text: str, path: str) -> Self:
         """Read the file's text; `path` is for messages. Raises CallersError with all that is wrong."""
+        if not text.strip():
+            raise CallersError(f"{path}: it is empty: callers, issuers or defaults are wanted")
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise CallersError(f"{path}: {error}") from error
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as some others of it are
+            raise CallersError(f"{path}: {hidden(str(error))}") from error
         reader = _Reader(text, path)
         found = cls(**reader.read(tables))
         if reader.wrong:
@@ -119,6 +123,21 @@ _Check = Callable[[Any], Any]
 """Gives a value as it is kept. Raises ValueError with what is wanted."""
 
 
+def san(name: str) -> tuple[str, str]:
+    """A subject alternative name with its kind: "uri", "ip" or "dns". One kind proves nothing for another."""
+    if "://" in name:
+        return "uri", name
+    try:
+        return "ip", str(ipaddress.ip_address(name))
+    except ValueError:
+        return "dns", name.lower()
+
+
+def hidden(text: str) -> str:
+    """The text without API keys, which somebody may have pasted in the wrong place."""
+    return _KEY.sub("tw_...", text)
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError("a text")
@@ -133,6 +152,13 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _text_or_texts(value: Any) -> tuple[str, ...]:
     return _texts(value if isinstance(value, list) else [value])
+
+
+def _key_names(value: Any) -> tuple[str, ...]:
+    found = _texts(value)
+    if any(_KEY.search(name) for name in found):
+        raise ValueError("the name of a key, as tokenwire keys list tells it, and not the key itself,")
+    return found
 
 
 def _models(value: Any) -> frozenset[str]:
@@ -202,7 +228,7 @@ _LIMITS: Mapping[str, _Check] = {
     "labels": _labels,
     "admin": _yes,
 }
-_PROOFS: Mapping[str, _Check] = {"api_keys": _texts, "tokens": _by_issuer, "certificates": _texts}
+_PROOFS: Mapping[str, _Check] = {"api_keys": _key_names, "tokens": _by_issuer, "certificates": _texts}
 _ISSUER: Mapping[str, _Check] = {
     "issuer": _text,
     "audience": _text_or_texts,
@@ -212,6 +238,10 @@ _ISSUER: Mapping[str, _Check] = {
     "admit": _admit,
 }
 _NEEDED = ("issuer", "audience", "keys", "algorithms")
+
+
+def _shown(key: object) -> object:
+    return key[1] if isinstance(key, tuple) else key
 
 
 class _Reader:
@@ -228,6 +258,9 @@ class _Reader:
             self._add((name,), "", f"there is no {name!r}: defaults, issuers and callers are wanted")
         defaults = Caller(name="", **self._values(("defaults",), tables.get("defaults", {}), _LIMITS))
         issuers = tuple(filter(None, (self._issuer(*one) for one in self._tables(tables, "issuers"))))
+        for one in issuers:
+            if [other.issuer for other in issuers].count(one.issuer) > 1:
+                self._add(("issuers", one.name), "issuer", f"{one.issuer!r} has two tables: one is wanted")
         found: dict[str, Any] = {"issuers": issuers, "defaults": defaults}
         taken: dict[object, str] = {}
         maps: dict[str, dict[Any, Caller]] = {"by_name": {}, "by_api_key": {}, "by_token": {}, "by_certificate": {}}
@@ -241,7 +274,9 @@ class _Reader:
                 self._add(where, "", f"{name!r} has no proof: some of {', '.join(_PROOFS)} are wanted")
             for kind, key, line in self._proofs(where, proofs, {one.name for one in issuers}):
                 if key in maps[kind]:
-                    self._add(where, line, f"{key!r} is {taken[kind, key]!r}'s already: each proof has one caller")
+                    self._add(
+                        where, line, f"{_shown(key)!r} is {taken[kind, key]!r}'s already: each proof has one caller"
+                    )
                 maps[kind][key], taken[kind, key] = caller, name
         return {**found, **maps}
 
@@ -252,7 +287,7 @@ class _Reader:
         for name in proofs["api_keys"]:
             yield "by_api_key", name, "api_keys"
         for name in proofs["certificates"]:
-            yield "by_certificate", name, "certificates"
+            yield "by_certificate", san(name), "certificates"
         for issuer, names in (proofs["tokens"] or {}).items():
             if issuer not in issuers:
                 self._add(where, "tokens", f"there is no [issuers.{issuer}]")
@@ -301,7 +336,7 @@ class _Reader:
             try:
                 found[key] = checks[key](value)
             except ValueError as error:
-                self._add(where, key, f"{key} is {value!r}: {error} is wanted")
+                self._add(where, key, f"{key} is {hidden(repr(value))}: {error} is wanted")
         return found
 
     @staticmethod
@@ -323,4 +358,7 @@ class _Reader:
                 break
             elif found and key and entry.match(line):
                 return number
+        if not found and len(where) == 1:  # as a part of a longer head
+            part = re.compile(rf"\s*\[\s*[\"']?{re.escape(where[0])}[\"']?\s*\.")
+            found = next((number for number, line in enumerate(self._lines, 1) if part.match(line)), 0)
         return found or 1

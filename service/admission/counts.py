@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 _CELLS = 1 << 16
 """So many callers have counts of their own; those beyond share some."""
+_STEPS = 64
+"""So many cells are looked at for a new one: a caller isn't to hold up all others."""
 _FIELDS = 8
 _STREAMS, _MINUTE, _REQUESTS, _MINUTE_TOKENS, _DAY, _DAY_TOKENS, _DAY_REQUESTS, _DAY_ESTIMATED = range(_FIELDS)
 
@@ -90,11 +92,11 @@ class Counts:
         at = self._cell(caller) * _FIELDS
         row = self._rows[self._mine]
         minute, day = int(now) // MINUTE_SECONDS, int(now) // DAY_SECONDS
-        if row[at + _MINUTE] != minute:
+        if row[at + _MINUTE] < minute:
             # In this order: who reads meanwhile sees counts of a minute that is over.
             row[at + _REQUESTS] = row[at + _MINUTE_TOKENS] = 0
             row[at + _MINUTE] = minute
-        if row[at + _DAY] != day:
+        if row[at + _DAY] < day:
             row[at + _DAY_TOKENS] = row[at + _DAY_REQUESTS] = row[at + _DAY_ESTIMATED] = 0
             row[at + _DAY] = day
         same_minute = tokens >= 0 or since is None or int(since) // MINUTE_SECONDS == minute
@@ -113,6 +115,8 @@ class Counts:
     def _cell(self, caller: str) -> int:
         cell = self._cells.get(caller)
         if cell is None:
+            if len(self._cells) >= _CELLS:
+                self._cells.clear()
             digest = hashlib.blake2b(caller.encode(), digest_size=8).digest()
             cell = self._cells[caller] = self._found(int.from_bytes(digest) or 1)
         return cell
@@ -122,7 +126,7 @@ class Counts:
         if self._lock >= 0:
             fcntl.lockf(self._lock, fcntl.LOCK_EX)
         try:
-            for step in range(_CELLS):
+            for step in range(_STEPS):
                 cell = (name + step) % _CELLS
                 if self._names[cell] in (0, name):
                     self._names[cell] = name

@@ -1,19 +1,20 @@
 """Who calls: by a client's certificate, an API key, or a signed token (JWT), in this order."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import NotReady, Unauthenticated
+from ..files import content, looks
 from . import api_keys
 from .callers import ANYBODY, Caller, Callers, CallersError
 from .json_web_tokens import NoKeysYet, Refused, Tokens
 
 _LOOK_SECONDS = 1.0
-_SAN = "x509_subject_alternative_name"
+_MOST_BYTES = 16 * 1024 * 1024
+"""Of the callers file, and of that of API keys."""
 _START_SECONDS = 5.0
 
 
@@ -64,6 +65,7 @@ class Identity:
         self._known = _Known({}, Callers(), Tokens((), warn))
         self._seen: object = None
         self._looked = asyncio.Event()
+        self._seen = self._look()
         self._read(first=True)
 
     @property
@@ -77,9 +79,10 @@ class Identity:
             return ANYBODY, ""
         known = self._known
         if self._certificates:
-            for name in context.auth_context().get(_SAN, ()):
-                if (found := known.callers.by_certificate.get(name.decode(errors="replace"))) is not None:
-                    return found, ""
+            for pem in context.auth_context().get("x509_pem_cert", ()):
+                for name in _names(pem):
+                    if (found := known.callers.by_certificate.get(name)) is not None:
+                        return found, ""
         shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
         if len(shown) != 1:
             return ANYBODY, "no token" if not shown else "several tokens"
@@ -97,18 +100,32 @@ class Identity:
 
     async def watch(self) -> None:
         """Follow changes of the files and fetch keys of issuers, until cancelled."""
+        before: object = None
         while self.is_asked:
-            await self._known.tokens.look()
-            self._looked.set()
+            for keys in self._known.tokens.keys.values():
+                keys.begin()
+            if not self._looked.is_set() and all(keys.looked for keys in self._known.tokens.keys.values()):
+                self._looked.set()
             await asyncio.sleep(_LOOK_SECONDS)
             seen = self._look()
-            if seen != self._seen:
-                try:
-                    await asyncio.to_thread(self._read)
-                except IdentityError as error:
-                    self._seen = seen
-                    for line in str(error).splitlines():
-                        self._warn("callers stay as they were: %s", line)
+            # Not while it is being written: who writes may have emptied it before.
+            if seen not in (self._seen, before):
+                before = seen
+            elif seen != self._seen:
+                before = None
+                await asyncio.to_thread(self.refresh, seen)
+
+    def refresh(self, seen: object = None) -> None:
+        """Read the files anew; what can't be used is told, and stays what it was."""
+        # What they looked like before they are read: what changes meanwhile is seen the next time.
+        self._seen = self._look() if seen is None else seen
+        try:
+            self._read()
+        except IdentityError as error:
+            for line in str(error).splitlines():
+                self._warn("not taken, and as before: %s", line)
+        except Exception as error:  # noqa: BLE001 - whatever the files hold, they are followed on
+            self._warn("callers stay as they were: %s", type(error).__name__)
 
     async def looked(self) -> None:
         """Wait until `watch` has looked for the keys of all issuers once, or for five seconds."""
@@ -118,29 +135,37 @@ class Identity:
                     await self._looked.wait()
 
     def _look(self) -> object:
-        return tuple(map(_looks, (*self._paths.values(), *self._known.tokens.sources)))
+        return tuple(map(looks, (*self._paths.values(), *self._known.tokens.sources)))
 
     def _read(self, *, first: bool = False) -> None:
-        """Read the files anew. Raises IdentityError, and all stays as it was."""
+        """Read the files anew, each for itself: one that can't be used doesn't keep the other from being followed.
+
+        Raises IdentityError, at `first` before anything is taken.
+        """
         wrong: list[str] = []
-        keys = _taken(lambda path: api_keys.parse(_content(path), path), self._paths["keys"], wrong) or {}
-        callers = _taken(lambda path: Callers.parse(_content(path), path), self._paths["callers"], wrong) or Callers()
-        if callers.by_certificate and not self._certificates:
+        hashes = _taken(lambda path: api_keys.parse(_content(path), path), self._paths["keys"], wrong)
+        callers = _taken(lambda path: Callers.parse(_content(path), path), self._paths["callers"], wrong)
+        if callers is not None and callers.by_certificate and not self._certificates:
             wrong.append(
                 f"{self._paths['callers']}: certificates are named, and none says who calls here: "
                 "--tls-client-ca is wanted, and no --behind-proxy"
             )
+            callers = None
+        if wrong and first:
+            raise IdentityError("\n".join(wrong))
+        before = self._known
+        names = before.names if hashes is None else {key.hash: key.name for key in hashes.values()}
+        callers = before.callers if callers is None else callers
+        for name in sorted(callers.by_api_key.keys() - set(names.values())):
+            file = self._paths["keys"] or "any file: --api-keys is wanted"
+            self._warn("%s names the API key %s, which isn't in %s", self._paths["callers"], name, file)
+        tokens = Tokens(callers.issuers, self._warn, before.tokens)
+        tokens.look_again()
+        self._known = _Known(names, callers, tokens)
+        if not first:
+            self._say("callers are read anew: %d API keys, %d issuers", len(names), len(callers.issuers))
         if wrong:
             raise IdentityError("\n".join(wrong))
-        for name in callers.by_api_key.keys() - {key.name for key in keys.values()}:
-            file = self._paths["keys"] or "any file"
-            self._warn("%s names the API key %s, which isn't in %s", self._paths["callers"], name, file)
-        tokens = Tokens(callers.issuers, self._warn, self._known.tokens)
-        tokens.look_again()
-        self._known = _Known({key.hash: key.name for key in keys.values()}, callers, tokens)
-        self._seen = self._look()
-        if not first:
-            self._say("callers are read anew: %d API keys, %d issuers", len(keys), len(callers.issuers))
 
 
 def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
@@ -148,7 +173,9 @@ def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
     name = known.names.get(api_keys.hashed(key))
     if name is None:
         return ANYBODY, "unknown key"
-    return known.callers.by_api_key.get(name) or known.callers.unnamed(name), ""
+    callers = known.callers
+    # A key of the name of an entry is that entry's, though it isn't listed there.
+    return callers.by_api_key.get(name) or callers.by_name.get(name) or callers.unnamed(name), ""
 
 
 def _by_token(token: str, known: _Known) -> tuple[Caller, str]:
@@ -166,8 +193,29 @@ def _by_token(token: str, known: _Known) -> tuple[Caller, str]:
     return ANYBODY, "unknown subject"
 
 
+@lru_cache(maxsize=1000)
+def _names(pem: bytes) -> tuple[tuple[str, str], ...]:
+    """The subject alternative names of a certificate, each with its kind, as `callers.san` has them.
+
+    Not by gRPC, which ends a name at a zero byte, and doesn't tell kinds apart.
+    """
+    from cryptography import x509  # noqa: PLC0415 - for servers that take certificates only
+
+    found: list[tuple[str, str]] = []
+    try:
+        names = (
+            x509.load_pem_x509_certificate(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        )
+        found += [("uri", name) for name in names.get_values_for_type(x509.UniformResourceIdentifier)]
+        found += [("dns", name.lower()) for name in names.get_values_for_type(x509.DNSName)]
+        found += [("ip", str(name)) for name in names.get_values_for_type(x509.IPAddress)]
+    except Exception:  # noqa: BLE001 - a certificate that can't be read proves nothing
+        return ()
+    return tuple((kind, name) for kind, name in found if name.isprintable())
+
+
 def _content(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8")
+    return content(path, _MOST_BYTES).decode()
 
 
 def _taken(read: Callable[[str], Any], path: str, wrong: list[str]) -> Any:
@@ -181,15 +229,9 @@ def _taken(read: Callable[[str], Any], path: str, wrong: list[str]) -> Any:
         wrong.append(f"{path}: {error.strerror}")
     except UnicodeDecodeError:
         wrong.append(f"{path}: it isn't UTF-8")
+    except ValueError as error:
+        wrong.append(f"{path}: {error}")
     return None
-
-
-def _looks(path: str) -> object:
-    try:
-        seen = os.stat(path)  # noqa: PTH116 - asked each second
-    except OSError as error:
-        return error.errno
-    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
 def refusal() -> Unauthenticated:

@@ -1,20 +1,25 @@
 """Signed tokens (JWT): verified by their issuers' public keys, which are fetched beside the calls and never by one."""
 
-import asyncio
 import hashlib
+import http.client
 import json
-import math
+import socket
+import ssl
+import threading
 import urllib.request
 import warnings
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from ..files import content
 from .callers import Issuer
 
+_LATEST = 1e12
+"""In seconds: no time is later."""
 _SKEW_SECONDS = 60
 """How far the clocks of two machines may be apart."""
 
@@ -28,6 +33,10 @@ _MOST_KEYS = 100
 _MOST_KNOWN = 10_000
 """Verified tokens that are remembered, so that the next call with one costs no arithmetic."""
 _PARTS = 3
+_MOST_SAID = 200
+"""Characters of a foreign error."""
+_FEWEST_BITS = 2048
+"""Of an RSA key."""
 
 
 class Refused(Exception):
@@ -61,7 +70,7 @@ class Keys:
         self._tried = -float("inf")
         """When they were looked for last, on the monotonic clock."""
         self._wanted = False
-        self._trouble = False
+        self._trouble = self._looking = False
         self.looked = False
         """Whether they have been looked for at all."""
         self.version = 0
@@ -87,44 +96,82 @@ class Keys:
         """It is time to."""
         self._tried = -float("inf")
 
-    async def look(self) -> None:
+    def begin(self) -> None:
+        """Begin to look for them, if it is time and nobody does; in a thread of its own, which nothing waits for."""
+        if self.due and not self._looking:
+            self._tried, self._wanted, self._looking = monotonic(), False, True
+            threading.Thread(target=self._look, daemon=True, name="issuer's keys").start()
+
+    def _look(self) -> None:
         """Fetch them. What fails is told once, and the keys stay what they were."""
-        self._tried, self._wanted = monotonic(), False
         try:
-            async with asyncio.timeout(_FETCH_SECONDS + 1):
-                found = await asyncio.to_thread(_fetched, self._source)
-            keys = _usable(found)
+            keys = _usable(_Fetch(self._source).content())
         except Exception as error:  # noqa: BLE001 - whatever a foreign server says, the old keys stay
             if not self._trouble:
-                why = str(error) or type(error).__name__
-                self._warn("the keys of issuer %s can't be had from %s: %s", self._name, self._source, why)
+                why = ascii(str(error) or type(error).__name__)[1:-1][:_MOST_SAID]
+                self._warn("the keys of issuer %s can't be had: %s", self._name, why)
             self._trouble = True
         else:
-            if keys.keys() != self._keys.keys():
+            if _prints(keys) != _prints(self._keys):
                 self.version += 1
             self._keys, self._trouble = keys, False
         finally:
-            self.looked = True
+            self.looked, self._looking = True, False
 
 
-def _fetched(source: str) -> bytes:
-    """What is there. Blocks; raises OSError or ValueError."""
-    if "://" not in source:
-        with Path(source).open("rb") as file:
-            found = file.read(_MOST_BYTES + 1)
-    else:
-        end = monotonic() + _FETCH_SECONDS
-        found = b""
-        with _opener(source).open(source, timeout=_FETCH_SECONDS) as response:
-            while piece := response.read1(64 * 1024):
-                found += piece
-                if len(found) > _MOST_BYTES:
-                    break
-                if monotonic() > end:
-                    raise TimeoutError(f"it took longer than {_FETCH_SECONDS:g} s")
-    if len(found) > _MOST_BYTES:
-        raise ValueError(f"there is more than {_MOST_BYTES} bytes")
-    return found
+class _Fetch:
+    """One attempt to have what is at a source."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._connection: http.client.HTTPConnection | None = None
+
+    def content(self) -> bytes:
+        """What is there. Blocks, for ten seconds at most; raises OSError or ValueError."""
+        if "://" not in self._source:
+            return content(self._source, _MOST_BYTES)
+        # A server may send a byte now and then, in its headers too, for which nothing else has a limit.
+        end = threading.Timer(_FETCH_SECONDS, self._stop)
+        end.daemon = True
+        end.start()
+        try:
+            with self._opener().open(self._source, timeout=_FETCH_SECONDS) as response:
+                found: bytes = response.read(_MOST_BYTES + 1)
+        finally:
+            end.cancel()
+        if len(found) > _MOST_BYTES:
+            raise ValueError(f"there is more than {_MOST_BYTES} bytes")
+        return found
+
+    def _stop(self) -> None:
+        made = self._connection
+        if made is not None and made.sock is not None:
+            with suppress(OSError):
+                made.sock.shutdown(socket.SHUT_RDWR)
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        fetch = self
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> Any:
+                return self.do_open(fetch._http, request)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> Any:
+                return self.do_open(fetch._https, request)
+
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirect(), Http(), Https()]
+        if urlsplit(self._source).hostname in ("localhost", "127.0.0.1"):
+            handlers.append(urllib.request.ProxyHandler({}))  # a proxy can't reach this machine's own loopback
+        return urllib.request.build_opener(*handlers)
+
+    def _http(self, host: str, **options: Any) -> http.client.HTTPConnection:
+        self._connection = http.client.HTTPConnection(host, **options)
+        return self._connection
+
+    def _https(self, host: str, **options: Any) -> http.client.HTTPSConnection:
+        self._connection = made = http.client.HTTPSConnection(host, context=ssl.create_default_context(), **options)
+        return made
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -134,11 +181,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _opener(source: str) -> urllib.request.OpenerDirector:
-    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-    if urlsplit(source).hostname in ("localhost", "127.0.0.1"):
-        handlers.append(urllib.request.ProxyHandler({}))  # a proxy can't reach this machine's own loopback
-    return urllib.request.build_opener(*handlers)
+def _prints(keys: Mapping[str, Any]) -> Mapping[str, str]:
+    """By each id, what only one key has: one may take another's place under its id."""
+    return {name: key.thumbprint() for name, key in keys.items()}
 
 
 def _usable(content: bytes) -> dict[str, Any]:
@@ -152,6 +197,8 @@ def _usable(content: bytes) -> dict[str, Any]:
         try:
             with warnings.catch_warnings(action="ignore"):
                 key = jwk.import_key({name: value for name, value in one.items() if name != "d"})
+            if one["kty"] == "RSA" and len(urlsafe_b64decode(one["n"] + "==")) * 8 < _FEWEST_BITS:
+                continue
         except Exception:  # noqa: BLE001, S112 - a key of a kind that we don't know is none for us
             continue
         found[str(one.get("kid", ""))] = key
@@ -166,8 +213,8 @@ class Tokens:
     def __init__(self, issuers: Sequence[Issuer], warn: Callable[..., None], before: "Tokens | None" = None) -> None:
         """Keys of `before` are kept for issuers that are the same."""
         self._by_issuer = {one.issuer: one for one in issuers}
-        kept = before.keys if before is not None else {}
-        self.keys: dict[Issuer, Keys] = {one: kept.get(one) or Keys(one, warn) for one in issuers}
+        kept = {(one.name, one.keys): keys for one, keys in before.keys.items()} if before is not None else {}
+        self.keys: dict[Issuer, Keys] = {one: kept.get((one.name, one.keys)) or Keys(one, warn) for one in issuers}
         """Of each issuer."""
         self._known: dict[bytes, tuple[Subject, Issuer, int]] = {}
 
@@ -211,10 +258,6 @@ class Tokens:
         except Exception as error:
             raise Refused("it can't be verified") from error
         return _subject(claims, issuer), issuer
-
-    async def look(self) -> None:
-        """Look for the keys of all issuers for which it is time."""
-        await asyncio.gather(*(keys.look() for keys in self.keys.values() if keys.due))
 
     @property
     def sources(self) -> Iterable[str]:
@@ -266,6 +309,6 @@ def _moment(claims: Mapping[str, Any], name: str) -> float | None:
     found = claims.get(name)
     if found is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+    if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < _LATEST:
         raise Refused(f"its {name} is no time")
     return float(found)

@@ -1,7 +1,8 @@
 """How much each caller may: streams at once, requests and tokens a minute, tokens a day.
 
 A request is counted before it is let in, with an estimate of its tokens, and settled by what upstream tells in the end.
-A request is let in while anything of a quota is left: so it is exceeded by no more than one request.
+A request is let in while anything of a quota is left: so a quota is exceeded by one request, and by what those that run
+beside it take beyond what was set aside for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,26 +41,30 @@ class Charge:
         self._told = tokens
         if tokens > self._counted:
             self._count(tokens)
-            limit = self._caller.tokens_per_day
-            if limit is not None and self._counts.used(self._caller.name, time()).tokens_today > limit:
-                self.exhausted = _exhausted(limit)
-                self.end(self.exhausted)
+        limit = self._caller.tokens_per_day
+        # Without what is set aside for this call: its caller has chosen that.
+        if (
+            limit is not None
+            and self._counts.used(self._caller.name, time()).tokens_today - self._counted + tokens > limit
+        ):
+            self.exhausted = _exhausted(limit)
+            self.end(self.exhausted)
 
     def settle(self, tokens: int | None, *, characters: int) -> None:
         """The call is over; `tokens` is what upstream told of all of it. None: nothing, or not all of it came.
 
         Then it is what was told last, or an estimate by the `characters` that were said, whichever is more.
         """
+        self._counts.add(self._caller.name, time(), streams=-1)
         if tokens is None:
             tokens = max(self._told or 0, self._input - -characters // _BYTES_OF_A_TOKEN)
             self._counts.add(self._caller.name, time(), estimated=tokens)
         self._count(tokens)
-        self._counts.add(self._caller.name, time(), streams=-1)
 
     def nothing(self) -> None:
         """The call is over, and no model has been asked, or none has taken it."""
-        self._count(0)
         self._counts.add(self._caller.name, time(), streams=-1)
+        self._count(0)
 
     def _count(self, tokens: int) -> None:
         more, self._counted = tokens - self._counted, tokens

@@ -214,7 +214,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = ending
             finally:
                 self._left()
-                if ours:
+                if ours or record.refused:
                     call_log.end_call(record, code)
 
         return run

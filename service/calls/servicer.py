@@ -24,8 +24,6 @@ from .call_settings import CallSettings
 from .coalesce import coalesced
 
 _BYTES_OF_A_TOKEN = 4
-_SMALL_BYTES = 4096
-"""A request of this size holds no files worth looking for."""
 _TOKENS_OF_A_FILE = 258
 
 
@@ -88,6 +86,7 @@ class Servicer(GenerationServiceServicer):
 
     async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # as above
         """What the caller has used, or all have."""
+        self._ready()
         if self._quotas is None:
             raise NotServed("This server asks nobody who calls, so it counts nobody's usage")
         callers = {call.caller.name: call.caller}
@@ -162,10 +161,10 @@ def _for_caller(prompt: Prompt, call: Call, charge: Charge | None) -> Prompt:
 def _input_tokens(request: pb.GenerateRequest) -> int:
     """About how many the request has: what is said in four bytes a token, and each file as a picture."""
     size, files = request.ByteSize(), 0
-    if size > _SMALL_BYTES:
+    if request.messages:
         for message in request.messages:
             for part in message.parts:
                 if part.HasField("inline_data"):
                     size -= len(part.inline_data.data)
-                    files += 1
+                files += part.WhichOneof("data") in ("inline_data", "file_data")
     return size // _BYTES_OF_A_TOKEN + files * _TOKENS_OF_A_FILE

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
+from ..admission.identity import Identity
 from ..admission.shared import Shared
 from ..generation.provider import Provider
 from ..settings import SettingError, Settings
@@ -96,16 +97,23 @@ class _Stop:
             self.hurried.set()
 
 
-def _server(settings: Settings, shared: Shared | None = None) -> Server:
+def _server(
+    settings: Settings,
+    shared: Shared | None = None,
+    certificates: tls.Certificates | None = None,
+    identity: Identity | None = None,
+) -> Server:
     """The one of this process, which starts no other process any more where it serves TLS."""
     if settings.tls_certificate:
         tls.forbid_processes()
-    return Server(settings, shared)
+    return Server(settings, shared, certificates, identity)
 
 
 async def serve(
     settings: Settings,
     open_model: Open,
+    certificates: tls.Certificates | None = None,
+    identity: Identity | None = None,
     *,
     listening: Callable[[int], object] = lambda _: None,
     ready: Callable[[], object] = lambda: None,
@@ -114,7 +122,7 @@ async def serve(
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
-    server = _server(settings)
+    server = _server(settings, None, certificates, identity)
     listening(await server.start())
     async with open_model() as model:
         ending = _Stop()
@@ -124,10 +132,18 @@ async def serve(
     call_log.say("stopped")
 
 
-async def work(settings: Settings, open_model: Open, shared: Shared, handover: Handover, orders: stop.Orders) -> None:
+async def work(
+    settings: Settings,
+    open_model: Open,
+    shared: Shared,
+    handover: Handover,
+    orders: stop.Orders,
+    *,
+    certificates: tls.Certificates | None = None,
+) -> None:
     """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
-    server = _server(settings, shared)
+    server = _server(settings, shared, certificates)
     async with open_model() as model:
         server.use(model)
         over = handover.over
@@ -167,6 +183,7 @@ async def greet(
     handover: Handover,
     orders: stop.Orders,
     *,
+    certificates: tls.Certificates | None = None,
     listening: Callable[[int], object],
     ready: Callable[[], object],
 ) -> None:
@@ -178,7 +195,7 @@ async def greet(
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
     open_to_all = replace(settings, api_keys="", callers="", insecure=True, reflection=tells)
-    server = _server(open_to_all, Shared.of(slots=1, per_caller=0))
+    server = _server(open_to_all, Shared.of(slots=1, per_caller=0), certificates)
     listening(await server.start())
     await _unless(ending, handover.all_listen())
     await server.leave()

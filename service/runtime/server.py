@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
-from ..admission.identity import Identity, IdentityError
+from ..admission.identity import Identity
 from ..admission.shared import Shared
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
@@ -20,7 +20,7 @@ from ..calls.health import Health
 from ..calls.receive import Receiver
 from ..calls.servicer import Servicer
 from ..generation.provider import Provider
-from ..settings import SettingError, Settings
+from ..settings import Settings
 from ..telemetry import call_log
 from . import tls
 from .address import clear, refusal
@@ -35,6 +35,8 @@ _LEAVE_SECONDS = 0.1
 # meet the others as they close.
 _TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
+
+_LOOK_SECONDS = 1.0
 
 _NOBODY_ELSE = 0o177
 """What a Unix domain socket must not allow: only this user may read and write it."""
@@ -52,18 +54,27 @@ _STREAMS_ENDING = 32
 class Server:
     """Listens from `start` on; answers from `announce_serving` on; `stop` lets running streams finish."""
 
-    def __init__(self, settings: Settings, shared: Shared | None = None) -> None:
-        """What is `shared` is so with other workers on the same port; None: this is the only process."""
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared | None = None,
+        certificates: tls.Certificates | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        """What is `shared` is so with other workers on the same port; None: this is the only process.
+
+        `certificates` and `identity` are those that the settings name; None: they haven't been read yet.
+        """
         self._settings = settings
-        self._certificates = tls.certificates(settings)
-        self._identity = identity_of(settings)
-        self._watching: asyncio.Task[None] | None = None
+        self._certificates = certificates or tls.certificates(settings)
+        self._watching: asyncio.Future[Any] | None = None
         self._hurried = asyncio.Event()
         alone = shared is None
         self._pause = 0 if alone else _TOGETHER_SECONDS
         shared = shared or Shared.of(
-            slots=settings.slots, per_caller=settings.slots_per_caller, counted=settings.asks_who
+            slots=settings.slots, per_caller=settings.slots_per_caller, identity=identity or tls.identity(settings)
         )
+        self._identity = shared.identity
         self._health = Health("", SERVICE)
         self._servicer = Servicer(settings, shared, self._identity)
         budget = settings.max_unfinished_bytes // shared.slots.workers
@@ -96,8 +107,14 @@ class Server:
             if before is not None:
                 os.umask(before)
         await self._server.start()
-        self._watching = asyncio.ensure_future(self._identity.watch())
+        self._watching = asyncio.gather(self._identity.watch(), self._follow_certificates())
         return port
+
+    async def _follow_certificates(self) -> None:
+        """So that all workers have the same, also those that nobody connects to for a while."""
+        while self._certificates is not None:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.to_thread(self._certificates.refresh)
 
     def _listen(self, address: str) -> int:
         if self._certificates is None:
@@ -171,20 +188,6 @@ class Server:
         await asyncio.sleep(released - asyncio.get_running_loop().time())
         self._guard.release()
         return closing
-
-
-def identity_of(settings: Settings) -> Identity:
-    """As the settings have it. Raises SettingError with all that is wrong with the files."""
-    try:
-        return Identity(
-            keys=settings.api_keys,
-            callers=settings.callers,
-            certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
-            say=call_log.say,
-            warn=call_log.warn,
-        )
-    except IdentityError as error:
-        raise SettingError(str(error)) from error
 
 
 def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:

@@ -1,16 +1,21 @@
-"""TLS: the server's certificate, its key, and whose clients it trusts, read anew when their files change."""
+"""TLS, and who calls: certificates and keys, read anew when their files change."""
 
 import datetime as dt
-import os
 import sys
 import threading
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
+from ..admission.identity import Identity, IdentityError
+from ..files import content, looks
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+_MOST_BYTES = 1024 * 1024
 
 _PROCESSES = frozenset(
     ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
@@ -48,46 +53,65 @@ class Certificates:
         self._lock = threading.Lock()
         self._seen: tuple[object, ...] = ()
         """What the files looked like when they were read last."""
+        self._files: _Files | None = None
+        """What was in them when they could serve."""
+        self._version = self._given = 0
+        """Of `_files`; the one that gRPC has."""
+
+    def load(self) -> None:
+        """Read the files for the first time. Raises TLSError where they can't serve."""
+        self._seen = self._look()
+        self._files = self._read()
+        if (begins := _first(self._files.certificate).not_valid_before_utc) > dt.datetime.now(dt.UTC):
+            call_log.warn("the certificate of TLS isn't valid before %s", _day(begins))
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For a port of gRPC's. Raises TLSError where the files can't serve."""
-        self._seen = self._look()
-        configuration = _configuration(self._read())
+        """For a port of gRPC's; behind `load`."""
+        self.refresh()  # this may be a worker that takes another's place
+        assert self._files is not None
+        self._given = self._version
         return grpc.dynamic_ssl_server_credentials(
-            configuration,
-            self._changed,  # type: ignore[arg-type] # None is allowed: nothing has changed
+            _configuration(self._files),
+            self._asked,  # type: ignore[arg-type] # None is allowed: nothing has changed
             "tls_client_ca" in self._paths,
         )
 
-    def check(self) -> None:
-        """Raise TLSError where the files can't serve."""
-        self._read()
-
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What handshakes are made with from now on; None: nothing has changed, or nothing that could serve."""
+    def refresh(self) -> None:
+        """Read the files anew if they have changed; what can't serve is told, and the old ones go on."""
         with self._lock:
             seen = self._look()
             if seen == self._seen:
-                return None
+                return
             self._seen = seen
             try:
-                files = self._read()
+                self._files = self._read()
             except TLSError as error:
                 call_log.warn("TLS goes on with the certificate it has: %s", error)
-                return None
-            call_log.say("TLS has a new certificate, %s", _described(files.certificate))
-            return _configuration(files)
+                return
+            self._version += 1
+            ends = _first(self._files.certificate).not_valid_after_utc
+            call_log.say("TLS has a new certificate, valid until %s", _day(ends))
+
+    def _asked(self) -> grpc.ServerCertificateConfiguration | None:
+        """What handshakes are made with from now on; None: what gRPC has. Asked before each, on gRPC's threads."""
+        self.refresh()
+        if self._given == self._version or self._files is None:
+            return None
+        self._given = self._version
+        return _configuration(self._files)
 
     def _look(self) -> tuple[object, ...]:
-        return tuple(map(_looks, self._paths.values()))
+        return tuple(map(looks, self._paths.values()))
 
     def _read(self) -> _Files:
         found = {}
         for setting, path in self._paths.items():
             try:
-                found[setting] = Path(path).read_bytes()
+                found[setting] = content(path, _MOST_BYTES)
             except OSError as error:
                 raise TLSError(f"{_variable(setting)} is {path!r}: {error.strerror}") from error
+            except ValueError as error:
+                raise TLSError(f"{_variable(setting)} is {path!r}: {error}") from error
         _check(found, self._paths)
         return _Files(found["tls_certificate"], found["tls_key"], found.get("tls_client_ca"))
 
@@ -98,10 +122,24 @@ def certificates(settings: Settings) -> Certificates | None:
         return None
     found = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     try:
-        found.check()
+        found.load()
     except TLSError as error:
         raise SettingError(str(error)) from error
     return found
+
+
+def identity(settings: Settings) -> Identity:
+    """Who may call, as the settings' files have it. Raises SettingError with all that is wrong with them."""
+    try:
+        return Identity(
+            keys=settings.api_keys,
+            callers=settings.callers,
+            certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
+            say=call_log.say,
+            warn=call_log.warn,
+        )
+    except IdentityError as error:
+        raise SettingError(str(error)) from error
 
 
 def forbid_processes() -> None:
@@ -115,14 +153,6 @@ def forbid_processes() -> None:
 def _refuse(event: str, _: tuple[object, ...]) -> None:
     if event in _PROCESSES:
         raise RuntimeError(f"{event}: a server that serves TLS must not start processes; gRPC would hang or die")
-
-
-def _looks(path: str) -> object:
-    try:
-        seen = os.stat(path)  # noqa: PTH116 - asked before each handshake
-    except OSError as error:
-        return error.errno
-    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
 
 
 def _variable(setting: str) -> str:
@@ -169,11 +199,10 @@ def _configuration(files: _Files) -> grpc.ServerCertificateConfiguration:
     )
 
 
-def _described(pem: bytes) -> str:
+def _first(pem: bytes) -> "x509.Certificate":
     from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
 
-    first = x509.load_pem_x509_certificates(pem)[0]
-    return f"valid until {_day(first.not_valid_after_utc)}"
+    return x509.load_pem_x509_certificates(pem)[0]
 
 
 def _day(moment: dt.datetime) -> str:

@@ -33,7 +33,7 @@ def test_a_key_is_told_once_and_kept_as_a_hash(path: Path, capsys: pytest.Captur
     assert run("list", "--file", str(path)) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == [kept.id, "billing"]
     assert run("revoke", kept.id, "--file", str(path)) == 0
-    assert capsys.readouterr().out == f"{kept.id} of billing is revoked; a running server knows within a second.\n"
+    assert capsys.readouterr().out == f"{kept.id} of billing is revoked; a running server knows within seconds.\n"
     assert path.read_text() == ""
 
 

@@ -50,7 +50,7 @@ def test_what_a_file_says() -> None:
     )
     search = Caller(name="search", longest_deadline=30.5, labels={"team": "none"})
     assert found.by_api_key == {"billing": billing, "old-billing": billing}
-    assert found.by_certificate == {"spiffe://example/billing": billing}
+    assert found.by_certificate == {("uri", "spiffe://example/billing"): billing}
     assert found.by_token == {
         ("google", "billing@project.iam.gserviceaccount.com"): billing,
         ("cluster", "system:serviceaccount:search:default"): search,
@@ -68,8 +68,9 @@ def test_what_a_file_says() -> None:
     assert found.unnamed("cluster:x") == Caller(name="cluster:x", longest_deadline=120, labels={"team": "none"})
 
 
-def test_an_empty_file_says_nothing() -> None:
-    assert Callers.parse("", "f") == Callers()
+def test_an_empty_file_is_refused_since_somebody_may_be_writing_it() -> None:
+    with pytest.raises(CallersError, match=r"^f: it is empty: callers, issuers or defaults are wanted$"):
+        Callers.parse(" \n", "f")
     assert Callers().unnamed("a") == Caller(name="a")
     assert ANYBODY.models is None
 
@@ -85,6 +86,12 @@ WRONG = [
     ("[callers.a]\napi_keys = 'a'", 2, "api_keys is 'a': a list of texts, not empty, is wanted"),
     ("[callers.a]\napi_keys = []", 2, "api_keys is []: a list of texts"),
     ("[callers.a]\napi_keys = ['a']\nlabels = { Team = 'x' }", 3, "labels is {'Team': 'x'}: labels of lower-case"),
+    (
+        "[callers.a]\napi_keys = ['tw_" + "a" * 43 + "']",
+        2,
+        "api_keys is ['tw_...']: the name of a key, as tokenwire keys list tells it, and not the key itself, is wanted",
+    ),
+    ("[defaults]\n\n[caller.a]\nx = 1", 3, "there is no 'caller': defaults, issuers and callers are wanted"),
     ("\n\n[callers.a]\nmodels = ['x']", 3, "'a' has no proof: some of api_keys, tokens, certificates are wanted"),
     ("[callers.a]\napi_keys = ['k']\n[callers.b]\napi_keys = ['k']", 4, "'k' is 'a''s already: each proof has one"),
     ("[callers.a]\ntokens.none = ['k']", 2, "there is no [issuers.none]"),
@@ -138,6 +145,19 @@ def test_the_examples_of_the_manual_can_be_read() -> None:
         assert Callers.parse(text, "f").by_name.keys() >= {"billing"}
 
 
+@pytest.mark.parametrize("text", ["x = " + "9" * 5000, "x = " + "[" * 3000])
+def test_what_no_parser_can_take_is_refused(text: str) -> None:
+    with pytest.raises(CallersError, match=r"^f: "):
+        Callers.parse(text, "f")
+
+
+def test_an_issuer_has_one_table() -> None:
+    table = "issuer = 'x'\naudience = 'y'\nkeys = 'k'\nalgorithms = ['RS256']\n"
+    with pytest.raises(CallersError) as caught:
+        Callers.parse(f"[issuers.a]\n{table}[issuers.b]\n{table}", "f")
+    assert [line.split(": ", 2)[0] for line in str(caught.value).splitlines()] == ["f:2", "f:7"]
+
+
 NAMES = st.sampled_from(
     ["callers", "issuers", "defaults", "a", "api_keys", "tokens", "models", "labels", "keys", "name"]
 )
@@ -162,7 +182,7 @@ def test_whatever_the_tables_hold_they_are_read_or_refused_in_words(tables: dict
 def _wrong(parse: Callable[[str, str], Callers]) -> str:
     """What is told of a file; nothing, where it can be read."""
     try:
-        parse("", "f")
+        parse("x", "f")
     except CallersError as error:
         return str(error)
     return ""

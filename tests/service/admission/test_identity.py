@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from joserfc import jwk, jwt
@@ -211,6 +213,7 @@ def forged(key: Any) -> dict[str, str]:
         "expired": signed(key, exp=now - 61),
         "without an end": signed(key, exp=None),
         "an end in words": signed(key, exp="tomorrow"),
+        "an end beyond all numbers": signed(key, exp=10**400),
         "an endless end": f"{head}.{part({**claims(), 'exp': 1e999})}.{signature}",
         "not yet": signed(key, nbf=now + 120),
         "from the future": signed(key, iat=now + 120),
@@ -350,7 +353,7 @@ async def test_a_key_server_that_is_away_from_the_start_costs_its_callers_only(
     served = await serve(model, api_keys=keys, callers=write_callers(tmp_path, "http://127.0.0.1:1/keys"))
     assert (await ask(served, bearer(secret)))[-1].HasField("completed")
     assert await why_refused(served, bearer(signed(issuer.keys[0]))) == UNKNOWN
-    assert any("the keys of issuer ours can't be had from http://127.0.0.1:1/keys" in line for line in lines)
+    assert any("the keys of issuer ours can't be had: " in line for line in lines)
 
 
 async def test_until_the_keys_have_been_looked_for_a_token_is_told_to_come_again(
@@ -489,7 +492,18 @@ async def test_a_certificate_says_who_calls_by_its_names_alone_and_before_a_toke
         assert await models(clients.sign("other.example", name)) == ["small"]
         assert await models(clients.sign(name), token=secret) == ["small"]
     assert await models(clients.sign("other.example"), token=secret) == ["large"]
-    for stranger in (clients.sign("other.example"), clients.sign(common_name="billing.example")):
+    strangers = [
+        clients.sign("other.example"),
+        clients.sign(common_name="billing.example"),
+        # gRPC ends a name at a zero byte.
+        clients.sign("billing.example\0.evil.example"),
+        clients.sign("spiffe://example/billing\0/../evil"),
+        # A name of one kind is none of another.
+        clients.sign(general=[x509.DNSName("spiffe://example/billing")]),
+        clients.sign(general=[x509.RFC822Name("billing.example")]),
+        clients.sign(general=[x509.UniformResourceIdentifier("billing.example")]),
+    ]
+    for stranger in strangers:
         with pytest.raises(Exception, match="does not know you"):
             await models(stranger)
 
@@ -505,3 +519,77 @@ async def test_no_key_or_token_is_ever_told(
     where = "\n".join(lines) if secret_in == "log" else text
     assert "canary" not in where
     assert token not in where
+
+
+async def test_a_broken_callers_file_keeps_no_key_from_being_revoked(
+    serve: Serve, keys: str, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    made, secret = api_keys.new(keys, "billing")
+    callers = tmp_path / "callers.toml"
+    callers.write_text('[callers.billing]\napi_keys = ["billing"]\nmodels = ["small"]\n')
+    served = await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys, callers=str(callers))
+    for broken in ("[junk", "x = " + "9" * 5000, "x = " + "[" * 3000, "", "[callers.billing]\ntypo = 1\n"):
+        before = len(lines)
+        callers.write_text(broken)
+        await _until(lambda before=before: any("not taken, and as before" in line for line in lines[before:]))  # type: ignore[misc] # as above
+        token = bearer(secret)
+        offered = await served.stub.ListModels(pb.ListModelsRequest(), metadata=[token])
+        assert [one.name for one in offered.models] == ["small"], broken
+    api_keys.revoke(keys, made.id)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await ask(served, bearer(secret))
+            except grpc.aio.AioRpcError as error:
+                assert failure(error) == UNKNOWN[:2]  # noqa: PT017 - asked until then
+                break
+            await asyncio.sleep(0.01)
+
+
+async def test_a_key_of_an_entrys_name_has_the_entrys_limits(serve: Serve, keys: str, tmp_path: Path) -> None:
+    _, secret = api_keys.new(keys, "billing")
+    _, other = api_keys.new(keys, "other")
+    callers = tmp_path / "callers.toml"
+    callers.write_text('[callers.billing]\napi_keys = ["other"]\nmodels = ["small"]\n')
+    served = await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys, callers=str(callers))
+    for token in (secret, other):
+        offered = await served.stub.ListModels(pb.ListModelsRequest(), metadata=[bearer(token)])
+        assert [one.name for one in offered.models] == ["small"]
+
+
+async def test_a_pipe_or_a_device_in_place_of_a_file_holds_nothing_up(
+    serve: Serve, keys: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    _, secret = api_keys.new(keys, "billing")
+    served = await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys)
+    kept = Path(keys).read_bytes()  # noqa: ASYNC240 - a test's own file
+    for odd in ("pipe", "/dev/zero"):
+        before = len(lines)
+        os.unlink(keys)  # noqa: PTH108 - beside the calls below, which Path has not
+        os.mkfifo(keys) if odd == "pipe" else os.symlink(odd, keys)  # noqa: PTH211 - likewise
+        await _until(lambda before=before: any("it is no file" in line for line in lines[before:]))  # type: ignore[misc] # as above
+        assert (await ask(served, bearer(secret)))[-1].HasField("completed")
+        os.unlink(keys)  # noqa: PTH108 - likewise
+        Path(keys).write_bytes(kept)  # noqa: ASYNC240 - likewise
+
+
+async def test_a_key_that_takes_anothers_place_under_its_id_ends_the_tokens_of_that(
+    served: Served, issuer: KeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    token = signed(issuer.keys[0])
+    assert (await ask(served, bearer(token)))[-1].HasField("completed")
+    issuer.keys.clear()
+    issuer.new_key("first")
+    later = time.monotonic() + 601
+    monkeypatch.setattr("service.admission.json_web_tokens.monotonic", lambda: later)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await ask(served, bearer(token))
+            except grpc.aio.AioRpcError:
+                break
+            await asyncio.sleep(0.01)
+    assert (await ask(served, bearer(signed(issuer.keys[0]))))[-1].HasField("completed")

@@ -1,6 +1,7 @@
 """A server as a company runs it: several processes, TLS, and proofs of who calls."""
 
 import asyncio
+import os
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from service.admission import api_keys
 from tests.certificates import Authority
 from tests.conftest import ServerProcess, StartProcess
+from tests.service.runtime.test_workers import children
 from tokenwire import AsyncClient, NotAllowedError, UnavailableError
 from vertex_emulator import Emulator
 from vertex_emulator.script import answer, wait_for
@@ -111,3 +113,31 @@ async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
         used = {quota.name: quota.used for quota in usage.quotas}
     assert used["streams"] == 0
     assert used["requests_per_day"] == streams + 20
+
+
+async def test_a_lost_worker_is_replaced_though_no_file_can_be_used_any_more(
+    emulator: Emulator, start_process: StartProcess, tmp_path: Path
+) -> None:
+    authority = Authority()
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    trusted, keys, callers = tmp_path / "trusted", str(tmp_path / "keys"), tmp_path / "callers.toml"
+    trusted.write_bytes(authority.pem)
+    _, secret = await asyncio.to_thread(api_keys.new, keys, "billing")
+    callers.write_text('[callers.billing]\napi_keys = ["billing"]\n')
+    server = await start_process(
+        *("--workers", "2", "--tls-certificate", certificate, "--tls-key", key, "--api-keys", keys),
+        *("--callers", str(callers)),
+    )
+    address = await ready(server)
+    emulator.script.play(*[answer("Hello")] * 100)
+    callers.write_text("[junk")
+    Path(certificate).unlink()
+    victim = min(children(server))
+    os.kill(victim, signal.SIGKILL)
+    await server.said("starting another")
+    async with asyncio.timeout(60):
+        while victim in children(server) or len(children(server)) < 2:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.05)
+    for _ in range(20):
+        assert await said(address, trusted, secret) == "Hello"
+    assert not any("giving up" in line for line in server.log)

@@ -82,7 +82,8 @@ def page() -> None:
         )
     early: list[Any] = st.session_state.setdefault("early", [])
     if typed is not None:
-        early.append(typed)
+        if typed.text.strip() or typed.files:
+            early.append(typed)
         st.session_state.taken = st.session_state.get("taken", 0) + 1
     owner = reader(st.session_state.get("taken", 0))
     if not owner:
@@ -188,7 +189,7 @@ def _connection(trouble: str) -> None:
 
 
 def _question(typed: Any) -> Waiting:
-    text = user(typed.text) if typed.text else Message()
+    text = user(typed.text) if typed.text.strip() else Message()
     files = [(file.name, file.getvalue()) for file in typed.files]
     return Waiting(text, files=files, unchecked=bool(files))
 

@@ -421,6 +421,64 @@ async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Ope
     assert [one.messages[-1] for one in service.requests] == [user("beta"), user("gamma")]
 
 
+@pytest.mark.parametrize("keys", ["Control+Enter", "Meta+Enter", "Alt+Enter"])
+async def test_enter_sends_whatever_else_is_held_down(chat: Open, service: FakeService, keys: str) -> None:
+    page = await chat()
+    for question in ("alpha", "beta"):
+        await page.input.fill(question)
+        await page.input.press(keys)
+        await expect(page.input).to_have_value("")
+    await page.ask("gamma")
+    await expect(page.messages).to_have_count(6)
+    assert [one.messages[-1] for one in service.requests] == [user("alpha"), user("beta"), user("gamma")]
+
+
+@pytest.mark.parametrize("composing", [{"isComposing": True}, {"keyCode": 229}])
+async def test_enter_that_belongs_to_an_input_method_sends_nothing(
+    chat: Open, service: FakeService, composing: dict[str, object]
+) -> None:
+    page = await chat()
+    await page.input.fill("alp")
+    await page.input.evaluate(
+        """(input, composing) => {
+            const keys = {key: 'Enter', bubbles: true, cancelable: true, ...composing};
+            input.dispatchEvent(new KeyboardEvent('keydown', keys));
+        }""",
+        composing,
+    )
+    await page.input.press_sequentially("ha")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert [list(one.messages) for one in service.requests] == [[user("alpha")]]
+
+
+async def test_what_streamlit_does_not_send_holds_up_nothing(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.input.fill("alpha")
+    await page.tab.evaluate(
+        """() => document.querySelector('[data-testid=stApp]').addEventListener(
+            'click', (event) => event.stopPropagation(), {capture: true, once: true})"""
+    )
+    await page.input.press("Enter")
+    await expect(page.input).to_have_value("alpha")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("Hello there.", timeout=9000)  # it would be free again after 10 s
+    assert [list(one.messages) for one in service.requests] == [[user("alpha")]]
+
+
+async def test_white_space_is_no_question_and_stays(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.input.fill(" \n ")
+    await page.input.press("Enter")
+    await page.tab.get_by_test_id("stChatInputSubmitButton").click()
+    await expect(page.input).to_have_value(" \n ")
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    await page.input.press("Enter")  # a file is one by itself
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert [list(one.messages) for one in service.requests] == [[user(inline(picture(), "image/png"))]]
+
+
 # Key by key, but with no time for the script in between.
 TYPE = """async texts => {
     const input = document.querySelector('[data-testid=stChatInputTextArea]');

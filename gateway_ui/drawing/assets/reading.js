@@ -6,6 +6,7 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 // Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
+const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
@@ -30,12 +31,9 @@ class Input {
   sending = false;
 
   constructor() {
-    const passes = (event) => this.passes(event);
-    document.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches?.(INPUT)) passes(event);
-    }, true);
+    document.addEventListener("keydown", (event) => this.pressed(event), true);
     document.addEventListener("click", (event) => {
-      if (event.target.closest?.(SEND)) passes(event);
+      if (event.target.closest?.(SEND)) this.passes(event);
     }, true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
@@ -47,18 +45,37 @@ class Input {
     return this.sent <= this.taken || Date.now() - this.sentAt >= LOST_MS;
   }
 
+  // Enter clicks the button, whatever else is held down: which keys send is told here alone, not by Streamlit, too.
+  pressed(event) {
+    if (event.key !== "Enter" || event.shiftKey || !event.target.matches?.(INPUT)) return;
+    event.stopImmediatePropagation();
+    if (event.isComposing || event.keyCode === 229) return; // Safari's way to say so: it belongs to the input method
+    event.preventDefault();
+    document.querySelector(SEND)?.click();
+  }
+
+  empty() {
+    return !document.querySelector(INPUT)?.value.trim() && !document.querySelector(FILE);
+  }
+
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
-    if (!this.sending && (this.held.length || !this.free())) {
+    const waits = !this.sending && (this.held.length || !this.free());
+    if (this.empty() || waits) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      const input = document.querySelector(INPUT);
+    }
+    if (this.empty()) return;
+    const input = document.querySelector(INPUT);
+    if (waits) {
       this.held.push(input.value);
       this.write(input, "");
       return;
     }
     this.sent = this.taken + 1;
     this.sentAt = Date.now();
+    // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
+    drawn().then(() => { if (!this.empty()) this.sent = this.taken; });
   }
 
   took(count) {

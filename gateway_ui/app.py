@@ -1,7 +1,10 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import gc
+import logging
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,21 +98,22 @@ def page() -> None:
         desk.shows(context.session_id, talk)
     _remember_old_answers(talk)
 
-    hurry = early or any(_to_check(talk))
-    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
-    _restore(talk, models)
-    model = sidebar.chosen(models)
-    unknown = trouble or "The service offers no model."
-    notes: list[str] = []
+    # Whatever touches the page may end this run, so the questions are kept before.
+    hurry = bool(early or _to_check(talk))
     while early:
         desk.put(talk, _question(early[0]))
         early.pop(0)
-    for one in _to_check(talk):
-        notes += _attach(talk, one, model, "" if models else unknown)
-        desk.put(talk, one)
-    # Whatever touches the page may end this run, so the questions are kept before.
-    for note in notes:
-        st.toast(label(note))
+    left: Talk | None = st.session_state.get("unasked")
+    st.session_state.unasked = talk if talk.waiting else None
+    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
+    unknown = trouble or "The service offers no model."
+    if left is not None and left is not talk and (said := st.session_state.get("choices")) is not None:
+        # Another conversation was opened before the run that took its question came to asking it.
+        _ask(desk, left, said, models, unknown)
+    _restore(talk, models)
+    while talk.notes:
+        st.toast(label(talk.notes[0]))
+        talk.notes.pop(0)
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
@@ -117,9 +121,10 @@ def page() -> None:
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
         choices = sidebar.drawer(models)
+    st.session_state.choices = choices
     _settle(desk, talk)
-    _ask(desk, talk, choices)
-    if talk.waiting:
+    _ask(desk, talk, choices, models, unknown)
+    if talk.waiting or talk.conversation.exchanges:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
@@ -199,39 +204,58 @@ def _to_check(talk: Talk) -> list[Waiting]:
     return [one for one in talk.waiting if one.unchecked and not one.trouble]
 
 
-def _attach(talk: Talk, one: Waiting, model: Model, unknown: str) -> list[str]:
-    """Make parts of a question's files, as far as the model takes them; gives what was done to them.
+def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Model) -> None:
+    """Make parts of a question's files, as far as the model takes them, and then ask it; in a thread of its own.
 
-    What it doesn't take stays with the question, and is its trouble; so do all where no model is known, for the reason
-    `unknown`.
+    What the model doesn't take stays with the question, and is its trouble.
     """
-    one.unchecked, one.trouble = bool(unknown), unknown
-    if unknown:
-        return []
     before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
-    attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
-    one.trouble = " ".join(problems)
-    # By their place: two files may have one name.
-    taken = {added.place for added in attached}
-    one.files = [file for place, file in enumerate(one.files) if place not in taken]
-    one.names = [*one.names, *(added.name for added in attached)]
-    files = [part for part in one.message.parts if not part.text]
-    texts = [part for part in one.message.parts if part.text]
-    parts = [*files, *(added.part for added in attached), *texts]
-    one.message = user(*parts) if parts else Message()
-    return [added.note for added in attached if added.note]
-
-
-def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
-    """Ask the next question that waits, if none is being answered."""
+    try:
+        attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
+    except Exception:
+        logging.getLogger(__name__).exception("files could not be prepared")
+        attached, problems = [], ["The page has made a mistake with these files, which its log tells."]
     with talk.asking:
+        one.preparing = one.unchecked = False
+        if talk.waits(one.id) is None:  # not to be asked any more
+            return
+        one.trouble = " ".join(problems)
+        # By their place: two files may have one name.
+        taken = {added.place for added in attached}
+        one.files = [file for place, file in enumerate(one.files) if place not in taken]
+        one.names = [*one.names, *(added.name for added in attached)]
+        files = [part for part in one.message.parts if not part.text]
+        texts = [part for part in one.message.parts if part.text]
+        parts = [*files, *(added.part for added in attached), *texts]
+        one.message = user(*parts) if parts else Message()
+        talk.notes += [added.note for added in attached if added.note]
+        desk.put(talk, one)
+        _ask_next(desk, talk, choices)
+
+
+def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), unknown: str = "") -> None:
+    """Ask the next question that waits, if none is being answered; have the files of all be prepared.
+
+    Where there are no models, `unknown` says why: then nobody knows which files they take.
+    """
+    with talk.asking:
+        model = next((one for one in models if one.name == choices.request.model), Model())
+        for one in _to_check(talk):
+            if not models:
+                one.trouble = unknown
+                desk.put(talk, one)
+            elif not one.preparing:
+                one.preparing = True
+                # A photo takes seconds. The tab may show another conversation by then.
+                work = (desk, talk, one, choices, model)
+                threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
         _ask_next(desk, talk, choices)
 
 
 def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
-    # One that can't be asked is for its owner to decide on, and holds up no other.
-    waiting = next((one for one in talk.waiting if not one.trouble and not one.unchecked), None)
-    if talk.running() is not None or waiting is None:
+    # One that can't be asked is for its owner to decide on, and holds up no other. Any other is asked in its turn.
+    waiting = next((one for one in talk.waiting if not one.trouble), None)
+    if talk.running() is not None or waiting is None or waiting.unchecked:
         return
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
     conversation, asked = talk.conversation, choices.request
@@ -249,7 +273,6 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     request.MergeFrom(asked)
     keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
     talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
-    st.query_params["c"] = conversation.id
 
 
 def _talk(talk: Talk, choices: Choices, above: Any) -> None:
@@ -293,6 +316,9 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
         _outlast(live, stop)
         if talk.waiting:
             st.rerun()
+    if any(one.preparing for one in talk.waiting):
+        _outlast_preparing(talk)
+        st.rerun()
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -314,9 +340,11 @@ def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
     for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
-            exchange_view.waiting(one.message, one.all_names, one.trouble)
+            exchange_view.waiting(one.message, one.all_names, one.trouble, preparing=one.preparing)
             with st.container(horizontal=True):
-                if not one.trouble:
+                if one.preparing:
+                    pass  # it is asked as soon as it can be
+                elif not one.trouble:
                     st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
@@ -409,6 +437,14 @@ def _outlast(live: Live, stop: Any) -> None:
             time.sleep(_TICK_SECONDS)
             touched.empty()
     stop.empty()
+
+
+def _outlast_preparing(talk: Talk) -> None:
+    """Wait until the files of all questions have been prepared. Whatever is clicked meanwhile ends this run."""
+    touched = st.empty()
+    while any(one.preparing for one in talk.waiting):
+        time.sleep(_TICK_SECONDS)
+        touched.empty()
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Waiting:
     """Names and bytes of files that don't go along: refused, or not looked at yet."""
     unchecked: bool = False
     """Whether its files wait for a model to be known, which says what it takes."""
+    preparing: bool = field(default=False, kw_only=True)
+    """Whether a thread looks at its files just now."""
     instead: Exchange | None = None
     """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
     id: str = field(default_factory=new_id)

@@ -21,6 +21,8 @@ class Talk:
     conversation: Conversation
     live: Live | None = None
     waiting: list[Waiting] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    # What was done to files, in words for a person, until a tab has shown it.
     asking: threading.RLock = field(default_factory=threading.RLock)
     # Held by whoever changes what waits: when an answer ends, all tabs would ask it.
 

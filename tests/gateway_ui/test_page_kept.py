@@ -21,6 +21,7 @@ from gateway_ui.chat.store import Store
 from gateway_ui.drawing.reader import COOKIE
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.test_attachments import photo
 from tests.gateway_ui.test_conversation import conversation, exchange
 from tests.gateway_ui.test_page_settings import PHOTO, picture
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
@@ -405,6 +406,34 @@ async def test_a_question_that_is_not_asked_stands_there_after_a_reload_and_afte
     await again(page)
     await expect(page.answer()).to_contain_text("Hello there.")
     await expect(page.not_asked()).to_have_count(0)
+
+
+async def test_each_question_is_asked_in_the_conversation_that_it_was_sent_in(chat: Open, service: FakeService) -> None:
+    """Also while a large photo is being prepared, and however fast it all comes."""
+    page = await chat()
+    await page.choose("fake-2")
+    large = FilePayload(name="large.jpg", mimeType="image/jpeg", buffer=photo("JPEG", 4032, 3024, quality=95))
+    await page.attach(large)
+    await page.ask("FIRST")
+    await expect(page.not_asked()).to_contain_text("Preparing the files of FIRST · large.jpg")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await answered(page, "SECOND")
+    await expect(page.messages).to_have_count(2)
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="FIRST").click()
+    await expect(page.messages.first).to_contain_text("FIRST")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    # In one moment: neither has seen a script when the next comes.
+    await page.settled()
+    await page.tab.evaluate(TYPE, ["third\n"])
+    await page.tab.evaluate("() => document.querySelector('.st-key-new button').click()")
+    await page.tab.evaluate(TYPE, ["fourth\n"])
+    await expect(page.messages).to_have_count(2)
+    await expect(page.messages.first).to_contain_text("fourth")
+    await expect(page.answer()).to_contain_text("tokens in")
+    said = [[part.text for turn in one.messages for part in turn.parts] for one in service.requests]
+    hello = "Hello there."
+    assert sorted(said, key=len) == [["SECOND"], ["fourth"], ["", "FIRST"], ["", "FIRST", hello, "third"]]
 
 
 async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Open, service: FakeService) -> None:

@@ -7,6 +7,9 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
+// What opens another conversation.
+const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
+  .map((one) => `${one} button`).join(", ");
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
@@ -27,13 +30,14 @@ const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 class Input {
   sent = 0;
   taken = 0;
-  held = []; // the texts that wait
+  held = []; // what waits: texts, and clicks on what opens another conversation, as {text} or {key}
   sending = false;
 
   constructor() {
     document.addEventListener("keydown", (event) => this.pressed(event), true);
     document.addEventListener("click", (event) => {
       if (event.target.closest?.(SEND)) this.passes(event);
+      else if (event.target.closest?.(OPENS)) this.opens(event);
     }, true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
@@ -68,7 +72,7 @@ class Input {
     if (this.empty()) return;
     const input = document.querySelector(INPUT);
     if (waits) {
-      this.held.push(input.value);
+      this.held.push({ text: input.value });
       this.write(input, "");
       return;
     }
@@ -76,6 +80,15 @@ class Input {
     this.sentAt = Date.now();
     // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
     drawn().then(() => { if (!this.empty()) this.sent = this.taken; });
+  }
+
+  // One run of the script may see both, and wouldn't know which came first.
+  opens(event) {
+    if (this.sending || (!this.held.length && this.free())) return;
+    const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    this.held.push({ key });
   }
 
   took(count) {
@@ -88,8 +101,14 @@ class Input {
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
     this.sending = true;
+    if (this.held[0].key) {
+      document.querySelector(`.${this.held.shift().key} button`)?.click();
+      this.sending = false;
+      this.release();
+      return;
+    }
     const draft = input.value, { selectionStart, selectionEnd } = input;
-    this.write(input, this.held[0]);
+    this.write(input, this.held[0].text);
     await drawn();
     const before = this.sentAt;
     document.querySelector(SEND)?.click();

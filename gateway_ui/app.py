@@ -316,9 +316,7 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
         _outlast(live, stop)
         if talk.waiting:
             st.rerun()
-    if any(one.preparing for one in talk.waiting):
-        _outlast_preparing(talk)
-        st.rerun()
+    _outlast_preparing(talk)
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -441,10 +439,13 @@ def _outlast(live: Live, stop: Any) -> None:
 
 def _outlast_preparing(talk: Talk) -> None:
     """Wait until the files of all questions have been prepared. Whatever is clicked meanwhile ends this run."""
+    if not any(one.preparing for one in talk.waiting):
+        return
     touched = st.empty()
     while any(one.preparing for one in talk.waiting):
         time.sleep(_TICK_SECONDS)
         touched.empty()
+    st.rerun()
 
 
 @dataclass(frozen=True)

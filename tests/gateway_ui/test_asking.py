@@ -57,7 +57,7 @@ def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
 ) -> None:
     begun, gate, answered = threading.Event(), threading.Event(), threading.Event()
 
-    def attach_all(files: list[tuple[str, bytes]], _: object, *, before: int) -> tuple[list[Attachment], list[str]]:
+    def attach_all(files: list[tuple[str, bytes]], _: object, **__: int) -> tuple[list[Attachment], list[str]]:
         begun.set()
         assert gate.wait(10)
         return [Attachment(name, inline(data, "image/png"), "smaller") for name, data in files], []

@@ -88,7 +88,7 @@ def page() -> None:
         if typed.text.strip() or typed.files:
             early.append(typed)
         st.session_state.taken = st.session_state.get("taken", 0) + 1
-    owner = reader(st.session_state.get("taken", 0))
+    owner, returned = reader(st.session_state.get("taken", 0), st.session_state.get("back"))
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
         return
@@ -97,6 +97,8 @@ def page() -> None:
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
     _remember_old_answers(talk)
+    if any(one.id == returned for one in talk.dropped):
+        desk.forget(talk, returned)
 
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(early or _to_check(talk))
@@ -128,7 +130,8 @@ def page() -> None:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
-        conversations.drawer(desk, talk)
+        conversations.drawer(desk, talk, _undrop)
+    _elsewhere(talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
 
@@ -501,6 +504,13 @@ def _drop(waiting: str) -> None:
     # A second click may come when it is gone already; and so below.
     if (one := talk.waits(waiting)) is not None:
         _desk().drop(talk, one)
+        words = [part.text for part in one.message.parts]
+        if one.instead is None and not one.files and words and all(words):
+            st.session_state.back = one.id, "\n\n".join(words)
+
+
+def _undrop(waiting: str) -> None:
+    _desk().undrop(_open(), waiting)
 
 
 def _now(waiting: str) -> None:

@@ -168,6 +168,8 @@ class Waiting:
     """Whether its files wait for a model to be known, which says what it takes."""
     preparing: bool = field(default=False, kw_only=True)
     """Whether a thread looks at its files just now."""
+    dropped: bool = field(default=False, kw_only=True)
+    """Whether its owner has said not to ask it, which can be undone."""
     instead: Exchange | None = None
     """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
     id: str = field(default_factory=new_id)

@@ -254,6 +254,44 @@ async def test_a_waiting_question_can_go_first_or_not_at_all(chat: Open, service
     assert len(service.requests) == 2
 
 
+async def test_what_is_not_to_be_asked_goes_back_into_the_input_or_can_be_had_back(chat: Open) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(UNREADABLE)
+    await page.ask("What is this?")
+    undo = page.tab.get_by_role("button", name="Undo: don't ask What is this?")
+    await page.not_asked().get_by_role("button", name="Don't ask").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(undo).to_be_visible()  # a page can't put a file into the input
+    await again(page)
+    async with asyncio.timeout(20):
+        while await page.not_asked().count() == 0:  # a click is lost when the script draws the page in that moment
+            await undo.click()
+            with contextlib.suppress(AssertionError):
+                await expect(page.not_asked()).to_have_count(1, timeout=2000)
+    await expect(page.not_asked()).to_contain_text("What is this? · a.xyz")
+    await expect(undo).to_have_count(0)
+    # Words alone go back.
+    await page.open_settings()
+    await page.write("Tools", "nonsense")
+    await page.settled()
+    await page.ask("A\nlong one")
+    await expect(page.not_asked()).to_have_count(2)
+    await page.settled()
+    await page.not_asked().last.get_by_role("button", name="Don't ask").click()
+    await expect(page.input).to_have_value("A\nlong one")
+    await expect(page.not_asked()).to_have_count(1)
+    await expect(page.tab.locator(".st-key-undroppable").get_by_role("button")).to_have_count(0)
+    # But never over a draft.
+    await page.ask("Another one")
+    await expect(page.not_asked()).to_have_count(2)
+    await page.input.fill("A draft")
+    await page.settled()
+    await page.not_asked().last.get_by_role("button", name="Don't ask").click()
+    await expect(page.tab.get_by_role("button", name="Undo: don't ask Another one")).to_be_visible()
+    await expect(page.input).to_have_value("A draft")
+
+
 async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
     service.will_answer("Half ", gate, "and the rest.", completed())

@@ -119,6 +119,16 @@ class Input {
     this.sending = false;
   }
 
+  // Whether these words stand in the input now. They are offered with each run of the script, and taken once at most.
+  takesBack(id, text) {
+    const input = document.querySelector(INPUT);
+    if (!input || id === this.back) return false;
+    this.back = id;
+    if (input.value || document.querySelector(FILE) || this.held.length || this.sending) return false;
+    this.write(input, text);
+    return true;
+  }
+
   // As if it had been typed: React looks at nothing else.
   write(input, text) {
     Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(input, text);
@@ -388,6 +398,7 @@ export default ({ data, setStateValue }) => {
   }
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.took(data.taken);
+  if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;
   window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));
 };

@@ -279,7 +279,7 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
 
 
 def _talk(talk: Talk, choices: Choices, above: Any) -> None:
-    path, live = talk.conversation.path(), talk.shown()
+    path, live, left_out = talk.conversation.path(), talk.shown(), talk.conversation.left_out()
     with above:
         _waiting(talk)
         stop = st.empty()
@@ -314,7 +314,7 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.update()
                     drawn.note()
                 with below:
-                    _actions(talk, exchange, last=last)
+                    _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
         _outlast(live, stop)
         if talk.waiting:
@@ -374,8 +374,10 @@ def _asked(exchange: Exchange) -> None:
             st.form_submit_button("Cancel", on_click=_edit, args=("",))
 
 
-def _actions(talk: Talk, exchange: Exchange, *, last: bool) -> None:
-    """What can be done with an answer that has ended."""
+def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
+    """What can be done with an answer that has ended. `left_out`: no later question brings it along."""
+    if left_out:
+        exchange_view.left_out()
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")

@@ -342,14 +342,30 @@ class Conversation:
         So are tool calls that nobody answered, and the thoughts of another model, which mean nothing to this one.
         """
         turns: list[Message] = []
+        for exchange, answer in self._sent(model, then, before):
+            turns[:0] = [exchange.question, answer]
+        return turns
+
+    def left_out(self) -> set[str]:
+        """Give the ids of those shown exchanges that something follows and that `history` leaves out from now on."""
+        *earlier, last = self.path() or [None]
+        if last is None:
+            return set()
+        sent = {one.id for one, _ in self._sent(None, last.question, last)}
+        return {one.id for one in earlier if one is not None} - sent
+
+    def _sent(self, model: str | None, then: Message, before: Exchange | None) -> Iterator[tuple[Exchange, Message]]:
+        """The exchanges that `history` tells of, the last first, and what it tells of their answers.
+
+        None: whichever model; each may be told its own thoughts then.
+        """
         for exchange in reversed(self.path()) if before is None else _ancestors(before):
             answered = {part.tool_result.tool_call_id for part in then.parts if then.role == ROLE_TOOL}
-            own = exchange.asked.model == model
+            own = model in (None, exchange.asked.model)
             answer = Message(role=ROLE_MODEL, parts=_parts(exchange.answer, answered, own=own))
             if any(part.text.strip() or part.HasField("tool_call") for part in answer.parts):
                 then = exchange.question
-                turns[:0] = [then, answer]
-        return turns
+                yield exchange, answer
 
 
 def heading(question: Message, names: Iterable[str] = ()) -> str:

@@ -101,6 +101,11 @@ def _file(name: str, part: Part) -> None:
         st.video(file.data, file.mime_type)
 
 
+def left_out() -> None:
+    """Say that a question and its answer don't count any more."""
+    st.html('<div class="tw-place tw-left-out">Not sent along with later questions</div>')
+
+
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 

@@ -313,6 +313,18 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         await other.tab.close()
 
 
+async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_contain_text("The service is busy.")
+    said = page.tab.get_by_text("Not sent along with later questions")
+    await expect(said).to_have_count(0)
+    await answered(page, "And cricket?")
+    await expect(said).to_have_count(1)
+    await expect(page.messages.nth(1)).to_contain_text("Not sent along")
+
+
 async def test_stop_stays_in_its_place(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
     service.will_answer("Short. ", gate, *["A longer paragraph.\n\n"] * 60, threading.Event())

@@ -17,6 +17,9 @@ from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolC
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 
 STOPPED = "Stopped: this answer is incomplete."
+NOT_BEGUN = "Stopped before it began."
+UNSEEN = "Stopped, since no tab showed it any more: this answer is incomplete."
+UNSEEN_NOT_BEGUN = "Stopped before it began, since no tab showed it any more."
 INTERRUPTED = "Interrupted: this answer is incomplete."
 """The problem of an answer that was kept while it ran and whose end never came: the page's process died before."""
 
@@ -147,10 +150,13 @@ class Exchange:
             self.saw(arrival)
         self.problem = other.problem
 
-    def stop(self) -> None:
-        """Nobody waits for the rest. Whatever ended before stays as it was."""
-        if not self.ended:
-            self.fail(STOPPED)
+    def stop(self, *, unseen: bool = False) -> None:
+        """Nobody waits for the rest; `unseen`: as nobody looks. Whatever ended before stays as it was."""
+        begun = bool(self.pieces or self.tool_calls)
+        if not self.ended and unseen:
+            self.fail(UNSEEN if begun else UNSEEN_NOT_BEGUN)
+        elif not self.ended:
+            self.fail(STOPPED if begun else NOT_BEGUN)
 
 
 @dataclass(slots=True, eq=False)

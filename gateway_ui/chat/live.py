@@ -70,10 +70,13 @@ class Live:
             self._changed.wait_for(lambda: self._version != seen or self.exchange.ended, seconds)
             return self._version
 
-    def stop(self) -> None:
-        """Cancel it, and mark the answer incomplete unless it had ended. As often as you like."""
+    def stop(self, *, unseen: bool = False) -> None:
+        """Cancel it, and mark the answer incomplete unless it had ended. As often as you like.
+
+        `unseen`: not its reader does so, but the page, since nobody looks.
+        """
         with self._changed:
-            self.exchange.stop()
+            self.exchange.stop(unseen=unseen)
             self.shown = len(self.exchange.text)
             self._changed.notify_all()
         self._answer.cancel()
@@ -111,7 +114,7 @@ class Live:
             if self._open_elsewhere() and time.monotonic() - self._left_at < self._elsewhere:
                 self._expect()
             else:
-                self.stop()
+                self.stop(unseen=True)
 
     def _run(self) -> None:
         problem: str | None = None

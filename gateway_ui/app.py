@@ -333,6 +333,8 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
+    if st.session_state.get("not_here") == _open().conversation.id:
+        exchange_view.problem("This conversation isn't here, or is another browser's.")
     st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 

@@ -22,8 +22,13 @@ def opened(desk: Desk, owner: str) -> Talk:
     """The conversation of this tab: the one in its address, else a new one."""
     talk: Talk | None = st.session_state.get("talk")
     if talk is None or talk.owner != owner:
-        talk = st.session_state.talk = desk.talk(owner, st.query_params.get("c", ""))
+        wanted = st.query_params.get("c", "")
+        talk = st.session_state.talk = desk.talk(owner, wanted)
         st.session_state.restores = True
+        if wanted not in ("", talk.conversation.id):
+            # Deleted, or another browser's: which of both, nobody is told.
+            st.session_state.not_here = talk.conversation.id
+            st.query_params.pop("c", None)
     return talk
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -119,6 +120,11 @@ async def test_another_browser_sees_nothing_of_it(chat: Open, tmp_path: Path) ->
         await expect(other.tab.get_by_role("heading", name="Ask a question")).to_be_visible()
         await expect(other.messages).to_have_count(0)
         await expect(other.tab.get_by_test_id("stSidebar")).not_to_contain_text("baseball")
+        not_here = other.tab.get_by_text("This conversation isn't here, or is another browser's.")
+        await expect(not_here).to_be_visible()
+        await expect(other.tab).to_have_url(re.compile(r"^[^?]*$"))
+        await answered(other, "And cricket?")
+        await expect(not_here).to_have_count(0)
 
 
 async def test_conversations_are_listed_found_named_deleted_and_had_back(chat: Open) -> None:

@@ -43,6 +43,9 @@ _REST = 4.0
 # gRPC waits for up to a second before it tries again to connect. A question isn't to fail of that.
 _RECONNECT_SECONDS = 1.5
 
+# How often a tab looks for what another one has asked in the same conversation.
+_OTHERS_SECONDS = 1.5
+
 # How often the service is looked for while it is away, and looked after while it is there.
 _AWAY_SECONDS = 2.0
 _THERE_SECONDS = 20.0
@@ -194,6 +197,24 @@ def _connection(trouble: str) -> None:
         )
 
     look()
+
+
+def _elsewhere(talk: Talk) -> None:
+    """Notice by itself what another tab does in this conversation."""
+    drawn = _state(talk)
+
+    @st.fragment(run_every=_OTHERS_SECONDS)
+    def look() -> None:
+        if _state(talk) != drawn:
+            st.rerun()
+
+    look()
+
+
+def _state(talk: Talk) -> tuple[object, ...]:
+    """Of what is shown of a conversation all that a click may change, in whichever tab."""
+    path = talk.conversation.path()
+    return [one.id for one in path], [(one.id, one.trouble) for one in talk.waiting], len(talk.dropped)
 
 
 def _question(typed: Any) -> Waiting:

@@ -319,6 +319,25 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         await other.tab.close()
 
 
+async def test_what_one_tab_asks_appears_in_the_other(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    other = Chat(await page.tab.context.new_page())
+    try:
+        await other.tab.goto(page.tab.url)
+        await expect(other.messages).to_have_count(2)
+        await page.input.fill("A draft")
+        gate = threading.Event()
+        service.will_answer("Half ", gate, "and the rest.", completed())
+        await other.ask("And cricket?")
+        await expect(page.answer()).to_contain_text("Half")  # while it is being written
+        gate.set()
+        await expect(page.answer()).to_contain_text("Half and the rest.")
+        await expect(page.input).to_have_value("A draft")
+    finally:
+        await other.tab.close()
+
+
 async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeService) -> None:
     service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
     page = await chat()

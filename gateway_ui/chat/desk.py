@@ -127,7 +127,7 @@ class Desk:
             one.kept = self.store.wait(talk.owner, talk.conversation, one)
 
     def drop(self, talk: Talk, one: Waiting) -> None:
-        """Have it wait no more."""
+        """Have it wait no more, which can be undone."""
         with talk.asking:
             talk.waiting[:] = [other for other in talk.waiting if other is not one]
             if not one.kept or self.store.drop(talk.owner, talk.conversation.id, one.id):

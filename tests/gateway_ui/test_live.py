@@ -148,7 +148,9 @@ def test_a_stop_behind_the_end_changes_nothing(live: Started, service: FakeServi
 
 def test_an_answer_that_nobody_looks_at_is_cancelled(live: Started, service: FakeService) -> None:
     service.will_answer("a", threading.Event())
-    one = live(alone=0.05)
+    one = live(alone=60)
+    until(one, "a")
+    one._give_up()
     assert service.cancelled.wait(10)
     assert ended(one).problem == UNSEEN
 

@@ -350,6 +350,63 @@ async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeSer
     await expect(page.messages.nth(1)).to_contain_text("Not sent along")
 
 
+async def test_a_page_that_is_away_says_so_and_when_it_is_back(tab: Page, service: FakeService, tmp_path: Path) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    connected = tab.get_by_text("Connected to")
+    with serving(port, service.address, tmp_path):
+        await opened(tab, f"http://localhost:{port}")
+        await expect(connected).to_be_visible()
+        await expect(lost).to_have_count(0)
+    await expect(lost).to_be_visible()
+    await expect(connected).to_be_hidden()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await expect(connected).to_be_visible()
+
+
+def test_what_has_come_is_saved_as_the_page_is_ended(service: FakeService, tmp_path: Path) -> None:
+    """It runs as it is, but with an answer of its own, and nothing is saved by the clock."""
+    service.will_answer("Half", threading.Event())
+    port = free_port()
+    program = f"""
+import asyncio, os, signal, sys
+from gateway_ui.chat import live
+from gateway_ui.chat.conversation import Conversation, Exchange, Waiting
+from gateway_ui.chat.desk import Desk, Talk
+from gateway_ui.chat.store import Store
+from gateway_ui.__main__ import main
+from streamlit.web import bootstrap
+from tokenwire import Client, user
+from tokenwire.cli.meter import Meter
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
+
+live._SAVE_SECONDS = 1000
+desk = Desk(Store(__import__("pathlib").Path({str(tmp_path / "page.sqlite3")!r})))
+talk, asked = Talk("0" * 64, Conversation()), GenerateRequest(messages=[user("Why?")])
+exchange = Exchange(user("Why?"), asked, Meter(asked_at=0))
+desk.ask(talk, Waiting(user("Why?")), exchange)
+client = Client({service.address!r})
+talk.live = live.Live(exchange, client.stream(asked), lambda: desk.keep(talk), alone=1000)
+version = 0
+while exchange.text != "Half":
+    version = talk.live.wait(version, 10)
+run = bootstrap._on_server_start
+def started(server):
+    run(server)
+    # Its handler of signals is set in the same turn of the loop.
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+bootstrap._on_server_start = started
+sys.exit(main(["--port", "{port}", "--address", {service.address!r}]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    with contextlib.closing(Store(tmp_path / "page.sqlite3")) as store:
+        (one,) = store.list("0" * 64)
+        kept = store.load("0" * 64, one.id)
+        assert kept is not None
+        assert [exchange.text for exchange in kept.path()] == ["Half"]
+
+
 async def test_stop_stays_in_its_place(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
     service.will_answer("Short. ", gate, *["A longer paragraph.\n\n"] * 60, threading.Event())

@@ -14,6 +14,7 @@ const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-ke
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
 const COOKIE_MS = 100;
+const CONNECTION = "data-test-connection-state"; // of the websocket, as Streamlit tells it
 const RUNNING = ".tw-figures[data-running]";
 // Under an answer that has come since its conversation was opened.
 const NEW = ".tw-figures[data-new]:not([data-running])";
@@ -188,7 +189,12 @@ class Reading {
     this.voice.className = "tw-voice";
     this.voice.setAttribute("aria-live", "polite");
     this.voice.setAttribute("role", "status");
-    main.append(this.toEnd, this.voice);
+    this.lost = document.createElement("div");
+    this.lost.className = "tw-lost";
+    this.lost.setAttribute("role", "status");
+    main.append(this.toEnd, this.voice, this.lost);
+    new MutationObserver(() => this.reaches())
+      .observe(document.documentElement, { subtree: true, attributeFilter: [CONNECTION] });
     main.addEventListener("scroll", () => this.scrolled(), { passive: true });
     // Asked first of all, while what it closes still stands there.
     document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
@@ -198,6 +204,13 @@ class Reading {
     new ResizeObserver(() => this.soon()).observe(main.firstElementChild);
     this.input();
     this.look();
+  }
+
+  // While the page's own process is away, what it said of the service is old.
+  reaches() {
+    const lost = document.querySelector(`[${CONNECTION}]`)?.getAttribute(CONNECTION) !== "CONNECTED";
+    document.body.classList.toggle("tw-unreachable", lost);
+    this.lost.textContent = lost ? "The page isn't reachable; trying again" : "";
   }
 
   // One look for all changes of a frame.

@@ -240,9 +240,10 @@ def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Mode
         logging.getLogger(__name__).exception("files could not be prepared")
         attached, problems = [], ["The page has made a mistake with these files, which its log tells."]
     with talk.asking:
-        one.preparing = one.unchecked = False
-        if talk.waits(one.id) is None:  # not to be asked any more
+        one.preparing = False
+        if talk.waits(one.id) is None or talk.deleted:  # not to be asked any more, or only when it is back
             return
+        one.unchecked = False
         one.trouble = " ".join(problems)
         # By their place: two files may have one name.
         taken = {added.place for added in attached}
@@ -269,7 +270,7 @@ def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (),
                 one.trouble = unknown
                 desk.put(talk, one)
             elif not one.preparing:
-                one.preparing = True
+                one.preparing, talk.deleted = True, False
                 # A photo takes seconds. The tab may show another conversation by then.
                 work = (desk, talk, one, choices, model)
                 threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()

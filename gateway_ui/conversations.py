@@ -120,8 +120,10 @@ def _rename(desk: Desk, key: str) -> None:
 
 def _delete(desk: Desk) -> None:
     talk: Talk = st.session_state.talk
+    talk.deleted = True
     talk.stop()
     desk.store.delete(talk.owner, talk.conversation.id)
+    st.session_state.unasked = None
     st.session_state.deleted = talk.conversation.id
     _open(desk, talk.owner)
 

@@ -23,6 +23,8 @@ class Talk:
     waiting: list[Waiting] = field(default_factory=list)
     dropped: list[Waiting] = field(default_factory=list)
     # What isn't to be asked, unless that is undone.
+    deleted: bool = False
+    # Nothing is asked by itself then: that would bring it back.
     notes: list[str] = field(default_factory=list)
     # What was done to files, in words for a person, until a tab has shown it.
     asking: threading.RLock = field(default_factory=threading.RLock)

@@ -12,6 +12,7 @@ from gateway_ui import app
 from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
+from gateway_ui.input import attachments
 from gateway_ui.input.attachments import Attachment
 from gateway_ui.sidebar import Choices
 from tests.tokenwire.fake_service import FakeService
@@ -66,7 +67,7 @@ def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
         answered.set()
         return client
 
-    monkeypatch.setattr(app.attachments, "attach_all", attach_all)
+    monkeypatch.setattr(attachments, "attach_all", attach_all)
     with Client(service.address) as client:
         monkeypatch.setattr(app, "_client", client_of)
         photo = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True)
@@ -96,13 +97,24 @@ def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
         assert [one.message for one in talk.waiting] == [user("And then?")]
 
 
+def test_a_photo_does_not_bring_its_deleted_conversation_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "attach_all", lambda *_, **__: ([], []))
+    one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
+    talk, desk = Talk("0" * 64, Conversation(), deleted=True), Desk(Store(tmp_path / "page.sqlite3"))
+    desk.put(talk, one)
+    desk.store.delete(talk.owner, talk.conversation.id)
+    app._prepare(desk, talk, one, CHOICES, Model())
+    assert desk.store.list(talk.owner) == []
+    assert (one.preparing, one.unchecked, talk.waiting) == (False, True, [one])
+
+
 def test_a_mistake_in_preparing_is_the_questions_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(app.attachments, "attach_all", fails)
+    monkeypatch.setattr(attachments, "attach_all", fails)
     one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
     talk = Talk("0" * 64, Conversation(), waiting=[one])
     app._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, CHOICES, Model())

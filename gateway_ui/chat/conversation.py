@@ -354,11 +354,12 @@ class Conversation:
 
     def left_out(self) -> set[str]:
         """Give the ids of those shown exchanges that something follows and that `history` leaves out from now on."""
-        *earlier, last = self.path() or [None]
-        if last is None:
+        path = self.path()
+        if not path:
             return set()
+        *earlier, last = path
         sent = {one.id for one, _ in self._sent(None, last.question, last)}
-        return {one.id for one in earlier if one is not None} - sent
+        return {one.id for one in earlier} - sent
 
     def _sent(self, model: str | None, then: Message, before: Exchange | None) -> Iterator[tuple[Exchange, Message]]:
         """The exchanges that `history` tells of, the last first, and what it tells of their answers.

@@ -108,7 +108,12 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
     flags = [f"--{name}={value}" for name, value in settings.items()]
     # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).
     flags += [f"--server.allowedHosts={name}" for name in _own_names(host, names)]
-    cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
+    try:
+        cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
+    finally:
+        from .chat import live  # noqa: PLC0415  # needs nothing but what the page has imported
+
+        live.save_all()
     return 0
 
 

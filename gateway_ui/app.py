@@ -1,7 +1,10 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import gc
+import logging
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +42,9 @@ _REST = 4.0
 
 # gRPC waits for up to a second before it tries again to connect. A question isn't to fail of that.
 _RECONNECT_SECONDS = 1.5
+
+# How often a tab looks for what another one has asked in the same conversation.
+_OTHERS_SECONDS = 1.5
 
 # How often the service is looked for while it is away, and looked after while it is there.
 _AWAY_SECONDS = 2.0
@@ -91,9 +97,10 @@ def page() -> None:
         )
     early: list[Any] = st.session_state.setdefault("early", [])
     if typed is not None:
-        early.append(typed)
+        if typed.text.strip() or typed.files:
+            early.append(typed)
         st.session_state.taken = st.session_state.get("taken", 0) + 1
-    owner = reader(st.session_state.get("taken", 0))
+    owner, returned = reader(st.session_state.get("taken", 0), st.session_state.get("back"))
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
         return
@@ -102,22 +109,25 @@ def page() -> None:
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
     _remember_old_answers(talk)
+    if any(one.id == returned for one in talk.dropped):
+        desk.forget(talk, returned)
 
-    hurry = early or any(_to_check(talk))
-    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
-    _restore(talk, models)
-    model = sidebar.chosen(models)
-    unknown = trouble or "The service offers no model."
-    notes: list[str] = []
+    # Whatever touches the page may end this run, so the questions are kept before.
+    hurry = bool(early or _to_check(talk))
     while early:
         desk.put(talk, _question(early[0]))
         early.pop(0)
-    for one in _to_check(talk):
-        notes += _attach(talk, one, model, "" if models else unknown)
-        desk.put(talk, one)
-    # Whatever touches the page may end this run, so the questions are kept before.
-    for note in notes:
-        st.toast(label(note))
+    left: Talk | None = st.session_state.get("unasked")
+    st.session_state.unasked = talk if talk.waiting else None
+    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
+    unknown = trouble or "The service offers no model."
+    if left is not None and left is not talk and (said := st.session_state.get("choices")) is not None:
+        # Another conversation was opened before the run that took its question came to asking it.
+        _ask(desk, left, said, models, unknown)
+    _restore(talk, models)
+    while talk.notes:
+        st.toast(label(talk.notes[0]))
+        talk.notes.pop(0)
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
@@ -127,13 +137,15 @@ def page() -> None:
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
         choices = sidebar.drawer(models)
+    st.session_state.choices = choices
     _settle(desk, talk)
-    _ask(desk, talk, choices)
-    if talk.waiting:
+    _ask(desk, talk, choices, models, unknown)
+    if talk.waiting or talk.conversation.exchanges:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
-        conversations.drawer(desk, talk)
+        conversations.drawer(desk, talk, _undrop)
+    _elsewhere(talk)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, choices, above)
 
@@ -198,8 +210,26 @@ def _connection(trouble: str) -> None:
     look()
 
 
+def _elsewhere(talk: Talk) -> None:
+    """Notice by itself what another tab does in this conversation."""
+    drawn = _state(talk)
+
+    @st.fragment(run_every=_OTHERS_SECONDS)
+    def look() -> None:
+        if _state(talk) != drawn:
+            st.rerun()
+
+    look()
+
+
+def _state(talk: Talk) -> tuple[object, ...]:
+    """Of what is shown of a conversation all that a click may change, in whichever tab."""
+    path = talk.conversation.path()
+    return [one.id for one in path], [(one.id, one.trouble) for one in talk.waiting], len(talk.dropped)
+
+
 def _question(typed: Any) -> Waiting:
-    text = user(typed.text) if typed.text else Message()
+    text = user(typed.text) if typed.text.strip() else Message()
     files = [(file.name, file.getvalue()) for file in typed.files]
     return Waiting(text, files=files, unchecked=bool(files))
 
@@ -209,39 +239,59 @@ def _to_check(talk: Talk) -> list[Waiting]:
     return [one for one in talk.waiting if one.unchecked and not one.trouble]
 
 
-def _attach(talk: Talk, one: Waiting, model: Model, unknown: str) -> list[str]:
-    """Make parts of a question's files, as far as the model takes them; gives what was done to them.
+def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Model) -> None:
+    """Make parts of a question's files, as far as the model takes them, and then ask it; in a thread of its own.
 
-    What it doesn't take stays with the question, and is its trouble; so do all where no model is known, for the reason
-    `unknown`.
+    What the model doesn't take stays with the question, and is its trouble.
     """
-    one.unchecked, one.trouble = bool(unknown), unknown
-    if unknown:
-        return []
     before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
-    attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
-    one.trouble = " ".join(problems)
-    # By their place: two files may have one name.
-    taken = {added.place for added in attached}
-    one.files = [file for place, file in enumerate(one.files) if place not in taken]
-    one.names = [*one.names, *(added.name for added in attached)]
-    files = [part for part in one.message.parts if not part.text]
-    texts = [part for part in one.message.parts if part.text]
-    parts = [*files, *(added.part for added in attached), *texts]
-    one.message = user(*parts) if parts else Message()
-    return [added.note for added in attached if added.note]
-
-
-def _ask(desk: Desk, talk: Talk, choices: Choices) -> None:
-    """Ask the next question that waits, if none is being answered."""
+    try:
+        attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
+    except Exception:
+        logging.getLogger(__name__).exception("files could not be prepared")
+        attached, problems = [], ["The page has made a mistake with these files, which its log tells."]
     with talk.asking:
+        one.preparing = False
+        if talk.waits(one.id) is None or talk.deleted:  # not to be asked any more, or only when it is back
+            return
+        one.unchecked = False
+        one.trouble = " ".join(problems)
+        # By their place: two files may have one name.
+        taken = {added.place for added in attached}
+        one.files = [file for place, file in enumerate(one.files) if place not in taken]
+        one.names = [*one.names, *(added.name for added in attached)]
+        files = [part for part in one.message.parts if not part.text]
+        texts = [part for part in one.message.parts if part.text]
+        parts = [*files, *(added.part for added in attached), *texts]
+        one.message = user(*parts) if parts else Message()
+        talk.notes += [added.note for added in attached if added.note]
+        desk.put(talk, one)
+        _ask_next(desk, talk, choices)
+
+
+def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), unknown: str = "") -> None:
+    """Ask the next question that waits, if none is being answered; have the files of all be prepared.
+
+    Where there are no models, `unknown` says why: then nobody knows which files they take.
+    """
+    with talk.asking:
+        model = next((one for one in models if one.name == choices.request.model), Model())
+        for one in _to_check(talk):
+            if not models:
+                one.trouble = unknown
+                desk.put(talk, one)
+            elif not one.preparing:
+                one.preparing, talk.deleted = True, False
+                # A photo takes seconds. The tab may show another conversation by then.
+                work = (desk, talk, one, choices, model)
+                threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
         _ask_next(desk, talk, choices)
 
 
 def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
-    # One that can't be asked is for its owner to decide on, and holds up no other.
-    waiting = next((one for one in talk.waiting if not one.trouble and not one.unchecked), None)
-    if talk.running() is not None or waiting is None:
+    # One that can't be asked is for its owner to decide on, and holds up no other. Any other is asked in its turn.
+    waiting = next((one for one in talk.waiting if not one.trouble), None)
+    if talk.running() is not None or waiting is None or waiting.unchecked:
         return
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
     conversation, asked = talk.conversation, choices.request
@@ -259,11 +309,10 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     request.MergeFrom(asked)
     keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
     talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
-    st.query_params["c"] = conversation.id
 
 
 def _talk(talk: Talk, choices: Choices, above: Any) -> None:
-    path, live = talk.conversation.path(), talk.shown()
+    path, live, left_out = talk.conversation.path(), talk.shown(), talk.conversation.left_out()
     with above:
         _waiting(talk)
         stop = st.empty()
@@ -298,11 +347,12 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
                     drawn.update()
                     drawn.note()
                 with below:
-                    _actions(talk, exchange, last=last)
+                    _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
         _outlast(live, stop)
         if talk.waiting:
             st.rerun()
+    _outlast_preparing(talk)
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -316,6 +366,8 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
+    if st.session_state.get("not_here") == _open().conversation.id:
+        exchange_view.problem("This conversation isn't here, or is another browser's.")
     st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 
@@ -324,9 +376,11 @@ def _waiting(talk: Talk) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
     for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
-            exchange_view.waiting(one.message, one.all_names, one.trouble)
+            exchange_view.waiting(one.message, one.all_names, one.trouble, preparing=one.preparing)
             with st.container(horizontal=True):
-                if not one.trouble:
+                if one.preparing:
+                    pass  # it is asked as soon as it can be
+                elif not one.trouble:
                     st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
@@ -355,8 +409,10 @@ def _asked(exchange: Exchange) -> None:
             st.form_submit_button("Cancel", on_click=_edit, args=("",))
 
 
-def _actions(talk: Talk, exchange: Exchange, *, last: bool) -> None:
-    """What can be done with an answer that has ended."""
+def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
+    """What can be done with an answer that has ended. `left_out`: no later question brings it along."""
+    if left_out:
+        exchange_view.left_out()
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
@@ -421,6 +477,17 @@ def _outlast(live: Live, stop: Any) -> None:
     stop.empty()
 
 
+def _outlast_preparing(talk: Talk) -> None:
+    """Wait until the files of all questions have been prepared. Whatever is clicked meanwhile ends this run."""
+    if not any(one.preparing for one in talk.waiting):
+        return
+    touched = st.empty()
+    while any(one.preparing for one in talk.waiting):
+        time.sleep(_TICK_SECONDS)
+        touched.empty()
+    st.rerun()
+
+
 @dataclass(frozen=True)
 class _Unread:
     """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
@@ -474,6 +541,13 @@ def _drop(waiting: str) -> None:
     # A second click may come when it is gone already; and so below.
     if (one := talk.waits(waiting)) is not None:
         _desk().drop(talk, one)
+        words = [part.text for part in one.message.parts]
+        if one.instead is None and not one.files and words and all(words):
+            st.session_state.back = one.id, "\n\n".join(words)
+
+
+def _undrop(waiting: str) -> None:
+    _desk().undrop(_open(), waiting)
 
 
 def _now(waiting: str) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import streamlit as st
 
 from .chat import export
-from .chat.conversation import Conversation
+from .chat.conversation import Conversation, heading
 from .chat.desk import Desk, Talk
 from .chat.store import PURGED_AFTER_DAYS
 from .drawing.markdown import STYLE, standalone
@@ -22,8 +22,13 @@ def opened(desk: Desk, owner: str) -> Talk:
     """The conversation of this tab: the one in its address, else a new one."""
     talk: Talk | None = st.session_state.get("talk")
     if talk is None or talk.owner != owner:
-        talk = st.session_state.talk = desk.talk(owner, st.query_params.get("c", ""))
+        wanted = st.query_params.get("c", "")
+        talk = st.session_state.talk = desk.talk(owner, wanted)
         st.session_state.restores = True
+        if wanted not in ("", talk.conversation.id):
+            # Deleted, or another browser's: which of both, nobody is told.
+            st.session_state.not_here = talk.conversation.id
+            st.query_params.pop("c", None)
     return talk
 
 
@@ -32,13 +37,14 @@ def new_button(desk: Desk, talk: Talk) -> None:
     st.button("New conversation", key="new", on_click=_open, args=(desk, talk.owner), width="stretch")
 
 
-def drawer(desk: Desk, talk: Talk) -> None:
-    """Draw the list."""
+def drawer(desk: Desk, talk: Talk, undrop: Callable[[str], None]) -> None:
+    """Draw the list. `undrop`: has a question wait again, by its id."""
     if desk.store.trouble:
         st.html(f'<div class="tw-problem" role="alert">{desk.store.trouble}</div>')
     if talk.conversation.exchanges:
         _this_one(desk, talk)
     _undo(desk, talk)
+    _dropped(talk, undrop)
     _deleted(desk, talk)
     search = st.session_state.get("find", "")
     found = desk.store.list(talk.owner, search)
@@ -114,8 +120,10 @@ def _rename(desk: Desk, key: str) -> None:
 
 def _delete(desk: Desk) -> None:
     talk: Talk = st.session_state.talk
+    talk.deleted = True
     talk.stop()
     desk.store.delete(talk.owner, talk.conversation.id)
+    st.session_state.unasked = None
     st.session_state.deleted = talk.conversation.id
     _open(desk, talk.owner)
 
@@ -126,6 +134,14 @@ def _undo(desk: Desk, talk: Talk) -> None:
     if one is not None:
         words = f"Undo: delete {label(one.title)}"
         st.button(words, key="undo", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
+
+
+def _dropped(talk: Talk, undrop: Callable[[str], None]) -> None:
+    """A way back for what isn't to be asked in this conversation."""
+    with st.container(key="undroppable"):
+        for one in reversed(talk.dropped):
+            words = f"Undo: don't ask {label(heading(one.message, one.all_names))}"
+            st.button(words, key=f"undrop-{one.id}", on_click=undrop, args=(one.id,), width="stretch")
 
 
 def _deleted(desk: Desk, talk: Talk) -> None:

@@ -17,6 +17,9 @@ from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolC
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
 
 STOPPED = "Stopped: this answer is incomplete."
+NOT_BEGUN = "Stopped before it began."
+UNSEEN = "Stopped, since no tab showed it any more: this answer is incomplete."
+UNSEEN_NOT_BEGUN = "Stopped before it began, since no tab showed it any more."
 INTERRUPTED = "Interrupted: this answer is incomplete."
 """The problem of an answer that was kept while it ran and whose end never came: the page's process died before."""
 
@@ -147,10 +150,13 @@ class Exchange:
             self.saw(arrival)
         self.problem = other.problem
 
-    def stop(self) -> None:
-        """Nobody waits for the rest. Whatever ended before stays as it was."""
-        if not self.ended:
-            self.fail(STOPPED)
+    def stop(self, *, unseen: bool = False) -> None:
+        """Nobody waits for the rest; `unseen`: as nobody looks. Whatever ended before stays as it was."""
+        begun = bool(self.pieces or self.tool_calls)
+        if not self.ended and unseen:
+            self.fail(UNSEEN if begun else UNSEEN_NOT_BEGUN)
+        elif not self.ended:
+            self.fail(STOPPED if begun else NOT_BEGUN)
 
 
 @dataclass(slots=True, eq=False)
@@ -166,6 +172,10 @@ class Waiting:
     """Names and bytes of files that don't go along: refused, or not looked at yet."""
     unchecked: bool = False
     """Whether its files wait for a model to be known, which says what it takes."""
+    preparing: bool = field(default=False, kw_only=True)
+    """Whether a thread looks at its files just now."""
+    dropped: bool = field(default=False, kw_only=True)
+    """Whether its owner has said not to ask it, which can be undone."""
     instead: Exchange | None = None
     """Asked before, as it is or in other words: it takes this one's place, which stays as an alternative."""
     id: str = field(default_factory=new_id)
@@ -338,14 +348,31 @@ class Conversation:
         So are tool calls that nobody answered, and the thoughts of another model, which mean nothing to this one.
         """
         turns: list[Message] = []
+        for exchange, answer in self._sent(model, then, before):
+            turns[:0] = [exchange.question, answer]
+        return turns
+
+    def left_out(self) -> set[str]:
+        """Give the ids of those shown exchanges that something follows and that `history` leaves out from now on."""
+        path = self.path()
+        if not path:
+            return set()
+        *earlier, last = path
+        sent = {one.id for one, _ in self._sent(None, last.question, last)}
+        return {one.id for one in earlier} - sent
+
+    def _sent(self, model: str | None, then: Message, before: Exchange | None) -> Iterator[tuple[Exchange, Message]]:
+        """The exchanges that `history` tells of, the last first, and what it tells of their answers.
+
+        None: whichever model; each may be told its own thoughts then.
+        """
         for exchange in reversed(self.path()) if before is None else _ancestors(before):
             answered = {part.tool_result.tool_call_id for part in then.parts if then.role == ROLE_TOOL}
-            own = exchange.asked.model == model
+            own = model in (None, exchange.asked.model)
             answer = Message(role=ROLE_MODEL, parts=_parts(exchange.answer, answered, own=own))
             if any(part.text.strip() or part.HasField("tool_call") for part in answer.parts):
                 then = exchange.question
-                turns[:0] = [then, answer]
-        return turns
+                yield exchange, answer
 
 
 def heading(question: Message, names: Iterable[str] = ()) -> str:

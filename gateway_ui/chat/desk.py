@@ -21,6 +21,12 @@ class Talk:
     conversation: Conversation
     live: Live | None = None
     waiting: list[Waiting] = field(default_factory=list)
+    dropped: list[Waiting] = field(default_factory=list)
+    # What isn't to be asked, unless that is undone.
+    deleted: bool = False
+    # Nothing is asked by itself then: that would bring it back.
+    notes: list[str] = field(default_factory=list)
+    # What was done to files, in words for a person, until a tab has shown it.
     asking: threading.RLock = field(default_factory=threading.RLock)
     # Held by whoever changes what waits: when an answer ends, all tabs would ask it.
 
@@ -68,7 +74,9 @@ class Desk:
                 found = Talk(owner, kept if kept is not None else Conversation())
                 self._open[owner, found.conversation.id] = found
                 if kept is not None:
-                    found.waiting.extend(self._left_waiting(found))
+                    left = self._left_waiting(found)
+                    found.waiting.extend(one for one in left if not one.dropped)
+                    found.dropped.extend(one for one in left if one.dropped)
                 return found
         self.look(found)
         return found
@@ -80,10 +88,12 @@ class Desk:
             if kept is None:
                 return  # deleted, or not kept at all: here it goes on
             talk.conversation.merge(kept)
-            left = {one.id: one for one in self._left_waiting(talk)}
-            talk.waiting[:] = [one for one in talk.waiting if not one.kept or one.id in left]
-            here = {one.id for one in talk.waiting}
-            talk.waiting.extend(one for one in left.values() if one.id not in here)
+            left = self._left_waiting(talk)
+            for here, dropped in ((talk.waiting, False), (talk.dropped, True)):
+                there = {one.id: one for one in left if one.dropped == dropped}
+                here[:] = [one for one in here if not one.kept or one.id in there]
+                known = {one.id for one in here}
+                here.extend(one for one in there.values() if one.id not in known)
 
     def shows(self, tab: str, talk: Talk) -> None:
         """A tab shows this conversation from now on."""
@@ -119,11 +129,28 @@ class Desk:
             one.kept = self.store.wait(talk.owner, talk.conversation, one)
 
     def drop(self, talk: Talk, one: Waiting) -> None:
-        """Have it wait no more."""
+        """Have it wait no more, which can be undone."""
         with talk.asking:
             talk.waiting[:] = [other for other in talk.waiting if other is not one]
-            if one.kept:
-                self.store.unwait(talk.owner, talk.conversation.id, one.id)
+            if not one.kept or self.store.drop(talk.owner, talk.conversation.id, one.id):
+                one.dropped = True
+                talk.dropped.append(one)
+
+    def undrop(self, talk: Talk, dropped: str) -> None:
+        """Have a question wait again that was dropped."""
+        with talk.asking:
+            for one in [one for one in talk.dropped if one.id == dropped]:
+                self.forget(talk, dropped, stored=False)
+                if not one.kept or self.store.drop(talk.owner, talk.conversation.id, dropped, dropped=False):
+                    one.dropped = False
+                    talk.waiting.append(one)
+
+    def forget(self, talk: Talk, dropped: str, *, stored: bool = True) -> None:
+        """Keep a question no longer that was dropped: its words stand elsewhere."""
+        with talk.asking:
+            talk.dropped[:] = [one for one in talk.dropped if one.id != dropped]
+            if stored:
+                self.store.unwait(talk.owner, talk.conversation.id, dropped)
 
     def ask(self, talk: Talk, one: Waiting, exchange: Exchange) -> bool:
         """Make an exchange of a question that waits; False: another process has done so, or dropped it."""

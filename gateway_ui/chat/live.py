@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,10 +17,19 @@ _ALONE_SECONDS = 5.0
 # A tab of its browser may show another conversation for so long, until the answer is given up all the same.
 _ELSEWHERE_SECONDS = 600.0
 
-# What has come is kept so often: so much of it can be lost with this process.
+# What has come is kept so often: so much of it can be lost with this process, if it doesn't end in order.
 _SAVE_SECONDS = 1.0
 
 _BUG = "The page has made a mistake, which its log tells. What you see is incomplete."
+
+
+_ALL: weakref.WeakSet["Live"] = weakref.WeakSet()
+
+
+def save_all() -> None:
+    """Save what has come of each answer that is being written: this process ends."""
+    for live in list(_ALL):
+        live.save()
 
 
 class Live:
@@ -55,6 +65,7 @@ class Live:
         self._leaving: threading.Timer | None = None
         self._left()
         self._over = threading.Event()
+        _ALL.add(self)
         self._keeping = threading.Thread(target=self._keep, name="tokenwire-keep", daemon=True)
         self._keeping.start()
         self.thread = threading.Thread(target=self._run, name="tokenwire-live", daemon=True)
@@ -70,13 +81,21 @@ class Live:
             self._changed.wait_for(lambda: self._version != seen or self.exchange.ended, seconds)
             return self._version
 
-    def stop(self) -> None:
-        """Cancel it, and mark the answer incomplete unless it had ended. As often as you like."""
+    def stop(self, *, unseen: bool = False) -> None:
+        """Cancel it, and mark the answer incomplete unless it had ended. As often as you like.
+
+        `unseen`: not its reader does so, but the page, since nobody looks.
+        """
         with self._changed:
-            self.exchange.stop()
+            self.exchange.stop(unseen=unseen)
             self.shown = len(self.exchange.text)
             self._changed.notify_all()
         self._answer.cancel()
+
+    def save(self) -> None:
+        """Save what has come so far, unless all is saved."""
+        if self.thread.is_alive():
+            self._save()
 
     @contextmanager
     def looked_at(self) -> Iterator[None]:
@@ -111,7 +130,7 @@ class Live:
             if self._open_elsewhere() and time.monotonic() - self._left_at < self._elsewhere:
                 self._expect()
             else:
-                self.stop()
+                self.stop(unseen=True)
 
     def _run(self) -> None:
         problem: str | None = None

@@ -30,7 +30,7 @@ from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange
 PURGED_AFTER_DAYS = 30
 """A deleted conversation can be had back for so long."""
 
-_VERSION = 2
+_VERSION = 3
 _APPLICATION = 0x746F6B77
 """SQLite's application id of our files: "tokw"."""
 _FILE = "page.sqlite3"
@@ -109,8 +109,14 @@ CREATE TABLE held_file (  -- doesn't go along with the question as it is
     PRIMARY KEY (waiting, number)
 );
 """
-_SCHEMAS = (_SCHEMA, _SCHEMA_2)
+_SCHEMA_3 = """
+-- not to be asked, unless that is undone
+ALTER TABLE waiting ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+"""
+_SCHEMAS = (_SCHEMA, _SCHEMA_2, _SCHEMA_3)
 """What leads from each version to the next."""
+
+_ONE_THAT_WAITS = "id = ? AND conversation = (SELECT key FROM conversation WHERE owner = ? AND id = ?)"
 
 # What the file, the disk or another process can do to us; any other error is a bug of ours, and is raised.
 _TROUBLES = {
@@ -240,7 +246,7 @@ class Store:
             return not self._passing
 
     def waiting(self, owner: str, conversation: Conversation) -> Sequence[Waiting]:
-        """Give the questions that wait in a conversation, in the order they were written."""
+        """Give the questions that wait in a conversation, and those dropped, in the order they were written."""
         found: list[Waiting] = []
         with self._guarded("read"), self._transaction("DEFERRED"):
             row = self._found(owner, conversation.id)
@@ -255,6 +261,16 @@ class Store:
             rows = self._unwait(owner, id, one)
         return rows > 0
 
+    def drop(self, owner: str, id: str, one: str, *, dropped: bool = True) -> bool:  # noqa: A002
+        """Keep a question that waits as one that isn't to be asked, or undo that; False: there is none."""
+        rows = 0
+        with self._guarded("saved"):
+            rows = self._base.execute(
+                f"UPDATE waiting SET dropped = ? WHERE {_ONE_THAT_WAITS}",  # noqa: S608  # ours
+                (dropped, one, _digest(owner), _plain(id)),
+            ).rowcount
+        return rows > 0
+
     def ask(self, owner: str, conversation: Conversation, one: Waiting, exchange: Exchange) -> bool:
         """Write the exchange that is made of a question that waits, in its place, before it is added.
 
@@ -262,7 +278,7 @@ class Store:
         it is True, and `trouble` tells why. A deleted conversation is brought back.
         """
         with self._guarded("saved"), self._transaction("IMMEDIATE"):
-            if not self._unwait(owner, conversation.id, one.id) and one.kept:
+            if not self._unwait(owner, conversation.id, one.id, "AND NOT dropped") and one.kept:
                 return False
             key = self._save(owner, conversation)
             self._insert(key, exchange)
@@ -357,7 +373,7 @@ class Store:
 
     def _left_waiting(self, key: int, exchanges: Mapping[str, Exchange]) -> Sequence[Waiting]:
         rows = self._base.execute(
-            "SELECT key, id, instead, trouble, unchecked, message, names FROM waiting"
+            "SELECT key, id, instead, trouble, unchecked, message, names, dropped FROM waiting"
             " WHERE conversation = ? ORDER BY key",
             (key,),
         ).fetchall()
@@ -372,8 +388,9 @@ class Store:
                 exchanges.get(instead),
                 id_,
                 kept=True,
+                dropped=bool(dropped),
             )
-            for row, id_, instead, trouble, unchecked, message, names in rows
+            for row, id_, instead, trouble, unchecked, message, names, dropped in rows
         ]
 
     # ---- writing
@@ -410,10 +427,9 @@ class Store:
     def _revive(self, key: int) -> None:
         self._base.execute("UPDATE conversation SET deleted = NULL, updated = ? WHERE key = ?", (self._clock(), key))
 
-    def _unwait(self, owner: str, id_: str, one: str) -> int:
+    def _unwait(self, owner: str, id_: str, one: str, condition: str = "") -> int:
         return self._base.execute(
-            "DELETE FROM waiting WHERE id = ? AND conversation ="
-            " (SELECT key FROM conversation WHERE owner = ? AND id = ?)",
+            f"DELETE FROM waiting WHERE {_ONE_THAT_WAITS} {condition}",  # noqa: S608  # ours
             (one, _digest(owner), _plain(id_)),
         ).rowcount
 

@@ -46,12 +46,13 @@ def marked() -> None:
     st.html('<span class="tw-asked"></span>')
 
 
-def waiting(message: Message, names: Iterable[str], trouble: str) -> None:
+def waiting(message: Message, names: Iterable[str], trouble: str, *, preparing: bool = False) -> None:
     """Draw a question that isn't asked yet, and why."""
     text = " ".join(part.text for part in message.parts if part.text)
     files = ", ".join(names)
     said = " · ".join(html.escape(one) for one in (text, files) if one)
-    st.html(f'<div class="tw-waiting"><b>{"Not asked" if trouble else "Next"}</b> {said}</div>')
+    state = "Preparing the files of" if preparing else "Not asked" if trouble else "Next"
+    st.html(f'<div class="tw-waiting"><b>{state}</b> {said}</div>')
     if trouble:
         problem(trouble)
 
@@ -98,6 +99,11 @@ def _file(name: str, part: Part) -> None:
         st.audio(file.data, file.mime_type)
     elif file.mime_type.startswith("video/"):
         st.video(file.data, file.mime_type)
+
+
+def left_out() -> None:
+    """Say that a question and its answer don't count any more."""
+    st.html('<div class="tw-place tw-left-out">Not sent along with later questions</div>')
 
 
 class Drawing:

@@ -17,18 +17,22 @@ COOKIE = "tokenwire_browser"
 _SECRET_LENGTH = 64
 
 
-def reader(taken: int) -> str:
+def reader(taken: int, back: tuple[str, str] | None = None) -> tuple[str, str]:
     """Set it up, and tell it how many questions were taken from the input.
 
-    Gives the browser's own secret; it is empty until the browser has told it, and the script then runs again.
+    `back`: id and words of a question that go back into the input if that is empty.
+
+    Gives the browser's own secret, and the id of the last question whose words went back. The secret is empty until the
+    browser has told it, and the script then runs again.
     """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
         known = ""  # not one of ours
     result: Any = _COMPONENT(
-        data={"cookie": COOKIE, "known": bool(known), "taken": taken},
+        data={"cookie": COOKIE, "known": bool(known), "taken": taken, "back": back},
         key="reader",
         on_browser_change=lambda: None,
+        on_returned_change=lambda: None,
         height=0,
     )
-    return known or result.browser or ""
+    return known or result.browser or "", result.returned or ""

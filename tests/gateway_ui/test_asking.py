@@ -12,11 +12,13 @@ from gateway_ui import app
 from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
+from gateway_ui.input import attachments
+from gateway_ui.input.attachments import Attachment
 from gateway_ui.sidebar import Choices
 from tests.tokenwire.fake_service import FakeService
-from tokenwire import Client, user
+from tokenwire import Client, inline, user
 from tokenwire.cli.meter import Meter
-from tokenwire.v1.generation_service_pb2 import GenerateRequest
+from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 CHOICES = Choices(GenerateRequest(), "", borders=False, seconds_per_letter=0.0)
 # It holds up no other.
@@ -49,6 +51,76 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
         talk.stop()
         live.thread.join(10)
         assert not live.thread.is_alive()
+
+
+def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def attach_all(files: list[tuple[str, bytes]], _: object, **__: int) -> tuple[list[Attachment], list[str]]:
+        begun.set()
+        assert gate.wait(10)
+        return [Attachment(name, inline(data, "image/png"), "smaller") for name, data in files], []
+
+    def client_of(_: str) -> Client:
+        answered.set()
+        return client
+
+    monkeypatch.setattr(attachments, "attach_all", attach_all)
+    with Client(service.address) as client:
+        monkeypatch.setattr(app, "_client", client_of)
+        photo = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True)
+        talk, other = (Talk("0" * 64, Conversation()) for _ in range(2))
+        talk.waiting += [photo, Waiting(user("And then?"))]
+        other.waiting.append(Waiting(user("SECOND")))
+        desk = Desk(Store(tmp_path / "page.sqlite3"))
+        for _ in range(2):  # as two tabs do
+            app._ask(desk, talk, CHOICES, [Model()], "")
+        assert begun.wait(10)
+        # What was sent behind it keeps its place, and another conversation doesn't wait.
+        assert (photo.preparing, len(talk.waiting), service.requests) == (True, 2, [])
+        app._ask(desk, other, CHOICES, [Model()], "")
+        assert other.live is not None
+        other.live.thread.join(10)
+        answered.clear()
+        gate.set()
+        assert answered.wait(10)
+        with talk.asking:  # until it has been asked
+            assert talk.live is not None
+        talk.live.thread.join(10)
+        assert [list(one.messages) for one in service.requests] == [
+            [user("SECOND")],
+            [user(inline(b"1", "image/png"), "What is this?")],
+        ]
+        assert (photo.names, talk.notes) == (["a.png"], ["smaller"])
+        assert [one.message for one in talk.waiting] == [user("And then?")]
+
+
+def test_a_photo_does_not_bring_its_deleted_conversation_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "attach_all", lambda *_, **__: ([], []))
+    one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
+    talk, desk = Talk("0" * 64, Conversation(), deleted=True), Desk(Store(tmp_path / "page.sqlite3"))
+    desk.put(talk, one)
+    desk.store.delete(talk.owner, talk.conversation.id)
+    app._prepare(desk, talk, one, CHOICES, Model())
+    assert desk.store.list(talk.owner) == []
+    assert (one.preparing, one.unchecked, talk.waiting) == (False, True, [one])
+
+
+def test_a_mistake_in_preparing_is_the_questions_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(attachments, "attach_all", fails)
+    one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
+    talk = Talk("0" * 64, Conversation(), waiting=[one])
+    app._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, CHOICES, Model())
+    assert "The page has made a mistake" in one.trouble
+    assert (one.preparing, one.files) == (False, [("a.png", b"1")])
+    assert "a bug" in caplog.text
 
 
 def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

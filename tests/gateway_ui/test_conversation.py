@@ -446,3 +446,19 @@ def test_a_pause_is_not_made_up_for_in_one_go() -> None:
     writer = Typewriter(0)
     assert writer.advance(0, 0, seconds_per_letter=0.02) == 0
     assert writer.advance(40, 60, seconds_per_letter=0.02) == 5
+
+
+def test_what_no_later_question_brings_along_is_known() -> None:
+    called, failed, empty = exchange(tool_call("f", {})), exchange(), exchange("  ", end=completed())
+    called.finish()
+    failed.fail("busy")
+    answered = exchange("Yes.", end=completed())
+    last = exchange("Last.", end=completed())
+    talk = conversation(called, failed, empty, answered, last)
+    assert talk.left_out() == {called.id, failed.id, empty.id}
+    assert len(history(called, failed, empty, answered, last)) == 4
+    # Where nothing follows yet, a result may come, or the answer to another try.
+    assert conversation(answered, called).left_out() == set()
+    assert Conversation().left_out() == set()
+    results = exchange("So.", end=completed(), question=tool(tool_result(called.tool_calls[0], {"a": 1})))
+    assert conversation(called, results).left_out() == set()

@@ -89,6 +89,24 @@ def test_what_another_process_puts_or_drops_is_seen_after_a_reload(desks: tuple[
     there.put(yours, Waiting(user("Yes."), "Refused."))
     here.talk(ME, mine.conversation.id)
     assert [one.message for one in mine.waiting] == [user("Yes.")]
+    assert [one.message for one in mine.dropped] == [user("No.")]
+
+
+def test_what_was_dropped_can_be_had_back_with_its_files_also_elsewhere(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    mine, one = here.talk(ME), Waiting(user("No."), "Refused.", files=[("a.xyz", b"1")])
+    here.put(mine, one)
+    here.drop(mine, one)
+    assert not here.ask(mine, one, exchange(question=one.message))
+    yours = there.talk(ME, mine.conversation.id)
+    assert (yours.waiting, [other.files for other in yours.dropped]) == ([], [[("a.xyz", b"1")]])
+    there.undrop(yours, one.id)
+    here.look(mine)
+    assert ([other.files for other in mine.waiting], mine.dropped) == ([[("a.xyz", b"1")]], [])
+    there.drop(yours, yours.waiting[0])
+    there.forget(yours, one.id)
+    here.look(mine)
+    assert (mine.waiting, mine.dropped, yours.dropped) == ([], [], [])
 
 
 def test_what_waited_for_an_interrupted_answer_says_so_and_what_waited_for_a_whole_one_is_asked(

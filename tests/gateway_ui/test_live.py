@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from gateway_ui.chat import live as module
-from gateway_ui.chat.conversation import STOPPED, Exchange
+from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, UNSEEN, UNSEEN_NOT_BEGUN, Exchange
 from gateway_ui.chat.live import Live
 from tests.tokenwire.fake_service import FakeService, Refusal, completed
 from tokenwire import Client, user
@@ -148,9 +148,41 @@ def test_a_stop_behind_the_end_changes_nothing(live: Started, service: FakeServi
 
 def test_an_answer_that_nobody_looks_at_is_cancelled(live: Started, service: FakeService) -> None:
     service.will_answer("a", threading.Event())
-    one = live(alone=0.05)
+    one = live(alone=60)
+    until(one, "a")
+    one._give_up()
     assert service.cancelled.wait(10)
-    assert ended(one).problem == STOPPED
+    assert ended(one).problem == UNSEEN
+
+
+def test_an_answer_is_given_up_by_the_clock(live: Started, service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    one = live(alone=0.05)
+    assert ended(one).problem == UNSEEN_NOT_BEGUN
+
+
+def test_a_stop_before_anything_has_come_says_so(live: Started, service: FakeService) -> None:
+    service.will_answer(threading.Event())
+    one = live()
+    assert service.arrived.wait(10)
+    one.stop()
+    assert ended(one).problem == NOT_BEGUN
+
+
+def test_what_has_come_is_saved_as_the_process_ends(
+    live: Started, service: FakeService, saved: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SAVE_SECONDS", 1000.0)
+    service.will_answer("a", "b", threading.Event())
+    one = live()
+    until(one, "ab")
+    assert saved == []
+    module.save_all()
+    assert saved == ["ab"]
+    one.stop()
+    ended(one)
+    module.save_all()
+    assert saved == ["ab", "ab"]
 
 
 def test_it_goes_on_while_one_of_two_looks_and_over_a_short_absence(live: Started, service: FakeService) -> None:
@@ -182,14 +214,14 @@ def test_it_goes_on_as_long_as_its_browser_shows_something_else(live: Started, s
     assert not one.exchange.ended
     gone.set()
     assert service.cancelled.wait(10)
-    assert ended(one).problem == STOPPED
+    assert ended(one).problem in (UNSEEN, UNSEEN_NOT_BEGUN)
 
 
 def test_it_does_not_go_on_for_ever_elsewhere(live: Started, service: FakeService) -> None:
     service.will_answer("a", threading.Event())
     one = live(alone=0.01, open_elsewhere=lambda: True, elsewhere=0.1)
     assert service.cancelled.wait(10)
-    assert ended(one).problem == STOPPED
+    assert ended(one).problem in (UNSEEN, UNSEEN_NOT_BEGUN)
 
 
 def test_whoever_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(
@@ -202,7 +234,7 @@ def test_whoever_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(
         one._give_up()  # its timer had fired already when they came
         assert not one.exchange.ended
     one._give_up()
-    assert ended(one).problem == STOPPED
+    assert ended(one).problem == UNSEEN
 
 
 def test_a_bug_of_the_page_is_logged_and_told(

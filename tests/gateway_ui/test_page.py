@@ -80,7 +80,7 @@ async def test_stop_works_before_the_first_word(chat: Open, service: FakeService
     await expect(page.answer()).to_contain_text("waiting")
     await page.stop.click()
     assert await happened(service.cancelled)
-    await expect(page.problem()).to_have_text(STOPPED)
+    await expect(page.problem()).to_have_text("Stopped before it began.")
 
 
 async def test_closing_the_tab_ends_the_call(chat: Open, service: FakeService) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from gateway_ui.chat.store import Store
 from gateway_ui.drawing.reader import COOKIE
 from tests.browser import PageAt, chromium, free_port, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
+from tests.gateway_ui.test_attachments import photo
 from tests.gateway_ui.test_conversation import conversation, exchange
 from tests.gateway_ui.test_page_settings import PHOTO, picture
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
@@ -119,6 +121,11 @@ async def test_another_browser_sees_nothing_of_it(chat: Open, tmp_path: Path) ->
         await expect(other.tab.get_by_role("heading", name="Ask a question")).to_be_visible()
         await expect(other.messages).to_have_count(0)
         await expect(other.tab.get_by_test_id("stSidebar")).not_to_contain_text("baseball")
+        not_here = other.tab.get_by_text("This conversation isn't here, or is another browser's.")
+        await expect(not_here).to_be_visible()
+        await expect(other.tab).to_have_url(re.compile(r"^[^?]*$"))
+        await answered(other, "And cricket?")
+        await expect(not_here).to_have_count(0)
 
 
 async def test_conversations_are_listed_found_named_deleted_and_had_back(chat: Open) -> None:
@@ -254,6 +261,44 @@ async def test_a_waiting_question_can_go_first_or_not_at_all(chat: Open, service
     assert len(service.requests) == 2
 
 
+async def test_what_is_not_to_be_asked_goes_back_into_the_input_or_can_be_had_back(chat: Open) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.attach(UNREADABLE)
+    await page.ask("What is this?")
+    undo = page.tab.get_by_role("button", name="Undo: don't ask What is this?")
+    await page.not_asked().get_by_role("button", name="Don't ask").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await expect(undo).to_be_visible()  # a page can't put a file into the input
+    await again(page)
+    async with asyncio.timeout(20):
+        while await page.not_asked().count() == 0:  # a click is lost when the script draws the page in that moment
+            await undo.click()
+            with contextlib.suppress(AssertionError):
+                await expect(page.not_asked()).to_have_count(1, timeout=2000)
+    await expect(page.not_asked()).to_contain_text("What is this? · a.xyz")
+    await expect(undo).to_have_count(0)
+    # Words alone go back.
+    await page.open_settings()
+    await page.write("Tools", "nonsense")
+    await page.settled()
+    await page.ask("A\nlong one")
+    await expect(page.not_asked()).to_have_count(2)
+    await page.settled()
+    await page.not_asked().last.get_by_role("button", name="Don't ask").click()
+    await expect(page.input).to_have_value("A\nlong one")
+    await expect(page.not_asked()).to_have_count(1)
+    await expect(page.tab.locator(".st-key-undroppable").get_by_role("button")).to_have_count(0)
+    # But never over a draft.
+    await page.ask("Another one")
+    await expect(page.not_asked()).to_have_count(2)
+    await page.input.fill("A draft")
+    await page.settled()
+    await page.not_asked().last.get_by_role("button", name="Don't ask").click()
+    await expect(page.tab.get_by_role("button", name="Undo: don't ask Another one")).to_be_visible()
+    await expect(page.input).to_have_value("A draft")
+
+
 async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, service: FakeService) -> None:
     gate = threading.Event()
     service.will_answer("Half ", gate, "and the rest.", completed())
@@ -273,6 +318,94 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         assert len(service.requests) == 2
     finally:
         await other.tab.close()
+
+
+async def test_what_one_tab_asks_appears_in_the_other(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    other = Chat(await page.tab.context.new_page())
+    try:
+        await other.tab.goto(page.tab.url)
+        await expect(other.messages).to_have_count(2)
+        await page.input.fill("A draft")
+        gate = threading.Event()
+        service.will_answer("Half ", gate, "and the rest.", completed())
+        await other.ask("And cricket?")
+        await expect(page.answer()).to_contain_text("Half")  # while it is being written
+        gate.set()
+        await expect(page.answer()).to_contain_text("Half and the rest.")
+        await expect(page.input).to_have_value("A draft")
+    finally:
+        await other.tab.close()
+
+
+async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeService) -> None:
+    service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.problem()).to_contain_text("The service is busy.")
+    said = page.tab.get_by_text("Not sent along with later questions")
+    await expect(said).to_have_count(0)
+    await answered(page, "And cricket?")
+    await expect(said).to_have_count(1)
+    await expect(page.messages.nth(1)).to_contain_text("Not sent along")
+
+
+async def test_a_page_that_is_away_says_so_and_when_it_is_back(tab: Page, service: FakeService, tmp_path: Path) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    connected = tab.get_by_text("Connected to")
+    with serving(port, service.address, tmp_path):
+        await opened(tab, f"http://localhost:{port}")
+        await expect(connected).to_be_visible()
+        await expect(lost).to_have_count(0)
+    await expect(lost).to_be_visible()
+    await expect(connected).to_be_hidden()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await expect(connected).to_be_visible()
+
+
+def test_what_has_come_is_saved_as_the_page_is_ended(service: FakeService, tmp_path: Path) -> None:
+    """It runs as it is, but with an answer of its own, and nothing is saved by the clock."""
+    service.will_answer("Half", threading.Event())
+    port = free_port()
+    program = f"""
+import asyncio, os, signal, sys
+from gateway_ui.chat import live
+from gateway_ui.chat.conversation import Conversation, Exchange, Waiting
+from gateway_ui.chat.desk import Desk, Talk
+from gateway_ui.chat.store import Store
+from gateway_ui.__main__ import main
+from streamlit.web import bootstrap
+from tokenwire import Client, user
+from tokenwire.cli.meter import Meter
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
+
+live._SAVE_SECONDS = 1000
+desk = Desk(Store(__import__("pathlib").Path({str(tmp_path / "page.sqlite3")!r})))
+talk, asked = Talk("0" * 64, Conversation()), GenerateRequest(messages=[user("Why?")])
+exchange = Exchange(user("Why?"), asked, Meter(asked_at=0))
+desk.ask(talk, Waiting(user("Why?")), exchange)
+client = Client({service.address!r})
+talk.live = live.Live(exchange, client.stream(asked), lambda: desk.keep(talk), alone=1000)
+version = 0
+while exchange.text != "Half":
+    version = talk.live.wait(version, 10)
+run = bootstrap._on_server_start
+def started(server):
+    run(server)
+    # Its handler of signals is set in the same turn of the loop.
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+bootstrap._on_server_start = started
+sys.exit(main(["--port", "{port}", "--address", {service.address!r}]))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    with contextlib.closing(Store(tmp_path / "page.sqlite3")) as store:
+        (one,) = store.list("0" * 64)
+        kept = store.load("0" * 64, one.id)
+        assert kept is not None
+        assert [exchange.text for exchange in kept.path()] == ["Half"]
 
 
 async def test_stop_stays_in_its_place(chat: Open, service: FakeService) -> None:
@@ -408,6 +541,34 @@ async def test_a_question_that_is_not_asked_stands_there_after_a_reload_and_afte
     await expect(page.not_asked()).to_have_count(0)
 
 
+async def test_each_question_is_asked_in_the_conversation_that_it_was_sent_in(chat: Open, service: FakeService) -> None:
+    """Also while a large photo is being prepared, and however fast it all comes."""
+    page = await chat()
+    await page.choose("fake-2")
+    large = FilePayload(name="large.jpg", mimeType="image/jpeg", buffer=photo("JPEG", 4032, 3024, quality=95))
+    await page.attach(large)
+    await page.ask("FIRST")
+    await expect(page.not_asked()).to_contain_text("Preparing the files of FIRST · large.jpg")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.not_asked()).to_have_count(0)
+    await answered(page, "SECOND")
+    await expect(page.messages).to_have_count(2)
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="FIRST").click()
+    await expect(page.messages.first).to_contain_text("FIRST")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    # In one moment: neither has seen a script when the next comes.
+    await page.settled()
+    await page.tab.evaluate(TYPE, ["third\n"])
+    await page.tab.evaluate("() => document.querySelector('.st-key-new button').click()")
+    await page.tab.evaluate(TYPE, ["fourth\n"])
+    await expect(page.messages).to_have_count(2)
+    await expect(page.messages.first).to_contain_text("fourth")
+    await expect(page.answer()).to_contain_text("tokens in")
+    said = [[part.text for turn in one.messages for part in turn.parts] for one in service.requests]
+    hello = "Hello there."
+    assert sorted(said, key=len) == [["SECOND"], ["fourth"], ["", "FIRST"], ["", "FIRST", hello, "third"]]
+
+
 async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Open, service: FakeService) -> None:
     """However fast they come: Streamlit's script hasn't seen the first when the others are typed."""
     page = await chat()
@@ -420,6 +581,64 @@ async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Ope
     await page.settled()
     await expect(page.input).to_have_value("delta")
     assert [one.messages[-1] for one in service.requests] == [user("beta"), user("gamma")]
+
+
+@pytest.mark.parametrize("keys", ["Control+Enter", "Meta+Enter", "Alt+Enter"])
+async def test_enter_sends_whatever_else_is_held_down(chat: Open, service: FakeService, keys: str) -> None:
+    page = await chat()
+    for question in ("alpha", "beta"):
+        await page.input.fill(question)
+        await page.input.press(keys)
+        await expect(page.input).to_have_value("")
+    await page.ask("gamma")
+    await expect(page.messages).to_have_count(6)
+    assert [one.messages[-1] for one in service.requests] == [user("alpha"), user("beta"), user("gamma")]
+
+
+@pytest.mark.parametrize("composing", [{"isComposing": True}, {"keyCode": 229}])
+async def test_enter_that_belongs_to_an_input_method_sends_nothing(
+    chat: Open, service: FakeService, composing: dict[str, object]
+) -> None:
+    page = await chat()
+    await page.input.fill("alp")
+    await page.input.evaluate(
+        """(input, composing) => {
+            const keys = {key: 'Enter', bubbles: true, cancelable: true, ...composing};
+            input.dispatchEvent(new KeyboardEvent('keydown', keys));
+        }""",
+        composing,
+    )
+    await page.input.press_sequentially("ha")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert [list(one.messages) for one in service.requests] == [[user("alpha")]]
+
+
+async def test_what_streamlit_does_not_send_holds_up_nothing(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.input.fill("alpha")
+    await page.tab.evaluate(
+        """() => document.querySelector('[data-testid=stApp]').addEventListener(
+            'click', (event) => event.stopPropagation(), {capture: true, once: true})"""
+    )
+    await page.input.press("Enter")
+    await expect(page.input).to_have_value("alpha")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("Hello there.", timeout=9000)  # it would be free again after 10 s
+    assert [list(one.messages) for one in service.requests] == [[user("alpha")]]
+
+
+async def test_white_space_is_no_question_and_stays(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.input.fill(" \n ")
+    await page.input.press("Enter")
+    await page.tab.get_by_test_id("stChatInputSubmitButton").click()
+    await expect(page.input).to_have_value(" \n ")
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    await page.input.press("Enter")  # a file is one by itself
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert [list(one.messages) for one in service.requests] == [[user(inline(picture(), "image/png"))]]
 
 
 # Key by key, but with no time for the script in between.

@@ -6,10 +6,15 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 // Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
+const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
+// What opens another conversation.
+const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
+  .map((one) => `${one} button`).join(", ");
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
 const COOKIE_MS = 100;
+const CONNECTION = "data-test-connection-state"; // of the websocket, as Streamlit tells it
 const RUNNING = ".tw-figures[data-running]";
 // Under an answer that has come since its conversation was opened.
 const NEW = ".tw-figures[data-new]:not([data-running])";
@@ -26,16 +31,14 @@ const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 class Input {
   sent = 0;
   taken = 0;
-  held = []; // the texts that wait
+  held = []; // what waits: texts, and clicks on what opens another conversation, as {text} or {key}
   sending = false;
 
   constructor() {
-    const passes = (event) => this.passes(event);
-    document.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.matches?.(INPUT)) passes(event);
-    }, true);
+    document.addEventListener("keydown", (event) => this.pressed(event), true);
     document.addEventListener("click", (event) => {
-      if (event.target.closest?.(SEND)) passes(event);
+      if (event.target.closest?.(SEND)) this.passes(event);
+      else if (event.target.closest?.(OPENS)) this.opens(event);
     }, true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
@@ -47,18 +50,46 @@ class Input {
     return this.sent <= this.taken || Date.now() - this.sentAt >= LOST_MS;
   }
 
+  // Enter clicks the button, whatever else is held down: which keys send is told here alone, not by Streamlit, too.
+  pressed(event) {
+    if (event.key !== "Enter" || event.shiftKey || !event.target.matches?.(INPUT)) return;
+    event.stopImmediatePropagation();
+    if (event.isComposing || event.keyCode === 229) return; // Safari's way to say so: it belongs to the input method
+    event.preventDefault();
+    document.querySelector(SEND)?.click();
+  }
+
+  empty() {
+    return !document.querySelector(INPUT)?.value.trim() && !document.querySelector(FILE);
+  }
+
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
-    if (!this.sending && (this.held.length || !this.free())) {
+    const waits = !this.sending && (this.held.length || !this.free());
+    if (this.empty() || waits) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      const input = document.querySelector(INPUT);
-      this.held.push(input.value);
+    }
+    if (this.empty()) return;
+    const input = document.querySelector(INPUT);
+    if (waits) {
+      this.held.push({ text: input.value });
       this.write(input, "");
       return;
     }
     this.sent = this.taken + 1;
     this.sentAt = Date.now();
+    // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
+    drawn().then(() => { if (!this.empty()) this.sent = this.taken; });
+  }
+
+  // One run of the script may see both, and wouldn't know which came first.
+  opens(event) {
+    if (this.sending || (!this.held.length && this.free())) return;
+    const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    this.held.push({ key });
   }
 
   took(count) {
@@ -71,8 +102,14 @@ class Input {
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
     this.sending = true;
+    if (this.held[0].key) {
+      document.querySelector(`.${this.held.shift().key} button`)?.click();
+      this.sending = false;
+      this.release();
+      return;
+    }
     const draft = input.value, { selectionStart, selectionEnd } = input;
-    this.write(input, this.held[0]);
+    this.write(input, this.held[0].text);
     await drawn();
     const before = this.sentAt;
     document.querySelector(SEND)?.click();
@@ -81,6 +118,16 @@ class Input {
     this.write(input, draft);
     input.setSelectionRange(selectionStart, selectionEnd);
     this.sending = false;
+  }
+
+  // Whether these words stand in the input now. They are offered with each run of the script, and taken once at most.
+  takesBack(id, text) {
+    const input = document.querySelector(INPUT);
+    if (!input || id === this.back) return false;
+    this.back = id;
+    if (input.value || document.querySelector(FILE) || this.held.length || this.sending) return false;
+    this.write(input, text);
+    return true;
   }
 
   // As if it had been typed: React looks at nothing else.
@@ -142,7 +189,12 @@ class Reading {
     this.voice.className = "tw-voice";
     this.voice.setAttribute("aria-live", "polite");
     this.voice.setAttribute("role", "status");
-    main.append(this.toEnd, this.voice);
+    this.lost = document.createElement("div");
+    this.lost.className = "tw-lost";
+    this.lost.setAttribute("role", "status");
+    main.append(this.toEnd, this.voice, this.lost);
+    new MutationObserver(() => this.reaches())
+      .observe(document.documentElement, { subtree: true, attributeFilter: [CONNECTION] });
     main.addEventListener("scroll", () => this.scrolled(), { passive: true });
     // Asked first of all, while what it closes still stands there.
     document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
@@ -152,6 +204,13 @@ class Reading {
     new ResizeObserver(() => this.soon()).observe(main.firstElementChild);
     this.input();
     this.look();
+  }
+
+  // While the page's own process is away, what it said of the service is old.
+  reaches() {
+    const lost = document.querySelector(`[${CONNECTION}]`)?.getAttribute(CONNECTION) !== "CONNECTED";
+    document.body.classList.toggle("tw-unreachable", lost);
+    this.lost.textContent = lost ? "The page isn't reachable; trying again" : "";
   }
 
   // One look for all changes of a frame.
@@ -352,6 +411,7 @@ export default ({ data, setStateValue }) => {
   }
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.took(data.taken);
+  if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;
   window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));
 };

@@ -54,7 +54,7 @@ class Authority:
         encrypted: bool = False,
         general: Iterable[x509.GeneralName] = (),
     ) -> Pair:
-        """A certificate for these names: addresses, DNS names, URIs, and those of any kind. Its time is told from now."""
+        """A certificate for these names: addresses, DNS names, URIs, and any others. Its time is told from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = _builder(subject, self._name, key, begins, ends).add_extension(

@@ -116,9 +116,15 @@ class Identity:
                 await asyncio.to_thread(self.refresh, seen)
 
     def refresh(self, seen: object = None) -> None:
-        """Read the files anew; what can't be used is told, and stays what it was."""
-        # What they looked like before they are read: what changes meanwhile is seen the next time.
-        self._seen = self._look() if seen is None else seen
+        """Read the files anew if they have changed; what can't be used is told, and stays what it was.
+
+        `seen` is what they look like, where that is known.
+        """
+        seen = self._look() if seen is None else seen
+        if seen == self._seen:
+            return
+        # From before they are read: what changes meanwhile is seen the next time.
+        self._seen = seen
         try:
             self._read()
         except IdentityError as error:

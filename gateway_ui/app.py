@@ -12,6 +12,7 @@ from typing import Any
 
 import streamlit as st
 from streamlit import runtime
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
@@ -82,10 +83,8 @@ def _desk() -> Desk:
     return Desk(Store(default_path()), runtime.get_instance().is_active_session)
 
 
-def page() -> None:
-    """Draw the page from top to bottom; the script of one run."""
-    st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
-    exchange_view.style()
+def _input() -> tuple[DeltaGenerator, list[Any]]:
+    """Draw the input; gives the place above it, and what was typed and isn't kept yet."""
     with st.bottom:
         above = st.container(key="above")
         typed = st.chat_input(
@@ -100,6 +99,14 @@ def page() -> None:
         if typed.text.strip() or typed.files:
             early.append(typed)
         st.session_state.taken = st.session_state.get("taken", 0) + 1
+    return above, early
+
+
+def page() -> None:
+    """Draw the page from top to bottom; the script of one run."""
+    st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
+    exchange_view.style()
+    above, early = _input()
     owner, returned = reader(st.session_state.get("taken", 0), st.session_state.get("back"))
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
@@ -131,8 +138,7 @@ def page() -> None:
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
-        if not trouble:
-            sidebar.account(_usage(default_address()))
+        sidebar.account([] if trouble else _usage(default_address()))
         conversations.new_button(desk, talk)
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()

@@ -78,7 +78,9 @@ async def test_nothing_can_be_written_anywhere_by_the_import_either(
 async def test_ipv6_only(forkserver: ForkServer, host: str, count: str) -> None:
     async with Emulator(host="[::1]") as upstream:
         upstream.script.play(default=answer("one"))
-        async with born(forkserver, upstream.address, "--host", host, "--workers", count) as server:
+        async with born(
+            forkserver, upstream.address, "--host", host, "--workers", count, "--insecure", "true"
+        ) as server:
             await server.listens()
             assert server.address.startswith(f"[{host}]:")
             await serves(server)

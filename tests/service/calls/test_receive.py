@@ -471,7 +471,7 @@ async def test_the_log_tells_of_requests_that_grpc_refuses_itself_and_of_many_in
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.ask("x" * 2 * MB)
         words = explain(caught.value, address="")
-        assert str(words) == "The request is too large: it has 2.0 MB, history included, and the service takes 1.0 MB."
+        assert str(words) == "The request is too large: it has 2.1 MB, history included, and the service takes 1.0 MB."
     (line,) = lines
     assert line.startswith("requests that never arrived: 1; ")
     assert f"larger than {MB + 1} bytes, which gRPC refuses (TOKENWIRE_MAX_INLINE_BYTES" in line

@@ -134,7 +134,9 @@ async def test_upstream_is_told_how_long_it_may_take(emulator: Emulator, model: 
             pass
     deadline = emulator.calls[0].deadline
     assert deadline is not None
-    assert 240 < deadline <= 300  # the first connection takes its time on a busy machine
+    # The first connection takes its time on a busy machine; and gRPC has whole seconds for what is longer than 100, and
+    # rounds up: 300 s and less than a millisecond, as it counts, are 301.
+    assert 240 < deadline <= 301
 
 
 async def test_a_chunk_is_here_before_the_next_has_been_made(emulator: Emulator, model: VertexProvider) -> None:

@@ -209,11 +209,14 @@ def result_names(calls: Sequence[ToolCall]) -> list[str]:
     """Say whose result each call waits for; what it was called with, where that tells calls of one tool apart."""
     names = [call.name for call in calls]
     return [
-        f"Result of {name}"
-        + (f": {one_line(json.dumps(_whole(MessageToDict(call.arguments)), ensure_ascii=False))[:_ARGUMENTS_LENGTH]}")
-        * (names.count(call.name) > 1)
+        f"Result of {name}{_called_with(call) if names.count(call.name) > 1 else ''}"
         for name, call in zip(numbered(names), calls, strict=True)
     ]
+
+
+def _called_with(call: ToolCall) -> str:
+    arguments = json.dumps(_whole(MessageToDict(call.arguments)), ensure_ascii=False, sort_keys=True)
+    return f": {one_line(arguments)[:_ARGUMENTS_LENGTH]}"
 
 
 def broken_json(text: str) -> str:

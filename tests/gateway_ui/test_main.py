@@ -109,7 +109,7 @@ def script(service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """The page's script without a browser, which would have told who it is."""
     monkeypatch.setenv("TOKENWIRE_ADDRESS", service.address)
     monkeypatch.setenv("TOKENWIRE_PAGE_DATA", str(tmp_path))
-    monkeypatch.setattr(app, "reader", lambda _: "0" * 64)
+    monkeypatch.setattr(app, "reader", lambda *_: ("0" * 64, ""))
     st.cache_resource.clear()
     return AppTest.from_file(str(APP), default_timeout=30)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import streamlit as st
 from streamlit import runtime
@@ -151,9 +151,11 @@ def page() -> None:
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
         conversations.drawer(desk, talk, _undrop)
-    _elsewhere(talk)
+    shown = _Shown.of(talk)
+    _elsewhere(talk, shown)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
-    _talk(talk, choices, above)
+    _talk(talk, shown, choices, above)
+    _outlast_preparing(talk, shown)
 
 
 def _restore(talk: Talk, models: list[Model]) -> None:
@@ -216,22 +218,38 @@ def _connection(trouble: str) -> None:
     look()
 
 
-def _elsewhere(talk: Talk) -> None:
+class _Shown(NamedTuple):
+    """What a run of the script shows of a conversation, as it was in one moment.
+
+    Other tabs, and threads that prepare files, change it at any time. A run that met half of a change would show a
+    question without its answer, and nothing would have it run again.
+    """
+
+    path: Sequence[Exchange]
+    waiting: Sequence[Waiting]
+    live: Live | None
+    state: tuple[object, ...]
+    """All that a click may change, in any tab, to be compared."""
+
+    @classmethod
+    def of(cls, talk: Talk) -> Self:
+        """As it is now."""
+        with talk.asking:
+            path, waiting, live = talk.conversation.path(), [*talk.waiting], talk.shown()
+            state = [one.id for one in path], [(one.id, one.trouble) for one in waiting], len(talk.dropped)
+            return cls(path, waiting, live, state)
+
+
+def _elsewhere(talk: Talk, shown: _Shown) -> None:
     """Notice by itself what another tab does in this conversation."""
-    drawn = _state(talk)
+    drawn = shown.state  # without what it holds: Streamlit keeps a fragment until its tab is closed
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:
-        if _state(talk) != drawn:
+        if _Shown.of(talk).state != drawn:
             st.rerun()
 
     look()
-
-
-def _state(talk: Talk) -> tuple[object, ...]:
-    """Of what is shown of a conversation all that a click may change, in whichever tab."""
-    path = talk.conversation.path()
-    return [one.id for one in path], [(one.id, one.trouble) for one in talk.waiting], len(talk.dropped)
 
 
 def _question(typed: Any) -> Waiting:
@@ -317,10 +335,10 @@ def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
     talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
 
 
-def _talk(talk: Talk, choices: Choices, above: Any) -> None:
-    path, live, left_out = talk.conversation.path(), talk.shown(), talk.conversation.left_out()
+def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
+    path, live, left_out = shown.path, shown.live, talk.conversation.left_out()
     with above:
-        _waiting(talk)
+        _waiting(shown.waiting)
         stop = st.empty()
         if live is not None:
             stop.button("Stop", key="stop", on_click=_stop, icon=":material/stop:", help="Or press Escape")
@@ -358,7 +376,6 @@ def _talk(talk: Talk, choices: Choices, above: Any) -> None:
         _outlast(live, stop)
         if talk.waiting:
             st.rerun()
-    _outlast_preparing(talk)
 
 
 def _slots(name: str, count: int) -> list[Any]:
@@ -378,9 +395,9 @@ def _welcome() -> None:
     st.html("<p>and read the answer while it is being written.</p>")
 
 
-def _waiting(talk: Talk) -> None:
+def _waiting(waiting: Sequence[Waiting]) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
-    for place, (slot, one) in enumerate(zip(_slots("cards", len(talk.waiting)), talk.waiting, strict=True)):
+    for place, (slot, one) in enumerate(zip(_slots("cards", len(waiting)), waiting, strict=True)):
         with slot, st.container(key=f"waiting-{place}", border=True):
             exchange_view.waiting(one.message, one.all_names, one.trouble, preparing=one.preparing)
             with st.container(horizontal=True):
@@ -483,15 +500,17 @@ def _outlast(live: Live, stop: Any) -> None:
     stop.empty()
 
 
-def _outlast_preparing(talk: Talk) -> None:
-    """Wait until the files of all questions have been prepared. Whatever is clicked meanwhile ends this run."""
-    if not any(one.preparing for one in talk.waiting):
-        return
+def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
+    """Wait until the files of all questions have been prepared, and show what came of it.
+
+    Whatever is clicked meanwhile ends this run.
+    """
     touched = st.empty()
     while any(one.preparing for one in talk.waiting):
         time.sleep(_TICK_SECONDS)
         touched.empty()
-    st.rerun()
+    if _Shown.of(talk).state != shown.state:
+        st.rerun()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """A service that writes into each word when it was sent: `python -m bench.stamped`. For the page's figures.
 
-What a reader sees then tells by itself how old it is, whoever stands between. A word is `word7@1700000000000`: its
-number, and milliseconds since 1970. The question says how many there are, and how fast they come: `words=100
-interval=0.05 wait=1`.
+So a reader of the page can tell how long each word took to get there. A word is `word7@1700000000000`: its number, and
+milliseconds since 1970. The question says how many there are, and how fast they come: `words=100 interval=0.05 wait=1`.
 """
 
 import asyncio

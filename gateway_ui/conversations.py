@@ -145,7 +145,7 @@ def _dropped(talk: Talk, undrop: Callable[[str], None]) -> None:
 
 
 def _deleted(desk: Desk, talk: Talk) -> None:
-    """All that can be had back, whoever deleted it in this browser, and when."""
+    """All deleted conversations of this browser that can be brought back."""
     deleted = desk.store.deleted(talk.owner)
     if not deleted:
         return

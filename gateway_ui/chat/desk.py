@@ -28,7 +28,7 @@ class Talk:
     notes: list[str] = field(default_factory=list)
     # What was done to files, in words for a person, until a tab has shown it.
     asking: threading.RLock = field(default_factory=threading.RLock)
-    # Held by whoever changes what waits: when an answer ends, all tabs would ask it.
+    # To be held while `waiting` is changed: when an answer ends, all tabs would ask what waits.
 
     def running(self) -> Live | None:
         """The answer that is being written, if it hasn't ended."""

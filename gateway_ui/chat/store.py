@@ -28,7 +28,7 @@ from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateRespons
 from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, Waiting, heading, one_line, pretty
 
 PURGED_AFTER_DAYS = 30
-"""A deleted conversation can be had back for so long."""
+"""A deleted conversation can be brought back for so long."""
 
 _VERSION = 3
 _APPLICATION = 0x746F6B77

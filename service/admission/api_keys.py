@@ -20,7 +20,9 @@ from typing import NamedTuple
 PREFIX = "tw_"
 """How every key begins, so that scanners for leaked secrets can find one."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
+"""How callers may be called, here and in the callers file."""
+
 _LINE = re.compile(r"(?P<id>[A-Za-z0-9_-]{6,32}) (?P<name>\S+) (?P<made>\d{4}-\d\d-\d\d) (?P<hash>[0-9a-f]{64})")
 _ID_BYTES = 6
 _SECRET_BYTES = 32
@@ -53,10 +55,10 @@ def parse(text: str, path: str) -> Mapping[str, Key]:
     found: dict[str, Key] = {}
     wrong = []
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
-        if match is None or not _NAME.fullmatch(match["name"]):
+        if match is None or not NAME.fullmatch(match["name"]):
             wrong.append(
                 f"{path}:{number}: no key: ID NAME YYYY-MM-DD SHA256 is wanted, as `tokenwire keys new` writes it"
             )
@@ -72,7 +74,7 @@ def parse(text: str, path: str) -> Mapping[str, Key]:
 
 def new(path: str, name: str) -> tuple[Key, str]:
     """Add a key for the caller of this name; gives what was added, and the key itself. Raises KeysError or OSError."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise KeysError(f"{name!r} is no name: up to 63 letters, digits and any of . _ @ - are wanted")
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
     key = Key(secrets.token_hex(_ID_BYTES), name, f"{datetime.now(UTC):%Y-%m-%d}", hashed(secret))
@@ -113,7 +115,7 @@ def _changing(path: str) -> Iterator[list[Key]]:
         with os.fdopen(opened, "w", encoding="utf-8") as file:
             with suppress(FileNotFoundError):
                 # A server that runs as another user has to be able to read it on.
-                before = os.stat(path)  # noqa: PTH116 - as above
+                before = Path(path).stat()
                 os.fchown(opened, before.st_uid, before.st_gid)
                 os.fchmod(opened, stat.S_IMODE(before.st_mode))
             file.write("".join(f"{' '.join(key)}\n" for key in keys))

@@ -25,11 +25,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
+from . import api_keys
+
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """With which a token may be signed: those with two keys only, so that who checks a token can't make one."""
 
 _KEY = re.compile(r"tw_[\w-]+")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 _LABEL_KEY = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _LABEL_VALUE = re.compile(r"[a-z0-9_-]{0,63}")
 _LONGEST_SECONDS = 3600
@@ -76,7 +77,7 @@ class Issuer:
     claim: str = "sub"
     """The claim that says who calls."""
     admits_all: bool = False
-    """Whether whoever it vouches for may call, and not only callers with an entry."""
+    """Whether everybody with a token of it may call, and not only callers with an entry."""
 
 
 class CallersError(Exception):
@@ -179,13 +180,13 @@ def _count(value: Any) -> int:
 
 def _yes(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004 - as all others are
+        raise ValueError("true or false")  # noqa: TRY004 - `_Check` says so
     return value
 
 
 def _labels(value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict):
-        raise ValueError('a table, such as { team = "billing" },')  # noqa: TRY004 - as all others are
+        raise ValueError('a table, such as { team = "billing" },')  # noqa: TRY004 - `_Check` says so
     for key, one in value.items():
         if not _LABEL_KEY.fullmatch(key) or not isinstance(one, str) or not _LABEL_VALUE.fullmatch(one):
             raise ValueError("labels of lower-case letters, digits, dashes and underscores, up to 63 of them,")
@@ -194,7 +195,7 @@ def _labels(value: Any) -> Mapping[str, str]:
 
 def _by_issuer(value: Any) -> Mapping[str, tuple[str, ...]]:
     if not isinstance(value, dict):
-        raise ValueError('a table of lists by issuer, such as { google = ["a@example.com"] },')  # noqa: TRY004 - as all
+        raise ValueError('a table such as { google = ["a@example.com"] },')  # noqa: TRY004 - `_Check` says so
     return {issuer: _texts(names) for issuer, names in value.items()}
 
 
@@ -317,7 +318,7 @@ class _Reader:
             self._add((kind,), "", f"tables such as [{kind}.NAME] are wanted")
             return
         for name, table in found.items():
-            if not _NAME.fullmatch(name):
+            if not api_keys.NAME.fullmatch(name):
                 self._add((kind, name), "", f"{name!r} is no name: up to 63 letters, digits and any of . _ @ -")
             if isinstance(table, dict):
                 yield name, table

@@ -84,7 +84,7 @@ class Servicer(GenerationServiceServicer):
         """The models that this caller may use, the default first, and what each can take."""
         return encode.model_list(_allowed("", self._ready(), call))
 
-    async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # as above
+    async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # what a context can do, and more
         """What the caller has used, or all have."""
         self._ready()
         if self._quotas is None:

@@ -162,7 +162,7 @@ def _variable(setting: str) -> str:
 def _check(found: dict[str, bytes], paths: dict[str, str]) -> None:
     """Raise TLSError for what is no PEM, for a key that is another certificate's, and for one that has expired."""
     from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - likewise
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - needed for TLS only
 
     chains: dict[str, list[x509.Certificate]] = {}
     for setting in ("tls_certificate", "tls_client_ca"):

@@ -224,7 +224,7 @@ def test_it_does_not_go_on_for_ever_elsewhere(live: Started, service: FakeServic
     assert ended(one).problem in (UNSEEN, UNSEEN_NOT_BEGUN)
 
 
-def test_whoever_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(
+def test_a_reader_that_comes_as_it_is_given_up_either_comes_first_or_finds_it_stopped(
     live: Started, service: FakeService
 ) -> None:
     service.will_answer("a", threading.Event())

@@ -674,7 +674,7 @@ async def test_escape_stops_an_answer_only_where_it_has_nothing_else_to_do(chat:
     await page.tab.keyboard.press("Escape")
     await expect(option).to_be_hidden()
     await page.tab.get_by_label("System instruction").press("Escape")
-    # The list of the model stands open, whoever has the focus.
+    # The list of the model stands open, wherever the focus is.
     async with asyncio.timeout(20):
         while not await option.is_visible():
             await box.click()

@@ -397,7 +397,7 @@ const browser = async (name) => {
   if (navigator.locks) {
     await navigator.locks.request(name, make);
   } else {
-    // Only over plain HTTP from another machine. Whoever else makes one has done so by then, and the last one counts.
+    // Only over plain HTTP from another machine. Other tabs have made theirs by then, and the last one counts.
     make();
     await new Promise((resolve) => setTimeout(resolve, COOKIE_MS));
   }

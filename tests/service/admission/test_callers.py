@@ -95,7 +95,7 @@ WRONG = [
     ("\n\n[callers.a]\nmodels = ['x']", 3, "'a' has no proof: some of api_keys, tokens, certificates are wanted"),
     ("[callers.a]\napi_keys = ['k']\n[callers.b]\napi_keys = ['k']", 4, "'k' is 'a''s already: each proof has one"),
     ("[callers.a]\ntokens.none = ['k']", 2, "there is no [issuers.none]"),
-    ("[callers.a]\ntokens = ['k']", 2, "tokens is ['k']: a table of lists by issuer"),
+    ("[callers.a]\ntokens = ['k']", 2, "tokens is ['k']: a table such as { google"),
     ("[callers.'a b']\napi_keys = ['k']", 1, "'a b' is no name: up to 63 letters, digits"),
     ("[callers]\na = 1", 2, "a table [callers.a] is wanted"),
     ("callers = 1", 1, "tables such as [callers.NAME] are wanted"),

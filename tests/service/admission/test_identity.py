@@ -339,7 +339,7 @@ async def test_a_key_server_that_fails_or_lies_changes_nothing(
     now = time.monotonic()
     for turn in (1, 2):
         monkeypatch.setattr("service.admission.json_web_tokens.monotonic", lambda turn=turn: now + 601 * turn)
-        await _until(lambda turn=turn: issuer.asked >= 1 + turn)  # type: ignore[misc] # as above
+        await _until(lambda turn=turn: issuer.asked >= 1 + turn)  # type: ignore[misc] # a lambda's default
     assert (await ask(served, bearer(signed(issuer.keys[0]))))[-1].HasField("completed")
     await _until(lambda: any("can't be had" in line for line in lines))
     assert sum("the keys of issuer ours can't be had" in line for line in lines) == 1
@@ -532,7 +532,7 @@ async def test_a_broken_callers_file_keeps_no_key_from_being_revoked(
     for broken in ("[junk", "x = " + "9" * 5000, "x = " + "[" * 3000, "", "[callers.billing]\ntypo = 1\n"):
         before = len(lines)
         callers.write_text(broken)
-        await _until(lambda before=before: any("not taken, and as before" in line for line in lines[before:]))  # type: ignore[misc] # as above
+        await _until(lambda before=before: any("not taken, and as before" in line for line in lines[before:]))  # type: ignore[misc] # a lambda's default
         token = bearer(secret)
         offered = await served.stub.ListModels(pb.ListModelsRequest(), metadata=[token])
         assert [one.name for one in offered.models] == ["small"], broken
@@ -568,11 +568,11 @@ async def test_a_pipe_or_a_device_in_place_of_a_file_holds_nothing_up(
     for odd in ("pipe", "/dev/zero"):
         before = len(lines)
         os.unlink(keys)  # noqa: PTH108 - beside the calls below, which Path has not
-        os.mkfifo(keys) if odd == "pipe" else os.symlink(odd, keys)  # noqa: PTH211 - likewise
-        await _until(lambda before=before: any("it is no file" in line for line in lines[before:]))  # type: ignore[misc] # as above
+        os.mkfifo(keys) if odd == "pipe" else os.symlink(odd, keys)  # noqa: PTH211 - Path makes no pipes, either
+        await _until(lambda before=before: any("it is no file" in line for line in lines[before:]))  # type: ignore[misc] # a lambda's default
         assert (await ask(served, bearer(secret)))[-1].HasField("completed")
-        os.unlink(keys)  # noqa: PTH108 - likewise
-        Path(keys).write_bytes(kept)  # noqa: ASYNC240 - likewise
+        os.unlink(keys)  # noqa: PTH108 - as it was made
+        Path(keys).write_bytes(kept)  # noqa: ASYNC240 - a test's own file
 
 
 async def test_a_key_that_takes_anothers_place_under_its_id_ends_the_tokens_of_that(

@@ -108,9 +108,15 @@ class TimeLimits:
         wait.until = math.inf
 
     def writing(self, *, last: bool) -> None:
-        """A message is being written. Once it is the last, there is nothing left that a deadline could end."""
+        """A message is being written. Once it is the last, there is nothing left that a deadline could end.
+
+        Raises the error by which the body has been ended, for any but the last: nothing more is to be said then.
+        """
         if last:
             self._timeout.reschedule(None)
+        elif self._failure is not None:
+            self._timeout.reschedule(None)
+            raise self._why()
         self._begin(self._write)
 
     def written(self) -> None:

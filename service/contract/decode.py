@@ -46,6 +46,10 @@ _MODES = {
     config_pb2.ToolChoice.MODE_ANY: ToolMode.ANY,
     config_pb2.ToolChoice.MODE_NONE: ToolMode.NONE,
 }
+_USUAL_OUTPUT_TOKENS = 512
+_BYTES_OF_A_TOKEN = 4
+_TOKENS_OF_A_FILE = 258
+
 _THRESHOLDS = "HARM_BLOCK_THRESHOLD_"
 _NO_SAMPLING = Sampling()
 _NO_TOOLS = Tools()
@@ -97,6 +101,22 @@ def delivery(request: pb.GenerateRequest) -> Delivery:
         idle_timeout=seconds(request.idle_timeout) if request.HasField("idle_timeout") else None,
         coalesce=merge,
     )
+
+
+def tokens(request: pb.GenerateRequest) -> tuple[int, int]:
+    """About how many tokens a request may take: its input, and its output.
+
+    What is said counts as four bytes a token, and each file as a picture. An output without a limit is a usual one.
+    """
+    size, files = request.ByteSize(), 0
+    for message in request.messages:
+        for part in message.parts:
+            if part.HasField("inline_data"):
+                size -= len(part.inline_data.data)
+            files += part.WhichOneof("data") in ("inline_data", "file_data")
+    config = request.config
+    output = config.max_output_tokens if config.HasField("max_output_tokens") else _USUAL_OUTPUT_TOKENS
+    return size // _BYTES_OF_A_TOKEN + files * _TOKENS_OF_A_FILE, output
 
 
 def parse_count(request: pb.CountTokensRequest, *, cards: Sequence[ModelCard], limits: rules.Limits) -> Prompt:

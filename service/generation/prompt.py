@@ -153,6 +153,6 @@ class Prompt:
     models: frozenset[str] | None = None
     """The models that may answer, by their public names; None: any."""
     usage_seen: Callable[[int], object] | None = field(default=None, compare=False, repr=False)
-    """Called with the tokens that the request has taken so far, whenever upstream tells; None: nobody wants to know."""
+    """Called with the tokens that the request has taken so far, whenever upstream tells before the answer has ended."""
     owner_labels: Mapping[str, str] = field(default_factory=dict)
     """As `labels`, from the server's owner: for providers that have them, and no reason for others to refuse."""

@@ -388,7 +388,10 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="only Linux's /proc tells the peak of one process: getrusage begins with that of its parent",
+)
 @pytest.mark.parametrize(
     ("form", "mode", "side", "options"),
     [

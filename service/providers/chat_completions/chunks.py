@@ -137,6 +137,8 @@ class Answer:
             self._prompt_filtered = self._prompt_filtered or _filtered(told)
         if len(self._events) > said and self.usage is before:
             self.usage = None  # what was counted before this was said
+        if self.usage_seen is not None and self.usage is not None and not (self.finish or self.blocked):
+            self.usage_seen(self.usage.total_tokens)
 
     def events(self) -> list[Event]:
         """What has been said since the last time; calls of tools come in pieces, and whole from `end`."""
@@ -185,8 +187,6 @@ class Answer:
     def _count(self, told: Any) -> None:
         """Figures are cumulative, so the last ones count; those that can't be read don't wipe out earlier ones."""
         self.usage = usage(told) or self.usage
-        if self.usage_seen is not None and self.usage is not None:
-            self.usage_seen(self.usage.total_tokens)
 
     def _choose(self, choice: Json) -> None:
         self._count(choice.get("usage"))

@@ -289,7 +289,7 @@ class Answer:
 
     def __init__(self, usage_seen: Callable[[int], object] | None = None) -> None:
         """`usage_seen` as in Prompt."""
-        self._usage_seen = usage_seen
+        self.usage_seen = usage_seen
         self.messages = 0
         """How many have come."""
         self.reason = ""
@@ -361,14 +361,19 @@ class Answer:
         usage = _mapping(response.get("usageMetadata"))
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
             self.usage = latest(_usage(usage), self.usage)
-            if self._usage_seen is not None and self.usage is not None:
-                self._usage_seen(self.usage.total_tokens)
         feedback = _mapping(response.get("promptFeedback"))
         if blocked := _told(feedback, "blockReason"):
             self.reason, self.blocked = blocked, True
             self._ratings = feedback.get("safetyRatings")
         self._ratings = candidate.get("safetyRatings") or self._ratings
         self.ended_by(_told(candidate, "finishReason"))
+        if self.usage is not None:
+            self.used(self.usage.total_tokens)
+
+    def used(self, tokens: int) -> None:
+        """Upstream tells what the request has taken so far. Of an answer that has ended its `Finished` tells it."""
+        if self.usage_seen is not None and tokens and not self.reason:
+            self.usage_seen(tokens)
 
     def ended_by(self, reason: str) -> None:
         """Remember why it ended, by Google's name; empty: not told. STOP takes the place of no other reason.

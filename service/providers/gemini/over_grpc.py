@@ -229,8 +229,7 @@ class _Call:
         self._identity = identity
         self._contents = contents
         self._call: grpc.aio.UnaryStreamCall[Any, Any] | None = None
-        self._answer = answers.Answer()
-        self._usage_seen = usage_seen
+        self._answer = answers.Answer(usage_seen)
         self._usage: Any = None
         """The latest figures, where they may be taken as those of all so far; None: `_answer` has them."""
 
@@ -269,6 +268,8 @@ class _Call:
         if found[1]:
             answer.ended_by(_name(raw.candidates[0], "finish_reason"))
             answer.model_version = raw.model_version or answer.model_version
+        if answer.usage_seen is not None:
+            answer.used(raw.usage_metadata.total_token_count)
         return raw, found, None
 
     def cancel(self) -> None:
@@ -298,8 +299,6 @@ class _Call:
 
     def _saw(self, usage: Any) -> None:
         """Take the figures of a message."""
-        if self._usage_seen is not None:
-            self._usage_seen(usage.total_token_count)
         if usage.candidates_token_count > 0 and usage.prompt_token_count > 0:
             self._usage = usage  # to be read at the end
         else:

@@ -46,6 +46,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
+def time_of_quotas() -> float:
+    """By their clock, which a test may have set."""
+    clock: Callable[[], float] = vars(quotas)["time"]
+    return clock()
+
+
+def used_by(asked: Quotas, caller: Caller) -> Used:
+    return asked._counts.used(caller.name, time_of_quotas())
+
+
 def take(asked: Quotas, caller: Caller, tokens: int = 0) -> Any:
     return asked.charge(caller, input_tokens=tokens, output_tokens=0)
 
@@ -65,7 +75,7 @@ def test_streams_at_once(clock: Clock) -> None:
     take(asked, Caller(name="b", streams=1))
     first.nothing()
     take(asked, caller)
-    assert asked.used(caller).streams == 2
+    assert used_by(asked, caller).streams == 2
     assert clock.now == NOON
 
 
@@ -75,10 +85,10 @@ def test_requests_of_a_minute_and_when_the_next_begins(clock: Clock) -> None:
     for _ in range(2):
         take(asked, caller).nothing()
     assert refusal(asked, caller).delay == 45
-    assert asked.used(caller).requests_in_minute == 2
+    assert used_by(asked, caller).requests_in_minute == 2
     clock.now = NOON + MINUTE_SECONDS
     take(asked, caller).nothing()
-    assert asked.used(caller)[1:] == (1, 0, 3, 0, 0)
+    assert used_by(asked, caller)[1:] == (1, 0, 3, 0, 0)
 
 
 def test_tokens_are_set_aside_and_settled(clock: Clock) -> None:
@@ -88,7 +98,7 @@ def test_tokens_are_set_aside_and_settled(clock: Clock) -> None:
     charge.settle(30, characters=0)
     take(asked, caller, 10).settle(60, characters=0)
     take(asked, caller, 1).settle(15, characters=0)
-    assert asked.used(caller).tokens_in_minute == 105
+    assert used_by(asked, caller).tokens_in_minute == 105
     assert refusal(asked, caller).delay == MINUTE_SECONDS
     clock.now += MINUTE_SECONDS
     take(asked, caller, 1).settle(45, characters=0)
@@ -97,7 +107,7 @@ def test_tokens_are_set_aside_and_settled(clock: Clock) -> None:
     assert error.delay == DAY_SECONDS / 2 - MINUTE_SECONDS
     clock.now += DAY_SECONDS
     take(asked, caller).nothing()
-    assert asked.used(caller) == Used(0, 1, 0, 1, 0, 0)
+    assert used_by(asked, caller) == Used(0, 1, 0, 1, 0, 0)
 
 
 def test_what_was_set_aside_in_a_minute_that_is_over_is_not_given_back(clock: Clock) -> None:
@@ -106,18 +116,18 @@ def test_what_was_set_aside_in_a_minute_that_is_over_is_not_given_back(clock: Cl
     clock.now += MINUTE_SECONDS
     take(asked, caller, 0).settle(50, characters=0)
     charge.settle(10, characters=0)
-    assert asked.used(caller).tokens_in_minute == 50
-    assert asked.used(caller).tokens_today == 60
+    assert used_by(asked, caller).tokens_in_minute == 50
+    assert used_by(asked, caller).tokens_today == 60
 
 
 def test_what_upstream_did_not_tell_is_estimated_and_marked(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a")
     asked.charge(caller, input_tokens=10, output_tokens=500).settle(None, characters=101)
-    assert asked.used(caller)[4:] == (36, 36)
+    assert used_by(asked, caller)[4:] == (36, 36)
     charge = asked.charge(caller, input_tokens=10, output_tokens=500)
     charge.saw(90)
     charge.settle(None, characters=4)
-    assert asked.used(caller)[4:] == (126, 126)
+    assert used_by(asked, caller)[4:] == (126, 126)
     assert clock.now == NOON
 
 
@@ -152,7 +162,7 @@ def test_no_quota_is_exceeded_by_more_than_a_request_and_a_killed_worker_loses_n
             except QuotaExceeded:
                 continue
             let_in += 1
-            assert asked.used(caller).streams <= 3 + workers  # those that are counted, and about to be refused
+            assert used_by(asked, caller).streams <= 3 + workers  # those that are counted, and about to be refused
             if kill and turn == 250:
                 os.write(tell, b"%d %d %d\n" % (let_in, settled, tokens))
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -181,7 +191,7 @@ def test_no_quota_is_exceeded_by_more_than_a_request_and_a_killed_worker_loses_n
     assert len(figures) == lines
     for number in range(workers):
         counts.join(number)
-    used = Quotas(counts).used(caller)
+    used = used_by(Quotas(counts), caller)
     assert used.streams == 0
     assert used.requests_today == sum(let_in for let_in, _, _ in figures) <= 10_000
     assert used.tokens_today == sum(settled + lost for _, settled, lost in figures) <= 60_000 + most

@@ -128,7 +128,7 @@ def test_ctrl_c_before_the_first_word_ends_the_call_as_well(chat: Chat, service:
     assert list(service.requests[1].messages) == [user("two")]
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="Windows has no pseudo terminals")
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="Python makes no pseudo terminals on Windows")
 def test_in_a_terminal_it_prompts_and_ctrl_d_ends_it(chat: Chat, service: FakeService) -> None:
     ours, theirs = os.openpty()
     try:

@@ -12,14 +12,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
-from .admission.identity import Identity
 from .admission.shared import Shared
 from .calls import memory
 from .generation.provider import Provider
 from .providers import registry
 from .providers.retry import Budget, Policy, Retrying, budgets
-from .runtime import address, stop, tls, workers
+from .runtime import address, stop, workers
 from .runtime.handover import Handover
+from .runtime.secured import Secured
 from .settings import SettingError, Settings
 from .telemetry import call_log
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         call_log.configure(settings.log_level)
         _forget_foreign_variables(settings)
         memory.share()
-        secured = _secured(settings)
+        secured = Secured.of(settings)  # here, and not in each worker
         if settings.asks_who:
             # Both files are followed, so there is nothing to do for it; but it means "read anew", and not "stop".
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -50,8 +50,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server. But a Unix
         # domain socket can't be handed over.
         if settings.socket_path or (count == 1 and os.getpid() != 1):
-            _alone(settings, *secured)
-        stop.end(_together(settings, count, *secured))
+            _alone(settings, secured)
+        stop.end(_together(settings, count, secured))
     except SettingError as error:
         for line in str(error).splitlines():
             print(f"{prog}: {line}", file=sys.stderr)  # noqa: T201 - a person at a terminal reads this
@@ -63,7 +63,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     return EXIT_SETTING
 
 
-def _alone(settings: Settings, certificates: tls.Certificates | None, identity: Identity) -> NoReturn:
+def _alone(settings: Settings, secured: Secured) -> NoReturn:
     """One process, which imports the model in a thread, so that health checks are answered meanwhile."""
     from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
@@ -75,28 +75,11 @@ def _alone(settings: Settings, certificates: tls.Certificates | None, identity: 
             yield model
 
     tell = _Tell(settings)
-    serving = process.serve(settings, open_model, certificates, identity, listening=tell.listening, ready=tell.ready)
+    serving = process.serve(settings, open_model, secured, listening=tell.listening, ready=tell.ready)
     process.run(serving)
 
 
-def _secured(settings: Settings) -> tuple[tls.Certificates | None, Identity]:
-    """What the settings' files hold, which workers take over. Raises SettingError with all that is wrong."""
-    wrong: list[str] = []
-    certificates, identity = None, Identity()
-    try:
-        certificates = tls.certificates(settings)
-    except SettingError as error:
-        wrong.append(str(error))
-    try:
-        identity = tls.identity(settings)
-    except SettingError as error:
-        wrong.append(str(error))
-    if wrong:
-        raise SettingError("\n".join(wrong))
-    return certificates, identity
-
-
-def _together(settings: Settings, count: int, certificates: tls.Certificates | None, identity: Identity) -> int:
+def _together(settings: Settings, count: int, secured: Secured) -> int:
     """Several processes on one port, forked from this one, which has imported the model for all of them."""
     from .runtime import process  # noqa: PLC0415 - of an extra; `main` says so where it is missing
 
@@ -105,21 +88,23 @@ def _together(settings: Settings, count: int, certificates: tls.Certificates | N
     except OSError as error:
         raise address.refusal(settings, error) from error
     settings = replace(settings, port=reserved.getsockname()[1])
-    shared = Shared.of(slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, identity=identity)
+    shared = Shared.of(
+        slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, counted=settings.asks_who
+    )
     tell = _Tell(settings)
     budget = budgets(settings.offered)
     handover, orders = Handover(count), stop.Orders()
 
     def greet() -> int:
         greeting = process.greet(
-            settings, handover, orders, certificates=certificates, listening=tell.listening, ready=tell.ready
+            settings, handover, orders, secured=secured, listening=tell.listening, ready=tell.ready
         )
         return _run(greeting, processes=1 + count)  # of which the others are the workers
 
     def work(worker: int) -> int:
         shared.join(worker)
         open_model = partial(_model, settings, budget, tells=worker == 0)
-        return _run(process.work(settings, open_model, shared, handover, orders, certificates=certificates))
+        return _run(process.work(settings, open_model, shared, handover, orders, secured=secured))
 
     try:
         greeter = workers.fork(greet, orders)

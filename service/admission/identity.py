@@ -12,7 +12,6 @@ from . import api_keys
 from .callers import ANYBODY, Caller, Callers, CallersError
 from .json_web_tokens import NoKeysYet, Refused, Tokens
 
-_LOOK_SECONDS = 1.0
 _MOST_BYTES = 16 * 1024 * 1024
 """Of the callers file, and of that of API keys."""
 _START_SECONDS = 5.0
@@ -63,9 +62,11 @@ class Identity:
         self._certificates = certificates
         self._say, self._warn = say, warn
         self._known = _Known({}, Callers(), Tokens((), warn))
-        self._seen: object = None
+        self._last: object = None
+        """What the files looked like when they were looked at last."""
         self._looked = asyncio.Event()
         self._seen = self._look()
+        """What they looked like when they were read."""
         self._read(first=True)
 
     @property
@@ -98,22 +99,17 @@ class Identity:
 
     # ---- changes
 
-    async def watch(self) -> None:
-        """Follow changes of the files and fetch keys of issuers, until cancelled."""
-        before: object = None
-        while self.is_asked:
-            for keys in self._known.tokens.keys.values():
-                keys.begin()
-            if not self._looked.is_set() and all(keys.looked for keys in self._known.tokens.keys.values()):
-                self._looked.set()
-            await asyncio.sleep(_LOOK_SECONDS)
-            seen = self._look()
-            # Not while it is being written: who writes may have emptied it before.
-            if seen not in (self._seen, before):
-                before = seen
-            elif seen != self._seen:
-                before = None
-                await asyncio.to_thread(self.refresh, seen)
+    async def follow(self) -> None:
+        """Look whether the files have changed, and for keys of issuers; to be called each second."""
+        for keys in self._known.tokens.keys.values():
+            keys.begin()
+        if all(keys.looked for keys in self._known.tokens.keys.values()):
+            self._looked.set()
+        seen = self._look()
+        # Read once they have stayed the same for a second: somebody may have emptied one, and be about to write.
+        changed, self._last = seen != self._seen and seen == self._last, seen
+        if changed:
+            await asyncio.to_thread(self.refresh, seen)
 
     def refresh(self, seen: object = None) -> None:
         """Read the files anew if they have changed; what can't be used is told, and stays what it was.
@@ -134,7 +130,7 @@ class Identity:
             self._warn("callers stay as they were: %s", type(error).__name__)
 
     async def looked(self) -> None:
-        """Wait until `watch` has looked for the keys of all issuers once, or for five seconds."""
+        """Wait until the keys of all issuers have been looked for once, or for five seconds."""
         if self._known.callers.issuers:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_START_SECONDS):

@@ -3,7 +3,6 @@
 from typing import NamedTuple, Self
 
 from .counts import Counts
-from .identity import Identity
 from .slots import Slots
 
 
@@ -13,19 +12,14 @@ class Shared(NamedTuple):
     slots: Slots
     counts: Counts | None
     """None where nobody has to say who calls."""
-    identity: Identity
-    """As it was when the server started: for a worker that takes another's place while the files can't be used."""
 
     @classmethod
-    def of(cls, *, slots: int, per_caller: int, workers: int = 1, identity: Identity | None = None) -> Self:
-        """Of so many workers; `slots` and `per_caller` as `Slots` has them. Without `identity` anybody may call."""
-        identity = identity or Identity()
-        counts = Counts(workers) if identity.is_asked else None
-        return cls(Slots(slots=slots, per_caller=per_caller, workers=workers), counts, identity)
+    def of(cls, *, slots: int, per_caller: int, workers: int = 1, counted: bool = False) -> Self:
+        """Of so many workers; `slots` and `per_caller` as `Slots` has them; `counted`: callers say who they are."""
+        return cls(Slots(slots=slots, per_caller=per_caller, workers=workers), Counts(workers) if counted else None)
 
     def join(self, worker: int) -> None:
         """Count as this worker from here on. What one of the same number had open, before it died, is given back."""
         self.slots.join(worker)
         if self.counts is not None:
             self.counts.join(worker)
-            self.identity.refresh()

@@ -9,13 +9,13 @@ from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from ..admission.identity import Identity
 from ..admission.shared import Shared
 from ..generation.provider import Provider
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
 from . import stop, tls
 from .handover import Handover
+from .secured import Secured
 from .server import Server
 
 _THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
@@ -97,23 +97,17 @@ class _Stop:
             self.hurried.set()
 
 
-def _server(
-    settings: Settings,
-    shared: Shared | None = None,
-    certificates: tls.Certificates | None = None,
-    identity: Identity | None = None,
-) -> Server:
+def _server(settings: Settings, shared: Shared | None, secured: Secured | None) -> Server:
     """The one of this process, which starts no other process any more where it serves TLS."""
     if settings.tls_certificate:
         tls.forbid_processes()
-    return Server(settings, shared, certificates, identity)
+    return Server(settings, shared, secured)
 
 
 async def serve(
     settings: Settings,
     open_model: Open,
-    certificates: tls.Certificates | None = None,
-    identity: Identity | None = None,
+    secured: Secured | None = None,
     *,
     listening: Callable[[int], object] = lambda _: None,
     ready: Callable[[], object] = lambda: None,
@@ -122,7 +116,7 @@ async def serve(
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
-    server = _server(settings, None, certificates, identity)
+    server = _server(settings, None, secured)
     listening(await server.start())
     async with open_model() as model:
         ending = _Stop()
@@ -139,11 +133,13 @@ async def work(
     handover: Handover,
     orders: stop.Orders,
     *,
-    certificates: tls.Certificates | None = None,
+    secured: Secured | None = None,
 ) -> None:
     """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
-    server = _server(settings, shared, certificates)
+    if secured is not None:
+        secured.identity.refresh()  # this may be a worker that takes another's place
+    server = _server(settings, shared, secured)
     async with open_model() as model:
         server.use(model)
         over = handover.over
@@ -183,7 +179,7 @@ async def greet(
     handover: Handover,
     orders: stop.Orders,
     *,
-    certificates: tls.Certificates | None = None,
+    secured: Secured | None = None,
     listening: Callable[[int], object],
     ready: Callable[[], object],
 ) -> None:
@@ -195,7 +191,9 @@ async def greet(
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
     open_to_all = replace(settings, api_keys="", callers="", insecure=True, reflection=tells)
-    server = _server(open_to_all, Shared.of(slots=1, per_caller=0), certificates)
+    server = _server(
+        open_to_all, Shared.of(slots=1, per_caller=0), secured.open_to_all() if secured is not None else None
+    )
     listening(await server.start())
     await _unless(ending, handover.all_listen())
     await server.leave()

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -12,7 +12,6 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
-from ..admission.identity import Identity
 from ..admission.shared import Shared
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
@@ -22,8 +21,8 @@ from ..calls.servicer import Servicer
 from ..generation.provider import Provider
 from ..settings import Settings
 from ..telemetry import call_log
-from . import tls
 from .address import clear, refusal
+from .secured import Secured
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 
@@ -35,8 +34,6 @@ _LEAVE_SECONDS = 0.1
 # meet the others as they close.
 _TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
-
-_LOOK_SECONDS = 1.0
 
 _NOBODY_ELSE = 0o177
 """What a Unix domain socket must not allow: only this user may read and write it."""
@@ -54,35 +51,29 @@ _STREAMS_ENDING = 32
 class Server:
     """Listens from `start` on; answers from `announce_serving` on; `stop` lets running streams finish."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        shared: Shared | None = None,
-        certificates: tls.Certificates | None = None,
-        identity: Identity | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, shared: Shared | None = None, secured: Secured | None = None) -> None:
         """What is `shared` is so with other workers on the same port; None: this is the only process.
 
-        `certificates` and `identity` are those that the settings name; None: they haven't been read yet.
+        `secured` is what the settings' files hold; None: they haven't been read yet.
         """
         self._settings = settings
-        self._certificates = certificates or tls.certificates(settings)
-        self._watching: asyncio.Future[Any] | None = None
+        self._secured = secured or Secured.of(settings)
+        self._following: asyncio.Task[NoReturn] | None = None
         self._hurried = asyncio.Event()
         alone = shared is None
         self._pause = 0 if alone else _TOGETHER_SECONDS
+        identity = self._secured.identity
         shared = shared or Shared.of(
-            slots=settings.slots, per_caller=settings.slots_per_caller, identity=identity or tls.identity(settings)
+            slots=settings.slots, per_caller=settings.slots_per_caller, counted=identity.is_asked
         )
-        self._identity = shared.identity
         self._health = Health("", SERVICE)
-        self._servicer = Servicer(settings, shared, self._identity)
+        self._servicer = Servicer(settings, shared, identity)
         budget = settings.max_unfinished_bytes // shared.slots.workers
         receivers = [
             Receiver(budget=int(budget * part), largest=_largest_request(settings))
             for part in (1 - _HEALTH_PART, _HEALTH_PART)
         ]
-        self._guard = Guard(settings, self._identity, *receivers)
+        self._guard = Guard(settings, identity, *receivers)
         self._server = grpc.aio.server(interceptors=[self._guard], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -107,19 +98,14 @@ class Server:
             if before is not None:
                 os.umask(before)
         await self._server.start()
-        self._watching = asyncio.gather(self._identity.watch(), self._follow_certificates())
+        if self._secured.is_followed:
+            self._following = asyncio.create_task(self._secured.follow())
         return port
 
-    async def _follow_certificates(self) -> None:
-        """So that all workers have the same, also those that nobody connects to for a while."""
-        while self._certificates is not None:
-            await asyncio.sleep(_LOOK_SECONDS)
-            await asyncio.to_thread(self._certificates.refresh)
-
     def _listen(self, address: str) -> int:
-        if self._certificates is None:
+        if self._secured.certificates is None:
             return self._server.add_insecure_port(address)
-        return self._server.add_secure_port(address, self._certificates.credentials())
+        return self._server.add_secure_port(address, self._secured.certificates.credentials())
 
     def use(self, model: Provider) -> None:
         """From now on, answer with `model`. What health says stays as it is."""
@@ -127,7 +113,7 @@ class Server:
 
     async def announce_serving(self, model: Provider) -> None:
         """From now on, answer with `model` and say SERVING."""
-        await self._identity.looked()
+        await self._secured.identity.looked()
         self.use(model)
         self._health.say(serving=True)
 
@@ -172,8 +158,8 @@ class Server:
         self._forget()
 
     def _forget(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._following is not None:
+            self._following.cancel()
 
     async def _close(self, seconds: float, *, pause: float = 0) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut.

@@ -1,4 +1,4 @@
-"""TLS, and who calls: certificates and keys, read anew when their files change."""
+"""TLS: the server's certificate, its key, and whose clients it trusts, read anew when their files change."""
 
 import datetime as dt
 import sys
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 
-from ..admission.identity import Identity, IdentityError
 from ..files import content, looks
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
@@ -126,20 +125,6 @@ def certificates(settings: Settings) -> Certificates | None:
     except TLSError as error:
         raise SettingError(str(error)) from error
     return found
-
-
-def identity(settings: Settings) -> Identity:
-    """Who may call, as the settings' files have it. Raises SettingError with all that is wrong with them."""
-    try:
-        return Identity(
-            keys=settings.api_keys,
-            callers=settings.callers,
-            certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
-            say=call_log.say,
-            warn=call_log.warn,
-        )
-    except IdentityError as error:
-        raise SettingError(str(error)) from error
 
 
 def forbid_processes() -> None:

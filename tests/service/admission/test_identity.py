@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from joserfc import jwk, jwt
 
 from service.admission import api_keys
+from service.admission.identity import Identity
 from service.generation.capabilities import ModelCard
 from service.testing import FakeProvider
 from tests.certificates import Authority, Pair
@@ -151,7 +152,7 @@ UNKNOWN = (
 async def test_a_key_is_known_until_it_is_revoked_and_two_are_valid_side_by_side(
     served: Served, keys: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     first, secret = api_keys.new(keys, "billing")
     _, another = api_keys.new(keys, "billing")
     await _until(lambda: any("callers are read anew: 2 API keys" in line for line in lines))
@@ -296,7 +297,7 @@ async def test_a_remembered_token_expires_all_the_same(
 async def test_an_unknown_key_has_the_keys_fetched_anew_at_most_once_a_minute(
     served: Served, issuer: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     following = issuer.new_key("second", "P-256")
     token = signed(following, alg="ES256")
     assert issuer.asked == 1
@@ -334,7 +335,7 @@ LIES: dict[str, Callable[[], bytes]] = {
 async def test_a_key_server_that_fails_or_lies_changes_nothing(
     served: Served, issuer: KeyServer, lie: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     issuer.answer = LIES[lie]
     now = time.monotonic()
     for turn in (1, 2):
@@ -379,7 +380,7 @@ async def test_until_the_keys_have_been_looked_for_a_token_is_told_to_come_again
 async def test_keys_may_stand_in_a_file_which_is_followed(
     serve: Serve, tmp_path: Path, issuer: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     path = tmp_path / "jwks.json"
     path.write_bytes(issuer.jwks())
     served = await serve(
@@ -524,7 +525,7 @@ async def test_no_key_or_token_is_ever_told(
 async def test_a_broken_callers_file_keeps_no_key_from_being_revoked(
     serve: Serve, keys: str, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     made, secret = api_keys.new(keys, "billing")
     callers = tmp_path / "callers.toml"
     callers.write_text('[callers.billing]\napi_keys = ["billing"]\nmodels = ["small"]\n')
@@ -561,7 +562,7 @@ async def test_a_key_of_an_entrys_name_has_the_entrys_limits(serve: Serve, keys:
 async def test_a_pipe_or_a_device_in_place_of_a_file_holds_nothing_up(
     serve: Serve, keys: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     _, secret = api_keys.new(keys, "billing")
     served = await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys)
     kept = Path(keys).read_bytes()  # noqa: ASYNC240 - a test's own file
@@ -578,7 +579,7 @@ async def test_a_pipe_or_a_device_in_place_of_a_file_holds_nothing_up(
 async def test_a_key_that_takes_anothers_place_under_its_id_ends_the_tokens_of_that(
     served: Served, issuer: KeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.admission.identity._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
     token = signed(issuer.keys[0])
     assert (await ask(served, bearer(token)))[-1].HasField("completed")
     issuer.keys.clear()
@@ -593,3 +594,22 @@ async def test_a_key_that_takes_anothers_place_under_its_id_ends_the_tokens_of_t
                 break
             await asyncio.sleep(0.01)
     assert (await ask(served, bearer(signed(issuer.keys[0]))))[-1].HasField("completed")
+
+
+async def test_files_are_followed_on_whatever_goes_wrong_once(
+    serve: Serve, keys: str, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a key that is revoked later would be taken for good."""
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    made, secret = api_keys.new(keys, "billing")
+    served = await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys)
+    with monkeypatch.context() as broken:
+
+        def look(_: Identity) -> object:
+            raise RuntimeError("can't start new thread")
+
+        broken.setattr(Identity, "_look", look)
+        await _until(lambda: any("files can't be followed: RuntimeError" in line for line in lines))
+    api_keys.revoke(keys, made.id)
+    await _until(lambda: any("callers are read anew: 0 API keys" in line for line in lines))
+    assert await why_refused(served, bearer(secret)) == UNKNOWN

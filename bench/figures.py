@@ -75,7 +75,8 @@ def together(one: dict[int, float], other: dict[int, float], how: Callable[[floa
 
 
 def ratio(one: dict[int, float], other: dict[int, float]) -> Spread | None:
-    return together(one, other, lambda a, b: a / b)
+    """None where nothing was measured to compare with: a tiny run may not take a page of memory more."""
+    return together(one, {repeat: value for repeat, value in other.items() if value}, lambda a, b: a / b)
 
 
 def difference(one: dict[int, float], other: dict[int, float]) -> Spread | None:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -98,14 +98,27 @@ async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bro
         yield browser
 
 
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture
-async def tab(browser: BrowserContext) -> AsyncIterator[Page]:
-    """A tab of its own. Any address but this machine's fails the test."""
+async def tab(browser: BrowserContext, request: pytest.FixtureRequest) -> AsyncIterator[Page]:
+    """A tab of its own. Any address but this machine's fails the test. What stood there when one failed is printed."""
     await browser.clear_cookies()  # it is another person's browser
     tab = await browser.new_page()
     outside: list[str] = []
     tab.on("request", lambda request: None if _is_local(request.url) else outside.append(request.url))
     yield tab
+    if request.node.stash.get(_FAILED, False):
+        request.node.add_report_section("teardown", "page", await tab.inner_text("body"))
     await tab.close()
     assert not outside
 

@@ -12,7 +12,7 @@ import pytest
 
 from bench import report
 from bench.__main__ import PEERS, Run, at
-from bench.figures import Result, Results, Spread, percentile, targets
+from bench.figures import Result, Results, Spread, percentile, ratio, targets
 from bench.processes import BenchError, Process, started
 from bench.scenarios import Size
 from bench.script import METHOD, RELEASE, Script, piece, question
@@ -148,6 +148,11 @@ def test_ratios_are_taken_within_a_repeat() -> None:
     found = targets(Results(runs, cores=2))[0]
     assert found.value == Spread(1.5, 1.5, 1.5)
     assert found.reached == "reached"
+
+
+def test_nothing_is_compared_with_what_measured_as_nothing() -> None:
+    assert ratio({0: 0.0, 1: 3.0}, {0: 0.0, 1: 2.0}) == Spread(1.5, 1.5, 1.5)
+    assert ratio({0: 4096.0}, {0: 0.0}) is None
 
 
 def test_percentiles_are_values_that_were_seen() -> None:

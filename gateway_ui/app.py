@@ -242,7 +242,7 @@ class _Shown(NamedTuple):
 
 def _elsewhere(talk: Talk, shown: _Shown) -> None:
     """Notice by itself what another tab does in this conversation."""
-    drawn = shown.state  # without what it holds: Streamlit keeps a fragment until its tab is closed
+    drawn = shown.state
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:

@@ -151,6 +151,35 @@ async def end_is_visible(page: Chat) -> bool:
     return left < 5
 
 
+PARTS = """async (order) => {
+    const part = (first, last, more) => {
+        const items = Array.from({length: last - first}, (_, place) => `<li>${first + place}</li>`).join("");
+        const list = `<ol${more ? ' class="tw-more"' : ""}>${items}</ol>`;
+        // Below the last one another list begins, which goes on in the same way.
+        return `<div class="tw-md">${list}${last === 8 ? "<ol><li>8</li></ol>" : ""}</div>`;
+    };
+    const place = document.createElement("div");
+    place.innerHTML = '<div data-testid="stElementContainer"></div>'.repeat(5);
+    document.body.append(place);
+    for (const number of order) {
+        const first = number < 4 ? 2 * number : 9;
+        place.children[number].innerHTML = part(first, first + 2, number > 0);
+        await new Promise((resolve) => setTimeout(resolve));
+    }
+    const said = Array.from(place.querySelectorAll("ol:not(.tw-joined) > li"), (one) => Number(one.textContent));
+    place.remove();
+    return said;
+}"""
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 1, 2, 3, 1], [0, 1, 2, 3, 2, 1, 3], [0, 2, 1, 3, 0], [0, 1, 3, 2]])
+async def test_parts_of_a_block_stand_in_their_order_whichever_is_drawn_anew(chat: Open, order: list[int]) -> None:
+    page = await chat()
+    for last in ([], [4]):
+        drawn = [*order, *last, *order[4:]]
+        assert await page.tab.evaluate(PARTS, drawn) == [*range(11 if last else 9)]
+
+
 async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, service: FakeService) -> None:
     more, rest = threading.Event(), threading.Event()
     service.will_answer(*PARAGRAPHS, more, "Something new.\n\n", *PARAGRAPHS, rest, "The end.", completed())
@@ -216,6 +245,31 @@ async def test_the_answer_is_read_out_sentence_by_sentence(chat: Open, service: 
     await expect(voice.locator("p")).to_have_text(["The first sentence.", "The second one."])
     rest.set()
     await expect(voice.locator("p").last).to_have_text("A third without an end")
+
+
+async def test_words_are_read_out_whenever_their_element_comes(chat: Open) -> None:
+    page = await chat()
+    await page.tab.evaluate(
+        """() => {
+            const answer = document.createElement("div");
+            answer.className = "st-key-answer-x";
+            answer.innerHTML = '<div class="tw-figures" data-running></div>';
+            document.querySelector('[data-testid="stMain"]').append(answer);
+            window.words = (text) => {
+                const words = document.createElement("div");
+                words.className = "st-key-words-x";
+                words.innerHTML = `<div>${text}</div>`;
+                answer.querySelector(".st-key-words-x")?.remove();
+                answer.prepend(words);
+            };
+        }"""
+    )
+    voice = page.tab.locator(".tw-voice p")
+    await page.tab.wait_for_function("tokenwireReading.answer")
+    await page.tab.evaluate("words('The first sentence. The sec')")
+    await expect(voice).to_have_text(["The first sentence."])
+    await page.tab.evaluate("words('The first sentence. The second one. A third')")
+    await expect(voice).to_have_text(["The first sentence.", "The second one."])
 
 
 async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open, service: FakeService) -> None:

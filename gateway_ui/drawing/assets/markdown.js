@@ -38,6 +38,11 @@
   const moved = (window.tokenwireMoved = new WeakMap()); // by what they were taken out of
   const holder = (block) => block.querySelector(":scope > pre > code") ?? block.querySelector(":scope > table > tbody") ??
     block.querySelector(":scope > table") ?? block;
+  const fragment = (nodes) => {
+    const made = document.createDocumentFragment();
+    made.append(...nodes);
+    return made;
+  };
   const begin = (more) => {
     for (let segment = more.closest(SEGMENT)?.previousElementSibling; segment; segment = segment.previousElementSibling) {
       const block = segment.querySelector(".tw-md")?.lastElementChild;
@@ -58,10 +63,20 @@
     moved.set(from, nodes);
     return nodes;
   };
+  // What later segments of the block have brought there. One may be drawn anew when those behind it are there already.
+  const following = (more) => {
+    // Until another block stands below it: what comes then goes on with that.
+    for (let last = more; last && !last.nextElementSibling;) {
+      last = last.closest(SEGMENT).nextElementSibling?.querySelector(MORE);
+      const node = last && moved.get(holder(last))?.find((one) => one.isConnected);
+      if (node) return node;
+    }
+    return null;
+  };
   const join = (more) => {
     const block = begin(more);
     if (!block || block.classList[0] !== more.classList[0] && block.localName !== more.localName) return;
-    holder(block).append(...taken(holder(more)));
+    holder(block).insertBefore(fragment(taken(holder(more))), following(more));
     more.classList.add("tw-joined");
   };
   const joinAll = () => {

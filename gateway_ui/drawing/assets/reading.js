@@ -142,6 +142,8 @@ const drawn = async () => {
   for (let turn = 0; turn < 5; turn += 1) await null;
 };
 
+const wordsIn = (answer) => answer.querySelector('[class*="st-key-words-"]');
+
 const keyOf = (answer) => [...answer.classList].find((name) => name.startsWith("st-key-answer-"));
 
 // What a segment says. Part of a long block may stand in the segment that the block begins in: see markdown.js.
@@ -293,6 +295,7 @@ class Reading {
       this.answer = running;
       if (running) this.began();
     }
+    if (running) this.watch();
     // What has come at once was never seen running.
     for (const figures of this.main.querySelectorAll(NEW)) {
       const answer = figures.closest(ANSWER);
@@ -302,7 +305,6 @@ class Reading {
 
   begin(answer) {
     this.key = keyOf(answer);
-    this.words = answer.querySelector('[class*="st-key-words-"]');
     // Streamlit may draw an answer anew while it is being written.
     if (this.known.has(this.key)) return;
     this.known.add(this.key);
@@ -319,24 +321,34 @@ class Reading {
       this.tallest = height;
       this.words.style.minHeight = `${height}px`;
     });
-    this.height.observe(this.words);
+    this.words = null;
     this.reading = setInterval(() => this.read(false), READ_MS);
+  }
+
+  // React may make their element after that of the figures, or a new one for an answer that it keeps.
+  watch() {
+    const words = wordsIn(this.answer);
+    if (words === this.words) return;
+    this.height.disconnect();
+    this.words = words;
+    if (words) this.height.observe(words);
   }
 
   ended() {
     clearInterval(this.reading);
     this.height.disconnect();
-    this.words.style.minHeight = "";
+    if (this.words) this.words.style.minHeight = "";
     const answer = this.main.querySelector(`.${this.key}`);
     if (!answer) return; // another conversation has been opened
     if (answer.querySelector(RUNNING)) return; // only its element is another one
-    this.words = answer.querySelector('[class*="st-key-words-"]');
+    this.words = wordsIn(answer);
     this.read(true);
     this.readCalls(answer);
   }
 
   readWhole(answer) {
     this.begin(answer);
+    this.words = wordsIn(answer);
     this.read(true);
     this.readCalls(answer);
   }

@@ -1,36 +1,33 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
-import gc
 import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import streamlit as st
-from streamlit import runtime
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from tokenwire import Client, TokenwireError, default_address, tool, tool_result, user
+from tokenwire import Client, TokenwireError, default_address, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import CallerUsage, GenerateRequest, Model
 
-from . import conversations, sidebar
-from .chat.conversation import Exchange, Waiting, broken_json, response, result_names
+from . import actions, conversations, sidebar
+from .chat.conversation import Exchange, Waiting, result_names
 from .chat.desk import Desk, Talk
 from .chat.live import Live
-from .chat.store import Store, default_path
 from .drawing import exchange_view
 from .drawing.plain import label
 from .drawing.reader import reader
 from .drawing.typewriter import Typewriter
 from .input import attachments
 from .sidebar import Choices
+from .tab import shared_desk
 
 # Streamlit sees that something was clicked only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25
@@ -74,15 +71,6 @@ def _usage(address: str) -> list[CallerUsage]:
         return []
 
 
-@st.cache_resource
-def _desk() -> Desk:
-    # By now everything has been imported, and lives as long as the process. A collection, for which all threads stand
-    # still, needn't look at it.
-    gc.collect()
-    gc.freeze()
-    return Desk(Store(default_path()), runtime.get_instance().is_active_session)
-
-
 def _input() -> tuple[DeltaGenerator, list[Any]]:
     """Draw the input; gives the place above it, and what was typed and isn't kept yet."""
     with st.bottom:
@@ -111,7 +99,7 @@ def page() -> None:
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
         return
-    desk = _desk()
+    desk = shared_desk()
     talk = conversations.opened(desk, owner)
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
@@ -150,7 +138,7 @@ def page() -> None:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     with list_:
-        conversations.drawer(desk, talk, _undrop)
+        conversations.drawer(desk, talk, actions.undrop)
     shown = _Shown.of(talk)
     _elsewhere(talk, shown)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
@@ -341,7 +329,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
         _waiting(shown.waiting)
         stop = st.empty()
         if live is not None:
-            stop.button("Stop", key="stop", on_click=_stop, icon=":material/stop:", help="Or press Escape")
+            stop.button("Stop", key="stop", on_click=actions.stop, icon=":material/stop:", help="Or press Escape")
     slots = _slots("exchanges", max(len(path), 1))
     if not path:
         with slots[0]:
@@ -389,7 +377,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    if st.session_state.get("not_here") == _open().conversation.id:
+    if st.session_state.get("not_here") == actions.open_talk().conversation.id:
         exchange_view.problem("This conversation isn't here, or is another browser's.")
     st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
@@ -404,15 +392,15 @@ def _waiting(waiting: Sequence[Waiting]) -> None:
                 if one.preparing:
                     pass  # it is asked as soon as it can be
                 elif not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=_now, args=(one.id,))
+                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=actions.now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
-                    st.button(words, key=f"again-{place}", on_click=_again, args=(one.id,))
+                    st.button(words, key=f"again-{place}", on_click=actions.again, args=(one.id,))
                 if one.trouble and one.message.parts:
                     files = "the files" if one.unchecked else "the refused files"
                     words = f"Ask without {files}" if one.files else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=_despite, args=(one.id,))
-                st.button("Don't ask", key=f"not-{place}", on_click=_drop, args=(one.id,))
+                    st.button(words, key=f"now-{place}", on_click=actions.despite, args=(one.id,))
+                st.button("Don't ask", key=f"not-{place}", on_click=actions.drop, args=(one.id,))
 
 
 def _asked(exchange: Exchange) -> None:
@@ -421,15 +409,17 @@ def _asked(exchange: Exchange) -> None:
     if st.session_state.get("editing") != exchange.id:
         exchange_view.question(exchange.question, exchange.names)
         if any(part.text for part in exchange.question.parts):
-            st.button("Edit", key=key, on_click=_edit, args=(exchange.id,), type="tertiary", icon=":material/edit:")
+            st.button(
+                "Edit", key=key, on_click=actions.edit, args=(exchange.id,), type="tertiary", icon=":material/edit:"
+            )
         return
     exchange_view.marked()
     words = "\n\n".join(part.text for part in exchange.question.parts if part.text)
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
-            st.form_submit_button("Ask anew", on_click=_ask_anew, args=(exchange.id,))
-            st.form_submit_button("Cancel", on_click=_edit, args=("",))
+            st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
+            st.form_submit_button("Cancel", on_click=actions.edit, args=("",))
 
 
 def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
@@ -443,7 +433,7 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
             st.button(
                 "Retry",
                 key="retry",
-                on_click=_retry,
+                on_click=actions.retry,
                 args=(exchange.id,),
                 type="tertiary",
                 icon=":material/refresh:",
@@ -470,7 +460,7 @@ def _others(talk: Talk, exchange: Exchange) -> None:
         st.button(
             words,
             key=f"{words}-{exchange.id}",
-            on_click=_show,
+            on_click=actions.show,
             args=((all_[to] if 0 <= to < len(all_) else exchange).id,),
             disabled=not 0 <= to < len(all_),
             type="tertiary",
@@ -487,7 +477,7 @@ def _results_form(exchange: Exchange) -> None:
         unread = st.session_state.get("unread")
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))
-        st.form_submit_button("Send", on_click=_answer_calls, args=(exchange.id,))
+        st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
 
 
 def _outlast(live: Live, stop: Any) -> None:
@@ -513,15 +503,6 @@ def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
         st.rerun()
 
 
-@dataclass(frozen=True)
-class _Unread:
-    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
-
-    exchange: str
-    written: list[str]
-    problems: list[str] = field(compare=False)
-
-
 def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
     """Show the answer until it has ended and everything is on the page."""
     exchange = live.exchange
@@ -544,106 +525,3 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             if shown == available:
                 version = live.wait(version, _TICK_SECONDS)
     drawn.note()
-
-
-# ---- what buttons do -------------------------------------------------------------------------------------------------
-# Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
-# are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
-
-
-def _open() -> Talk:
-    """The conversation that is shown."""
-    talk: Talk = st.session_state.talk
-    return talk
-
-
-def _stop() -> None:
-    _open().stop()
-
-
-def _drop(waiting: str) -> None:
-    talk = _open()
-    # A second click may come when it is gone already; and so below.
-    if (one := talk.waits(waiting)) is not None:
-        _desk().drop(talk, one)
-        words = [part.text for part in one.message.parts]
-        if one.instead is None and not one.files and words and all(words):
-            st.session_state.back = one.id, "\n\n".join(words)
-
-
-def _undrop(waiting: str) -> None:
-    _desk().undrop(_open(), waiting)
-
-
-def _now(waiting: str) -> None:
-    talk = _open()
-    with talk.asking:
-        if (one := talk.waits(waiting)) is not None:
-            talk.waiting[:] = sorted(talk.waiting, key=lambda other: other is not one)
-            talk.stop()
-
-
-def _despite(waiting: str) -> None:
-    talk = _open()
-    with talk.asking:
-        if (one := talk.waits(waiting)) is not None:
-            one.trouble, one.files, one.unchecked = "", [], False
-            _desk().put(talk, one)
-
-
-def _again(waiting: str) -> None:
-    talk = _open()
-    with talk.asking:
-        if (one := talk.waits(waiting)) is not None:
-            one.trouble, one.unchecked = "", True
-            _desk().put(talk, one)
-
-
-def _edit(exchange: str) -> None:
-    st.session_state.editing = exchange
-
-
-def _ask_anew(exchange: str) -> None:
-    _edit("")
-    talk, words = _open(), st.session_state[f"edit-{exchange}-words"].strip()
-    earlier = talk.conversation.exchange(exchange)
-    if words and earlier is not None:
-        files = [part for part in earlier.question.parts if not part.text]
-        _desk().put(talk, Waiting(user(*files, words), names=earlier.names, instead=earlier))
-
-
-def _retry(exchange: str) -> None:
-    talk = _open()
-    earlier = talk.conversation.exchange(exchange)
-    if earlier is None or talk.running() is not None:
-        return
-    # A second click may come when it is being asked already.
-    if not any(one.instead is earlier for one in talk.waiting):
-        _desk().put(talk, Waiting(earlier.question, names=earlier.names, instead=earlier))
-
-
-def _show(exchange: str) -> None:
-    talk = _open()
-    if (one := talk.conversation.exchange(exchange)) is not None:
-        talk.conversation.show(one)
-        _desk().keep(talk)
-
-
-def _answer_calls(exchange: str) -> None:
-    talk = _open()
-    if (one := talk.conversation.exchange(exchange)) is not None:
-        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
-        problems = [
-            f"{name} begins like JSON, but can't be read: {wrong}."
-            for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)
-            if wrong
-        ]
-        if problems:
-            problems.append("Correct it, or send it again: then it goes as plain text.")
-            unread = _Unread(exchange, written, problems)
-            if unread != st.session_state.get("unread"):
-                st.session_state.unread = unread
-                return
-        st.session_state.pop("unread", None)
-        results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
-        _desk().put(talk, Waiting(tool(*results)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway_ui import app
+from gateway_ui import actions, app
 from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
@@ -37,7 +37,7 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
             return client
 
         monkeypatch.setattr(app, "_client", entered)
-        monkeypatch.setattr(app, "st", SimpleNamespace(query_params={}))
+        monkeypatch.setattr(actions, "st", SimpleNamespace(query_params={}))
         talk = Talk("0" * 64, Conversation(), waiting=[REFUSED, Waiting(user("one")), Waiting(user("two"))])
         desk = Desk(Store(tmp_path / "page.sqlite3"))
         tabs = [threading.Thread(target=app._ask, args=(desk, talk, CHOICES)) for _ in range(2)]
@@ -130,10 +130,10 @@ def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch
     talk.conversation.add(exchange, None)
     talk.waiting.append(REFUSED)
     desk = Desk(Store(tmp_path / "page.sqlite3"))
-    monkeypatch.setattr(app, "_desk", lambda: desk)
-    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
+    monkeypatch.setattr(actions, "shared_desk", lambda: desk)
+    monkeypatch.setattr(actions, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
     for _ in range(2):
-        app._retry(exchange.id)
+        actions.retry(exchange.id)
     assert [one.instead for one in talk.waiting] == [None, exchange]
 
 
@@ -148,16 +148,16 @@ def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: p
     """A browser may send a click just as the page draws another conversation."""
     talk = Talk("0" * 64, Conversation(), waiting=[REFUSED])
     state = State({"talk": talk, "edit-gone-words": "other words"})
-    monkeypatch.setattr(app, "st", SimpleNamespace(session_state=state))
+    monkeypatch.setattr(actions, "st", SimpleNamespace(session_state=state))
     for clicked in (
-        app._retry,
-        app._ask_anew,
-        app._show,
-        app._answer_calls,
-        app._drop,
-        app._now,
-        app._despite,
-        app._again,
+        actions.retry,
+        actions.ask_anew,
+        actions.show,
+        actions.answer_calls,
+        actions.drop,
+        actions.now,
+        actions.despite,
+        actions.again,
     ):
         clicked("gone")
     assert talk.waiting == [REFUSED]

@@ -1,0 +1,121 @@
+"""What the buttons of a conversation do."""
+
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from tokenwire import tool, tool_result, user
+
+from .chat.conversation import Waiting, broken_json, response, result_names
+from .chat.desk import Talk
+from .tab import shared_desk
+
+# Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
+# are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+
+    exchange: str
+    written: list[str]
+    problems: list[str] = field(compare=False)
+
+
+def open_talk() -> Talk:
+    """The conversation that is shown."""
+    talk: Talk = st.session_state.talk
+    return talk
+
+
+def stop() -> None:
+    open_talk().stop()
+
+
+def drop(waiting: str) -> None:
+    talk = open_talk()
+    # A second click may come when it is gone already; and so below.
+    if (one := talk.waits(waiting)) is not None:
+        shared_desk().drop(talk, one)
+        words = [part.text for part in one.message.parts]
+        if one.instead is None and not one.files and words and all(words):
+            st.session_state.back = one.id, "\n\n".join(words)
+
+
+def undrop(waiting: str) -> None:
+    shared_desk().undrop(open_talk(), waiting)
+
+
+def now(waiting: str) -> None:
+    talk = open_talk()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            talk.waiting[:] = sorted(talk.waiting, key=lambda other: other is not one)
+            talk.stop()
+
+
+def despite(waiting: str) -> None:
+    talk = open_talk()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.files, one.unchecked = "", [], False
+            shared_desk().put(talk, one)
+
+
+def again(waiting: str) -> None:
+    talk = open_talk()
+    with talk.asking:
+        if (one := talk.waits(waiting)) is not None:
+            one.trouble, one.unchecked = "", True
+            shared_desk().put(talk, one)
+
+
+def edit(exchange: str) -> None:
+    st.session_state.editing = exchange
+
+
+def ask_anew(exchange: str) -> None:
+    edit("")
+    talk, words = open_talk(), st.session_state[f"edit-{exchange}-words"].strip()
+    earlier = talk.conversation.exchange(exchange)
+    if words and earlier is not None:
+        files = [part for part in earlier.question.parts if not part.text]
+        shared_desk().put(talk, Waiting(user(*files, words), names=earlier.names, instead=earlier))
+
+
+def retry(exchange: str) -> None:
+    talk = open_talk()
+    earlier = talk.conversation.exchange(exchange)
+    if earlier is None or talk.running() is not None:
+        return
+    # A second click may come when it is being asked already.
+    if not any(one.instead is earlier for one in talk.waiting):
+        shared_desk().put(talk, Waiting(earlier.question, names=earlier.names, instead=earlier))
+
+
+def show(exchange: str) -> None:
+    talk = open_talk()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        talk.conversation.show(one)
+        shared_desk().keep(talk)
+
+
+def answer_calls(exchange: str) -> None:
+    talk = open_talk()
+    if (one := talk.conversation.exchange(exchange)) is not None:
+        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        problems = [
+            f"{name} begins like JSON, but can't be read: {wrong}."
+            for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)
+            if wrong
+        ]
+        if problems:
+            problems.append("Correct it, or send it again: then it goes as plain text.")
+            unread = _Unread(exchange, written, problems)
+            if unread != st.session_state.get("unread"):
+                st.session_state.unread = unread
+                return
+        st.session_state.pop("unread", None)
+        results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
+        shared_desk().put(talk, Waiting(tool(*results)))

@@ -1,54 +1,37 @@
 """What the buttons of a conversation do."""
 
-from dataclasses import dataclass, field
-
 import streamlit as st
 
 from tokenwire import tool, tool_result, user
 
 from .chat.conversation import Waiting, broken_json, response, result_names
-from .chat.desk import Talk
-from .tab import shared_desk
+from .tab import Unread, shared_desk, this_tab
 
 # Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
 # are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
 
 
-@dataclass(frozen=True)
-class _Unread:
-    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
-
-    exchange: str
-    written: list[str]
-    problems: list[str] = field(compare=False)
-
-
-def open_talk() -> Talk:
-    """The conversation that is shown."""
-    talk: Talk = st.session_state.talk
-    return talk
-
-
 def stop() -> None:
-    open_talk().stop()
+    this_tab().shown().stop()
 
 
 def drop(waiting: str) -> None:
-    talk = open_talk()
+    tab = this_tab()
+    talk = tab.shown()
     # A second click may come when it is gone already; and so below.
     if (one := talk.waits(waiting)) is not None:
         shared_desk().drop(talk, one)
         words = [part.text for part in one.message.parts]
         if one.instead is None and not one.files and words and all(words):
-            st.session_state.back = one.id, "\n\n".join(words)
+            tab.back = one.id, "\n\n".join(words)
 
 
 def undrop(waiting: str) -> None:
-    shared_desk().undrop(open_talk(), waiting)
+    shared_desk().undrop(this_tab().shown(), waiting)
 
 
 def now(waiting: str) -> None:
-    talk = open_talk()
+    talk = this_tab().shown()
     with talk.asking:
         if (one := talk.waits(waiting)) is not None:
             talk.waiting[:] = sorted(talk.waiting, key=lambda other: other is not one)
@@ -56,7 +39,7 @@ def now(waiting: str) -> None:
 
 
 def despite(waiting: str) -> None:
-    talk = open_talk()
+    talk = this_tab().shown()
     with talk.asking:
         if (one := talk.waits(waiting)) is not None:
             one.trouble, one.files, one.unchecked = "", [], False
@@ -64,7 +47,7 @@ def despite(waiting: str) -> None:
 
 
 def again(waiting: str) -> None:
-    talk = open_talk()
+    talk = this_tab().shown()
     with talk.asking:
         if (one := talk.waits(waiting)) is not None:
             one.trouble, one.unchecked = "", True
@@ -72,12 +55,12 @@ def again(waiting: str) -> None:
 
 
 def edit(exchange: str) -> None:
-    st.session_state.editing = exchange
+    this_tab().editing = exchange
 
 
 def ask_anew(exchange: str) -> None:
     edit("")
-    talk, words = open_talk(), st.session_state[f"edit-{exchange}-words"].strip()
+    talk, words = this_tab().shown(), st.session_state[f"edit-{exchange}-words"].strip()
     earlier = talk.conversation.exchange(exchange)
     if words and earlier is not None:
         files = [part for part in earlier.question.parts if not part.text]
@@ -85,7 +68,7 @@ def ask_anew(exchange: str) -> None:
 
 
 def retry(exchange: str) -> None:
-    talk = open_talk()
+    talk = this_tab().shown()
     earlier = talk.conversation.exchange(exchange)
     if earlier is None or talk.running() is not None:
         return
@@ -95,14 +78,15 @@ def retry(exchange: str) -> None:
 
 
 def show(exchange: str) -> None:
-    talk = open_talk()
+    talk = this_tab().shown()
     if (one := talk.conversation.exchange(exchange)) is not None:
         talk.conversation.show(one)
         shared_desk().keep(talk)
 
 
 def answer_calls(exchange: str) -> None:
-    talk = open_talk()
+    tab = this_tab()
+    talk = tab.shown()
     if (one := talk.conversation.exchange(exchange)) is not None:
         written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
         problems = [
@@ -112,10 +96,10 @@ def answer_calls(exchange: str) -> None:
         ]
         if problems:
             problems.append("Correct it, or send it again: then it goes as plain text.")
-            unread = _Unread(exchange, written, problems)
-            if unread != st.session_state.get("unread"):
-                st.session_state.unread = unread
+            unread = Unread(exchange, written, problems)
+            if unread != tab.unread:
+                tab.unread = unread
                 return
-        st.session_state.pop("unread", None)
+        tab.unread = None
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
         shared_desk().put(talk, Waiting(tool(*results)))

@@ -27,7 +27,7 @@ from .drawing.reader import reader
 from .drawing.typewriter import Typewriter
 from .input import attachments
 from .sidebar import Choices
-from .tab import shared_desk
+from .tab import Tab, shared_desk, this_tab
 
 # Streamlit sees that something was clicked only when the script touches the page, so it does so at least this often.
 _TICK_SECONDS = 0.25
@@ -71,8 +71,8 @@ def _usage(address: str) -> list[CallerUsage]:
         return []
 
 
-def _input() -> tuple[DeltaGenerator, list[Any]]:
-    """Draw the input; gives the place above it, and what was typed and isn't kept yet."""
+def _input(tab: Tab) -> DeltaGenerator:
+    """Draw the input, and take what was typed; gives the place above it."""
     with st.bottom:
         above = st.container(key="above")
         typed = st.chat_input(
@@ -82,44 +82,37 @@ def _input() -> tuple[DeltaGenerator, list[Any]]:
             accept_file="multiple",
             max_upload_size=attachments.UPLOAD_MEGABYTES,
         )
-    early: list[Any] = st.session_state.setdefault("early", [])
     if typed is not None:
         if typed.text.strip() or typed.files:
-            early.append(typed)
-        st.session_state.taken = st.session_state.get("taken", 0) + 1
-    return above, early
+            tab.typed.append((tab.talk, typed))
+        tab.taken += 1
+    return above
 
 
 def page() -> None:
     """Draw the page from top to bottom; the script of one run."""
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     exchange_view.style()
-    above, early = _input()
-    owner, returned = reader(st.session_state.get("taken", 0), st.session_state.get("back"))
+    tab = this_tab()
+    above = _input(tab)
+    owner, returned = reader(tab.taken, tab.back)
     if not owner:
         # The browser says in a moment who it is, and the script runs again.
         return
     desk = shared_desk()
-    talk = conversations.opened(desk, owner)
+    talk = conversations.opened(tab, desk, owner)
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
-    _remember_old_answers(talk)
+    _remember_old_answers(tab, talk)
     if any(one.id == returned for one in talk.dropped):
         desk.forget(talk, returned)
 
     # Whatever touches the page may end this run, so the questions are kept before.
-    hurry = bool(early or _to_check(talk))
-    while early:
-        desk.put(talk, _question(early[0]))
-        early.pop(0)
-    left: Talk | None = st.session_state.get("unasked")
-    st.session_state.unasked = talk if talk.waiting else None
+    hurry = bool(tab.typed or _to_check(talk))
+    _keep_typed(tab, desk, talk)
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
-    if left is not None and left is not talk and (said := st.session_state.get("choices")) is not None:
-        # Another conversation was opened before the run that took its question came to asking it.
-        _ask(desk, left, said, models, unknown)
-    _restore(talk, models)
+    _restore(tab, models)
     while talk.notes:
         st.toast(label(talk.notes[0]))
         talk.notes.pop(0)
@@ -131,9 +124,13 @@ def page() -> None:
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
         choices = sidebar.drawer(models)
-    st.session_state.choices = choices
-    _settle(desk, talk)
+    tab.choices = choices
+    _settle(tab, desk)
+    # Another conversation may have been opened before the run that kept its question came to asking it.
+    for left, said in [(one, said) for one, said in tab.unasked if one is not talk]:
+        _ask(desk, left, said or choices, models, unknown)
     _ask(desk, talk, choices, models, unknown)
+    tab.unasked.clear()
     if talk.waiting or talk.conversation.exchanges:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
@@ -146,32 +143,44 @@ def page() -> None:
     _outlast_preparing(talk, shown)
 
 
-def _restore(talk: Talk, models: list[Model]) -> None:
+def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
+    """Put each question to the conversation that it was typed in, to be asked. Nothing here touches the page."""
+    while tab.typed:
+        of, typed = tab.typed[0]
+        if of is None or of.owner != talk.owner:  # typed before the browser had said who it is
+            of = talk
+        desk.put(of, _question(typed))
+        tab.unasked.append((of, tab.choices))
+        tab.typed.pop(0)
+
+
+def _restore(tab: Tab, models: list[Model]) -> None:
     """Have the drawer say what it did in this conversation, once it is opened."""
+    talk = tab.shown()
     kept, last = talk.conversation.settings, talk.conversation.last
     if not kept and last is not None:  # of a version that kept none
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
-    if st.session_state.pop("restores", False):
+    if tab.restores:
         sidebar.restore(kept, models)
-        st.session_state.settings_seen = None
+        tab.restores, tab.settings = False, None
     else:
         sidebar.prefer(kept, models)
 
 
-def _settle(desk: Desk, talk: Talk) -> None:
+def _settle(tab: Tab, desk: Desk) -> None:
     """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
-    said, seen = sidebar.settings(), st.session_state.get("settings_seen")
-    st.session_state.settings_seen = said
+    talk, said, seen = tab.shown(), sidebar.settings(), tab.settings
+    tab.settings = said
     if not talk.conversation.settings or seen not in (None, said):
         talk.conversation.settings = {**talk.conversation.settings, **said}
         desk.store.settle(talk.owner, talk.conversation)
 
 
-def _remember_old_answers(talk: Talk) -> None:
+def _remember_old_answers(tab: Tab, talk: Talk) -> None:
     """Note which answers were there when this tab opened the conversation: they aren't read out."""
-    if st.session_state.get("opened") != talk.conversation.id:
-        st.session_state.opened = talk.conversation.id
-        st.session_state.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
+    if tab.opened != talk.conversation.id:
+        tab.opened = talk.conversation.id
+        tab.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
 def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
@@ -342,7 +351,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 _asked(exchange)
             with st.chat_message("assistant", avatar=":material/bolt:"):
                 place = talk.conversation.alternatives(exchange).index(exchange)
-                new = exchange.id not in st.session_state.old_answers
+                new = exchange.id not in this_tab().old_answers
                 drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place, new=new)
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
@@ -377,7 +386,7 @@ def _slots(name: str, count: int) -> list[Any]:
 
 
 def _welcome() -> None:
-    if st.session_state.get("not_here") == actions.open_talk().conversation.id:
+    if (tab := this_tab()).not_here == tab.shown().conversation.id:
         exchange_view.problem("This conversation isn't here, or is another browser's.")
     st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
@@ -406,7 +415,7 @@ def _waiting(waiting: Sequence[Waiting]) -> None:
 def _asked(exchange: Exchange) -> None:
     """The question, and a way to ask it in other words."""
     key = f"edit-{exchange.id}"
-    if st.session_state.get("editing") != exchange.id:
+    if this_tab().editing != exchange.id:
         exchange_view.question(exchange.question, exchange.names)
         if any(part.text for part in exchange.question.parts):
             st.button(
@@ -474,7 +483,7 @@ def _results_form(exchange: Exchange) -> None:
     with st.form("results"):
         for place, name in enumerate(result_names(exchange.tool_calls)):
             st.text_area(label(name), key=f"result-{place}", placeholder="JSON, or plain text", height=80)
-        unread = st.session_state.get("unread")
+        unread = this_tab().unread
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))
         st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))

@@ -11,6 +11,7 @@ from .chat.desk import Desk, Talk
 from .chat.store import PURGED_AFTER_DAYS
 from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
+from .tab import Tab, this_tab
 
 # So many are shown, and again so many with each wish for more.
 _SHOWN = 30
@@ -18,18 +19,17 @@ _SHOWN = 30
 _FEW = 5
 
 
-def opened(desk: Desk, owner: str) -> Talk:
+def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
     """The conversation of this tab: the one in its address, else a new one."""
-    talk: Talk | None = st.session_state.get("talk")
-    if talk is None or talk.owner != owner:
+    if tab.talk is None or tab.talk.owner != owner:
         wanted = st.query_params.get("c", "")
-        talk = st.session_state.talk = desk.talk(owner, wanted)
-        st.session_state.restores = True
+        talk = desk.talk(owner, wanted)
+        tab.open(talk)
         if wanted not in ("", talk.conversation.id):
             # Deleted, or another browser's: which of both, nobody is told.
-            st.session_state.not_here = talk.conversation.id
+            tab.not_here = talk.conversation.id
             st.query_params.pop("c", None)
-    return talk
+    return tab.shown()
 
 
 def new_button(desk: Desk, talk: Talk) -> None:
@@ -72,10 +72,10 @@ def _list_more(shown: int) -> None:
 
 
 def _open(desk: Desk, owner: str, number: str = "") -> None:
-    st.session_state.talk = desk.talk(owner, number)
-    st.session_state.editing = ""
+    tab = this_tab()
     # A new one goes on with what is chosen, which stands there to be seen.
-    st.session_state.restores = bool(number)
+    tab.open(desk.talk(owner, number), restores=bool(number))
+    tab.taken += 1
     if number:
         st.query_params["c"] = number
     else:
@@ -113,24 +113,26 @@ def _this_one(desk: Desk, talk: Talk) -> None:
 
 
 def _rename(desk: Desk, key: str) -> None:
-    talk: Talk = st.session_state.talk
-    talk.conversation.title = st.session_state[key].strip()
+    title = st.session_state[key].strip()
+    talk = this_tab().shown()
+    talk.conversation.title = title
     desk.store.rename(talk.owner, talk.conversation.id, talk.conversation.title)
 
 
 def _delete(desk: Desk) -> None:
-    talk: Talk = st.session_state.talk
+    tab = this_tab()
+    talk = tab.shown()
     talk.deleted = True
     talk.stop()
     desk.store.delete(talk.owner, talk.conversation.id)
-    st.session_state.unasked = None
-    st.session_state.deleted = talk.conversation.id
+    tab.unasked = [(one, choices) for one, choices in tab.unasked if one is not talk]
+    tab.deleted = talk.conversation.id
     _open(desk, talk.owner)
 
 
 def _undo(desk: Desk, talk: Talk) -> None:
     """A way back from the last delete, at once."""
-    one = next((one for one in desk.store.deleted(talk.owner) if one.id == st.session_state.get("deleted")), None)
+    one = next((one for one in desk.store.deleted(talk.owner) if one.id == this_tab().deleted), None)
     if one is not None:
         words = f"Undo: delete {label(one.title)}"
         st.button(words, key="undo", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")

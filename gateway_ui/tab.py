@@ -1,12 +1,15 @@
-"""What all tabs of the page share."""
+"""What a tab of the page knows from one run of its script to the next, and what all tabs share."""
 
 import gc
+from dataclasses import dataclass, field
+from typing import Any
 
 import streamlit as st
 from streamlit import runtime
 
-from .chat.desk import Desk
+from .chat.desk import Desk, Talk
 from .chat.store import Store, default_path
+from .sidebar import Choices
 
 
 @st.cache_resource
@@ -16,3 +19,64 @@ def shared_desk() -> Desk:
     gc.collect()
     gc.freeze()
     return Desk(Store(default_path()), runtime.get_instance().is_active_session)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+
+    exchange: str
+    written: list[str]
+    problems: list[str] = field(compare=False)
+
+
+@dataclass
+class Tab:
+    """One tab.
+
+    A click ends the run that is on its way, and even what another click was doing, wherever either touches Streamlit
+    or its session state. What is changed here can't be cut in two by that.
+    """
+
+    talk: Talk | None = None
+    """The conversation that is shown; None: the browser hasn't said yet whose tab this is."""
+    typed: list[tuple[Talk | None, Any]] = field(default_factory=list)
+    """What isn't kept yet, as Streamlit gives it, each with the conversation that was shown."""
+    taken: int = 0
+    """So many questions, and clicks that open a conversation, have come. The browser holds others back until then."""
+    unasked: list[tuple[Talk, Choices | None]] = field(default_factory=list)
+    """Where something waits to be asked, and with which settings."""
+    choices: Choices | None = None
+    """What the drawer said when it was drawn last."""
+    settings: dict[str, Any] | None = None
+    """The same as it is kept with a conversation; None: the fields are still to be set to what it holds."""
+    restores: bool = True
+    """Whether the fields are to say what they did in the conversation that has just been opened."""
+    opened: str = ""
+    old_answers: set[str] = field(default_factory=set)
+    """The answers that were there when this conversation was opened: they aren't read out."""
+    not_here: str = ""
+    """The conversation that stands in the place of one that isn't here."""
+    deleted: str = ""
+    editing: str = ""
+    """The exchange whose question is being edited."""
+    back: tuple[str, str] | None = None
+    """A question's id and words, which go back into the input if that is empty."""
+    unread: Unread | None = None
+
+    def open(self, talk: Talk, *, restores: bool = True) -> None:
+        """Show another conversation."""
+        self.talk, self.restores, self.editing = talk, restores, ""
+
+    def shown(self) -> Talk:
+        """The conversation that is shown, once there is one."""
+        assert self.talk is not None
+        return self.talk
+
+
+def this_tab() -> Tab:
+    """The tab whose script is running, or whose click is being followed."""
+    if "tab" not in st.session_state:
+        st.session_state.tab = Tab()
+    tab: Tab = st.session_state.tab
+    return tab

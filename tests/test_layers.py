@@ -47,10 +47,9 @@ ONLY = {
     "google.genai": {"service.providers.gemini.over_http"},
     "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
     "uvicorn": {"vertex_emulator.http.server"},
-    # The page is three files: the story of a run, the sidebar, and what an exchange looks like.
     "streamlit": {
-        f"gateway_ui.{name}"
-        for name in ("__main__", "app", "conversations", "drawing.exchange_view", "drawing.reader", "sidebar")
+        *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "conversations", "sidebar", "tab")),
+        *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },
     "PIL": {"gateway_ui.input.attachments"},
     "markdown_it": {"gateway_ui.drawing.markdown"},

@@ -15,6 +15,7 @@ from gateway_ui.chat.store import Store
 from gateway_ui.input import attachments
 from gateway_ui.input.attachments import Attachment
 from gateway_ui.sidebar import Choices
+from gateway_ui.tab import Tab
 from tests.tokenwire.fake_service import FakeService
 from tokenwire import Client, inline, user
 from tokenwire.cli.meter import Meter
@@ -131,24 +132,32 @@ def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch
     talk.waiting.append(REFUSED)
     desk = Desk(Store(tmp_path / "page.sqlite3"))
     monkeypatch.setattr(actions, "shared_desk", lambda: desk)
-    monkeypatch.setattr(actions, "st", SimpleNamespace(session_state=SimpleNamespace(talk=talk)))
+    monkeypatch.setattr(actions, "this_tab", lambda: Tab(talk))
     for _ in range(2):
         actions.retry(exchange.id)
     assert [one.instead for one in talk.waiting] == [None, exchange]
 
 
-class State(dict[str, Any]):
-    """Plays Streamlit's: values by item and by attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        return self[name]
+def test_a_question_goes_to_the_conversation_that_it_was_typed_in(tmp_path: Path) -> None:
+    """A click may open another one before the run that takes the question comes to keeping it."""
+    desk = Desk(Store(tmp_path / "page.sqlite3"))
+    before, now = Talk("0" * 64, Conversation()), Talk("0" * 64, Conversation())
+    others = Talk("1" * 64, Conversation())
+    tab = Tab(now, choices=CHOICES)
+    for of, words in ((before, "one"), (None, "two"), (others, "three"), (now, "four")):
+        tab.typed.append((of, SimpleNamespace(text=words, files=[])))
+    app._keep_typed(tab, desk, now)
+    said = [[one.message.parts[0].text for one in talk.waiting] for talk in (before, now, others)]
+    assert said == [["one"], ["two", "three", "four"], []]
+    assert [one for one, _ in tab.unasked] == [before, now, now, now]
+    assert not tab.typed
 
 
 def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A browser may send a click just as the page draws another conversation."""
     talk = Talk("0" * 64, Conversation(), waiting=[REFUSED])
-    state = State({"talk": talk, "edit-gone-words": "other words"})
-    monkeypatch.setattr(actions, "st", SimpleNamespace(session_state=state))
+    monkeypatch.setattr(actions, "this_tab", lambda: Tab(talk))
+    monkeypatch.setattr(actions, "st", SimpleNamespace(session_state={"edit-gone-words": "other words"}))
     for clicked in (
         actions.retry,
         actions.ask_anew,

@@ -144,7 +144,7 @@ def test_a_conversation_that_is_shown_no_more_leaves_the_memory(script: AppTest,
     # With a button of each kind: Edit, Retry, Send, Earlier, Later.
     next(one for one in script.button if one.label == "Retry").click().run()
     assert {"Edit", "Earlier", "Later"} <= {one.label for one in script.button}
-    before = {one.id for one in script.session_state.talk.conversation.exchanges}
+    before = {one.id for one in script.session_state.tab.talk.conversation.exchanges}
     assert len(before) == 2
     next(one for one in script.button if one.label == "New conversation").click().run()
     script.chat_input[0].set_value("Something else?").run()

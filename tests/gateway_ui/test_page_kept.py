@@ -556,8 +556,17 @@ async def test_each_question_is_asked_in_the_conversation_that_it_was_sent_in(ch
     await page.tab.locator(".st-key-conversations").get_by_role("button", name="FIRST").click()
     await expect(page.messages.first).to_contain_text("FIRST")
     await expect(page.answer()).to_contain_text("Hello there.")
+    # In one moment: neither has seen a script when the next comes.
+    await page.settled()
+    await page.tab.evaluate(TYPE, ["third\n"])
+    await page.tab.evaluate("() => document.querySelector('.st-key-new button').click()")
+    await page.tab.evaluate(TYPE, ["fourth\n"])
+    await expect(page.messages).to_have_count(2)
+    await expect(page.messages.first).to_contain_text("fourth")
+    await expect(page.answer()).to_contain_text("tokens in")
     said = [[part.text for turn in one.messages for part in turn.parts] for one in service.requests]
-    assert sorted(said, key=len) == [["SECOND"], ["", "FIRST"]]
+    hello = "Hello there."
+    assert sorted(said, key=len) == [["SECOND"], ["fourth"], ["", "FIRST"], ["", "FIRST", hello, "third"]]
 
 
 async def test_each_enter_sends_what_stood_there_and_a_draft_stays_one(chat: Open, service: FakeService) -> None:

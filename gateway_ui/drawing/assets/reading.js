@@ -63,6 +63,12 @@ class Input {
     return !document.querySelector(INPUT)?.value.trim() && !document.querySelector(FILE);
   }
 
+  // A question, or a click, is on its way: nothing else may be until the script has it.
+  goes() {
+    this.sent = this.taken + 1;
+    this.sentAt = Date.now();
+  }
+
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
     const waits = !this.sending && (this.held.length || !this.free());
@@ -77,15 +83,18 @@ class Input {
       this.write(input, "");
       return;
     }
-    this.sent = this.taken + 1;
-    this.sentAt = Date.now();
+    this.goes();
     // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
     drawn().then(() => { if (!this.empty()) this.sent = this.taken; });
   }
 
-  // One run of the script may see both, and wouldn't know which came first.
+  // One run of the script may see both, and wouldn't know which came first; or one would end what the other had begun.
   opens(event) {
-    if (this.sending || (!this.held.length && this.free())) return;
+    if (this.sending) return;
+    if (!this.held.length && this.free()) {
+      this.goes();
+      return;
+    }
     const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
     event.preventDefault();
     event.stopImmediatePropagation();
@@ -103,7 +112,9 @@ class Input {
     if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
     this.sending = true;
     if (this.held[0].key) {
-      document.querySelector(`.${this.held.shift().key} button`)?.click();
+      const button = document.querySelector(`.${this.held.shift().key} button`);
+      if (button) this.goes();
+      button?.click();
       this.sending = false;
       this.release();
       return;

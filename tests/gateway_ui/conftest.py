@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from playwright.async_api import Page, expect
 
@@ -6,6 +8,11 @@ from tests.gateway_ui.chat import Chat, Open
 from tests.tokenwire.fake_service import FakeService
 
 expect.set_options(timeout=20_000)  # what is waited for may be drawn by a script that shares its CPU with much else
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Chat, "files", tmp_path, raising=False)
 
 
 @pytest.fixture

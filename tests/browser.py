@@ -1,6 +1,8 @@
 """The real page, and a real browser to look at it; fixtures for every test that wants them."""
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -31,10 +33,12 @@ PageAt = Callable[[str], str]
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that a program may listen on in a moment: below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)  # two processes of a test run may be seeded alike
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for_port(port: int, process: "subprocess.Popen[str]") -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from service.runtime.server import Server
 from service.settings import Settings
 from service.testing import FakeProvider
+from tests.browser import free_port
 from tests.conftest import Serve
 from tests.faults.processes import eventually
 from tests.service.test_service_config import SAID
@@ -138,9 +138,7 @@ async def asking(client: Client, address: str, *flags: str) -> AsyncIterator[asy
 
 
 async def test_a_client_that_is_started_before_the_server_gets_its_answer(client: Client) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     async with asking(client, f"127.0.0.1:{port}") as told:
         await asyncio.sleep(0.3)  # so that its first attempt finds nobody
         server = Server(Settings(port=port))

@@ -100,7 +100,8 @@ async def test_a_call_that_ends_is_told_at_once_where_others_of_its_connection_g
     forkserver: ForkServer, upstream: Emulator
 ) -> None:
     upstream.script.play(answer(repeat(0, "x" * 3000, interval=0.05), uses=0))
-    async with forkserver.serving(upstream.address, "--drain-delay", "0", "--grace", "20") as leaving:
+    # Once the port is closed, gRPC itself says a bare CANCELLED: the late call must come before that.
+    async with forkserver.serving(upstream.address, "--drain-delay", "2", "--grace", "20") as leaving:
         async with connected(leaving.address, window=OPEN, slow=True) as caller:
             endless = caller.call(pb.GenerateRequest(prompt="endless").SerializeToString())
             await endless.begun.wait()

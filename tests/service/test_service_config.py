@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 from pathlib import Path
 
 import grpc
@@ -15,6 +14,7 @@ from service.generation.events import Event, Finished, FinishReason, Started, Te
 from service.runtime.server import Server
 from service.settings import Settings
 from service.testing import FakeProvider
+from tests.browser import free_port
 from tests.conftest import Serve, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -47,9 +47,7 @@ def test_its_names_are_those_of_the_contract() -> None:
 
 
 async def test_a_client_that_is_started_before_the_server_gets_its_answer() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     asking = asyncio.ensure_future(kinds(f"127.0.0.1:{port}"))
     await asyncio.sleep(0.3)  # so that its first attempt finds nobody
     server = Server(Settings(port=port))

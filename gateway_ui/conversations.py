@@ -7,8 +7,8 @@ import streamlit as st
 
 from .chat import export
 from .chat.conversation import Conversation, heading
+from .chat.database import PURGED_AFTER_DAYS
 from .chat.desk import Desk, Talk
-from .chat.store import PURGED_AFTER_DAYS
 from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 from .tab import Tab, this_tab

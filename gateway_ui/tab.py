@@ -7,8 +7,9 @@ from typing import Any
 import streamlit as st
 from streamlit import runtime
 
+from .chat.database import default_path
 from .chat.desk import Desk, Talk
-from .chat.store import Store, default_path
+from .chat.store import Store
 from .sidebar import Choices
 
 

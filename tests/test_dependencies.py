@@ -31,7 +31,8 @@ NEEDS: dict[str, list[set[str]]] = {
     "vertex_emulator.answerers.weights": [{"local"}],
     "bench": [{"server", "dev"}],
     "bench.page": [{"server", "ui", "dev"}],
-    "bench.sessions": [{"ui", "dev"}],
+    "bench.page.sessions": [{"ui", "dev"}],
+    "bench.page.stamped": [{"server", "dev"}],
     "tests": [{"server", "genai", "openai", "ui", "local", "dev"}],
 }
 

@@ -52,9 +52,15 @@ ONLY = {
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },
     "PIL": {"gateway_ui.input.attachments"},
-    "markdown_it": {"gateway_ui.drawing.markdown"},
-    "pygments": {"gateway_ui.drawing.markdown"},
-    "latex2mathml": {"gateway_ui.drawing.markdown"},
+    "markdown_it": {
+        f"gateway_ui.drawing.markdown.{name}"
+        for name in (
+            *("colours", "direction", "formulas", "growing", "links", "mathml"),
+            *("paragraphs", "parser", "renderer"),
+        )
+    },
+    "pygments": {"gateway_ui.drawing.markdown.colours"},
+    "latex2mathml": {"gateway_ui.drawing.markdown.mathml"},
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 

@@ -4,16 +4,16 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from bench.page import page
+from bench.page.__main__ import page
+from bench.page.sessions import Session
+from bench.page.stamped import question
 from bench.processes import BenchError, Process, started
-from bench.sessions import Session
-from bench.stamped import question
 from gateway_ui.drawing.reader import COOKIE
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Process]:
-    with started("service", "-m", "bench.stamped") as process:
+    with started("service", "-m", "bench.page.stamped") as process:
         yield process
 
 

@@ -14,10 +14,12 @@ from markdown_it import MarkdownIt
 from playwright.async_api import Page, expect
 
 from gateway_ui.drawing import markdown
-from gateway_ui.drawing.markdown import Growing, render, segments
+from gateway_ui.drawing.markdown import Growing, mathml, render, segments
+from gateway_ui.drawing.markdown import growing as growing_module
+from gateway_ui.drawing.markdown.colours import _COLOURS, COLOURED_CHARACTERS
 from tests.browser import SCREENSHOTS, free_port, wait_for_port
 
-ASSETS = Path(markdown.__file__).with_name("assets")
+ASSETS = Path(markdown.__file__).parent.with_name("assets")
 STYLE = (ASSETS / "markdown.css").read_text()
 
 
@@ -273,21 +275,21 @@ def test_what_cannot_be_converted_is_shown_as_its_source(latex: str) -> None:
      r"\dfrac12"],
 )  # fmt: skip
 def test_what_models_write_can_be_converted(latex: str) -> None:
-    assert markdown._mathml(latex, "block").startswith('<math display="block">')
+    assert mathml._mathml(latex, "block").startswith('<math display="block">')
 
 
 def test_mathml_holds_only_what_is_known_to_be_harmless() -> None:
     hostile = r"\text{<img src=x onerror=alert(1)> &lt;script&gt;} \color{red}{x}"
-    for tag, attributes in Reader(markdown._mathml(hostile, "inline")).elements:
-        assert tag in markdown._MATHS_ELEMENTS
-        assert set(attributes) <= {*markdown._MATHS_ATTRIBUTES, "class"}
+    for tag, attributes in Reader(mathml._mathml(hostile, "inline")).elements:
+        assert tag in mathml._MATHS_ELEMENTS
+        assert set(attributes) <= {*mathml._MATHS_ATTRIBUTES, "class"}
 
 
 def test_the_script_knows_the_same_elements_as_the_module() -> None:
     script = (ASSETS / "markdown.js").read_text()
     elements, attributes = re.findall(r"new Set\((.+?)\n?\s*\.split", script, re.DOTALL)
-    assert {*"".join(re.findall('"(.*?)"', elements)).split()} == markdown._MATHS_ELEMENTS
-    assert {*"".join(re.findall('"(.*?)"', attributes)).split()} == {*markdown._MATHS_ATTRIBUTES, "class"}
+    assert {*"".join(re.findall('"(.*?)"', elements)).split()} == mathml._MATHS_ELEMENTS
+    assert {*"".join(re.findall('"(.*?)"', attributes)).split()} == {*mathml._MATHS_ATTRIBUTES, "class"}
 
 
 # ---- code --------------------------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ def test_only_the_beginning_of_long_code_is_coloured() -> None:
     code = "x = 1\n" * 10_000
     drawn = render(f"```python\n{code}```")
     assert text_of(drawn) == code + "\n"
-    assert 2 * markdown._COLOURED_CHARACTERS < len(drawn) < 5 * len(code)
+    assert 2 * COLOURED_CHARACTERS < len(drawn) < 5 * len(code)
     assert not drawn.rstrip().endswith("</span>\n</code></pre></div>")
 
 
@@ -549,7 +551,7 @@ def grown(text: str, cuts: list[int]) -> list[str]:
 
 @given(st.lists(FRAGMENTS, max_size=60).map("".join), st.lists(st.integers(0, 400), max_size=30), st.integers(1, 60))
 def test_what_has_grown_is_what_is_drawn_at_once(text: str, cuts: list[int], size: int) -> None:
-    with patch.object(markdown, "SEGMENT_CHARACTERS", size):
+    with patch.object(growing_module, "SEGMENT_CHARACTERS", size):
         assert shown(merged(grown(text, cuts))) == shown(render(text))
         assert grown(text, cuts) == segments(text)
         assert grown(text, [*range(len(text))]) == segments(text)
@@ -637,7 +639,7 @@ BLOCKS = st.sampled_from(
 
 @given(st.lists(BLOCKS, max_size=40).map("".join), st.integers(1, 30))
 def test_blocks_that_are_cut_anywhere_show_the_same(text: str, size: int) -> None:
-    with patch.object(markdown, "SEGMENT_CHARACTERS", size), patch.object(markdown, "_LOOKED_AT", 1):
+    with patch.object(growing_module, "SEGMENT_CHARACTERS", size), patch.object(growing_module, "_LOOKED_AT", 1):
         drawn = grown(text, [*range(len(text))])
         assert drawn == segments(text)
         assert shown(merged(drawn)) == shown(render(text))
@@ -775,7 +777,7 @@ def test_colours_of_code_can_be_read(theme: int) -> None:
 
 
 def test_each_class_of_code_has_a_colour() -> None:
-    assert {name for _, name in markdown._COLOURS} == set(re.findall(r"\.(tw-\w) \{ color: var", STYLE))
+    assert {name for _, name in _COLOURS} == set(re.findall(r"\.(tw-\w) \{ color: var", STYLE))
 
 
 # ---- in the browser ----------------------------------------------------------------------------------------------
@@ -806,7 +808,7 @@ import sys, time
 from pathlib import Path
 import streamlit as st
 from gateway_ui.drawing import markdown
-assets = Path(markdown.__file__).with_name("assets")
+assets = Path(markdown.__file__).parent.with_name("assets")
 st.html(assets / "markdown.css")
 st.html(f"<script>{(assets / 'markdown.js').read_text()}</script>", unsafe_allow_javascript=True)
 text = Path(__file__).with_name("sample.md").read_text()

@@ -62,6 +62,18 @@ async def growing(page: Chat, text: str) -> Any:
     )
 
 
+async def listen(page: Chat) -> None:
+    """Have `said` hold what a screen reader hears: the text of each element that is added to the live region."""
+    await page.tab.evaluate(
+        """() => {
+            window.said = [];
+            new MutationObserver((changes) => {
+                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
+            }).observe(document.querySelector(".tw-voice"), {childList: true});
+        }"""
+    )
+
+
 async def test_the_answer_never_shrinks_or_goes_blank_while_it_streams(chat: Open, service: FakeService) -> None:
     gates = [threading.Event() for _ in RICH]
     steps = [one for piece, gate in zip(RICH, gates, strict=True) for one in (piece, gate)]
@@ -98,14 +110,7 @@ async def test_a_block_that_came_in_parts_is_one(chat: Open, service: FakeServic
     service.will_answer(*steps, completed())
     page = await chat()
     seen = await growing(page, "First.")
-    await page.tab.evaluate(
-        """() => {
-            window.said = [];
-            new MutationObserver((changes) => {
-                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
-            }).observe(document.querySelector(".tw-voice"), {childList: true});
-        }"""
-    )
+    await listen(page)
     await page.ask("What is baseball?")
     for place, gate in enumerate(gates, 1):
         await expect(page.answer()).to_contain_text(re.compile(rf"\b{place * size} chunks"))
@@ -275,15 +280,7 @@ async def test_words_are_read_out_whenever_their_element_comes(chat: Open) -> No
 async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open, service: FakeService) -> None:
     service.will_answer("All of it. At once", completed())
     page = await chat()
-    # What is said, as a screen reader hears it: each element that is added to the live region.
-    await page.tab.evaluate(
-        """() => {
-            window.said = [];
-            new MutationObserver((changes) => {
-                for (const { addedNodes } of changes) for (const one of addedNodes) said.push(one.textContent);
-            }).observe(document.querySelector(".tw-voice"), {childList: true});
-        }"""
-    )
+    await listen(page)
     said = "() => said.join(' ').replace(/\\s+/g, ' ')"
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("tokens in")

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway_ui.chat import store as module
+from gateway_ui.chat import database
 from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversation, Exchange, Waiting
-from gateway_ui.chat.store import Store, default_path, new_owner
+from gateway_ui.chat.database import default_path
+from gateway_ui.chat.store import Store, _digest, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
 from tests.tokenwire.fake_service import completed, thought, tool_call
 from tokenwire import file_uri, inline, struct, tool, tool_result, user
@@ -680,7 +681,7 @@ def test_a_folder_in_place_of_the_file_breaks_nothing(tmp_path: Path) -> None:
     ("pragmas", "words"),
     [
         (
-            f"PRAGMA application_id = {module._APPLICATION}; PRAGMA user_version = {module._VERSION + 1}",
+            f"PRAGMA application_id = {database._APPLICATION}; PRAGMA user_version = {database._VERSION + 1}",
             "newer version",
         ),
         ("PRAGMA user_version = 1", "another program"),
@@ -881,13 +882,13 @@ def test_a_question_that_could_not_be_kept_is_asked_all_the_same(store: Store) -
 def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path, clock: Clock) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as base:
-        base.executescript(module._SCHEMA)
-        base.execute(f"PRAGMA application_id = {module._APPLICATION}")
+        base.executescript(database._SCHEMA)
+        base.execute(f"PRAGMA application_id = {database._APPLICATION}")
         base.execute("PRAGMA user_version = 1")
         base.execute(
             "INSERT INTO conversation (owner, id, title, heading, title_folded, updated)"
             " VALUES (?, 'c', 'T', '', 't', 0)",
-            (module._digest(ME),),
+            (_digest(ME),),
         )
         base.commit()
     with closing(Store(path, clock=clock)) as store:

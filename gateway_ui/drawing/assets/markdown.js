@@ -1,9 +1,9 @@
-// Puts formulas in place: Streamlit's sanitizer leaves no MathML in what st.html draws, so drawing/markdown.py hands it over
+// Puts formulas in place: Streamlit's sanitizer leaves no MathML in what st.html draws, so drawing/markdown/ hands it over
 // in an attribute. An observer is told before the browser paints, so the source underneath is never seen.
 (() => {
   if (window.tokenwireFormulas) return;
   const MATHML = "http://www.w3.org/1998/Math/MathML";
-  // As in markdown.py: whatever else may get an attribute past the sanitizer, it gets no more than a formula by it.
+  // As in mathml.py: whatever else may get an attribute past the sanitizer, it gets no more than a formula by it.
   const ELEMENTS = new Set(("math mrow mi mn mo ms mspace mtext mfrac msqrt mroot mstyle mpadded mphantom msub msup msubsup" +
     " munder mover munderover mmultiscripts mprescripts mtable mtr mtd merror").split(" "));
   const ATTRIBUTES = new Set(("accent accentunder class depth display displaystyle fence form height largeop linethickness" +

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -69,9 +70,25 @@ async def test_workers_serve_tls_know_callers_and_follow_their_files(
     assert secret not in "\n".join(server.log)
 
 
-async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
-    emulator: Emulator, start_process: StartProcess, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Secured:
+    """Two workers that serve TLS and know one caller, by an API key."""
+
+    server: ServerProcess
+    address: str
+    authority: Authority
+    """Signed the server's certificate."""
+    trusted: Path
+    """The file with the authority's own certificate."""
+    callers: Path
+    secret: str
+
+    def client(self) -> AsyncClient:
+        return AsyncClient(self.address, ca=str(self.trusted), token=self.secret)
+
+
+@pytest.fixture
+async def secured(start_process: StartProcess, tmp_path: Path) -> Secured:
     authority = Authority()
     certificate, key = authority.sign("127.0.0.1").write(tmp_path)
     trusted, keys, callers = tmp_path / "trusted", str(tmp_path / "keys"), tmp_path / "callers.toml"
@@ -83,6 +100,12 @@ async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
         *("--callers", str(callers)),
     )
     address = await ready(server)
+    return Secured(server, address, authority, trusted, callers, secret)
+
+
+async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
+    emulator: Emulator, secured: Secured, tmp_path: Path
+) -> None:
     streams = 100
     emulator.script.play(*[answer("Hello", wait_for("the end"), "!")] * streams, *[answer("Hello")] * 20)
 
@@ -93,16 +116,16 @@ async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
     async with AsyncExitStack() as stack:
         running = []
         for _ in range(10):
-            client = await stack.enter_async_context(AsyncClient(address, ca=str(trusted), token=secret))
+            client = await stack.enter_async_context(secured.client())
             running += [asyncio.ensure_future(stream(client)) for _ in range(streams // 10)]
         await emulator.wait_until(lambda e: len(e.open_calls) == streams, timeout=60)
         for turn in range(20):
-            authority.sign("127.0.0.1", common_name=f"the {turn}th").write(tmp_path)
-            callers.write_text(f'[callers.billing]\napi_keys = ["billing"]\nstreams = {200 + turn}\n')
-            assert await said(address, trusted, secret) == "Hello"
+            secured.authority.sign("127.0.0.1", common_name=f"the {turn}th").write(tmp_path)
+            secured.callers.write_text(f'[callers.billing]\napi_keys = ["billing"]\nstreams = {200 + turn}\n')
+            assert await said(secured.address, secured.trusted, secured.secret) == "Hello"
         emulator.open_gate("the end")
         assert await asyncio.gather(*running) == ["Hello!"] * streams
-    async with AsyncClient(address, ca=str(trusted), token=secret) as client:
+    async with secured.client() as client:
         async with asyncio.timeout(30):
             while True:
                 (usage,) = await client.usage()
@@ -116,21 +139,11 @@ async def test_no_stream_fails_while_certificates_and_callers_change_20_times(
 
 
 async def test_a_lost_worker_is_replaced_though_no_file_can_be_used_any_more(
-    emulator: Emulator, start_process: StartProcess, tmp_path: Path
+    emulator: Emulator, secured: Secured, tmp_path: Path
 ) -> None:
-    authority = Authority()
-    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
-    trusted, keys, callers = tmp_path / "trusted", str(tmp_path / "keys"), tmp_path / "callers.toml"
-    trusted.write_bytes(authority.pem)
-    _, secret = await asyncio.to_thread(api_keys.new, keys, "billing")
-    callers.write_text('[callers.billing]\napi_keys = ["billing"]\n')
-    server = await start_process(
-        *("--workers", "2", "--tls-certificate", certificate, "--tls-key", key, "--api-keys", keys),
-        *("--callers", str(callers)),
-    )
-    address = await ready(server)
+    server = secured.server
     emulator.script.play(*[answer("Hello")] * 100)
-    callers.write_text("[junk")
+    secured.callers.write_text("[junk")
     (tmp_path / "server.crt").unlink()
     async with asyncio.timeout(60):
         while len(children(server)) > 2:  # noqa: ASYNC110 - the one that greets callers is about to end
@@ -142,5 +155,5 @@ async def test_a_lost_worker_is_replaced_though_no_file_can_be_used_any_more(
         while victim in children(server) or len(children(server)) < 2:  # noqa: ASYNC110 - another process's doing
             await asyncio.sleep(0.05)
     for _ in range(20):
-        assert await said(address, trusted, secret) == "Hello"
+        assert await said(secured.address, secured.trusted, secured.secret) == "Hello"
     assert not any("giving up" in line for line in server.log)

@@ -21,8 +21,8 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState, WidgetStates
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from bench.page.stamped import WORD
 from bench.processes import BenchError
-from bench.stamped import WORD
 
 _PATIENCE_SECONDS = 60
 

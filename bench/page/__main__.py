@@ -28,9 +28,9 @@ from typing import Any
 
 from playwright.async_api import Browser, Page, async_playwright
 
+from bench.page.sessions import Session
+from bench.page.stamped import question
 from bench.processes import BenchError, cpu_seconds, environment, memory_bytes, started, tree
-from bench.sessions import Session
-from bench.stamped import question
 from gateway_ui.drawing.reader import COOKIE
 from vertex_emulator import ControlClient
 from vertex_emulator.script import answer, delay, repeat, usage
@@ -208,7 +208,7 @@ async def long_answer(control: ControlClient, browser: Browser, url: str, pid: i
 
 
 async def many(browser: Browser) -> None:
-    with started("service", "-m", "bench.stamped") as service, page(service.address) as (pid, url):
+    with started("service", "-m", "bench.page.stamped") as service, page(service.address) as (pid, url):
         tab = await opened(browser, url)
         await tab.evaluate(_AGES)
         sessions = [await Session.opened(url, COOKIE) for _ in range(BROWSERS - 1)]
@@ -244,7 +244,7 @@ def _spread(seconds: Sequence[float]) -> str:
 async def memory(answers: int, *, each: int) -> None:
     """After so many answers in one tab, in conversations of `each` answers."""
     found = {}
-    with started("service", "-m", "bench.stamped") as service, page(service.address) as (pid, url):
+    with started("service", "-m", "bench.page.stamped") as service, page(service.address) as (pid, url):
         one = await Session.opened(url, COOKIE)
         for number in range(1, answers + 1):
             await one.ask(question(MEMORY_WORDS, 0, 0))

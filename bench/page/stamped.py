@@ -1,4 +1,4 @@
-"""A service that writes into each word when it was sent: `python -m bench.stamped`. For the page's figures.
+"""A service that writes into each word when it was sent: `python -m bench.page.stamped`. For the page's figures.
 
 So a reader of the page can tell how long each word took to get there. A word is `word7@1700000000000`: its number, and
 milliseconds since 1970. The question says how many there are, and how fast they come: `words=100 interval=0.05 wait=1`.

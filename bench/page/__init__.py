@@ -1,0 +1,1 @@
+"""The page, measured in a real browser and in sessions without one: `python -m bench.page`."""

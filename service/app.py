@@ -37,7 +37,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         settings = Settings.load(argv, os.environ, prog=prog)
         _need_upstream(settings)
         _need_files()
-        call_log.configure(settings.log_level)
+        call_log.configure(settings.log_level, settings.log_format)
         _forget_foreign_variables(settings)
         memory.share()
         secured = Secured.of(settings)  # here, and not in each worker

@@ -38,6 +38,7 @@ _OF_OTHERS = frozenset(f"{_PREFIX}{name}" for name in _NAMES_OF_OTHERS)
 """Variables that callers, the local Vertex, the page and the tests read, which may be set for all of them at once."""
 
 LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("auto", "text", "json")
 
 
 class SettingError(ValueError):
@@ -342,6 +343,12 @@ class Settings:
         "whether the log has upstream's own words for its errors, which may repeat parts of prompts, answers and keys",
     )
     log_level: str = setting("info", "TOKENWIRE_LOG_LEVEL", one_of(*LEVELS), f"one of {', '.join(LEVELS)}")
+    log_format: str = setting(
+        "auto",
+        "TOKENWIRE_LOG_FORMAT",
+        one_of(*FORMATS),
+        "text, json (an object a line), or auto: text at a terminal, else json",
+    )
 
     def __post_init__(self) -> None:
         if wrong := list(_conflicts({one.name: getattr(self, one.name) for one in fields(self)}, {})):

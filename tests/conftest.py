@@ -66,6 +66,9 @@ hypothesis.settings.register_profile("tokenwire", deadline=None)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)  # `make quick`; make test has them all
 hypothesis.settings.load_profile("tokenwire")
 
+# Tests read what servers log as a person would; JSON has a test of its own.
+os.environ["TOKENWIRE_LOG_FORMAT"] = "text"
+
 # A shell's background job ignores Ctrl-C, one under nohup SIGHUP as well, and so would every process that the tests
 # start and then interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

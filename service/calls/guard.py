@@ -11,7 +11,7 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -94,6 +94,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._held = 0
         """How many are."""
         self._draining = False
+        self._given_up = False
+        """Whether the time is over in which calls could end by themselves."""
         self._unsent: Unsent | None = None
         """From `hold` on, when gRPC is told to close connections."""
 
@@ -170,6 +172,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._unsent.give_up()  # a status that may be lost is better than none
             if self._calls:
                 await asyncio.wait(self._calls, timeout=part * seconds)
+        self._given_up = True
         return len(self._calls)
 
     async def intercept_service(
@@ -214,10 +217,19 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = ending
             finally:
                 self._left()
+                if code == "CANCELLED" and record.facts():
+                    record.cause = self._cause(context)
                 if ours or record.refused:
                     call_log.end_call(record, code)
 
         return run
+
+    def _cause(self, context: Context) -> str:
+        """Why gRPC has cancelled a call, for the log."""
+        if self._given_up:
+            return "shutdown"
+        remaining = cast("float | None", context.time_remaining())
+        return "caller" if remaining is None or remaining > 0 else "deadline"
 
     def _known(self, answer: Answer) -> Answer:
         """The same for callers only that say who they are, before anything of their request is read."""
@@ -237,6 +249,8 @@ class Guard(grpc.aio.ServerInterceptor):
         """Keep for the log what callers get in the error's metadata, and what they don't."""
         known = (failure.metadata.get(f"upstream_{name}", "") for name in ("code", "status", "reason"))
         record.upstream = "/".join(filter(None, known))
+        if attempts := failure.metadata.get("upstream_attempts"):
+            record.attempts = int(attempts)
         record.host = self._hosts.get(failure.model or record.model, "")
         if self._settings.log_upstream_text:
             record.said = failure.said.encode("ascii", "backslashreplace").decode()[:_MOST_SAID_CHARACTERS]

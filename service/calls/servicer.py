@@ -59,7 +59,11 @@ class Servicer(GenerationServiceServicer):
                         await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence
-            record.finish = answer.finish or "-"
+            record.finish, record.first = answer.finish or "-", answer.first
+            record.attempts = answer.attempts
+            if answer.usage is not None:
+                record.tokens_in = answer.usage.input_tokens
+                record.tokens_out = answer.usage.output_tokens + answer.usage.reasoning_tokens
 
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""

@@ -27,6 +27,10 @@ class Answer:
         """The next message's number, which is how many have been made."""
         self.tokens: int | None = None
         """All that the answer took, once upstream has told."""
+        self.usage: Usage | None = None
+        """What it took by kind, once upstream has told."""
+        self.attempts: int | None = None
+        """How often upstream was asked, once the answer is whole."""
         self.characters = 0
         """Of the text that was said."""
         self.finish = ""
@@ -41,6 +45,11 @@ class Answer:
         self._clock = clock
         self._arrival = clock()
         self._first_chunk = self._arrival
+
+    @property
+    def first(self) -> float | None:
+        """Seconds from the request to the model's first word; None: it has said none."""
+        return self._first_chunk - self._arrival if self.model else None
 
     def encode(self, event: Event) -> pb.GenerateResponse:
         """The next message. Raises UpstreamFault for what the contract has no place for, or would change."""
@@ -83,6 +92,7 @@ class Answer:
                 if event.usage is not None and not _counts(event.usage, said=self._said):
                     event = replace(event, usage=None)
                 self.finish = event.reason.name
+                self.usage, self.attempts = event.usage, event.attempts
                 self.tokens = None if event.usage is None else event.usage.total_tokens
                 message.completed.CopyFrom(_completed(event, self.model, self._timing(event.attempts)))
 

@@ -1,5 +1,6 @@
 """The log: one line for each call, and never a prompt, an answer or a credential."""
 
+import json
 import logging
 import os
 import re
@@ -20,14 +21,35 @@ _logger = logging.getLogger("tokenwire")
 _WORD = re.compile(r"[\w.:/-]+", re.ASCII)
 
 
-def configure(level: str) -> None:
-    """Write the log to standard error, a line an event, times in UTC."""
-    _logger.addHandler(_handler(_Formatter()))
+# What the server's owner has to mend by reasons of errors; and what is to be looked at if it goes on.
+_LEVELS = {
+    **dict.fromkeys(("INTERNAL", "UPSTREAM_CREDENTIALS", "UPSTREAM_FAULT", "UPSTREAM_MODEL_NOT_FOUND"), logging.ERROR),
+    **dict.fromkeys(
+        (
+            "SERVER_BUSY",
+            "UPSTREAM_CUT",
+            "UPSTREAM_DEADLINE",
+            "UPSTREAM_PRECONDITION",
+            "UPSTREAM_QUOTA",
+            "UPSTREAM_UNAVAILABLE",
+        ),
+        logging.WARNING,
+    ),
+}
+
+
+def configure(level: str, form: str = "auto") -> None:
+    """Write the log to standard error, a line an event, times in UTC.
+
+    `form`: "text", "json" (an object a line), or "auto": text at a terminal, else JSON.
+    """
+    if form == "auto":
+        form = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    formatter = _Json if form == "json" else _Formatter
+    _logger.addHandler(_handler(formatter()))
     _logger.setLevel(level.upper())
     _logger.propagate = False
-    logging.getLogger().addHandler(
-        _handler(_Discreet("says something that is not shown, from %(pathname)s:%(lineno)d"))
-    )
+    logging.getLogger().addHandler(_handler(_Discreet(formatter())))
     logging.captureWarnings(capture=True)
     # Of no use to our lines, and found out anew for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -183,31 +205,64 @@ class _Formatter(logging.Formatter):
         self.converter = time.gmtime
 
 
-class _Discreet(_Formatter):
+class _Json(_Formatter):
+    """An object a line: its time, its level, and the facts of a call or a `message`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": f"{self.formatTime(record, self.datefmt)}.{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+        }
+        if record.name != _logger.name:
+            line["logger"] = record.name
+        if isinstance(record.msg, _Line):
+            line |= record.msg.facts
+        else:
+            line["message"] = record.getMessage()
+        return json.dumps(line)
+
+
+class _Discreet(logging.Formatter):
     """Tells that a library has spoken, not what: its messages and traces may hold what must not be logged."""
 
-    def formatException(self, ei: Any) -> str:
-        return _kind(ei[0])
+    def __init__(self, form: _Formatter) -> None:
+        super().__init__()
+        self._form = form
 
-    def formatStack(self, stack_info: str) -> str:
-        del stack_info
-        return ""
+    def format(self, record: logging.LogRecord) -> str:
+        text = f"says something that is not shown, from {record.pathname}:{record.lineno}"
+        if record.exc_info and record.exc_info[0] is not None:
+            text += f" {_kind(record.exc_info[0])}"
+        shown = logging.LogRecord(record.name, record.levelno, record.pathname, record.lineno, text, None, None)
+        shown.created, shown.msecs = record.created, record.msecs
+        return self._form.format(shown)
+
+
+class _Line:
+    """What is known of a call, to be put into words by whoever writes it."""
+
+    def __init__(self, record: CallRecord, code: str, facts: list[tuple[str, object]]) -> None:
+        seconds = round(time.perf_counter() - record.begin, 3)
+        self.facts: dict[str, object] = {"method": record.method, "code": code, "seconds": seconds, **dict(facts)}
+
+    def __str__(self) -> str:
+        known = iter(self.facts.items())
+        return f"{next(known)[1]}{''.join([f' {name}={_one_word(value)}' for name, value in known])}"
 
 
 def end_call(record: CallRecord, code: str) -> None:
     """Write the call's line; for one that was given up before anything was known of it, only at level debug."""
     known = record.facts()
-    level = logging.INFO if known or code != "CANCELLED" else logging.DEBUG
+    level = _LEVELS.get(record.reason, logging.INFO if known or code != "CANCELLED" else logging.DEBUG)
     if _logger.isEnabledFor(level):
-        facts = "".join([f" {name}={_one_word(value)}" for name, value in known])
-        text = f"{record.method} code={code} seconds={time.perf_counter() - record.begin:.3f}{facts}"
+        line = _Line(record, code, known)
         # Not by `log`, which spends a third of the time on finding out that it was called from here.
-        _logger.handle(logging.LogRecord(_logger.name, level, __file__, 0, text, None, None))
+        _logger.handle(logging.LogRecord(_logger.name, level, __file__, 0, line, None, None))
 
 
 def _one_word(value: object) -> str:
     """A caller's own words in quotes, so that they don't look like further facts."""
-    text = str(value)
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return text if _WORD.fullmatch(text) else ascii(text)
 
 

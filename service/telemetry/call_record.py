@@ -22,6 +22,13 @@ class CallRecord:
     """The public name of the model that answered, else of the one that was asked."""
     messages: int | None = None
     """How many were made for the caller."""
+    first: float | None = None
+    """Seconds until the model said its first word."""
+    attempts: int | None = None
+    """How often upstream was asked, where it was told."""
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    """As upstream counted them; `tokens_out` with the thoughts."""
     finish: str = ""
     """The finish reason's name; "-" if the answer has none."""
     unread: str = ""
@@ -34,6 +41,8 @@ class CallRecord:
     """Whose failure that was."""
     said: str = ""
     """Upstream's own words for it, where the log is to have them."""
+    cause: str = ""
+    """Why it was cancelled: "caller" (it left), "deadline" (its own has passed) or "shutdown"."""
     begin: float = field(default_factory=time.perf_counter)
     """When it was opened, in seconds from any moment."""
 
@@ -48,12 +57,17 @@ class CallRecord:
                 ("refused", self.refused),
                 ("model", self.model),
                 ("messages", self.messages),
+                ("first", self.first),
+                ("attempts", self.attempts),
+                ("tokens_in", self.tokens_in),
+                ("tokens_out", self.tokens_out),
                 ("finish", self.finish),
                 ("unread", self.unread),
                 ("reason", self.reason),
                 ("upstream", self.upstream),
                 ("host", self.host),
                 ("upstream_text", self.said),
+                ("cause", self.cause),
             )
             if value not in ("", None)
         ]

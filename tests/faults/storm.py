@@ -116,7 +116,8 @@ _HONEST = {
 
 # What the server's log may not say. But gRPC complains of each status that meets its caller's cancel.
 _BAD_WORDS = re.compile(
-    r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says)|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
+    r" (ERROR|WARNING|CRITICAL) (?!grpc\._cython\.cygrpc says|tokenwire \w+ code=)"
+    r"|Traceback| bug |ignored error|grpc_call_error|=INTERNAL"
 )
 
 _LINE = re.compile(r"(\S+) .*code=(\w+) .* request_id=(storm-[\w-]+)(?: .*reason=(\w+))?")

@@ -168,7 +168,7 @@ def _open_files(server: ServerProcess) -> int:
 
 # Of a call, or of those that never arrived; of gRPC's core; of a library that says something that is not shown.
 HARMLESS = re.compile(
-    r"\S+Z INFO tokenwire (Generate|ListModels) code="
+    r"\S+Z \w+ tokenwire (Generate|ListModels) code="
     r"|\S+Z INFO tokenwire requests that never arrived: \d+; their callers left, or they were larger than \d+ bytes, "
     r"|[IWE]\d{4} \S+ +\d+ \w+\.cc:\d+\] "
     r"|\S+Z (WARNING|ERROR) grpc\S* says something that is not shown|[\w.]+Error$"

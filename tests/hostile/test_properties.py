@@ -321,7 +321,9 @@ async def keeps_its_promises(
         assert (code is grpc.StatusCode.DEADLINE_EXCEEDED) <= (mute or ending.steps != ())
         if ending.mute and not failed:
             assert reason in ("FIRST_CHUNK_TIMEOUT", "IDLE_TIMEOUT")
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text
+    # The line of a call in which upstream was at fault is an error as well; a bug has one of its own.
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert all(record.getMessage().startswith("Generate code=") for record in errors), caplog.text
     caplog.clear()
 
 

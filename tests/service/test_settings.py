@@ -40,6 +40,7 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         "langsmith": "true",
         "log_upstream_text": "true",
         "log_level": "error",
+        "log_format": "json",
         "models": "x,y",
         "max_deadline": "500",
         "host": "::1",

@@ -1,14 +1,17 @@
 """One line for each call; words of a caller in it can't be taken for facts."""
 
+import asyncio
 import errno
 import fcntl
+import json
+import logging
 import os
 import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
@@ -17,11 +20,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.errors import ModelNotFound, UpstreamCredentials, UpstreamUnavailable
+from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
 from service.providers import failures
 from service.telemetry import call_log
 from service.telemetry.call_record import CallRecord
 from service.testing import FakeProvider
 from tests.conftest import Serve
+from tokenwire.v1 import generation_service_pb2 as pb
 
 
 def test_a_call_is_one_line_of_facts(lines: list[str]) -> None:
@@ -114,6 +120,97 @@ async def test_an_id_that_is_refused_is_not_logged(serve: Serve, lines: list[str
     (line,) = lines
     assert " request_id=- " in line
     assert line.endswith("reason=INVALID_FIELD")
+
+
+async def test_a_whole_answer_says_what_it_took(serve: Serve, lines: list[str]) -> None:
+    usage = Usage(input_tokens=5, output_tokens=7, reasoning_tokens=4, total_tokens=16)
+    end = Finished(reason=FinishReason.STOP, upstream_reason="STOP", usage=usage, attempts=2)
+    served = await serve(FakeProvider([Started("fake"), Text("Hello"), end]))
+    await served.ask()
+    (line,) = lines
+    assert re.search(r" messages=3 first=0\.\d{3} attempts=2 tokens_in=5 tokens_out=11 finish=STOP$", line)
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (UpstreamCredentials, logging.ERROR),
+        (UpstreamUnavailable, logging.WARNING),
+        (ModelNotFound, logging.INFO),
+        (ValueError, logging.ERROR),
+    ],
+)
+async def test_levels_say_who_has_to_do_something(
+    serve: Serve, lines: list[str], caplog: pytest.LogCaptureFixture, error: type[Exception], level: int
+) -> None:
+    logging.getLogger("tokenwire").addHandler(caplog.handler)
+    served = await serve(FakeProvider([error("wrong")]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.ask()
+    assert lines
+    (of_the_call,) = [one.levelno for one in caplog.records if one.getMessage().startswith("Generate ")]
+    assert of_the_call == level
+
+
+class Endless(FakeProvider):
+    """It says nothing more once it has said all."""
+
+    async def _play(self) -> AsyncIterator[Event]:
+        async for event in super()._play():
+            yield event
+        await asyncio.Event().wait()
+
+
+async def test_a_cancelled_call_says_why(serve: Serve, lines: list[str]) -> None:
+    served = await serve(Endless([Started("fake"), Text("Hello")]))
+    request = pb.GenerateRequest(prompt="x")
+    leaving = served.stub.Generate(request)
+    await leaving.read()
+    leaving.cancel()
+    late = served.stub.Generate(request, timeout=0.3)
+    with pytest.raises(grpc.aio.AioRpcError):
+        async for _ in late:
+            pass
+    async with asyncio.timeout(10):
+        while len(lines) < 2:  # noqa: ASYNC110 - no event tells that a line is written
+            await asyncio.sleep(0.01)
+    assert re.search(r"code=CANCELLED .* cause=caller$", lines[0])
+    assert re.search(r"code=CANCELLED .* cause=deadline$|code=DEADLINE_EXCEEDED ", lines[1])
+
+
+def test_json_is_an_object_a_line_with_the_same_facts() -> None:
+    code = """
+import logging
+from service.telemetry import call_log
+from service.telemetry.call_record import CallRecord
+call_log.configure("info")
+call_log.end_call(CallRecord("Generate", request_id="a\\u2028b", messages=3, first=0.25), "OK")
+call_log.say("listening on %s", "here")
+try:
+    raise ValueError("a secret")
+except ValueError:
+    logging.getLogger("library").exception("another secret")
+logging.getLogger("tokenwire").warning("%d are lost", 3)
+"""
+    said = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, env=_as_shipped(), check=True).stderr
+    assert b"secret" not in said
+    call, listening, foreign, lost = map(json.loads, said.splitlines())
+    for line in (call, listening, foreign, lost):
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    seconds = call.pop("seconds")
+    assert 0 <= seconds < 1
+    assert call == {
+        "level": "info", "method": "Generate", "code": "OK", "request_id": "a\u2028b", "messages": 3, "first": 0.25
+    }  # fmt: skip
+    assert listening == {"level": "info", "message": "listening on here"}
+    assert lost == {"level": "warning", "message": "3 are lost"}
+    assert (foreign.pop("level"), foreign.pop("logger")) == ("error", "library")
+    assert re.fullmatch(r"says something that is not shown, from .*:\d+ builtins.ValueError", foreign.pop("message"))
+    assert not foreign
+
+
+def _as_shipped() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "TOKENWIRE_LOG_FORMAT"}
 
 
 @pytest.fixture

@@ -74,6 +74,10 @@ class Counts:
                 estimated += row[at + _DAY_ESTIMATED]
         return Used(streams, requests, minute_tokens, day_requests, day_tokens, estimated)
 
+    async def agreed(self, caller: str, now: float) -> Used:
+        """As `used`: what one worker has added, all see at once."""
+        return self.used(caller, now)
+
     def add(
         self,
         caller: str,
@@ -99,17 +103,17 @@ class Counts:
         if row[at + _DAY] < day:
             row[at + _DAY_TOKENS] = row[at + _DAY_REQUESTS] = row[at + _DAY_ESTIMATED] = 0
             row[at + _DAY] = day
-        same_minute = tokens >= 0 or since is None or int(since) // MINUTE_SECONDS == minute
-        same_day = tokens >= 0 or since is None or int(since) // DAY_SECONDS == day
-        for field, more in (
-            (_STREAMS, streams),
-            (_REQUESTS, requests),
-            (_DAY_REQUESTS, requests),
-            (_MINUTE_TOKENS, tokens * same_minute),
-            (_DAY_TOKENS, tokens * same_day),
-            (_DAY_ESTIMATED, estimated),
+        same_minute = since is None or int(since) // MINUTE_SECONDS == minute
+        same_day = since is None or int(since) // DAY_SECONDS == day
+        for field, more, still in (
+            (_STREAMS, streams, True),
+            (_REQUESTS, requests, same_minute),
+            (_DAY_REQUESTS, requests, same_day),
+            (_MINUTE_TOKENS, tokens, same_minute),
+            (_DAY_TOKENS, tokens, same_day),
+            (_DAY_ESTIMATED, estimated, same_day),
         ):
-            if more:
+            if more > 0 or (more and still):
                 row[at + field] = max(0, row[at + field] + more)
 
     def _cell(self, caller: str) -> int:

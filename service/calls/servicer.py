@@ -46,17 +46,17 @@ class Servicer(GenerationServiceServicer):
         )
         time_limits = call.time_limits
         try:
-            with self._accounts.charged(request, prompt, call, answer) as prompt:
-                async with (
-                    self._admission.slot(call.peer) as answer.admission_wait,
-                    model.stream(prompt, deadline=time_limits.deadline.at) as raw,
-                    coalesced(
-                        time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
-                        wishes.coalesce,
-                    ) as events,
-                ):
-                    async for event in events:
-                        await call.write(answer.encode(event), last=isinstance(event, Finished))
+            async with (
+                self._accounts.charged(request, prompt, call, answer) as prompt,
+                self._admission.slot(call.peer) as answer.admission_wait,
+                model.stream(prompt, deadline=time_limits.deadline.at) as raw,
+                coalesced(
+                    time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
+                    wishes.coalesce,
+                ) as events,
+            ):
+                async for event in events:
+                    await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence
             record.finish = answer.finish or "-"
@@ -68,9 +68,8 @@ class Servicer(GenerationServiceServicer):
             request, cards=allowed(request.model, model.cards, call.caller), limits=self._limits
         )
         call.record.model = prompt.model
-        with self._accounts.counted(call):
-            async with self._admission.slot(call.peer):
-                total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
+        async with self._accounts.counted(call), self._admission.slot(call.peer):
+            total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override] # noqa: ARG002 - as above
@@ -80,7 +79,7 @@ class Servicer(GenerationServiceServicer):
     async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # what a context can do, and more
         """What the caller has used, or all have."""
         self._ready()
-        return encode.usage(self._accounts.usage(call.caller, of_all=request.all_callers))
+        return encode.usage(await self._accounts.usage(call.caller, of_all=request.all_callers))
 
     def _ready(self) -> Provider:
         if self._model is None:

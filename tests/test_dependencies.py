@@ -20,6 +20,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
     "tokenwire.cli.demo": [{"server", "local"}],
     "service": [{"server"}],
+    "service.admission.redis_link": [{"server", "redis"}],
     "service.providers.gemini.over_http": [{"server", "genai"}],
     "service.providers.chat_completions.provider": [{"server", "openai"}],
     "service.providers.chat_completions.failures": [{"server", "openai"}],
@@ -32,7 +33,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "bench": [{"server", "dev"}],
     "bench.page": [{"server", "ui", "dev"}],
     "bench.sessions": [{"ui", "dev"}],
-    "tests": [{"server", "genai", "openai", "ui", "local", "dev"}],
+    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "dev"}],
 }
 
 

@@ -55,6 +55,7 @@ ONLY = {
     "markdown_it": {"gateway_ui.drawing.markdown"},
     "pygments": {"gateway_ui.drawing.markdown"},
     "latex2mathml": {"gateway_ui.drawing.markdown"},
+    "redis": {"service.admission.redis_link"},
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},
 }
 

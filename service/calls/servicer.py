@@ -6,9 +6,9 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
 from ..admission.identity import Identity
-from ..admission.quotas import Quotas
-from ..admission.shared import Shared
+from ..admission.quotas import Home, Quotas
 from ..admission.slot_queue import Admission
+from ..admission.slots import Slots
 from ..contract import decode, encode
 from ..contract.rules import Limits, good_request_id
 from ..errors import NotReady
@@ -23,10 +23,11 @@ from .coalesce import coalesced
 class Servicer(GenerationServiceServicer):
     """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
 
-    def __init__(self, settings: CallSettings, shared: Shared, identity: Identity) -> None:
+    def __init__(self, settings: CallSettings, slots: Slots, identity: Identity, counts: Home | None) -> None:
+        """`counts`: what callers have used; None where nobody has to say who calls."""
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
-        self._admission = Admission(shared.slots, queue=settings.queue, wait=settings.queue_timeout)
-        self._accounts = Accounts(identity, Quotas(shared.counts) if shared.counts is not None else None)
+        self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
+        self._accounts = Accounts(identity, Quotas(counts) if counts is not None else None)
         self._model: Provider | None = None
 
     def use(self, model: Provider) -> None:

@@ -24,7 +24,7 @@ LEASE_SECONDS = 10.0
 
 _RENEW_SECONDS = 3.0
 _MOST_AT_ONCE = 200
-"""Callers of which is told at once, beside those that wait."""
+"""Callers of which is told at once, and calls that are answered at once: more would take too long."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Between two attempts to reach Redis."""
 _STEADY_SECONDS = 10.0
@@ -355,16 +355,14 @@ class RedisCounts:
         """Tell Redis what it doesn't know, and hear what all have counted."""
         changed = list(islice(self._changed, _MOST_AT_ONCE))
         # The calls' own first: they tell what was counted before.
-        asks = [*self._asked, *map(self._ask, changed)]
-        self._asked = []
+        asks = [*self._asked[:_MOST_AT_ONCE], *map(self._ask, changed)]
+        del self._asked[:_MOST_AT_ONCE]
         self._changed.difference_update(changed)
         try:
             answers = await redis.run(script, [ask.arguments for ask in asks], keys=2)
         except BaseException:
-            self._changed.update(ask.cell for ask in asks)
-            for ask in asks:
-                if ask.answer is not None and not ask.answer.done():
-                    ask.answer.set_result(None)
+            # The next connection begins with all that is counted.
+            _give_up(asks)
             raise
         now = asyncio.get_running_loop().time()
         for ask, answer in zip(asks, answers, strict=True):
@@ -407,10 +405,7 @@ class RedisCounts:
             meanwhile = "calls are refused" if self._closed else "each server counts by itself"
             self._warn("Redis is away (%s): %s until it is back", reason, meanwhile)
         asked, self._asked = self._asked, []
-        self._changed.update(ask.cell for ask in asked)
-        for ask in asked:
-            if ask.answer is not None and not ask.answer.done():
-                ask.answer.set_result(None)
+        _give_up(asked)
 
     def _back(self) -> None:
         """Count in Redis from now on."""
@@ -420,3 +415,10 @@ class RedisCounts:
             self._say("Redis is back after %.1f s", now - self._since)
         self._reason, self._since = None, now
         self._tried.set()
+
+
+def _give_up(asks: Sequence[_Ask]) -> None:
+    """Have the calls that wait for these go on without an answer."""
+    for ask in asks:
+        if ask.answer is not None and not ask.answer.done():
+            ask.answer.set_result(None)

@@ -16,6 +16,9 @@ from ..generation.capabilities import ModelCard
 from ..generation.prompt import Prompt
 from .call import Call
 
+_ASKED_AT_ONCE = 100
+"""Of so many callers it is found out at once what they have used, so that calls needn't stand behind thousands."""
+
 
 def allowed(name: str, cards: Sequence[ModelCard], caller: Caller) -> Sequence[ModelCard]:
     """The models that this caller may use. Raises ModelNotAllowed where it may use none, or not the one it names."""
@@ -92,5 +95,8 @@ class Accounts:
                     "The usage of all callers is for administrators: `admin = true` in the callers file"
                 )
             callers |= {one.name: one for one in self._identity.named}
-        told = await asyncio.gather(*map(self._quotas.told, callers.values()))
+        everyone, told = list(callers.values()), list[tuple[Sequence[Quota], int]]()
+        for begin in range(0, len(everyone), _ASKED_AT_ONCE):
+            several = everyone[begin : begin + _ASKED_AT_ONCE]
+            told += await asyncio.gather(*map(self._quotas.told, several))
         return sorted((name, *one) for name, one in zip(callers, told, strict=True))

@@ -376,6 +376,17 @@ async def test_a_caller_sees_its_own_usage_and_an_administrator_that_of_all(
     assert json.loads(capsys.readouterr().out)["caller"] == "owner"
 
 
+async def test_an_administrator_sees_the_usage_of_hundreds(serve: Serve, tmp_path: Path) -> None:
+    keys, callers = str(tmp_path / "keys"), tmp_path / "callers.toml"
+    _, owner = api_keys.new(keys, "owner")
+    names = [f"caller-{number:03}" for number in range(250)]
+    entries = [f'[callers.{name}]\napi_keys = ["{name}"]\n' for name in names]
+    callers.write_text('[callers.owner]\napi_keys = ["owner"]\nadmin = true\n' + "".join(entries))
+    served = await serve(FakeProvider(ANSWER), api_keys=keys, callers=str(callers))
+    async with AsyncClient(served.address, token=owner) as client:
+        assert [one.caller for one in await client.usage(all_callers=True)] == [*names, "owner"]
+
+
 async def test_where_nobody_is_asked_nobody_is_counted(serve: Serve) -> None:
     served = await serve(FakeProvider(ANSWER))
     async with AsyncClient(served.address) as client:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -244,6 +245,21 @@ async def test_callers_that_leave_while_redis_is_asked_mix_up_no_answers(
     used = await worker.told(callers[1])
     assert (used["streams"], used["requests_per_day"], used["tokens_per_day"]) == (0, 1, 1)
     assert worker.home.state.losses == other.home.state.losses == 0
+
+
+@PATIENT
+async def test_thousands_of_callers_are_told_and_asked_by_and_by(redis_server: RedisServer, start: Start) -> None:
+    counts, callers = Counts(), [Caller(name=f"caller {number}") for number in range(2000)]
+    redis_server.stop()
+    first = await start(link(redis_server), counts)
+    for number, caller in enumerate(callers):
+        await first.use(caller, number)
+    redis_server.start()
+    await first.until(up=True)
+    await first.home.told_all(30)
+    second = await start(link(redis_server))
+    asking = [asyncio.ensure_future(second.told(caller)) for caller in callers[-500:]]
+    assert [told["tokens_per_day"] for told in await asyncio.gather(*asking)] == list(range(1500, 2000))
 
 
 @PATIENT
@@ -619,3 +635,22 @@ async def test_a_password_of_a_file_is_read_anew_and_never_told(tmp_path: Path, 
         assert not any("secret" in line for line in worker.lines + in_url.lines)
     finally:
         server.stop(signal.SIGKILL)
+
+
+@PATIENT
+async def test_a_user_of_redis_needs_no_more_than_operations_tell(
+    redis_server: RedisServer, tmp_path: Path, start: Start
+) -> None:
+    page = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    told = re.search(r"user needs ([A-Z, ]+), and what the script runs on these keys: ([A-Z,\s]+)\.", page)
+    assert told is not None
+    commands = re.findall(r"[A-Z]+ ?[A-Z]+|[A-Z]+", f"{told[1]}, {told[2]}")
+    with redis_server.client() as client:
+        allowed = [f"+{name.lower().replace(' ', '|')}" for name in commands]
+        client.execute_command("ACL", "SETUSER", "tw", "on", ">pass", "~tokenwire:*", *allowed)
+    (tmp_path / "password").write_text("pass\n")
+    where = redis_server.url.replace("//", "//tw@")
+    worker = await start(Link(where, password_file=str(tmp_path / "password")))
+    await worker.use()
+    assert (await worker.told())["requests_per_day"] == 1
+    assert worker.lines == []

@@ -218,7 +218,7 @@ def _need_redis(settings: Settings) -> None:
         from .admission import redis_link  # noqa: F401, PLC0415 - of an extra, and only needed here
     except ModuleNotFoundError as error:
         raise SettingError(
-            f"{error.name} is not installed; TOKENWIRE_REDIS_URL needs tokenwire's extra 'redis'"
+            f"{str(error.name).partition('.')[0]} is not installed; TOKENWIRE_REDIS_URL needs tokenwire's extra 'redis'"
         ) from error
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -114,6 +115,45 @@ async def test_replicas_hold_a_caller_to_its_quotas_together_and_tell_what_all_h
     assert (await replicas.used(third))["requests_per_day"] == requests
     for server in (*servers, third):
         assert not any(SECRET in line for line in server.log)
+
+
+def python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_without_an_address_a_server_that_counts_needs_nothing_of_redis(tmp_path: Path) -> None:
+    api_keys.new(str(tmp_path / "keys"), "billing")
+    ended = python(f"""
+import asyncio, sys
+sys.modules["redis"] = None
+from service import app
+from service.runtime.server import Server
+from service.settings import Settings
+from service.testing import FakeProvider
+settings = Settings(port=0, api_keys={str(tmp_path / "keys")!r})
+app._need_redis(settings)
+async def main():
+    server = Server(settings)
+    assert server._servicer._accounts._quotas is not None
+    await server.start()
+    await server.announce_serving(FakeProvider([]))
+    await server.leave()
+asyncio.run(main())
+""")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_without_its_extra_the_server_says_what_is_missing_and_not_the_password() -> None:
+    flags = ["--emulator", "127.0.0.1:1", "--api-keys", "k"]
+    ended = python(f"""
+import os, sys
+sys.modules["redis"] = None
+os.environ["TOKENWIRE_REDIS_URL"] = "redis://:{SECRET}@h"
+from service import app
+sys.exit(app.main({flags}, prog="p"))
+""")
+    assert ended.returncode == 2
+    assert ended.stderr == "p: redis is not installed; TOKENWIRE_REDIS_URL needs tokenwire's extra 'redis'\n"
 
 
 async def test_streams_of_killed_workers_and_servers_are_free_and_nothing_counted_is_lost(

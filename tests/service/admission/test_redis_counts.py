@@ -23,6 +23,8 @@ from service.admission.quotas import Quotas
 from service.admission.redis_counts import SCRIPT, LinkError, RedisCounts
 from service.admission.redis_link import Link, Redis
 from service.errors import QuotaExceeded, QuotasUnavailable
+from tests.browser import free_port
+from tests.certificates import Authority
 from tests.redis_server import RedisServer, made
 
 CALLER = Caller(name="a")
@@ -197,6 +199,26 @@ async def test_servers_hold_a_caller_to_its_quotas_together(redis_server: RedisS
         "tokens_per_day": 50,
     }
     assert (await first.quotas.told(caller))[1] == 10
+
+
+@PATIENT
+async def test_of_those_who_ask_at_once_as_many_get_in_as_there_is_room_for(
+    redis_server: RedisServer, start: Start
+) -> None:
+    first, second = await start(link(redis_server)), await start(link(redis_server))
+    caller = Caller(name="a", streams=3)
+    for several in ([first] * 6, [first, second] * 3):
+        for _ in range(10):
+            outcomes = await asyncio.gather(
+                *(worker.quotas.charge(caller, 1, 0) for worker in several), return_exceptions=True
+            )
+            let_in = [one for one in outcomes if not isinstance(one, BaseException)]
+            assert len(let_in) == 3
+            assert all(isinstance(one, QuotaExceeded) for one in outcomes if one not in let_in)
+            for charge in let_in:
+                charge.nothing()
+            for worker in (first, second):
+                await worker.home.told_all(10)
 
 
 @PATIENT
@@ -633,6 +655,27 @@ async def test_a_password_of_a_file_is_read_anew_and_never_told(tmp_path: Path, 
         in_url = await start(Link(server.url.replace("//", "//:right%2Fsecret@")))
         assert in_url.home.state.up
         assert not any("secret" in line for line in worker.lines + in_url.lines)
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+@PATIENT
+async def test_a_redis_that_is_reached_by_tls_has_to_prove_who_it_is(tmp_path: Path, start: Start) -> None:
+    authority, port = Authority(), free_port()
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(authority.pem)
+    own = ("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", str(trusted))
+    server = made(tmp_path, "--tls-port", str(port), "--tls-auth-clients", "no", *own)
+    server.start()
+    try:
+        url = f"rediss://127.0.0.1:{port}"
+        worker = await start(Link(f"{url}?ssl_ca_certs={trusted}"))
+        await worker.use()
+        assert (await worker.told())["requests_per_day"] == 1
+        assert worker.lines == []
+        worker = await start(Link(url))
+        assert worker.lines == ["Redis is away (ConnectionError): each server counts by itself until it is back"]
     finally:
         server.stop(signal.SIGKILL)
 

@@ -23,6 +23,7 @@ LEASE_SECONDS = 10.0
 """So long after a server has died, its streams count no more."""
 
 _RENEW_SECONDS = 3.0
+_GATHER_SECONDS = 0.1
 _MOST_AT_ONCE = 200
 """Callers of which is told at once, and calls that are answered at once: more would take too long."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
@@ -204,6 +205,8 @@ class RedisCounts:
         self._ahead = 0.0
         """How far Redis's clock is ahead of this one, in seconds: minutes and days are the same for all servers."""
         self._seen = 0
+        self._gathering: asyncio.TimerHandle | None = None
+        """Until what is counted in the middle of answers is told."""
         self._wanted = asyncio.Event()
         self._told_all = asyncio.Event()
         self._told_all.set()
@@ -236,6 +239,11 @@ class RedisCounts:
         if streams > 0:
             self._open.add(cell)
         self._tell(cell)
+        if streams:
+            self._wanted.set()
+        elif self._gathering is None:
+            # Figures in the middle of an answer may come with each chunk of each stream.
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._gathered)
 
     def used(self, caller: str, now: float) -> Used:
         """As `Home` has it: what this server has counted, or all had when Redis told it last, whichever is more."""
@@ -282,6 +290,9 @@ class RedisCounts:
     def _tell(self, cell: int) -> None:
         self._changed.add(cell)
         self._told_all.clear()
+
+    def _gathered(self) -> None:
+        self._gathering = None
         self._wanted.set()
 
     def _ask(self, cell: int, answer: "asyncio.Future[_Told | None] | None" = None) -> _Ask:
@@ -310,6 +321,8 @@ class RedisCounts:
                 self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
         finally:
             renewing.cancel()
+            if self._gathering is not None:
+                self._gathering.cancel()
 
     async def tried(self, seconds: float) -> None:
         """Wait until Redis has been looked for once, so long at most."""
@@ -374,7 +387,7 @@ class RedisCounts:
             self._set_clock(answers[-1][-1] / 1000)
         if not self._changed and not self._asked:
             self._told_all.set()
-        else:
+        elif self._asked or len(changed) == _MOST_AT_ONCE:  # else what has changed since is told when it has gathered
             self._wanted.set()
 
     def _set_clock(self, redis: float) -> None:

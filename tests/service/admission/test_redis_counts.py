@@ -233,8 +233,25 @@ async def test_a_budget_that_others_use_up_ends_a_stream(redis_server: RedisServ
     assert not ended
     charge.saw(21)
     await first.home.told_all(10)
-    charge.saw(22)  # the figure behind it, at the latest
+    charge.saw(22)
     assert ended
+
+
+@PATIENT
+async def test_figures_in_the_middle_of_answers_are_told_together(redis_server: RedisServer, start: Start) -> None:
+    worker = await start(link(redis_server))
+    charges = [await worker.quotas.charge(Caller(name=str(number)), 1, 0) for number in range(50)]
+    await worker.home.told_all(10)
+    before = redis_server.runs()
+    for tokens in range(2, 12):
+        for charge in charges:
+            charge.saw(tokens)
+        await asyncio.sleep(0)
+    await worker.home.told_all(10)
+    assert (
+        redis_server.runs() - before <= len(charges) + 50
+    )  # of ten figures each; beside them open streams, at most once
+    assert (await worker.told(Caller(name="7")))["tokens_per_day"] == 11
 
 
 @PATIENT

@@ -77,13 +77,14 @@ check: $(VENV)/.dev ## Format, lint, types, contract, stub currency, import rule
 
 # ---- tests -------------------------------------------------------------------------------------------------------
 
-# The page's tests drive a real Chromium, the README's Node example a real Node, those of retries C++ as well: the system's,
-# else Debian's.
+# The page's tests drive a real Chromium, the README's Node example a real Node, those of retries C++ as well, and those of
+# replicas a real Redis: the system's, else Debian's.
 .PHONY: tools
 tools:
 	@missing=""; \
 	[ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || missing="chromium"; \
 	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
+	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	pkg-config --exists grpc++ 2>/dev/null || missing="$$missing g++ pkg-config libgrpc++-dev"; \
 	[ -z "$$missing" ] || { echo "Installing $$missing with apt-get (the tests need it)"; \
 	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \

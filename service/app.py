@@ -37,6 +37,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         settings = Settings.load(argv, os.environ, prog=prog)
         _need_upstream(settings)
         _need_files()
+        _need_redis(settings)
         call_log.configure(settings.log_level, settings.log_format)
         _forget_foreign_variables(settings)
         memory.share()
@@ -207,6 +208,18 @@ def _need_files() -> None:
             f"the limit on open files (ulimit -n) is {limit}: at least {_FILES} is wanted, and each caller "
             "takes one more"
         )
+
+
+def _need_redis(settings: Settings) -> None:
+    """Import what counting in Redis needs, for all processes. Raises SettingError where that isn't there."""
+    if not settings.redis_url:
+        return
+    try:
+        from .admission import redis_link  # noqa: F401, PLC0415 - of an extra, and only needed here
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"{str(error.name).partition('.')[0]} is not installed; TOKENWIRE_REDIS_URL needs tokenwire's extra 'redis'"
+        ) from error
 
 
 def _forget_foreign_variables(settings: Settings) -> None:

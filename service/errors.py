@@ -10,6 +10,7 @@
     |- NotServed               UNIMPLEMENTED        NOT_SERVED
     |- NotReady                UNAVAILABLE          STARTING
     |- Draining                UNAVAILABLE          DRAINING
+    |- QuotasUnavailable       UNAVAILABLE          QUOTAS_UNAVAILABLE
     |- ServerBusy              RESOURCE_EXHAUSTED   SERVER_BUSY
     |- QuotaExceeded           RESOURCE_EXHAUSTED   QUOTA_EXCEEDED
     |- BudgetExhausted         RESOURCE_EXHAUSTED   BUDGET_EXHAUSTED
@@ -204,6 +205,14 @@ class Draining(CallError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DRAINING"
+    usual_delay = 1.0
+
+
+class QuotasUnavailable(CallError):
+    """Where replicas count together can't be reached, and the server's owner wants no call let in without."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "QUOTAS_UNAVAILABLE"
     usual_delay = 1.0
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
 
 from .providers import addresses
 from .providers.offers import SeveralError, completed, offers
@@ -25,6 +26,9 @@ _NEARLY = 0.7
 # more. Of those names one is a setting.
 _LINKED = "TOKENWIRE_PORT"
 _LINK = re.compile(r"(tcp|udp|sctp)://")
+_DATABASE = re.compile(r"(/[0-9]{0,5})?")
+_OF_TLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+
 _OF_KUBERNETES = re.compile(
     r"TOKENWIRE_([A-Z0-9_]+_)?"
     r"(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
@@ -53,10 +57,12 @@ class Source:
     help: str
     parse: Callable[[str], Any]
     """Raises ValueError with what is wanted, as in "a whole number from 0 to 65535"."""
+    secret: bool = False
+    """Whether its value is told to nobody."""
 
 
-def setting(default: Any, variable: str, parse: Callable[[str], Any], text: str) -> Any:
-    return field(default=default, metadata={"source": Source(variable, text, parse)})
+def setting(default: Any, variable: str, parse: Callable[[str], Any], text: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"source": Source(variable, text, parse, secret)})
 
 
 def source(of: "Field[Any]") -> Source:
@@ -91,6 +97,31 @@ def host_and_port(value: str) -> str:
     if not (addresses.is_host(host) and addresses.is_port(port)):
         raise ValueError("HOST:PORT, such as 127.0.0.1:8080,")
     return value
+
+
+def redis_url(value: str) -> str:
+    """Where a Redis is, as redis-py takes it; of its options those only that TLS needs."""
+    try:
+        parts = urlsplit(value)
+        options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+        address = parts.netloc.rpartition("@")[2]
+        host, _, port = address.rpartition(":") if parts.port is not None else (address.rstrip(":"), "", "1")
+        if parts.scheme == "unix":
+            fits = not address and parts.path.startswith("/") and options.keys() <= {"db"}
+        else:
+            fits = addresses.is_host(host) and addresses.is_port(port) and bool(_DATABASE.fullmatch(parts.path))
+            fits = fits and options.keys() <= (_OF_TLS if parts.scheme == "rediss" else set())
+    except ValueError:
+        fits = False
+    if not fits or parts.scheme not in ("redis", "rediss", "unix") or parts.fragment or not value.isprintable():
+        raise ValueError(
+            "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// for TLS, or unix:///PATH[?db=DATABASE],"
+        )
+    return value
+
+
+def has_password(url: str) -> bool:
+    return bool(urlsplit(url).password)
 
 
 def listening(value: str) -> str:
@@ -189,6 +220,22 @@ class Settings:
         "TOKENWIRE_CALLERS",
         file,
         "TOML file: who may call, by which proofs, and what each may; it may change while the server runs",
+    )
+    redis_url: str = setting(
+        "",
+        "TOKENWIRE_REDIS_URL",
+        redis_url,
+        "Redis in which replicas count together what callers use; one with a password by the variable only",
+        secret=True,
+    )
+    redis_password_file: str = setting(
+        "", "TOKENWIRE_REDIS_PASSWORD_FILE", file, "file of its password, which is read for each connection"
+    )
+    redis_away: str = setting(
+        "open",
+        "TOKENWIRE_REDIS_AWAY",
+        one_of("open", "closed"),
+        "while it is slow or away: open lets calls in as each server counts by itself, closed refuses them",
     )
     behind_proxy: bool = setting(
         False,
@@ -435,7 +482,8 @@ class Settings:
                     start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
                     wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
                 except ValueError as error:
-                    wrong.append(f"{name} is {value!r}: {error} is wanted")
+                    start = name if origin.secret else f"{name} is {value!r}"
+                    wrong.append(f"{start}: {error} is wanted")
                     values[one.name] = None
                 break
         models = []
@@ -481,7 +529,10 @@ def _near(name: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_NEARLY)), "")
 
 
-_PAIRS = (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate"), ("tls_client_ca", "tls_certificate"))
+_PAIRS = (
+    *(("tls_certificate", "tls_key"), ("tls_key", "tls_certificate"), ("tls_client_ca", "tls_certificate")),
+    ("redis_password_file", "redis_url"),
+)
 """Settings of which the first is nothing without the second."""
 _PROOFS = ("api_keys", "callers", "tls_client_ca")
 """With any of these, not everybody can call."""
@@ -509,6 +560,7 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('tls_certificate', variables['tls_certificate'])} is set: none is wanted on a Unix domain "
             "socket, which nobody else can read"
         )
+    yield from _wrong_with_redis(values, variables, told)
     lacks = [
         *([] if values["tls_certificate"] else ["TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)"]),
         *(
@@ -522,6 +574,28 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('host', variables['host'])} is {host!r}, which others than this machine can reach: "
             f"{' and '.join(lacks)} are wanted, or --insecure true"
         )
+
+
+def _wrong_with_redis(
+    values: Mapping[str, Any], variables: Mapping[str, str], told: Mapping[str, str]
+) -> Iterator[str]:
+    """What is wrong where counts are to be kept in Redis."""
+    if not values["redis_url"]:
+        return
+    name = told.get("redis_url", variables["redis_url"])
+    if not (values["api_keys"] or values["callers"]):
+        yield (
+            f"{name} is set: proofs of who calls (TOKENWIRE_API_KEYS or TOKENWIRE_CALLERS) are wanted beside it, since "
+            "nothing is counted without"
+        )
+    if has_password(values["redis_url"]):
+        if name != variables["redis_url"] and "redis_url" in told:
+            yield (
+                f"{name} has a password, which others on this machine can read: "
+                f"{variables['redis_url']} or {variables['redis_password_file']} is wanted for it"
+            )
+        if values["redis_password_file"]:
+            yield f"{name} has a password: none is wanted beside {variables['redis_password_file']}"
 
 
 def _is_exposed(host: str) -> bool:

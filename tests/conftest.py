@@ -59,7 +59,7 @@ class Served:
 if TYPE_CHECKING:  # the generated stub has it for type checkers only
     from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceAsyncStub
 
-pytest_plugins = ["tests.browser", "tests.tokenwire.fixtures"]
+pytest_plugins = ["tests.browser", "tests.redis_server", "tests.tokenwire.fixtures"]
 
 # How long an example takes is the machine's matter.
 hypothesis.settings.register_profile("tokenwire", deadline=None)
@@ -80,7 +80,9 @@ _WITH_PROCESSES = (
     "faults/",
     "gateway_ui/test_main.py",
     "hostile/",
+    "service/admission/test_redis_counts.py",
     "service/admission/test_slots.py",
+    "service/runtime/test_replicas.py",
     "service/runtime/test_secured.py",
     "service/runtime/test_stop.py",
     "service/runtime/test_workers.py",

@@ -20,6 +20,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
     "tokenwire.cli.demo": [{"server", "local"}],
     "service": [{"server"}],
+    "service.admission.redis_link": [{"server", "redis"}],
     "service.providers.gemini.over_http": [{"server", "genai"}],
     "service.providers.chat_completions.provider": [{"server", "openai"}],
     "service.providers.chat_completions.failures": [{"server", "openai"}],
@@ -33,7 +34,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "bench.page": [{"server", "ui", "dev"}],
     "bench.page.sessions": [{"ui", "dev"}],
     "bench.page.stamped": [{"server", "dev"}],
-    "tests": [{"server", "genai", "openai", "ui", "local", "dev"}],
+    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "dev"}],
 }
 
 

@@ -357,6 +357,9 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
             IncompleteError, "The model broke off before its answer was complete."
         ),
         (_Code.UNAVAILABLE, "STARTING"): Words(UnavailableError, "The service is still starting. {again}"),
+        (_Code.UNAVAILABLE, "QUOTAS_UNAVAILABLE"): Words(
+            UnavailableError, "What you have used cannot be found out right now. {again}"
+        ),
         (_Code.UNAVAILABLE, "DRAINING"): Words(UnavailableError, "The service is shutting down. {again}"),
         (_Code.DATA_LOSS, ""): Words(IncompleteError, "A part of the answer was lost. {said}"),
     }

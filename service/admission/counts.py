@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import mmap
 import os
+import secrets
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _CELLS = 1 << 16
@@ -40,6 +42,8 @@ class Counts:
 
     def __init__(self, workers: int = 1) -> None:
         """To be made before the workers are forked."""
+        self.server = secrets.token_hex(8)
+        """By which it is told from all other servers, also from the one that was here before."""
         self._rows = [memoryview(mmap.mmap(-1, _CELLS * _FIELDS * 8)).cast("Q") for _ in range(workers)]
         self._names = memoryview(mmap.mmap(-1, _CELLS * 8)).cast("Q")
         """By cell: a hash of the caller's name; 0: nobody has it."""
@@ -60,7 +64,7 @@ class Counts:
 
     def used(self, caller: str, now: float) -> Used:
         """What this caller has used; `now` in seconds of `time.time`."""
-        at = self._cell(caller) * _FIELDS
+        at = self.cell(caller) * _FIELDS
         minute, day = int(now) // MINUTE_SECONDS, int(now) // DAY_SECONDS
         streams = requests = minute_tokens = day_requests = day_tokens = estimated = 0
         for row in self._rows:
@@ -73,6 +77,10 @@ class Counts:
                 day_requests += row[at + _DAY_REQUESTS]
                 estimated += row[at + _DAY_ESTIMATED]
         return Used(streams, requests, minute_tokens, day_requests, day_tokens, estimated)
+
+    async def agreed(self, caller: str, now: float) -> Used:
+        """As `used`: what one worker has added, all see at once."""
+        return self.used(caller, now)
 
     def add(
         self,
@@ -89,7 +97,7 @@ class Counts:
 
         `since`: when that which is taken back was counted; what was in another minute or on another day isn't.
         """
-        at = self._cell(caller) * _FIELDS
+        at = self.cell(caller) * _FIELDS
         row = self._rows[self._mine]
         minute, day = int(now) // MINUTE_SECONDS, int(now) // DAY_SECONDS
         if row[at + _MINUTE] < minute:
@@ -99,20 +107,26 @@ class Counts:
         if row[at + _DAY] < day:
             row[at + _DAY_TOKENS] = row[at + _DAY_REQUESTS] = row[at + _DAY_ESTIMATED] = 0
             row[at + _DAY] = day
-        same_minute = tokens >= 0 or since is None or int(since) // MINUTE_SECONDS == minute
-        same_day = tokens >= 0 or since is None or int(since) // DAY_SECONDS == day
-        for field, more in (
-            (_STREAMS, streams),
-            (_REQUESTS, requests),
-            (_DAY_REQUESTS, requests),
-            (_MINUTE_TOKENS, tokens * same_minute),
-            (_DAY_TOKENS, tokens * same_day),
-            (_DAY_ESTIMATED, estimated),
+        same_minute = since is None or int(since) // MINUTE_SECONDS == minute
+        same_day = since is None or int(since) // DAY_SECONDS == day
+        for field, more, still in (
+            (_STREAMS, streams, True),
+            (_REQUESTS, requests, same_minute),
+            (_DAY_REQUESTS, requests, same_day),
+            (_MINUTE_TOKENS, tokens, same_minute),
+            (_DAY_TOKENS, tokens, same_day),
+            (_DAY_ESTIMATED, estimated, same_day),
         ):
-            if more:
+            if more > 0 or (more and still):
                 row[at + field] = max(0, row[at + field] + more)
 
-    def _cell(self, caller: str) -> int:
+    @property
+    def worker(self) -> int:
+        """The number of this worker."""
+        return self._mine
+
+    def cell(self, caller: str) -> int:
+        """Where this caller is counted."""
         cell = self._cells.get(caller)
         if cell is None:
             if len(self._cells) >= _CELLS:
@@ -120,6 +134,20 @@ class Counts:
             digest = hashlib.blake2b(caller.encode(), digest_size=8).digest()
             cell = self._cells[caller] = self._found(int.from_bytes(digest) or 1)
         return cell
+
+    def name(self, cell: int) -> int:
+        """The hash of the name of the caller that is counted here, of 64 bits."""
+        return self._names[cell]
+
+    def row(self, cell: int) -> Sequence[int]:
+        """What this worker has counted here: the streams that are open, then by minute and day as the fields above."""
+        at = cell * _FIELDS
+        return self._rows[self._mine][at : at + _FIELDS].tolist()
+
+    def counted(self, now: float) -> list[int]:
+        """Where this worker has counted anything on this day."""
+        row, day = self._rows[self._mine], int(now) // DAY_SECONDS
+        return [cell for cell in range(_CELLS) if self._names[cell] and row[cell * _FIELDS + _DAY] >= day]
 
     def _found(self, name: int) -> int:
         """The cell of this hash, which is the same in all workers."""

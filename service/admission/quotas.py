@@ -7,21 +7,53 @@ beside it take beyond what was set aside for them.
 
 from collections.abc import Callable, Sequence
 from time import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from google.rpc import error_details_pb2
 
 from ..errors import BudgetExhausted, CallError, QuotaExceeded
 from .callers import Caller
-from .counts import DAY_SECONDS, MINUTE_SECONDS, Counts, Used
+from .counts import DAY_SECONDS, MINUTE_SECONDS, Used
 
 _BYTES_OF_A_TOKEN = 4
+
+
+class Home(Protocol):
+    """Where it is counted; times are those of `time.time`, in seconds."""
+
+    def add(
+        self,
+        caller: str,
+        now: float,
+        *,
+        streams: int = 0,
+        requests: int = 0,
+        tokens: int = 0,
+        estimated: int = 0,
+        since: float | None = None,
+    ) -> None:
+        """Count so much more, or less where a number is below zero.
+
+        `since`: when that which is taken back was counted; what was in another minute or on another day isn't.
+        """
+        ...
+
+    def used(self, caller: str, now: float) -> Used:
+        """What this caller has used, as far as that is known without asking anybody."""
+        ...
+
+    async def agreed(self, caller: str, now: float) -> Used:
+        """What this caller has used, with all that was added here before, and nothing that is added meanwhile.
+
+        Of two who add and then ask at the same time, wherever they are, one at least sees what the other has added.
+        """
+        ...
 
 
 class Charge:
     """What one call takes of its caller's quotas, as far as it is known."""
 
-    def __init__(self, counts: Counts, caller: Caller, *, input_tokens: int, set_aside: int) -> None:
+    def __init__(self, counts: Home, caller: Caller, *, input_tokens: int, set_aside: int) -> None:
         self._counts = counts
         self._caller = caller
         self._begin = time()
@@ -79,16 +111,16 @@ class Quota(NamedTuple):
 
 
 class Quotas:
-    """Asks and counts the quotas of callers, over all worker processes."""
+    """Asks and counts the quotas of callers, over all that count in the same home."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Home) -> None:
         self._counts = counts
 
-    def told(self, caller: Caller) -> tuple[Sequence[Quota], int]:
+    async def told(self, caller: Caller) -> tuple[Sequence[Quota], int]:
         """All that is counted of this caller; and of its tokens of the day, how many were estimated."""
         now = time()
         minute, day = _left(now)
-        used = self._counts.used(caller.name, now)
+        used = await self._counts.agreed(caller.name, now)
         quotas = (
             Quota("streams", used.streams, caller.streams, None),
             Quota("requests_per_minute", used.requests_in_minute, caller.requests_per_minute, minute),
@@ -98,18 +130,18 @@ class Quotas:
         )
         return quotas, used.estimated_today
 
-    def charge(self, caller: Caller, input_tokens: int, output_tokens: int) -> Charge:
+    async def charge(self, caller: Caller, input_tokens: int, output_tokens: int) -> Charge:
         """Count one more call of this caller, with so many tokens set aside. Raises QuotaExceeded.
 
         To be ended by `Charge.settle` or `Charge.nothing`.
         """
         now, aside = time(), input_tokens + output_tokens
         self._counts.add(caller.name, now, streams=1, requests=1, tokens=aside)
-        used = self._counts.used(caller.name, now)
-        refusal = _refusal(caller, used, aside, now)
-        if refusal is not None:
-            self._counts.add(caller.name, now, streams=-1, requests=-1, tokens=-aside)
-            raise refusal
+        try:
+            _refuse(caller, await self._counts.agreed(caller.name, now), aside, now)
+        except BaseException:  # a caller that leaves while it is asked has used nothing either
+            self._counts.add(caller.name, time(), streams=-1, requests=-1, tokens=-aside, since=now)
+            raise
         return Charge(self._counts, caller, input_tokens=input_tokens, set_aside=aside)
 
 
@@ -126,8 +158,8 @@ _REFUSALS = {
 }
 
 
-def _refusal(caller: Caller, used: Used, aside: int, now: float) -> QuotaExceeded | None:
-    """Why a call can't be let in that has been counted already; None: it can."""
+def _refuse(caller: Caller, used: Used, aside: int, now: float) -> None:
+    """Raise QuotaExceeded if a call can't be let in that has been counted already."""
     minute, day = _left(now)
     for name, found, seconds in (
         ("streams", used.streams - 1, 1.0),
@@ -137,10 +169,9 @@ def _refusal(caller: Caller, used: Used, aside: int, now: float) -> QuotaExceede
     ):
         limit: int | None = getattr(caller, name)
         if limit is not None and found >= limit:
-            return QuotaExceeded(
+            raise QuotaExceeded(
                 f"This caller {_REFUSALS[name].format(limit)}", **_details(caller, name, limit, seconds)
             )
-    return None
 
 
 def _exhausted(caller: Caller, limit: int) -> BudgetExhausted:

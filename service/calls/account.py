@@ -1,7 +1,8 @@
 """What one caller may do with a call, and what the call takes of its quotas."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -14,6 +15,9 @@ from ..errors import CallNotAllowed, ModelNotAllowed, NotServed, UpstreamError
 from ..generation.capabilities import ModelCard
 from ..generation.prompt import Prompt
 from .call import Call
+
+_ASKED_AT_ONCE = 100
+"""Of so many callers it is found out at once what they have used, so that calls needn't stand behind thousands."""
 
 
 def allowed(name: str, cards: Sequence[ModelCard], caller: Caller) -> Sequence[ModelCard]:
@@ -36,10 +40,10 @@ class Accounts:
         self._identity = identity
         self._quotas = quotas
 
-    @contextmanager
-    def charged(
+    @asynccontextmanager
+    async def charged(
         self, request: pb.GenerateRequest, prompt: Prompt, call: Call, answer: encode.Answer
-    ) -> Iterator[Prompt]:
+    ) -> AsyncIterator[Prompt]:
         """Count a call of Generate, and settle it in the end. Raises QuotaExceeded.
 
         Gives the prompt with what the server's owner has said of this caller: its labels, and the models that may stand
@@ -49,7 +53,7 @@ class Accounts:
             yield prompt
             return
         caller = call.caller
-        charge = self._quotas.charge(caller, *decode.tokens(request))
+        charge = await self._quotas.charge(caller, *decode.tokens(request))
         charge.end = call.time_limits.end
         watched = charge.saw if caller.tokens_per_day is not None else None
         # Whether a model may have taken it, and somebody has to pay.
@@ -65,19 +69,19 @@ class Accounts:
         finally:
             charge.settle(answer.tokens, characters=answer.characters) if taken else charge.nothing()
 
-    @contextmanager
-    def counted(self, call: Call) -> Iterator[None]:
+    @asynccontextmanager
+    async def counted(self, call: Call) -> AsyncIterator[None]:
         """Count a call that takes no tokens. Raises QuotaExceeded."""
         if self._quotas is None:
             yield
             return
-        charge = self._quotas.charge(call.caller, 0, 0)
+        charge = await self._quotas.charge(call.caller, 0, 0)
         try:
             yield
         finally:
             charge.nothing()
 
-    def usage(self, caller: Caller, *, of_all: bool) -> list[tuple[str, Sequence[Quota], int]]:
+    async def usage(self, caller: Caller, *, of_all: bool) -> list[tuple[str, Sequence[Quota], int]]:
         """What this caller has used, or all have, by their names; as `encode.usage` takes it.
 
         Raises NotServed and CallNotAllowed.
@@ -91,4 +95,8 @@ class Accounts:
                     "The usage of all callers is for administrators: `admin = true` in the callers file"
                 )
             callers |= {one.name: one for one in self._identity.named}
-        return [(name, *self._quotas.told(one)) for name, one in sorted(callers.items())]
+        everyone, told = list(callers.values()), list[tuple[Sequence[Quota], int]]()
+        for begin in range(0, len(everyone), _ASKED_AT_ONCE):
+            several = everyone[begin : begin + _ASKED_AT_ONCE]
+            told += await asyncio.gather(*map(self._quotas.told, several))
+        return sorted((name, *one) for name, one in zip(callers, told, strict=True))

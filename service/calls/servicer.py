@@ -6,9 +6,9 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceServicer
 
 from ..admission.identity import Identity
-from ..admission.quotas import Quotas
-from ..admission.shared import Shared
+from ..admission.quotas import Home, Quotas
 from ..admission.slot_queue import Admission
+from ..admission.slots import Slots
 from ..contract import decode, encode
 from ..contract.rules import Limits, good_request_id
 from ..errors import NotReady
@@ -23,10 +23,11 @@ from .coalesce import coalesced
 class Servicer(GenerationServiceServicer):
     """Answers tokenwire.v1.GenerationService. Failures are raised; `Guard` makes statuses of them."""
 
-    def __init__(self, settings: CallSettings, shared: Shared, identity: Identity) -> None:
+    def __init__(self, settings: CallSettings, slots: Slots, identity: Identity, counts: Home | None) -> None:
+        """`counts`: what callers have used; None where nobody has to say who calls."""
         self._limits = Limits(prompt=settings.max_prompt_bytes, inline=settings.max_inline_bytes)
-        self._admission = Admission(shared.slots, queue=settings.queue, wait=settings.queue_timeout)
-        self._accounts = Accounts(identity, Quotas(shared.counts) if shared.counts is not None else None)
+        self._admission = Admission(slots, queue=settings.queue, wait=settings.queue_timeout)
+        self._accounts = Accounts(identity, Quotas(counts) if counts is not None else None)
         self._model: Provider | None = None
 
     def use(self, model: Provider) -> None:
@@ -46,17 +47,17 @@ class Servicer(GenerationServiceServicer):
         )
         time_limits = call.time_limits
         try:
-            with self._accounts.charged(request, prompt, call, answer) as prompt:
-                async with (
-                    self._admission.slot(call.peer) as answer.admission_wait,
-                    model.stream(prompt, deadline=time_limits.deadline.at) as raw,
-                    coalesced(
-                        time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
-                        wishes.coalesce,
-                    ) as events,
-                ):
-                    async for event in events:
-                        await call.write(answer.encode(event), last=isinstance(event, Finished))
+            async with (
+                self._accounts.charged(request, prompt, call, answer) as prompt,
+                self._admission.slot(call.peer) as answer.admission_wait,
+                model.stream(prompt, deadline=time_limits.deadline.at) as raw,
+                coalesced(
+                    time_limits.upstream(raw, first_chunk=wishes.first_chunk_timeout, idle=wishes.idle_timeout),
+                    wishes.coalesce,
+                ) as events,
+            ):
+                async for event in events:
+                    await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence
             record.finish, record.first = answer.finish or "-", answer.first
@@ -72,9 +73,8 @@ class Servicer(GenerationServiceServicer):
             request, cards=allowed(request.model, model.cards, call.caller), limits=self._limits
         )
         call.record.model = prompt.model
-        with self._accounts.counted(call):
-            async with self._admission.slot(call.peer):
-                total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
+        async with self._accounts.counted(call), self._admission.slot(call.peer):
+            total = await model.count_tokens(prompt, deadline=call.time_limits.deadline.at)
         return pb.CountTokensResponse(total_tokens=total, model=prompt.model)
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:  # type: ignore[override] # noqa: ARG002 - as above
@@ -84,7 +84,7 @@ class Servicer(GenerationServiceServicer):
     async def GetUsage(self, request: pb.GetUsageRequest, call: Call) -> pb.GetUsageResponse:  # type: ignore[override] # what a context can do, and more
         """What the caller has used, or all have."""
         self._ready()
-        return encode.usage(self._accounts.usage(call.caller, of_all=request.all_callers))
+        return encode.usage(await self._accounts.usage(call.caller, of_all=request.all_callers))
 
     def _ready(self) -> Provider:
         if self._model is None:

@@ -190,7 +190,8 @@ async def greet(
     ending = _Stop(orders)
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
-    open_to_all = replace(settings, api_keys="", callers="", insecure=True, reflection=tells)
+    nobody: dict[str, Any] = dict.fromkeys(("api_keys", "callers", "redis_url", "redis_password_file"), "")
+    open_to_all = replace(settings, **nobody, insecure=True, reflection=tells)
     server = _server(
         open_to_all, Shared.of(slots=1, per_caller=0), secured.open_to_all() if secured is not None else None
     )

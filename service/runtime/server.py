@@ -12,6 +12,8 @@ from grpc_reflection.v1alpha import reflection
 from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
+from ..admission.counts import Counts
+from ..admission.redis_counts import RedisCounts
 from ..admission.shared import Shared
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
 from ..calls.health import NAME as HEALTH
@@ -29,6 +31,9 @@ SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"
 # A caller that is slow to read, or doesn't for a moment, still hears how its call ended when the server goes.
 _FAREWELL_SECONDS = 5.0
 _LEAVE_SECONDS = 0.1
+
+_REDIS_SECONDS = 1.0
+"""For so long a server waits for Redis before it serves, and before it ends, if need be."""
 
 # Workers stop together, and not in the same moment: a caller that the first refuses asks again at once, and must not
 # meet the others as they close.
@@ -67,7 +72,11 @@ class Server:
             slots=settings.slots, per_caller=settings.slots_per_caller, counted=identity.is_asked
         )
         self._health = Health("", SERVICE)
-        self._servicer = Servicer(settings, shared, identity)
+        self._in_redis: RedisCounts | None = None
+        self._counting: asyncio.Task[NoReturn] | None = None
+        if shared.counts is not None and settings.redis_url:
+            self._in_redis = _in_redis(settings, shared.counts)
+        self._servicer = Servicer(settings, shared.slots, identity, self._in_redis or shared.counts)
         budget = settings.max_unfinished_bytes // shared.slots.workers
         receivers = [
             Receiver(budget=int(budget * part), largest=_largest_request(settings))
@@ -109,12 +118,16 @@ class Server:
 
     def use(self, model: Provider) -> None:
         """From now on, answer with `model`. What health says stays as it is."""
+        if self._in_redis is not None and self._counting is None:
+            self._counting = asyncio.create_task(self._in_redis.run())
         self._servicer.use(model)
 
     async def announce_serving(self, model: Provider) -> None:
         """From now on, answer with `model` and say SERVING."""
         await self._secured.identity.looked()
         self.use(model)
+        if self._in_redis is not None:
+            await self._in_redis.tried(_REDIS_SECONDS)
         self._health.say(serving=True)
 
     async def stop(self, grace: float) -> None:
@@ -133,6 +146,8 @@ class Server:
         await self._unless_hurried(self._guard.finish(grace))
         if unread := await self._guard.end(_FAREWELL_SECONDS):
             call_log.say("%d callers do not read how their calls ended; their connections are closed", unread)
+        if self._in_redis is not None:
+            await self._in_redis.told_all(_REDIS_SECONDS)
         await self._server.stop(0)
         await closing
         self._forget()
@@ -158,8 +173,9 @@ class Server:
         self._forget()
 
     def _forget(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._counting):
+            if task is not None:
+                task.cancel()
 
     async def _close(self, seconds: float, *, pause: float = 0) -> "asyncio.Future[None]":
         """Close the port and tell callers to go elsewhere; the future is done once all calls have ended or been cut.
@@ -174,6 +190,14 @@ class Server:
         await asyncio.sleep(released - asyncio.get_running_loop().time())
         self._guard.release()
         return closing
+
+
+def _in_redis(settings: Settings, counts: Counts) -> RedisCounts:
+    """Counts that replicas share."""
+    from ..admission.redis_link import Link  # noqa: PLC0415 - of an extra, and only needed here
+
+    link = Link(settings.redis_url, password_file=settings.redis_password_file)
+    return RedisCounts(counts, link, closed=settings.redis_away == "closed", say=call_log.say, warn=call_log.warn)
 
 
 def _options(settings: Settings, *, alone: bool) -> list[tuple[str, int]]:

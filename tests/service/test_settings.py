@@ -46,11 +46,15 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         "host": "::1",
         "insecure": "true",
         "behind_proxy": "true",
+        "redis_url": "redis://h",
+        "redis_away": "closed",
     }
     other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")
     flag = "--" + one.name.replace("_", "-")
     beside = {
+        "redis_url": {"TOKENWIRE_API_KEYS": "7"},
+        "redis_password_file": {"TOKENWIRE_REDIS_URL": "redis://h", "TOKENWIRE_API_KEYS": "7"},
         "tls_certificate": {"TOKENWIRE_TLS_KEY": "7"},
         "tls_key": {"TOKENWIRE_TLS_CERTIFICATE": "7"},
         "tls_client_ca": {"TOKENWIRE_TLS_CERTIFICATE": "7", "TOKENWIRE_TLS_KEY": "7"},
@@ -253,6 +257,54 @@ def test_settings_of_tls_stand_together() -> None:
         SettingError, match=r"^TOKENWIRE_TLS_CERTIFICATE is set: TOKENWIRE_TLS_KEY is wanted beside it$"
     ):
         load(TOKENWIRE_TLS_CERTIFICATE="c")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("redis://h", "redis://h:6380", "redis://h/3", "redis://:p%2Fq@h:6380/", "rediss://user:p@[::1]:6380/0"),
+        *("rediss://h?ssl_ca_certs=/ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem", "unix:///run/redis.sock?db=1"),
+    ],
+)
+def test_the_address_of_a_redis(url: str) -> None:
+    settings = load(TOKENWIRE_REDIS_URL=url, TOKENWIRE_CALLERS="c")
+    assert settings.redis_url == url
+    assert url not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("secret", "h:secret", "http://secret@h", "redis://", "redis://:secret@", "redis://:sec/ret@h"),
+        *("redis://h:0/secret", "redis://h:secret", "redis://:secret@h:99999", "redis://h/secret", "redis://h#secret"),
+        *("redis://h?ssl_ca_certs=secret", "redis://h?password=secret", "rediss://h?secret", "redis://[secret"),
+        *("unix://secret/run/redis.sock", "unix:secret", "unix:///run/a?secret=1", "redis://:secret\n@h"),
+    ],
+)
+def test_what_is_no_address_of_a_redis_is_refused_and_not_told(url: str) -> None:
+    for flags, environ in ((["--redis-url", url], {}), ([], {"TOKENWIRE_REDIS_URL": url})):
+        with pytest.raises(SettingError) as caught:
+            Settings.load([*flags, "--api-keys", "k"], environ, prog="p")
+        assert str(caught.value).partition(":")[0] in ("--redis-url", "TOKENWIRE_REDIS_URL")
+        assert str(caught.value).endswith("or unix:///PATH[?db=DATABASE], is wanted")
+        assert "secret" not in str(caught.value)
+
+
+def test_what_does_not_fit_a_redis_is_told_at_once_without_its_password() -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--redis-url", "redis://:secret@h", "--redis-password-file", "f", "--redis-away", "ajar")
+    told = str(caught.value).splitlines()
+    assert [line.partition(",")[0] for line in told] == [
+        "--redis-away is 'ajar': one of open",
+        "--redis-url is set: proofs of who calls (TOKENWIRE_API_KEYS or TOKENWIRE_CALLERS) are wanted beside it",
+        "--redis-url has a password",
+        "--redis-url has a password: none is wanted beside TOKENWIRE_REDIS_PASSWORD_FILE",
+    ]
+    assert told[2].endswith("TOKENWIRE_REDIS_URL or TOKENWIRE_REDIS_PASSWORD_FILE is wanted for it")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(SettingError, match=r"^--redis-password-file is set: TOKENWIRE_REDIS_URL is wanted beside it$"):
+        load("--redis-password-file", "f")
+    load("--api-keys", "k", TOKENWIRE_REDIS_URL="redis://:secret@h")
 
 
 def test_processes_cannot_share_a_unix_domain_socket() -> None:

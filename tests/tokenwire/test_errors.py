@@ -106,6 +106,7 @@ def test_every_row_of_the_table_is_a_plain_sentence(key: tuple[grpc.StatusCode, 
         ("UNAVAILABLE", "UPSTREAM_UNAVAILABLE", errors.UnavailableError),
         ("UNAVAILABLE", "UPSTREAM_CUT", errors.IncompleteError),
         ("UNAVAILABLE", "DRAINING", errors.UnavailableError),
+        ("UNAVAILABLE", "QUOTAS_UNAVAILABLE", errors.UnavailableError),
         ("DEADLINE_EXCEEDED", "CALLER_DEADLINE", errors.DeadlineError),
         ("DEADLINE_EXCEEDED", "FIRST_CHUNK_TIMEOUT", errors.DeadlineError),
         ("DEADLINE_EXCEEDED", "IDLE_TIMEOUT", errors.DeadlineError),
@@ -191,6 +192,11 @@ OTHERS = [
         "All 9 streams of this server are taken; ask again in a moment",
     ),
     (grpc.StatusCode.UNAVAILABLE, "DRAINING", "The server is going away; ask another one, or again in a moment"),
+    (
+        grpc.StatusCode.UNAVAILABLE,
+        "QUOTAS_UNAVAILABLE",
+        "What this caller has used can't be found out; ask again in a moment",
+    ),
     (grpc.StatusCode.UNAVAILABLE, "STARTING", "The server is starting; ask again in a moment"),
 ]
 

@@ -56,85 +56,85 @@ def used_by(asked: Quotas, caller: Caller) -> Used:
     return asked._counts.used(caller.name, time_of_quotas())
 
 
-def take(asked: Quotas, caller: Caller, tokens: int = 0) -> Any:
-    return asked.charge(caller, input_tokens=tokens, output_tokens=0)
+async def take(asked: Quotas, caller: Caller, tokens: int = 0) -> Any:
+    return await asked.charge(caller, input_tokens=tokens, output_tokens=0)
 
 
-def refusal(asked: Quotas, caller: Caller, tokens: int = 0) -> QuotaExceeded:
+async def refusal(asked: Quotas, caller: Caller, tokens: int = 0) -> QuotaExceeded:
     with pytest.raises(QuotaExceeded) as caught:
-        take(asked, caller, tokens)
+        await take(asked, caller, tokens)
     return caught.value
 
 
-def test_streams_at_once(clock: Clock) -> None:
+async def test_streams_at_once(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a", streams=2)
-    first, _ = take(asked, caller), take(asked, caller)
-    error = refusal(asked, caller)
+    first, _ = await take(asked, caller), await take(asked, caller)
+    error = await refusal(asked, caller)
     assert error.metadata == {"quota": "streams", "limit": "2"}
     assert error.delay == 1
-    take(asked, Caller(name="b", streams=1))
+    await take(asked, Caller(name="b", streams=1))
     first.nothing()
-    take(asked, caller)
+    await take(asked, caller)
     assert used_by(asked, caller).streams == 2
     assert clock.now == NOON
 
 
-def test_requests_of_a_minute_and_when_the_next_begins(clock: Clock) -> None:
+async def test_requests_of_a_minute_and_when_the_next_begins(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a", requests_per_minute=2)
     clock.now = NOON + 15
     for _ in range(2):
-        take(asked, caller).nothing()
-    assert refusal(asked, caller).delay == 45
+        (await take(asked, caller)).nothing()
+    assert (await refusal(asked, caller)).delay == 45
     assert used_by(asked, caller).requests_in_minute == 2
     clock.now = NOON + MINUTE_SECONDS
-    take(asked, caller).nothing()
+    (await take(asked, caller)).nothing()
     assert used_by(asked, caller)[1:] == (1, 0, 3, 0, 0)
 
 
-def test_tokens_are_set_aside_and_settled(clock: Clock) -> None:
+async def test_tokens_are_set_aside_and_settled(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a", tokens_per_minute=100, tokens_per_day=150)
-    charge = take(asked, caller, 100)
-    assert refusal(asked, caller).metadata["quota"] == "tokens_per_minute"
+    charge = await take(asked, caller, 100)
+    assert (await refusal(asked, caller)).metadata["quota"] == "tokens_per_minute"
     charge.settle(30, characters=0)
-    take(asked, caller, 10).settle(60, characters=0)
-    take(asked, caller, 1).settle(15, characters=0)
+    (await take(asked, caller, 10)).settle(60, characters=0)
+    (await take(asked, caller, 1)).settle(15, characters=0)
     assert used_by(asked, caller).tokens_in_minute == 105
-    assert refusal(asked, caller).delay == MINUTE_SECONDS
+    assert (await refusal(asked, caller)).delay == MINUTE_SECONDS
     clock.now += MINUTE_SECONDS
-    take(asked, caller, 1).settle(45, characters=0)
-    error = refusal(asked, caller)
+    (await take(asked, caller, 1)).settle(45, characters=0)
+    error = await refusal(asked, caller)
     assert error.metadata == {"quota": "tokens_per_day", "limit": "150"}
     assert error.delay == DAY_SECONDS / 2 - MINUTE_SECONDS
     clock.now += DAY_SECONDS
-    take(asked, caller).nothing()
+    (await take(asked, caller)).nothing()
     assert used_by(asked, caller) == Used(0, 1, 0, 1, 0, 0)
 
 
-def test_what_was_set_aside_in_a_minute_that_is_over_is_not_given_back(clock: Clock) -> None:
+async def test_what_was_set_aside_in_a_minute_that_is_over_is_not_given_back(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a")
-    charge = take(asked, caller, 100)
+    charge = await take(asked, caller, 100)
     clock.now += MINUTE_SECONDS
-    take(asked, caller, 0).settle(50, characters=0)
+    (await take(asked, caller, 0)).settle(50, characters=0)
     charge.settle(10, characters=0)
     assert used_by(asked, caller).tokens_in_minute == 50
     assert used_by(asked, caller).tokens_today == 60
 
 
-def test_what_upstream_did_not_tell_is_estimated_and_marked(clock: Clock) -> None:
+async def test_what_upstream_did_not_tell_is_estimated_and_marked(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a")
-    asked.charge(caller, input_tokens=10, output_tokens=500).settle(None, characters=101)
+    (await asked.charge(caller, input_tokens=10, output_tokens=500)).settle(None, characters=101)
     assert used_by(asked, caller)[4:] == (36, 36)
-    charge = asked.charge(caller, input_tokens=10, output_tokens=500)
+    charge = await asked.charge(caller, input_tokens=10, output_tokens=500)
     charge.saw(90)
     charge.settle(None, characters=4)
     assert used_by(asked, caller)[4:] == (126, 126)
     assert clock.now == NOON
 
 
-def test_a_budget_that_runs_out_ends_the_call(clock: Clock) -> None:
+async def test_a_budget_that_runs_out_ends_the_call(clock: Clock) -> None:
     asked, caller = Quotas(Counts()), Caller(name="a", tokens_per_day=100)
     ended: list[Any] = []
-    charge = take(asked, caller, 10)
+    charge = await take(asked, caller, 10)
     charge.end = ended.append
     charge.saw(100)
     assert not ended
@@ -151,14 +151,14 @@ def test_no_quota_is_exceeded_by_more_than_a_request_and_a_killed_worker_loses_n
     caller = Caller(name="a", streams=3, requests_per_minute=4000, tokens_per_day=60_000)
     told, tell = os.pipe()
 
-    def work(number: int, kill: bool) -> None:
+    async def work(number: int, kill: bool) -> None:
         counts.join(number)
         asked, choose = Quotas(counts), random.Random(number)
         settled = let_in = 0
         for turn in range(500):
             tokens = choose.randrange(most)
             try:
-                charge = take(asked, caller, tokens)
+                charge = await take(asked, caller, tokens)
             except QuotaExceeded:
                 continue
             let_in += 1
@@ -175,7 +175,7 @@ def test_no_quota_is_exceeded_by_more_than_a_request_and_a_killed_worker_loses_n
         if pid:
             return pid
         try:
-            work(number, kill)
+            asyncio.run(work(number, kill))
         finally:
             os._exit(0)
 
@@ -374,6 +374,17 @@ async def test_a_caller_sees_its_own_usage_and_an_administrator_that_of_all(
     assert any(line.split()[:5] == ["billing", "tokens", "per", "day", "25"] and "1,000" in line for line in out)
     assert await asyncio.to_thread(usage.main, [*flags, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["caller"] == "owner"
+
+
+async def test_an_administrator_sees_the_usage_of_hundreds(serve: Serve, tmp_path: Path) -> None:
+    keys, callers = str(tmp_path / "keys"), tmp_path / "callers.toml"
+    _, owner = api_keys.new(keys, "owner")
+    names = [f"caller-{number:03}" for number in range(250)]
+    entries = [f'[callers.{name}]\napi_keys = ["{name}"]\n' for name in names]
+    callers.write_text('[callers.owner]\napi_keys = ["owner"]\nadmin = true\n' + "".join(entries))
+    served = await serve(FakeProvider(ANSWER), api_keys=keys, callers=str(callers))
+    async with AsyncClient(served.address, token=owner) as client:
+        assert [one.caller for one in await client.usage(all_callers=True)] == [*names, "owner"]
 
 
 async def test_where_nobody_is_asked_nobody_is_counted(serve: Serve) -> None:

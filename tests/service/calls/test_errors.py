@@ -31,6 +31,7 @@ def test_all_reasons_that_may_pass_are_looked_at() -> None:
     assert {kind.reason for kind in PASSING} == {
         "STARTING",
         "DRAINING",
+        "QUOTAS_UNAVAILABLE",
         "SERVER_BUSY",
         "BUDGET_EXHAUSTED",
         "QUOTA_EXCEEDED",

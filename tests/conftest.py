@@ -78,6 +78,7 @@ _WITH_PROCESSES = (
     "gateway_ui/test_main.py",
     "hostile/",
     "service/admission/test_slots.py",
+    "service/runtime/test_hang_up.py",
     "service/runtime/test_secured.py",
     "service/runtime/test_stop.py",
     "service/runtime/test_workers.py",

@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bench import lifecycle
+from bench import flooding, lifecycle
 from bench.figures import percentile
 from bench.processes import cpu_seconds, memory_bytes
 from bench.script import METHOD, RELEASE, Script
@@ -234,6 +234,7 @@ _WHAT = {
     "memory": memory,
     "serving": lifecycle.serving,
     "kill": lifecycle.kill,
+    "flood": flooding.flood,
 }
 
 

@@ -40,6 +40,8 @@ class Peer:
     """Further environment variables."""
     threads: int = 0
     """The streams that it can answer at once; 0 is no such limit."""
+    token: str = ""
+    """What its callers have to show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +116,10 @@ class Bench:
         at = begin + self.size.spread + 0.5
         running = self._told(name, self.size.running, self.size.chunks_burst, spread=self.size.spread, begin=begin)
         arriving = self._told(name, self.size.arrivals, 20, spread=0, begin=at)
-        with _loading(arriving) as second:
+        with loading(arriving) as second:
             result = load(running | {"look_at": (at, at + 1)})
             text, _ = second.communicate(timeout=_LOAD_SECONDS)
-        arrived = _read(second.returncode, text)
+        arrived = finished(second.returncode, text)
         result["errors"] |= arrived["errors"]
         result["arrivals_first_ms"] = arrived.get("first_ms")
         return self._checked(name, "burst", result)
@@ -188,7 +190,7 @@ class Bench:
         if name == "direct":
             return {"kind": "vertex", "address": self.upstream.address}
         peer, process = self.peers[name]
-        return {"kind": peer.kind, "address": process.address}
+        return {"kind": peer.kind, "address": process.address, "token": peer.token}
 
     def _checked(self, name: str, what: str, result: Result) -> Result:
         """Raise BenchError for errors, unless the peer is behind anyway; then it is marked."""
@@ -234,12 +236,12 @@ def _import_seconds() -> float:
 
 def load(told: dict[str, Any]) -> dict[str, Any]:
     """Run a load client to its end."""
-    with _loading(told) as popen:
+    with loading(told) as popen:
         text, _ = popen.communicate(timeout=_LOAD_SECONDS)
-    return _read(popen.returncode, text)
+    return finished(popen.returncode, text)
 
 
-class _loading:  # noqa: N801 - a context manager, used like a function
+class loading:  # noqa: N801 - a context manager, used like a function
     """A load client that has been told what to do; killed on leaving if it still runs."""
 
     def __init__(self, told: dict[str, Any]) -> None:
@@ -262,7 +264,7 @@ class _loading:  # noqa: N801 - a context manager, used like a function
         self._popen.stdout.close()
 
 
-def _read(returncode: int, text: bytes) -> dict[str, Any]:
+def finished(returncode: int, text: bytes) -> dict[str, Any]:
     if returncode:
         raise BenchError(f"the load client ended with {returncode}; what it said is above")
     result: dict[str, Any] = json.loads(text)

@@ -79,11 +79,12 @@ class Grpc(Target):
 
     method: str
 
-    def __init__(self, address: str, connections: int) -> None:
+    def __init__(self, address: str, connections: int, token: str = "") -> None:
         # Without a pool of its own each channel would share one connection, and so one worker of the server.
         options = [("grpc.use_local_subchannel_pool", 1)]
         self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(connections)]
         self._calls: list[Any] = [channel.unary_stream(self.method) for channel in self._channels]
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     @abstractmethod
     def request(self, script: Script) -> bytes:
@@ -93,7 +94,7 @@ class Grpc(Target):
         await asyncio.gather(*(channel.channel_ready() for channel in self._channels))
 
     async def ask(self, script: Script, answer: Answer, connection: int) -> None:
-        call = self._calls[connection % len(self._calls)](self.request(script))
+        call = self._calls[connection % len(self._calls)](self.request(script), metadata=self._metadata)
         while (message := await call.read()) is not grpc.aio.EOF:
             answer.arrivals.append((now(), message))
         if await call.code() is not grpc.StatusCode.OK:
@@ -167,7 +168,8 @@ _KINDS: dict[str, type[Target]] = {"vertex": Vertex, "tokenwire": Tokenwire, "ht
 
 def target(told: dict[str, Any], connections: int) -> Target:
     kind: Any = _KINDS[told["kind"]]
-    made: Target = kind(told["address"], connections)
+    more = {"token": told["token"]} if told.get("token") else {}
+    made: Target = kind(told["address"], connections, **more)
     return made
 
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire ui") -> in
     except OSError as error:
         return _fail(f"{error.filename} can't be read: {error.strerror}.")
     # The page reads them as any caller does.
-    os.environ["TOKENWIRE_ADDRESS"] = options.address
+    os.environ["TOKENWIRE_ADDRESS"] = options.address or connection.default_address()
     os.environ |= shown.environ()
     return _serve(options.host, options.port, options.name)
 

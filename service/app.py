@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -35,6 +34,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """As `service.__main__.main`, which has taken the signals."""
     try:
         settings = Settings.load(argv, os.environ, prog=prog)
+        stop.hang_up(reads=settings.asks_who)
         _need_upstream(settings)
         _need_files()
         _need_redis(settings)
@@ -42,9 +42,6 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         _forget_foreign_variables(settings)
         memory.share()
         secured = Secured.of(settings)  # here, and not in each worker
-        if settings.asks_who:
-            # Both files are followed, so there is nothing to do for it; but it means "read anew", and not "stop".
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if settings.exposed and settings.insecure:
             call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
         count = settings.workers or (workers.cores() if workers.possible() else 1)

@@ -82,6 +82,7 @@ _WITH_PROCESSES = (
     "hostile/",
     "service/admission/test_redis_counts.py",
     "service/admission/test_slots.py",
+    "service/runtime/test_hang_up.py",
     "service/runtime/test_replicas.py",
     "service/runtime/test_secured.py",
     "service/runtime/test_stop.py",

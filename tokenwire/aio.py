@@ -138,7 +138,7 @@ class AsyncClient(ClientBase[AsyncAnswer]):
         super().__init__(address, identity, borrowed=channel is not None)
         self._channel = channel
         self._borrowed = channel is not None
-        self._credentials = self._connection.credentials() if self._connection is not None else None
+        self._credentials = self.connection.credentials() if self.connection is not None else None
         self._stub: GenerationServiceAsyncStub | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -197,8 +197,8 @@ class AsyncClient(ClientBase[AsyncAnswer]):
         loop = asyncio.get_running_loop()
         if self._stub is None:
             if self._channel is None:
-                assert self._connection is not None
-                self._channel = _channel(self._connection, self._credentials)
+                assert self.connection is not None
+                self._channel = _channel(self.connection, self._credentials)
             self._stub, self._loop = GenerationServiceStub(self._channel), loop
         if loop is not self._loop:
             raise RuntimeError("This AsyncClient belongs to another event loop: make one for each.")

@@ -99,6 +99,7 @@ class AnswerBase:
         return explain(
             error,
             address=self._client.address,
+            connection=self._client.connection,
             timeout=self._timeout,
             started=self._expected > 0,
             cancelled=self._cancelled or self._client.closed,
@@ -123,7 +124,7 @@ class ClientBase(ABC, Generic[AnswerT]):
         """What errors call the service."""
         if borrowed and any(identity.values()):
             raise ValueError("a channel of your own has credentials of its own: the client can't add any")
-        self._connection = None if borrowed else Connection(self.address, Identity.found(identity))
+        self.connection = None if borrowed else Connection(address, Identity.found(identity))
         self.closed = False
         """Whether `close` has been called: it takes no more calls then."""
 
@@ -169,10 +170,10 @@ class ClientBase(ABC, Generic[AnswerT]):
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """What each call says of its caller."""
-        return self._connection.metadata() if self._connection is not None else ()
+        return self.connection.metadata() if self.connection is not None else ()
 
     def _failed(self, error: grpc.RpcError, timeout: float) -> TokenwireError:
-        return explain(error, address=self.address, timeout=timeout, cancelled=self.closed)
+        return explain(error, address=self.address, connection=self.connection, timeout=timeout, cancelled=self.closed)
 
     def _error(self, code: grpc.StatusCode) -> TokenwireError:
         return put(code, "", address=self.address)

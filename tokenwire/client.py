@@ -120,8 +120,8 @@ class Client(ClientBase[Answer]):
         super().__init__(address, identity, borrowed=channel is not None)
         self._borrowed = channel is not None
         if channel is None:
-            assert self._connection is not None
-            channel = _channel(self._connection)
+            assert self.connection is not None
+            channel = _channel(self.connection)
         self._channel = channel
         self._stub = GenerationServiceStub(self._channel)
 

@@ -20,6 +20,8 @@ import grpc
 
 DEFAULT_ADDRESS = "localhost:50051"
 
+_ADDRESS_VARIABLE = "TOKENWIRE_ADDRESS"
+
 _HTTPS_PORT = 443
 
 # Where systems keep the authorities that they trust, in one file.
@@ -57,7 +59,7 @@ _CHANNEL_OPTIONS = (
 
 def default_address() -> str:
     """Where the service is: TOKENWIRE_ADDRESS, or localhost:50051."""
-    return os.environ.get("TOKENWIRE_ADDRESS") or DEFAULT_ADDRESS
+    return os.environ.get(_ADDRESS_VARIABLE) or DEFAULT_ADDRESS
 
 
 class Target(NamedTuple):
@@ -108,6 +110,15 @@ _VARIABLES = {
     "token_file": "TOKENWIRE_TOKEN_FILE",
 }
 
+_GIVEN = {
+    "ca": "`ca` or --ca",
+    "certificate": "`certificate` or --client-certificate",
+    "key": "`key` or --client-key",
+    "token": "`token`",
+    "token_file": "`token_file` or --token-file",
+}
+"""What each of them is called where it is given: by a program, and on a command line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -123,6 +134,8 @@ class Identity:
     """An API key or a JWT (TOKENWIRE_TOKEN)."""
     token_file: str = ""
     """A file that holds it, read anew when it changes (TOKENWIRE_TOKEN_FILE)."""
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each was set, by its name here: a variable, or an argument and its flag."""
 
     @classmethod
     def found(cls, given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> Self:
@@ -131,10 +144,17 @@ class Identity:
         A token that is given stands for the environment's file as well, and the other way round.
         """
         told = {name: str(value) for name, value in given.items() if value is not None}
+        origins = {name: _GIVEN[name] for name in told}
         for group in (("ca",), ("certificate", "key"), ("token", "token_file")):
             if not told.keys() & set(group):
                 told |= {name: environ.get(_VARIABLES[name], "") for name in group}
-        return cls(**told)
+                origins |= {name: _VARIABLES[name] for name in group}
+        return cls(**told, origins=origins)
+
+    def named(self, name: str) -> str:
+        """What is set for one of these, and where: never a token itself."""
+        origin = f" ({self.origins[name]})" if name in self.origins else ""
+        return ("the token" if name == "token" else getattr(self, name)) + origin
 
     def environ(self) -> dict[str, str]:
         """The environment in which another process finds the same."""
@@ -144,13 +164,22 @@ class Identity:
 class Connection:
     """What a client needs to make its channel, and to say with each call who it is."""
 
-    def __init__(self, address: str, identity: Identity) -> None:
-        """Raises ValueError for what doesn't fit together, and OSError for a token's file that can't be read."""
-        self.target = target(address)
+    def __init__(self, address: str | None, identity: Identity) -> None:
+        """`address`: None or "" is `default_address`.
+
+        Raises ValueError for what doesn't fit together, and OSError for a token's file that can't be read.
+        """
+        self.address_variable = "" if address or not os.environ.get(_ADDRESS_VARIABLE) else _ADDRESS_VARIABLE
+        """What the address comes from, where it wasn't given."""
+        self.target = target(address or default_address())
+        self.identity = identity
         self._token = _Token(identity)
         if bool(identity.certificate) != bool(identity.key):
-            missing = "key" if identity.certificate else "certificate"
-            raise ValueError(f"a client's certificate and its key stand together: the {missing} is missing")
+            there, missing = ("certificate", "key") if identity.certificate else ("key", "certificate")
+            raise ValueError(
+                f"a client's certificate and its key stand together: the {missing} is missing beside "
+                f"{identity.named(there)}"
+            )
         if not self.target.secure:
             if identity.certificate:
                 raise ValueError(f"a client's certificate is shown over TLS only: use https://{self.target.name}")
@@ -159,17 +188,18 @@ class Connection:
                     f"a token is never sent in plain text to another machine: use https://{self.target.name}"
                 )
         self._token.read()  # better now than with the first call
-        self._identity = identity
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """For a channel; None: it is one in plain text. Raises OSError for a file that can't be read."""
+        """For a channel; None: it is one in plain text.
+
+        Raises OSError for a file that can't be read, and ValueError for one that isn't what it has to be: gRPC would
+        only say that it has no connection.
+        """
         if not self.target.secure:
             return None
-        own = self._identity
         return grpc.ssl_channel_credentials(
-            _pem(own.ca) if own.ca else _system_roots(),
-            Path(own.key).read_bytes() if own.key else None,
-            _pem(own.certificate) if own.certificate else None,
+            _authorities(self.identity) if self.identity.ca else _system_roots(),
+            *_own_pair(self.identity) if self.identity.certificate else (None, None),
         )
 
     def options(self) -> tuple[tuple[str, int], ...]:
@@ -194,8 +224,9 @@ class _Token:
                 "a token and a file that holds one are given (TOKENWIRE_TOKEN, TOKENWIRE_TOKEN_FILE): "
                 "one of them is wanted"
             )
+        self._identity = identity
         self._file = identity.token_file
-        self._value = _checked(identity.token.strip(), "the token") if identity.token else ""
+        self._value = _checked(identity.token.strip(), identity.named("token")) if identity.token else ""
         self._seen: object = None
         self._lock = threading.Lock()
 
@@ -215,12 +246,23 @@ class _Token:
                 found = Path(self._file).stat()
                 seen = found.st_ino, found.st_size, found.st_mtime_ns
                 if seen != self._seen:
-                    content = Path(self._file).read_text(encoding="utf-8", errors="replace").strip()
-                    self._value, self._seen = _checked(content, f"what is in {self._file}"), seen
-            except (OSError, ValueError):
+                    self._value, self._seen = self._token(), seen
+            except OSError as error:
+                if not self._value:
+                    raise _unreadable(error, self._identity, "token_file") from error
+            except ValueError:
                 if not self._value:
                     raise
             return self._value
+
+    def _token(self) -> str:
+        name = self._identity.named("token_file")
+        content = Path(self._file).read_text(encoding="utf-8", errors="replace").strip()
+        if not content:
+            raise ValueError(f"{name} is empty: an API key or a JWT is wanted in it, on one line")
+        if lines := len(content.splitlines()) - 1:
+            raise ValueError(f"{name} holds {lines + 1} lines: one token is wanted in it, on one line")
+        return _checked(content, f"what is in {name}")
 
 
 def _checked(token: str, what: str) -> str:
@@ -233,12 +275,56 @@ def _checked(token: str, what: str) -> str:
     return token
 
 
-def _pem(path: str) -> bytes:
+def _unreadable(error: OSError, identity: Identity, name: str) -> OSError:
+    """The same error, which tells where the file was named as well."""
+    origin = f" (named by {identity.origins[name]})" if name in identity.origins else ""
+    return OSError(error.errno, f"{error.strerror}{origin}", getattr(identity, name))
+
+
+def _content(identity: Identity, name: str) -> bytes:
+    try:
+        return Path(getattr(identity, name)).read_bytes()
+    except OSError as error:
+        raise _unreadable(error, identity, name) from error
+
+
+def _certificates(identity: Identity, name: str) -> bytes:
     """What is in a file of certificates. Raises OSError, and ValueError where there is none."""
-    found = Path(path).read_bytes()
+    found = _content(identity, name)
     if b"-----BEGIN CERTIFICATE-----" not in found:
-        raise ValueError(f"{path} holds no certificate in PEM")
+        raise ValueError(f"{identity.named(name)} holds no certificate in PEM")
     return found
+
+
+def _authorities(identity: Identity) -> bytes:
+    found = _certificates(identity, "ca")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=identity.ca)
+    except ssl.SSLError as error:
+        raise ValueError(f"{identity.named('ca')} holds a certificate that can't be read") from error
+    return found
+
+
+def _own_pair(identity: Identity) -> tuple[bytes, bytes]:
+    """The key of this caller and its certificate. Raises OSError; ValueError where they can't serve, saying why."""
+    certificate, key = _certificates(identity, "certificate"), _content(identity, "key")
+    named = identity.named("key")
+    if b"PRIVATE KEY-----" not in key:
+        raise ValueError(f"{named} holds no private key in PEM")
+    if b"ENCRYPTED" in key:
+        raise ValueError(
+            f"{named} is encrypted: a key without a passphrase is wanted, such as "
+            f"`openssl pkey -in {identity.key} -out NEW.key` writes it"
+        )
+    try:
+        # An empty passphrase, since a key that wants one after all must not ask for it on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(identity.certificate, identity.key, password=str)
+    except ssl.SSLError as error:
+        shown = identity.named("certificate")
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"{named} is not the key of the certificate in {shown}") from error
+        raise ValueError(f"the certificate in {shown} and its key in {named} can't be read") from error
+    return key, certificate
 
 
 def _system_roots() -> bytes | None:

@@ -33,7 +33,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -42,6 +42,9 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 
 from tokenwire.v1.generation_service_pb2 import Completed
+
+if TYPE_CHECKING:
+    from tokenwire.connection import Connection
 
 # The domain of every google.rpc.ErrorInfo that the service sends.
 DOMAIN = "tokenwire"
@@ -55,18 +58,41 @@ CALL_DROPPED = "CALL_DROPPED"
 NO_COMPLETED = "NO_COMPLETED"
 SEQUENCE_GAP = "SEQUENCE_GAP"
 REQUEST_TOO_LARGE = "REQUEST_TOO_LARGE"
+UNKNOWN_HOST = "UNKNOWN_HOST"
+NO_ANSWER = "NO_ANSWER"
+NOT_GRPC = "NOT_GRPC"
 NO_TLS = "NO_TLS"
+CERTIFICATE_EXPIRED = "CERTIFICATE_EXPIRED"
+CERTIFICATE_NOT_YET_VALID = "CERTIFICATE_NOT_YET_VALID"
 NOT_TRUSTED = "NOT_TRUSTED"
 OTHER_NAME = "OTHER_NAME"
 TURNED_AWAY = "TURNED_AWAY"
+WANTS_TLS = "WANTS_TLS"
+WANTS_CERTIFICATE = "WANTS_CERTIFICATE"
+CERTIFICATE_REFUSED = "CERTIFICATE_REFUSED"
 
-# In gRPC's texts for a connection that didn't come to be, why it didn't. Behind the last one stands either side's TLS.
 _NO_CONNECTION = (
-    ("WRONG_VERSION_NUMBER", NO_TLS),
+    ("errors resolving ", UNKNOWN_HOST),
+    ("certificate has expired", CERTIFICATE_EXPIRED),
+    ("certificate is not yet valid", CERTIFICATE_NOT_YET_VALID),
     ("CERTIFICATE_VERIFY_FAILED", NOT_TRUSTED),
     ("Hostname Verification Check failed", OTHER_NAME),
+    ("WRONG_VERSION_NUMBER", NO_TLS),
+    ("Expected SETTINGS frame", NOT_GRPC),
+    ("missing selected ALPN property", NOT_GRPC),
+    ("timed out", NO_ANSWER),
+    ("Timeout", NO_ANSWER),
+    ("timeout", NO_ANSWER),
+    ("unreachable", NO_ANSWER),
+    ("No route to host", NO_ANSWER),
+    ("(Endpoint closing)", NO_ANSWER),
+    # What the other side's TLS says, or where that comes behind the handshake, only does.
+    ("_ALERT_", TURNED_AWAY),
+    ("TSI_DATA_CORRUPTED", TURNED_AWAY),
+    ("Connection reset by peer", TURNED_AWAY),
     (": Socket closed", TURNED_AWAY),
 )
+"""In gRPC's texts for a connection that didn't come to be, why it didn't; the first that is found counts."""
 
 # gRPC's own text for a request that is larger than the service's limit. The service never sees such a request, so it
 # can't say anything about it. For an answer that is larger than the client's limit the text begins with "CLIENT:".
@@ -216,7 +242,9 @@ class Words:
     error: type[TokenwireError]
     text: str
     """May name {address}, {again} (when to try again), {fields} (what was refused), {said} (the service's own
-    sentence, or nothing), {within} (the time that was allowed).
+    sentence, or nothing), {within} (the time that was allowed); and of the connection {place} (the address, and where
+    it was set), {trusted} (the authorities), {shown} (this caller's certificate), {proof} (what is wrong with what
+    says who calls).
     """
     unsaid: bool = False
     """It tells the same as the service's own sentence, in fewer words: told only where the service said nothing."""
@@ -284,7 +312,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.UNAUTHENTICATED, "UNAUTHENTICATED"): Words(
             NotAllowedError,
-            "The service at {address} does not know you: your token or certificate is missing, wrong or expired.",
+            "The service at {address} does not know you: {proof}.",
         ),
         (_Code.UNAUTHENTICATED, ""): Words(
             NotAllowedError, "The service at {address} does not know you: the key is missing or wrong. {said}"
@@ -330,22 +358,60 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.UNAVAILABLE, ""): Words(UnavailableError, "The service cannot answer now. {said} {again}"),
         (_Code.UNAVAILABLE, NOT_CONNECTED): Words(
-            UnavailableError, "The service is not running at {address}. Start it with `tokenwire serve`."
+            UnavailableError,
+            "The service is not running at {place}. Start it with `tokenwire serve`.",
+        ),
+        (_Code.UNAVAILABLE, UNKNOWN_HOST): Words(
+            UnavailableError,
+            "No machine has the name in {place}: mend the name, or this machine's DNS.",
+        ),
+        (_Code.UNAVAILABLE, NO_ANSWER): Words(
+            UnavailableError,
+            "Nothing answers at {place}: the machine may be off, or a firewall between.",
+        ),
+        (_Code.UNAVAILABLE, NOT_GRPC): Words(
+            UnavailableError,
+            "What runs at {place} does not speak gRPC: give the service's own address, not that of a web server.",
         ),
         (_Code.UNAVAILABLE, NO_TLS): Words(
-            UnavailableError, "What runs at {address} does not speak TLS: an address without https:// is for that."
+            UnavailableError,
+            "What runs at {place} does not speak TLS: an address without https:// is for that.",
+        ),
+        (_Code.UNAVAILABLE, CERTIFICATE_EXPIRED): Words(
+            UnavailableError,
+            "The certificate of {place} has expired: its owner has to renew it, unless this machine's clock is wrong.",
+        ),
+        (_Code.UNAVAILABLE, CERTIFICATE_NOT_YET_VALID): Words(
+            UnavailableError,
+            "The certificate of {place} is not valid yet: this machine's clock is slow, or its owner has to wait.",
         ),
         (_Code.UNAVAILABLE, NOT_TRUSTED): Words(
             UnavailableError,
-            "The certificate of {address} is not trusted: give this caller the authority that signed it (`ca`, --ca).",
+            "The certificate of {place} is signed by none of {trusted}: give this caller the authority that signed it "
+            "(`ca`, --ca).",
         ),
         (_Code.UNAVAILABLE, OTHER_NAME): Words(
-            UnavailableError, "The certificate of {address} is for another name: use the one it is for."
+            UnavailableError,
+            "The certificate of {place} is for another name: use the one it is for.",
         ),
         (_Code.UNAVAILABLE, TURNED_AWAY): Words(
             UnavailableError,
-            "What runs at {address} closed the connection before it was made: it may want TLS (https://...), or a "
+            "What runs at {place} closed the connection before it was made: it may want TLS (https://...), or a "
             "certificate of this caller that it trusts.",
+        ),
+        (_Code.UNAVAILABLE, WANTS_TLS): Words(
+            UnavailableError,
+            "What runs at {place} closed the connection before it was made: it may want TLS (https://{address}).",
+        ),
+        (_Code.UNAVAILABLE, WANTS_CERTIFICATE): Words(
+            UnavailableError,
+            "What runs at {place} closed the connection before it was made: it may want a certificate of this "
+            "caller (--client-certificate and --client-key).",
+        ),
+        (_Code.UNAVAILABLE, CERTIFICATE_REFUSED): Words(
+            UnavailableError,
+            "What runs at {place} closed the connection before it was made: it may not trust {shown}, or that "
+            "has expired.",
         ),
         (_Code.UNAVAILABLE, CONNECTION_LOST): Words(
             IncompleteError, "The connection to the service at {address} was lost."
@@ -370,6 +436,7 @@ def explain(
     error: grpc.RpcError,
     *,
     address: str,
+    connection: "Connection | None" = None,
     timeout: float | None = None,
     started: bool = False,
     cancelled: bool = False,
@@ -378,8 +445,8 @@ def explain(
 ) -> TokenwireError:
     """Turn gRPC's error into ours: by its code, and by what google.rpc details its trailers carry.
 
-    `timeout` is the call's deadline in seconds; `started`: any message had come; `cancelled`: this side has cancelled
-    it; `pieces`: so many of its messages were text, `text` in all.
+    `connection`: how the address was reached; `timeout` is the call's deadline in seconds; `started`: any message had
+    come; `cancelled`: this side has cancelled it; `pieces`: so many of its messages were text, `text` in all.
     """
     # Every RpcError that a call raises is its own Call; grpc's types don't say so.
     call = cast("grpc.Call", error)
@@ -390,7 +457,7 @@ def explain(
     known = _unpack(details, info) and info.domain == DOMAIN
     reason = info.reason if known else ""
     if not known and code is grpc.StatusCode.UNAVAILABLE:
-        reason = CONNECTION_LOST if started else _not_connected(said)
+        reason = CONNECTION_LOST if started else _not_connected(said, connection)
     if not known and not cancelled and code is grpc.StatusCode.CANCELLED:
         # A call that reaches a server after it has told the connection to close ends like this, as if somebody here had
         # cancelled it (https://github.com/grpc/grpc/issues/41785).
@@ -412,6 +479,7 @@ def explain(
         code,
         reason,
         address=address,
+        connection=connection,
         said=said,
         # Without our own domain the sentence is a proxy's or the transport's: not for people.
         quotable=known,
@@ -424,11 +492,20 @@ def explain(
     )
 
 
-def _not_connected(said: str) -> str:
+def _not_connected(said: str, connection: "Connection | None") -> str:
     """Why there is no connection, by gRPC's own text."""
-    if not said.startswith("failed to connect to all addresses"):
+    if not said.startswith(("failed to connect to all addresses", "errors resolving ")):
         return NOT_CONNECTED
-    return next((reason for part, reason in _NO_CONNECTION if part in said), NOT_CONNECTED)
+    reason = next((reason for part, reason in _NO_CONNECTION if part in said), NOT_CONNECTED)
+    if reason == TURNED_AWAY and connection is not None:
+        # The other side doesn't say why: it is told by what this one did.
+        if connection.identity.certificate:
+            return CERTIFICATE_REFUSED
+        if connection.target.secure:
+            return WANTS_CERTIFICATE
+        if not connection.target.name.startswith("unix"):
+            return WANTS_TLS
+    return reason
 
 
 def put(
@@ -436,6 +513,7 @@ def put(
     reason: str,
     *,
     address: str,
+    connection: "Connection | None" = None,
     said: str = "",
     quotable: bool = True,
     timeout: float | None = None,
@@ -457,6 +535,7 @@ def put(
         fields=_sentence("; ".join(map(str, violations))) or quoted or "It did not say why.",
         said=quoted[:1].upper() + quoted[1:],
         within="in time" if timeout is None else f"within {timeout:g} s",
+        **_of_connection(address, connection),
     )
     if pieces:
         told += f" The answer was cut after {pieces} piece{'s' * (pieces > 1)}; what you see is incomplete."
@@ -471,6 +550,31 @@ def put(
         violations=violations,
         metadata=metadata,
     )
+
+
+def _of_connection(address: str, connection: "Connection | None") -> dict[str, str]:
+    """What words may tell of how the service was reached, and where that was set."""
+    told = {
+        "place": address,
+        "trusted": "this caller's authorities",
+        "shown": "this caller's certificate",
+        "proof": "your token or certificate is missing, wrong or expired",
+    }
+    if connection is None:
+        return told
+    own = connection.identity
+    if connection.address_variable:
+        told["place"] = f"{address} ({connection.address_variable})"
+    told["trusted"] = f"those in {own.named('ca')}" if own.ca else "this system's authorities"
+    if own.certificate:
+        told["shown"] = f"the certificate in {own.named('certificate')}"
+        told["proof"] = f"{told['shown']} is none that it takes"
+    elif not (own.token or own.token_file):
+        told["proof"] = "you show no token (`token`, --token-file, `TOKENWIRE_TOKEN`) and no certificate"
+    if own.token or own.token_file:
+        name = own.named("token") if own.token else f"the token in {own.named('token_file')}"
+        told["proof"] = f"{name} is wrong, has expired, or was revoked"
+    return told
 
 
 def _waiting(seconds: float) -> str:

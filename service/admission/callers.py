@@ -98,6 +98,8 @@ class Callers:
     """Those with an entry."""
     by_certificate: Mapping[tuple[str, str], Caller] = field(default_factory=dict)
     """By a subject alternative name and its kind, as `san` has them."""
+    place: Callable[[tuple[str, ...], str], str] = field(default=lambda *_: "", compare=False, repr=False)
+    """For messages: the file, the line and the name of a table, by the table's path and a key in it."""
 
     @classmethod
     def parse(cls, text: str, path: str) -> Self:
@@ -109,7 +111,7 @@ class Callers:
         except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError, as some others of it are
             raise CallersError(f"{path}: {hidden(str(error))}") from error
         reader = _Reader(text, path)
-        found = cls(**reader.read(tables))
+        found = cls(**reader.read(tables), place=reader.place)
         if reader.wrong:
             raise CallersError("\n".join(reader.wrong))
         return found
@@ -345,7 +347,11 @@ class _Reader:
         return {one.name: getattr(defaults, one.name) for one in fields(Caller)}
 
     def _add(self, where: tuple[str, ...], key: str, text: str) -> None:
-        self.wrong.append(f"{self._path}:{self._line(where, key)}: [{'.'.join(where)}] {text}")
+        self.wrong.append(f"{self.place(where, key)} {text}")
+
+    def place(self, where: tuple[str, ...], key: str) -> str:
+        """As messages begin that are about this key of this table."""
+        return f"{self._path}:{self._line(where, key)}: [{'.'.join(where)}]"
 
     def _line(self, where: tuple[str, ...], key: str) -> int:
         """The line of a key, else of its table's head, else 1: tomllib doesn't tell lines."""

@@ -1,7 +1,7 @@
 """Who calls: by a client's certificate, an API key, or a signed token (JWT), in this order."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
@@ -11,6 +11,7 @@ from ..files import content, looks
 from . import api_keys
 from .callers import ANYBODY, Caller, Callers, CallersError
 from .json_web_tokens import NoKeysYet, Refused, Tokens
+from .remarks import remarks
 
 _MOST_BYTES = 16 * 1024 * 1024
 """Of the callers file, and of that of API keys."""
@@ -32,8 +33,8 @@ class IdentityError(Exception):
 class _Known(NamedTuple):
     """What the files say; replaced as one, so that a call meets the old or the new."""
 
-    names: Mapping[str, str]
-    """Of each API key, by its hash."""
+    keys: Mapping[str, api_keys.Key]
+    """By their hashes."""
     callers: Callers
     tokens: Tokens
 
@@ -50,16 +51,19 @@ class Identity:
         keys: str = "",
         callers: str = "",
         certificates: bool = False,
+        offered: Collection[str] = (),
         say: Callable[..., None] = lambda *_: None,
         warn: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Paths of the file of API keys and of the callers file; "" for none.
 
-        `certificates`: whether a client's certificate says who calls; behind a proxy it is the proxy's. Changes are
-        told by `say` and `warn`, as a logger's methods. Raises IdentityError.
+        `certificates`: whether a client's certificate says who calls; behind a proxy it is the proxy's. `offered`:
+        the models on offer, by which names in the callers file are checked. Changes are told by `say` and `warn`, as a
+        logger's methods, and so is what can't be meant. Raises IdentityError.
         """
         self._paths = {"keys": keys, "callers": callers}
         self._certificates = certificates
+        self._offered = offered
         self._say, self._warn = say, warn
         self._known = _Known({}, Callers(), Tokens((), warn))
         self._last: object = None
@@ -148,34 +152,34 @@ class Identity:
         hashes = _taken(lambda path: api_keys.parse(_content(path), path), self._paths["keys"], wrong)
         callers = _taken(lambda path: Callers.parse(_content(path), path), self._paths["callers"], wrong)
         if callers is not None and callers.by_certificate and not self._certificates:
-            wrong.append(
-                f"{self._paths['callers']}: certificates are named, and none says who calls here: "
-                "--tls-client-ca is wanted, and no --behind-proxy"
-            )
+            wrong += [
+                f"{callers.place(('callers', name), 'certificates')} certificates are named, and none says who calls "
+                "here: --tls-client-ca is wanted, and no --behind-proxy"
+                for name in dict.fromkeys(one.name for one in callers.by_certificate.values())
+            ]
             callers = None
         if wrong and first:
             raise IdentityError("\n".join(wrong))
         before = self._known
-        names = before.names if hashes is None else {key.hash: key.name for key in hashes.values()}
+        keys = before.keys if hashes is None else hashes
         callers = before.callers if callers is None else callers
-        for name in sorted(callers.by_api_key.keys() - set(names.values())):
-            file = self._paths["keys"] or "any file: --api-keys is wanted"
-            self._warn("%s names the API key %s, which isn't in %s", self._paths["callers"], name, file)
+        for remark in remarks(callers, keys.values(), paths=self._paths, offered=self._offered):
+            self._warn("%s", remark)
         tokens = Tokens(callers.issuers, self._warn, before.tokens)
         tokens.look_again()
-        self._known = _Known(names, callers, tokens)
+        self._known = _Known(keys, callers, tokens)
         if not first:
-            self._say("callers are read anew: %d API keys, %d issuers", len(names), len(callers.issuers))
+            self._say("callers are read anew: %d API keys, %d issuers", len(keys), len(callers.issuers))
         if wrong:
             raise IdentityError("\n".join(wrong))
 
 
 def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
     # By its hash: what a caller can find out by the time that this takes is about bits that it can't choose.
-    name = known.names.get(api_keys.hashed(key))
-    if name is None:
+    found = known.keys.get(api_keys.hashed(key))
+    if found is None:
         return ANYBODY, "unknown key"
-    callers = known.callers
+    name, callers = found.name, known.callers
     # A key of the name of an entry is that entry's, though it isn't listed there.
     return callers.by_api_key.get(name) or callers.by_name.get(name) or callers.unnamed(name), ""
 

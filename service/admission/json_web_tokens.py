@@ -12,7 +12,7 @@ from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from ..files import content
@@ -31,12 +31,19 @@ _FETCH_SECONDS = 10.0
 _MOST_BYTES = 1024 * 1024
 _MOST_KEYS = 100
 _MOST_KNOWN = 10_000
-"""Verified tokens that are remembered, so that the next call with one costs no arithmetic."""
+"""Tokens with a right signature that are remembered, so that the next call with one costs no arithmetic; and as many
+with a wrong one.
+"""
+_FORGED_SECONDS = 60.0
+"""So long a wrong signature is remembered."""
 _PARTS = 3
 _MOST_SAID = 200
 """Characters of a foreign error."""
 _FEWEST_BITS = 2048
 """Of an RSA key."""
+
+
+_Kept = TypeVar("_Kept")
 
 
 class Refused(Exception):
@@ -112,9 +119,10 @@ class Keys:
                 self._warn("the keys of issuer %s can't be had: %s", self._name, why)
             self._trouble = True
         else:
-            if _prints(keys) != _prints(self._keys):
-                self.version += 1
+            others = _prints(keys) != _prints(self._keys)
             self._keys, self._trouble = keys, False
+            # After the keys: what was verified by this version was so by these keys.
+            self.version += others
         finally:
             self.looked, self._looking = True, False
 
@@ -207,6 +215,10 @@ def _usable(content: bytes) -> dict[str, Any]:
     return found
 
 
+class _Forged(Refused):
+    """Its signature isn't one of the issuer's key. That stays so, as long as the keys do."""
+
+
 class Tokens:
     """Verifies tokens of these issuers."""
 
@@ -216,7 +228,10 @@ class Tokens:
         kept = {(one.name, one.keys): keys for one, keys in before.keys.items()} if before is not None else {}
         self.keys: dict[Issuer, Keys] = {one: kept.get((one.name, one.keys)) or Keys(one, warn) for one in issuers}
         """Of each issuer."""
+        # Both by the SHA-256 of a token; the number is the version of its issuer's keys.
         self._known: dict[bytes, tuple[Subject, Issuer, int]] = {}
+        self._forged: dict[bytes, tuple[float, Issuer, int]] = {}
+        """Since when, on the monotonic clock."""
 
     def verified(self, token: str) -> Subject:
         """Whom the token is about. Raises Refused or NoKeysYet."""
@@ -226,15 +241,27 @@ class Tokens:
             if version == self.keys[issuer].version and time() < subject.until:
                 return subject
             del self._known[digest]
-        subject, issuer = self._verify(token)
-        if len(self._known) >= _MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._known[digest] = subject, issuer, self.keys[issuer].version
+        elif (forged := self._forged.get(digest)) is not None:
+            since, issuer, version = forged
+            if version == self.keys[issuer].version and monotonic() - since < _FORGED_SECONDS:
+                raise _Forged("its signature is wrong")
+            del self._forged[digest]
+        subject, issuer, key, algorithm = self._claimed(token)
+        # Before it is verified: the keys may change meanwhile, and then it is to be verified again.
+        version = self.keys[issuer].version
+        try:
+            _verify(token, key, algorithm)
+        except _Forged:
+            _keep(self._forged, digest, (monotonic(), issuer, version))
+            raise
+        _keep(self._known, digest, (subject, issuer, version))
         return subject
 
-    def _verify(self, token: str) -> tuple[Subject, Issuer]:
-        from joserfc import errors, jwt  # noqa: PLC0415 - for servers that take tokens only
+    def _claimed(self, token: str) -> tuple[Subject, Issuer, Any, str]:
+        """Whom the token says that it is about, and by which key and algorithm it says that it is signed.
 
+        All that costs little is asked here. Raises Refused or NoKeysYet.
+        """
         parts = token.split(".")
         if len(parts) != _PARTS or len(token) > _LONGEST_BYTES:
             raise Refused("it is no token")
@@ -242,22 +269,16 @@ class Tokens:
         issuer = self._by_issuer.get(str(claims.get("iss")))
         if issuer is None:
             raise Refused("its issuer is unknown")
-        if header.get("alg") not in issuer.algorithms or "crit" in header:
+        algorithm = header.get("alg")
+        if algorithm not in issuer.algorithms or "crit" in header:
             raise Refused("it is signed in a way that isn't allowed")
         keys = self.keys[issuer]
         if not keys.looked:
             raise NoKeysYet
         key = keys.find(header.get("kid"))
-        if key.alg not in (None, header["alg"]):
+        if key.alg not in (None, algorithm):
             raise Refused("it is signed in a way that its key isn't for")
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                jwt.decode(token, key, algorithms=list(issuer.algorithms))
-        except errors.JoseError as error:
-            raise Refused("its signature is wrong") from error
-        except Exception as error:
-            raise Refused("it can't be verified") from error
-        return _subject(claims, issuer), issuer
+        return _subject(claims, issuer), issuer, key, algorithm
 
     @property
     def sources(self) -> Iterable[str]:
@@ -269,6 +290,26 @@ class Tokens:
         for issuer, keys in self.keys.items():
             if "://" not in issuer.keys:
                 keys.look_again()
+
+
+def _verify(token: str, key: Any, algorithm: str) -> None:
+    """Raise _Forged unless the token is signed by this key; Refused where that can't be told."""
+    from joserfc import errors, jwt  # noqa: PLC0415 - for servers that take tokens only
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            jwt.decode(token, key, algorithms=[algorithm])
+    except errors.JoseError as error:
+        raise _Forged("its signature is wrong") from error
+    except Exception as error:
+        raise Refused("it can't be verified") from error
+
+
+def _keep(found: dict[bytes, _Kept], digest: bytes, one: _Kept) -> None:
+    """Remember it, and forget the one that came first if there are too many."""
+    if len(found) >= _MOST_KNOWN:
+        del found[next(iter(found))]
+    found[digest] = one
 
 
 def _json(part: str) -> Mapping[str, Any]:
@@ -283,7 +324,7 @@ def _json(part: str) -> Mapping[str, Any]:
 
 
 def _subject(claims: Mapping[str, Any], issuer: Issuer) -> Subject:
-    """Whom verified claims are about. Raises Refused."""
+    """Whom claims are about. Raises Refused where they don't hold, or not now."""
     audience = claims.get("aud")
     meant = audience if isinstance(audience, list) else [audience]
     if not any(one in issuer.audience for one in meant):

@@ -28,6 +28,7 @@ from .connections import connections, key
 from .health import NAME as HEALTH
 from .receive import Receiver
 from .recent import Recent
+from .refusals import Refusals
 from .time_limits import TimeLimits
 from .unsent import Unsent
 
@@ -72,6 +73,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """
         self._settings = settings
         self._identity = identity
+        self._refusals = Refusals(identity)
         self._hosts = settings.hosts
         self._receiver = receiver
         self._health_receiver = health_receiver
@@ -102,6 +104,7 @@ class Guard(grpc.aio.ServerInterceptor):
     def drain(self) -> None:
         """From now on, refuse new calls of our own services, before their requests are read."""
         self._draining = True
+        self._refusals.end_period()
 
     async def hold(self) -> None:
         """Take new calls in, but answer none, and send no status; returns once hardly any call is on its way to us.
@@ -198,10 +201,14 @@ class Guard(grpc.aio.ServerInterceptor):
         name = method.rpartition("/")[2]
         receiver = self._health_receiver if method.startswith(_HEALTH) else self._receiver
         answer = _answering(handler, receiver)
-        if not method.startswith(_HEALTH):
+        asks = self._identity.is_asked and not method.startswith(_HEALTH)
+        if asks:
             answer = self._known(answer)
 
         async def run(_: Any, context: Context) -> None:
+            # A server that stops has more to do for whoever comes, and does all of it.
+            if asks and not (self._draining or self._unsent is not None) and self._refusals.refused(name, context):
+                return
             record = CallRecord(name)
             code = "CANCELLED"
             try:
@@ -243,7 +250,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 call.time_limits.at_most(call.caller.longest_deadline)
             await answer(call, context)
 
-        return known if self._identity.is_asked else answer
+        return known
 
     def _blame(self, failure: UpstreamError, record: CallRecord) -> None:
         """Keep for the log what callers get in the error's metadata, and what they don't."""

@@ -32,6 +32,7 @@ class Secured(NamedTuple):
                 keys=settings.api_keys,
                 callers=settings.callers,
                 certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
+                offered=settings.offered,
                 say=call_log.say,
                 warn=call_log.warn,
             )

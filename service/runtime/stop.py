@@ -23,8 +23,10 @@ def heeded() -> tuple[signal.Signals, ...]:
     return tuple(number for number in SIGNALS if not (deaf and number is signal.SIGHUP))
 
 
-def at_once(clean_up: Callable[[], object] = lambda: None) -> None:
+def at_once(clean_up: Callable[[], object] = lambda: None, *, hang_up_waits: bool = False) -> None:
     """Until others take the signals over: clean up, and end this process with 0, since nothing runs yet.
+
+    `hang_up_waits`: SIGHUP does nothing before `hang_up` tells what it means.
 
     Process 1 of a container loses signals that have no handler. And an exception won't do: it would come in the middle
     of an import, where libraries catch it.
@@ -35,8 +37,25 @@ def at_once(clean_up: Callable[[], object] = lambda: None) -> None:
         os._exit(0)  # at once: the code that is interrupted here may hold what a flush would wait for
 
     for number in heeded():
-        signal.signal(number, end_now)
+        waits = hang_up_waits and number is signal.SIGHUP
+        signal.signal(number, (lambda *_: _hung_up.append(True)) if waits else end_now)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+_hung_up: list[bool] = []
+"""Holds something once SIGHUP has come, before it was known what it means."""
+
+
+def hang_up(*, reads: bool) -> None:
+    """Tell what SIGHUP means: "read the files anew", or "stop", which it did as well if it has come already.
+
+    Files are followed anyway, and are read after this: so there is nothing to do for the first, whenever it comes.
+    """
+    if signal.SIGHUP not in heeded():
+        return
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if reads else lambda *_: os._exit(0))
+    if _hung_up and not reads:
+        os._exit(0)
 
 
 def end(code: int) -> NoReturn:

@@ -1,6 +1,9 @@
 """How callers reach the service: addresses, TLS, tokens."""
 
 import asyncio
+import datetime as dt
+import re
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,13 @@ import grpc
 import grpc.aio
 import pytest
 
+from service.admission import api_keys
 from service.testing import FakeProvider
-from tests.certificates import Authority
+from tests.certificates import DAY, Authority
 from tests.conftest import Serve
 from tests.service.calls.test_servicer import HELLO
-from tokenwire import AsyncClient, Client, TokenwireError, errors
-from tokenwire.cli import ask, models
+from tokenwire import AsyncClient, Client, NotAllowedError, TokenwireError, errors
+from tokenwire.cli import ask, chat, models, usage
 from tokenwire.connection import Connection, Identity, Target, target
 from tokenwire.v1.generation_service_pb2 import ListModelsResponse, Model
 
@@ -197,8 +201,14 @@ async def test_the_command_line_takes_its_token_from_a_file_or_the_environment(
     ("flags", "told"),
     [
         (["--address", "h:1"], "never sent in plain text to another machine: use https://h:1."),
-        (["--address", "https://h", "--ca", "/none.pem"], "/none.pem can't be read: No such file or directory."),
-        (["--client-key", "k"], "stand together: the certificate is missing."),
+        (
+            ["--address", "https://h", "--ca", "/none.pem"],
+            "/none.pem can't be read: No such file or directory (named by `ca` or --ca).",
+        ),
+        (
+            ["--client-key", "k"],
+            "stand together: the certificate is missing beside k (`key` or --client-key).",
+        ),
     ],
 )
 def test_what_a_command_cannot_call_is_told_in_one_line(
@@ -219,14 +229,19 @@ async def addresses(serve: Serve, tmp_path: Path) -> dict[str, Any]:
     for name, one in (("ca", authority), ("clients", clients), ("other", other)):
         (tmp_path / f"{name}.pem").write_bytes(one.pem)
     tls = {"tls_certificate": certificate, "tls_key": key}
-    own, own_key = clients.sign("spiffe://example/app").write(tmp_path, "own")
+    shown = {
+        "own": clients.sign("spiffe://example/app"),
+        "stranger": other.sign("spiffe://example/app"),
+        "expired": clients.sign("spiffe://example/app", ends=-DAY / 2),
+    }
+    pairs = {name: pair.write(tmp_path, name) for name, pair in shown.items()}
     return {
         "plain": (await serve(FakeProvider(HELLO))).address,
         "tls": (await serve(FakeProvider(HELLO), **tls)).address,
         "mutual": (await serve(FakeProvider(HELLO), **tls, tls_client_ca=str(tmp_path / "clients.pem"))).address,
         "ca": {"ca": str(tmp_path / "ca.pem")},
         "other": {"ca": str(tmp_path / "other.pem")},
-        "own": {"certificate": own, "key": own_key},
+        **{name: {"certificate": one, "key": its} for name, (one, its) in pairs.items()},
     }
 
 
@@ -250,30 +265,220 @@ async def test_both_clients_and_the_command_speak_tls_and_mutual_tls(
         assert "Hello" in capsys.readouterr().out
 
 
+async def told(address: str | None, **identity: Any) -> TokenwireError:
+    """What a call fails with, the same for either client; and it says nothing of gRPC."""
+
+    def blocking() -> TokenwireError:
+        with Client(address, **identity) as client, pytest.raises(TokenwireError) as caught:
+            client.models(timeout=20)
+        return caught.value
+
+    async with AsyncClient(address, **identity) as other:
+        with pytest.raises(TokenwireError) as caught:
+            await other.models(timeout=20)
+    found = await asyncio.to_thread(blocking)
+    assert (str(caught.value), caught.value.reason) == (str(found), found.reason)
+    assert not {"ipv4", "SSL", "TSI"} & set(re.findall(r"\w+", str(found)))
+    return found
+
+
 @pytest.mark.parametrize(
-    ("kind", "secure", "shown", "reason"),
+    ("address", "shown", "reason", "words"),
     [
-        ("tls", True, "other", errors.NOT_TRUSTED),
-        ("tls", True, "", errors.NOT_TRUSTED),
-        ("tls", False, "", errors.TURNED_AWAY),
-        ("plain", True, "ca", errors.NO_TLS),
-        ("mutual", True, "ca", errors.TURNED_AWAY),
+        ("https://{tls}", ["other"], errors.NOT_TRUSTED, "is signed by none of those in {other} (`ca` or --ca): give"),
+        ("https://{tls}", [], errors.NOT_TRUSTED, "is signed by none of this system's authorities: give"),
+        ("{tls}", [], errors.WANTS_TLS, "it may want TLS (https://{tls})."),
+        ("https://{plain}", ["ca"], errors.NO_TLS, "does not speak TLS: an address without https:// is for that."),
+        ("https://{mutual}", ["ca"], errors.WANTS_CERTIFICATE, "it may want a certificate of this caller"),
+        (
+            "https://{mutual}",
+            ["ca", "stranger"],
+            errors.CERTIFICATE_REFUSED,
+            "may not trust the certificate in {stranger} (",
+        ),
+        (
+            "https://{mutual}",
+            ["ca", "expired"],
+            errors.CERTIFICATE_REFUSED,
+            "{expired} (`certificate` or --client-certifi",
+        ),
     ],
 )
 async def test_why_there_is_no_connection_is_told(
-    addresses: dict[str, Any], kind: str, secure: bool, shown: str, reason: str
+    addresses: dict[str, Any], address: str, shown: list[str], reason: str, words: str
 ) -> None:
-    address = ("https://" if secure else "") + addresses[kind]
-    async with AsyncClient(address, **addresses.get(shown, {})) as client:
-        with pytest.raises(TokenwireError) as caught:
-            await client.models()
-    assert caught.value.reason == reason
-    assert address in str(caught.value)
+    address = address.format(**addresses)
+    error = await told(address, **{name: path for one in shown for name, path in addresses[one].items()})
+    assert error.reason == reason
+    assert address in str(error)
+    files = {name: next(iter(one.values())) for name, one in addresses.items() if isinstance(one, dict)}
+    assert words.format(**files, tls=addresses["tls"]) in str(error)
 
 
 async def test_a_certificate_for_another_name_is_told(addresses: dict[str, Any]) -> None:
-    address = addresses["tls"].replace("127.0.0.1", "https://localhost")
-    async with AsyncClient(address, **addresses["ca"]) as client:
-        with pytest.raises(TokenwireError, match="is for another name") as caught:
-            await client.models()
-    assert caught.value.reason == errors.OTHER_NAME
+    error = await told(addresses["tls"].replace("127.0.0.1", "https://localhost"), **addresses["ca"])
+    assert error.reason == errors.OTHER_NAME
+    assert "is for another name" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "reason", "words"),
+    [
+        (-3 * DAY, -DAY, errors.CERTIFICATE_EXPIRED, "has expired: its owner has to renew it"),
+        (DAY, 3 * DAY, errors.CERTIFICATE_NOT_YET_VALID, "is not valid yet: this machine's clock is slow"),
+    ],
+)
+async def test_a_servers_certificate_outside_of_its_time_is_told(
+    tmp_path: Path, begins: dt.timedelta, ends: dt.timedelta, reason: str, words: str
+) -> None:
+    authority = Authority()
+    pair = authority.sign("127.0.0.1", begins=begins, ends=ends)
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    server = grpc.aio.server()  # the service itself refuses to start with an expired one
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(pair.key, pair.certificate)]))
+    await server.start()
+    error = await told(f"https://127.0.0.1:{port}", ca=str(tmp_path / "ca.pem"))
+    await server.stop(None)
+    assert error.reason == reason
+    assert words in str(error)
+
+
+async def test_a_name_that_nobody_has_is_told_and_where_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = await told("nowhere.invalid:50051")
+    assert error.reason == errors.UNKNOWN_HOST
+    assert str(error) == "No machine has the name in nowhere.invalid:50051: mend the name, or this machine's DNS."
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", "https://nowhere.invalid")
+    assert "in https://nowhere.invalid (TOKENWIRE_ADDRESS): mend" in str(await told(None))
+
+
+async def test_a_port_that_nobody_listens_on_is_told_and_where_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    error = await told(address)
+    assert error.reason == errors.NOT_CONNECTED
+    assert str(error) == f"The service is not running at {address}. Start it with `tokenwire serve`."
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", address)
+    assert f"not running at {address} (TOKENWIRE_ADDRESS). Start" in str(await told(None))
+
+
+async def test_a_machine_that_says_nothing_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = await told(f"127.0.0.1:{silent.getsockname()[1]}")
+    assert error.reason == errors.NO_ANSWER
+    assert str(error).endswith("the machine may be off, or a firewall between.")
+
+
+async def test_a_web_server_is_told_from_the_service() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        error = await told(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert error.reason == errors.NOT_GRPC
+    assert "give the service's own address" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "words"),
+    [
+        ("key encrypted", "{key} (TOKENWIRE_CLIENT_KEY) is encrypted: a key without a passphrase is wanted"),
+        ("key other", "{key} (TOKENWIRE_CLIENT_KEY) is not the key of the certificate in {certificate} (TOKENWIRE_CLI"),
+        ("key none", "{key} (TOKENWIRE_CLIENT_KEY) holds no private key in PEM"),
+        ("key garbled", "and its key in {key} (TOKENWIRE_CLIENT_KEY) can't be read"),
+        ("certificate none", "{certificate} (TOKENWIRE_CLIENT_CERTIFICATE) holds no certificate in PEM"),
+        ("ca none", "{ca} (TOKENWIRE_CA) holds no certificate in PEM"),
+        ("ca garbled", "{ca} (TOKENWIRE_CA) holds a certificate that can't be read"),
+    ],
+)
+def test_files_that_cannot_serve_are_told_at_once_and_where_they_were_named(
+    tmp_path: Path, spoilt: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority()
+    pair = authority.sign("mine", encrypted=spoilt == "key encrypted")
+    certificate, key = pair.write(tmp_path)
+    files: dict[str, Any] = {"ca": str(tmp_path / "ca.pem"), "certificate": certificate, "key": key}
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    what, how = spoilt.split()
+    content = Path(files[what]).read_bytes()
+    other = {"none": b"nothing", "garbled": content.replace(b"-----\nM", b"-----\nA"), "other": authority.sign("a").key}
+    Path(files[what]).write_bytes(other.get(how, content))
+    for name, value in Identity(**files).environ().items():
+        monkeypatch.setenv(name, value)
+    for make in (Client, AsyncClient):
+        with pytest.raises(ValueError, match=re.escape(words.format(**files))):
+            make("https://127.0.0.1:1")
+    for command in (ask, chat, models, usage):
+        assert command.main(["--address", "https://127.0.0.1:1"]) == 2
+        said = capsys.readouterr().err
+        assert words.format(**files) in said
+        assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        ("ca", "TOKENWIRE_CA"),
+        ("certificate", "TOKENWIRE_CLIENT_CERTIFICATE"),
+        ("key", "TOKENWIRE_CLIENT_KEY"),
+        ("token_file", "TOKENWIRE_TOKEN_FILE"),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_with_where_it_was_named(tmp_path: Path, name: str, variable: str) -> None:
+    authority = Authority()
+    certificate, key = authority.sign("mine").write(tmp_path)
+    (tmp_path / "token").write_text("t")
+    (tmp_path / "ca").write_bytes(authority.pem)
+    files: dict[str, Any] = {
+        "ca": str(tmp_path / "ca"),
+        "certificate": certificate,
+        "key": key,
+        "token_file": str(tmp_path / "token"),
+    }
+    environ = Identity(**files).environ()
+    Connection("https://h", Identity.found({}, environ)).credentials()
+    Path(files[name]).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        Connection("https://h", Identity.found({}, environ)).credentials()
+    assert (caught.value.filename, caught.value.strerror) == (
+        files[name],
+        f"No such file or directory (named by {variable})",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", " is empty: an API key or a JWT is wanted in it, on one line"),
+        (" \n\n", " is empty: an API key or a JWT is wanted in it, on one line"),
+        ("one-token\nother-token\n", " holds 2 lines: one token is wanted in it, on one line"),
+    ],
+)
+def test_what_a_tokens_file_lacks_is_told_without_the_token(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "token"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path} (TOKENWIRE_TOKEN_FILE){words}")) as caught:
+        Connection("localhost:1", Identity.found({}, {"TOKENWIRE_TOKEN_FILE": str(path)}))
+    assert "-token" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ({}, "you show no token (`token`, --token-file, `TOKENWIRE_TOKEN`) and no certificate."),
+        ({"token": "secret-token"}, "the token (`token`) is wrong, has expired, or was revoked."),
+        ({"token_file": "{}/token"}, "the token in {}/token (`token_file` or --token-file) is wrong, has expired, or"),
+    ],
+)
+async def test_what_is_wrong_with_who_calls_is_told_by_what_was_shown(
+    serve: Serve, tmp_path: Path, shown: dict[str, str], words: str
+) -> None:
+    (tmp_path / "token").write_text("secret-token")
+    api_keys.new(str(tmp_path / "keys"), "app")
+    serving = await serve(FakeProvider(HELLO), api_keys=str(tmp_path / "keys"))
+    error = await told(serving.address, **{name: value.format(tmp_path) for name, value in shown.items()})
+    assert type(error) is NotAllowedError
+    assert words.format(tmp_path) in str(error)
+    assert "secret" not in str(error)

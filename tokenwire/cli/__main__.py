@@ -1,9 +1,7 @@
 """`tokenwire SUBCOMMAND ...`: finds the subcommand and hands over. Imports nothing before it knows what is needed."""
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 
 from tokenwire.cli.programs import program
 
@@ -39,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP.format(commands="\n".join(f"  {one:<10} {text}" for one, (_, text) in COMMANDS.items())), end="")
         return 0
     if name == "--version":
+        from importlib import metadata  # noqa: PLC0415 - half of the time until a command begins
+
         print(f"tokenwire {metadata.version('tokenwire')}")
         return 0
     if name not in COMMANDS:
+        import difflib  # noqa: PLC0415 - only needed here
+
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)} is wanted"
         print(f"tokenwire: there is no command {name!r}: {hint}", file=sys.stderr)

@@ -31,10 +31,9 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         type=address,
-        default=connection.default_address(),
         metavar="ADDRESS",
         help="where the service is: HOST:PORT, https://HOST:PORT for TLS, unix:/PATH (default: TOKENWIRE_ADDRESS, else "
-        "localhost:50051; now %(default)s)",
+        f"localhost:50051; now {connection.default_address()})".replace("%", "%%"),
     )
     for flag, text in (
         ("--ca", "whom to trust instead of the system's authorities, in PEM (default: TOKENWIRE_CA)"),

@@ -139,7 +139,7 @@ def test_an_error_is_one_plain_line_and_an_exit_code(ask: Ask, service: FakeServ
 def test_a_service_that_is_away_is_said_so(ask: Ask, nobody: str) -> None:
     code, out, err = outcome(ask("x", address=nobody))
     assert (code, out) == (1, "")
-    assert err == f"The service is not running at {nobody}. Start it with `tokenwire serve`.\n"
+    assert err == f"The service is not running at {nobody} (TOKENWIRE_ADDRESS). Start it with `tokenwire serve`.\n"
 
 
 def test_a_cut_answer_is_marked_below_what_came(ask: Ask, service: FakeService) -> None:

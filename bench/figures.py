@@ -120,7 +120,7 @@ def targets(results: Results) -> list[Target]:
         for peer in ("raw", "plain", "article", "tokenwire", "tokenwire-1", results.two_workers)
     }
     ours = chunk["hundred", "tokenwire"]
-    request = {peer: results.values("requests", peer, "us_per_request") for peer in ("raw", "tokenwire")}
+    request = {peer: results.values("requests", peer, "us_per_request") for peer in ("raw", "tokenwire", "known")}
     first = {
         (peer, part): results.values("first", peer, "first_ms", part)
         for peer in ("raw", "tokenwire")
@@ -132,6 +132,13 @@ def targets(results: Results) -> list[Target]:
         Target("CPU per chunk against plain", 0.45, "x", 2, ratio(ours, chunk["hundred", "plain"])),
         Target("CPU per chunk against the article", 0.3, "x", 2, ratio(ours, chunk["hundred", "article"])),
         Target("CPU per request against raw, one chunk each", 1.8, "x", 2, ratio(request["tokenwire"], request["raw"])),
+        Target(
+            "the same where callers are known by a key and held to quotas",
+            1.85,
+            "x",
+            2,
+            ratio(request["known"], request["raw"]),
+        ),
         Target(
             "time to first chunk over raw, p50",
             0.7,

@@ -200,7 +200,7 @@ async def test_a_switch_flipped_in_mid_answer_changes_the_view_and_not_the_call(
 
 
 async def test_smoothing_shows_the_text_letter_by_letter_and_all_of_it(chat: Open, service: FakeService) -> None:
-    text = "The quick brown fox jumps over the lazy dog. " * 2
+    text = "The quick brown fox jumps over the lazy dog. " * 4
     service.will_answer(text, completed())
     page = await chat()
     await page.flip("Letter by letter")
@@ -219,9 +219,9 @@ async def test_smoothing_shows_the_text_letter_by_letter_and_all_of_it(chat: Ope
     await expect(page.answer()).to_contain_text("tokens in")
     await expect(page.answer()).to_contain_text(text.strip())
     lengths = sorted({len(shown) for shown in await seen.json_value() if text.startswith(shown)})
-    # It came as one piece.
+    # It came as one piece. A busy machine skips pictures, but the letters go on with the time.
     assert len(lengths) > 10
-    assert lengths[0] < 20
+    assert lengths[0] < len(text) / 3
 
 
 async def test_smoothing_does_not_put_a_stop_off(chat: Open, service: FakeService) -> None:

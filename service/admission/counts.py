@@ -33,6 +33,16 @@ class Used(NamedTuple):
     """Of these tokens, how many were estimated, since upstream didn't tell."""
 
 
+class More(NamedTuple):
+    """What is counted of a caller; numbers below zero take back what was counted before."""
+
+    streams: int = 0
+    requests: int = 0
+    tokens: int = 0
+    estimated: int = 0
+    """Of the tokens."""
+
+
 class Counts:
     """Counts by the clock's minutes and by the days of UTC.
 
@@ -82,18 +92,8 @@ class Counts:
         """As `used`: what one worker has added, all see at once."""
         return self.used(caller, now)
 
-    def add(
-        self,
-        caller: str,
-        now: float,
-        *,
-        streams: int = 0,
-        requests: int = 0,
-        tokens: int = 0,
-        estimated: int = 0,
-        since: float | None = None,
-    ) -> None:
-        """Count so much more, or less where a number is below zero; nothing gets below zero.
+    def add(self, caller: str, now: float, more: More, *, since: float | None = None) -> None:
+        """Count so much more; nothing gets below zero.
 
         `since`: when that which is taken back was counted; what was in another minute or on another day isn't.
         """
@@ -109,16 +109,16 @@ class Counts:
             row[at + _DAY] = day
         same_minute = since is None or int(since) // MINUTE_SECONDS == minute
         same_day = since is None or int(since) // DAY_SECONDS == day
-        for field, more, still in (
-            (_STREAMS, streams, True),
-            (_REQUESTS, requests, same_minute),
-            (_DAY_REQUESTS, requests, same_day),
-            (_MINUTE_TOKENS, tokens, same_minute),
-            (_DAY_TOKENS, tokens, same_day),
-            (_DAY_ESTIMATED, estimated, same_day),
+        for field, count, still in (
+            (_STREAMS, more.streams, True),
+            (_REQUESTS, more.requests, same_minute),
+            (_DAY_REQUESTS, more.requests, same_day),
+            (_MINUTE_TOKENS, more.tokens, same_minute),
+            (_DAY_TOKENS, more.tokens, same_day),
+            (_DAY_ESTIMATED, more.estimated, same_day),
         ):
-            if more > 0 or (more and still):
-                row[at + field] = max(0, row[at + field] + more)
+            if count > 0 or (count and still):
+                row[at + field] = max(0, row[at + field] + count)
 
     @property
     def worker(self) -> int:

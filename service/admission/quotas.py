@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from ..errors import BudgetExhausted, CallError, QuotaExceeded
 from .callers import Caller
-from .counts import DAY_SECONDS, MINUTE_SECONDS, Used
+from .counts import DAY_SECONDS, MINUTE_SECONDS, More, Used
 
 _BYTES_OF_A_TOKEN = 4
 
@@ -21,18 +21,8 @@ _BYTES_OF_A_TOKEN = 4
 class Home(Protocol):
     """Where it is counted; times are those of `time.time`, in seconds."""
 
-    def add(
-        self,
-        caller: str,
-        now: float,
-        *,
-        streams: int = 0,
-        requests: int = 0,
-        tokens: int = 0,
-        estimated: int = 0,
-        since: float | None = None,
-    ) -> None:
-        """Count so much more, or less where a number is below zero.
+    def add(self, caller: str, now: float, more: More, *, since: float | None = None) -> None:
+        """Count so much more.
 
         `since`: when that which is taken back was counted; what was in another minute or on another day isn't.
         """
@@ -94,9 +84,7 @@ class Charge:
     def _count(self, tokens: int, *, streams: int = 0, estimated: int = 0) -> None:
         more, self._counted = tokens - self._counted, tokens
         # What was set aside in a minute or on a day that is over is nothing to give back.
-        self._counts.add(
-            self._caller.name, time(), streams=streams, tokens=more, estimated=estimated, since=self._begin
-        )
+        self._counts.add(self._caller.name, time(), More(streams, 0, more, estimated), since=self._begin)
 
 
 class Quota(NamedTuple):
@@ -136,11 +124,11 @@ class Quotas:
         To be ended by `Charge.settle` or `Charge.nothing`.
         """
         now, aside = time(), input_tokens + output_tokens
-        self._counts.add(caller.name, now, streams=1, requests=1, tokens=aside)
+        self._counts.add(caller.name, now, More(1, 1, aside))
         try:
             _refuse(caller, await self._counts.agreed(caller.name, now), aside, now)
         except BaseException:  # a caller that leaves while it is asked has used nothing either
-            self._counts.add(caller.name, time(), streams=-1, requests=-1, tokens=-aside, since=now)
+            self._counts.add(caller.name, time(), More(-1, -1, -aside), since=now)
             raise
         return Charge(self._counts, caller, input_tokens=input_tokens, set_aside=aside)
 

@@ -15,7 +15,7 @@ from time import monotonic, monotonic_ns, time
 from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 from ..errors import QuotasUnavailable
-from .counts import DAY_SECONDS, MINUTE_SECONDS, Counts, Used
+from .counts import DAY_SECONDS, MINUTE_SECONDS, Counts, More, Used
 
 WAIT_SECONDS = 0.05
 """For how long a call waits for Redis."""
@@ -220,26 +220,14 @@ class RedisCounts:
 
     # ---- what calls do, none of which ever touches the connection
 
-    def add(
-        self,
-        caller: str,
-        now: float,
-        *,
-        streams: int = 0,
-        requests: int = 0,
-        tokens: int = 0,
-        estimated: int = 0,
-        since: float | None = None,
-    ) -> None:
+    def add(self, caller: str, now: float, more: More, *, since: float | None = None) -> None:
         """As `Home` has it."""
-        counted = {"streams": streams, "requests": requests, "tokens": tokens, "estimated": estimated}
-        began = None if since is None else since + self._ahead
-        self._local.add(caller, now + self._ahead, since=began, **counted)
+        self._local.add(caller, now + self._ahead, more, since=None if since is None else since + self._ahead)
         cell = self._local.cell(caller)
-        if streams > 0:
+        if more.streams > 0:
             self._open.add(cell)
         self._tell(cell)
-        if streams:
+        if more.streams:
             self._wanted.set()
         elif self._gathering is None:
             # Figures in the middle of an answer may come with each chunk of each stream.

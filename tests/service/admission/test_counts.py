@@ -14,7 +14,7 @@ def test_callers_beyond_the_last_cell_share_counts_and_none_may_more(monkeypatch
     callers = [f"caller-{number}" for number in range(1_000)]
     for number, caller in enumerate(callers):
         found.join(number % 2)
-        found.add(caller, NOW, requests=1, tokens=5)
+        found.add(caller, NOW, counts.More(requests=1, tokens=5))
     used = [found.used(caller, NOW) for caller in callers]
     assert all(one.requests_in_minute >= 1 and one.tokens_today >= 5 for one in used)
     assert sum(one.requests_in_minute for one in used) > 1_000  # they do share

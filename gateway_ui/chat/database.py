@@ -151,7 +151,7 @@ class Database:
         """Which file it is: another one of this name isn't written to."""
         # Not one connection for each thread: the page has a new thread for each run of its script.
         self.lock = threading.RLock()
-        """Held by whoever uses the connection."""
+        """To be held while the connection is used: several threads share it."""
         self.connection = self._opened(path)
 
     @property

@@ -206,7 +206,7 @@ class Guard(grpc.aio.ServerInterceptor):
             answer = self._known(answer)
 
         async def run(_: Any, context: Context) -> None:
-            # A server that stops has more to do for whoever comes, and does all of it.
+            # While the server stops, a refused call takes the usual way too: its status may have to wait.
             if asks and not (self._draining or self._unsent is not None) and self._refusals.refused(name, context):
                 return
             record = CallRecord(name)

@@ -37,9 +37,10 @@ class Refusals:
         self._period: asyncio.TimerHandle | None = None
 
     def refused(self, name: str, context: Context) -> bool:
-        """Have gRPC refuse a call of this method, once its handler returns; False where its caller has a proof.
+        """Have gRPC refuse a call of this method, once its handler returns.
 
-        Also where that can't be told yet: whoever answers it will find the same, and say so.
+        False where its caller has a proof, and where the keys to check it are still missing: the handler raises the
+        error for that.
         """
         try:
             _, why = self._identity.caller(context)

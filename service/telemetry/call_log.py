@@ -239,7 +239,7 @@ class _Discreet(logging.Formatter):
 
 
 class _Line:
-    """What is known of a call, to be put into words by whoever writes it."""
+    """The facts of one call. A formatter makes text or JSON of them."""
 
     def __init__(self, record: CallRecord, code: str, facts: list[tuple[str, object]]) -> None:
         seconds = round(time.perf_counter() - record.begin, 3)

@@ -1,8 +1,6 @@
 """The real page, and a real browser to look at it; fixtures for every test that wants them."""
 
-import contextlib
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from playwright.async_api import BrowserContext, Page, async_playwright
+
+from tests.ports import free_port
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 
@@ -30,15 +30,6 @@ CHROMIUM_FLAGS = [
 ]
 
 PageAt = Callable[[str], str]
-
-
-def free_port() -> int:
-    """One that a program may listen on in a moment: below those that the system gives to whoever asks for any."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)  # two processes of a test run may be seeded alike
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def wait_for_port(port: int, process: "subprocess.Popen[str]") -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from tests.browser import CHROMIUM_FLAGS, free_port
+from tests.browser import CHROMIUM_FLAGS
+from tests.ports import free_port
 from tokenwire import Client, TokenwireError
 from tokenwire.cli.demo import MODEL, WHAT_IT_TAKES
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 from redis import Redis
+
+from tests.ports import free_port
 
 BINARY = shutil.which("redis-server")
 
@@ -20,9 +21,7 @@ class RedisServer:
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._command = [
             *(str(BINARY), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)),
             *("--save", "", "--appendonly", "yes", *flags),
@@ -89,8 +88,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 def made(tmp_path: Path, *flags: str) -> RedisServer:
     """One that doesn't run yet."""
-    if BINARY is None:
-        pytest.skip("redis-server is not installed; `make tools` does that")
+    assert BINARY is not None, "redis-server is not installed: `make tools` installs it"
     folder = tmp_path / "redis"
     folder.mkdir()
     return RedisServer(folder, *flags)

@@ -9,12 +9,11 @@ import pytest
 
 from service.testing import FakeProvider
 from tests.conftest import Serve
+from tests.marks import needs_fork
 
 
 @pytest.mark.thorough
-@pytest.mark.skipif(
-    not hasattr(os, "fork"), reason="Windows has no os.fork, so no child can be forked from a process that runs gRPC"
-)
+@needs_fork
 async def test_a_child_that_is_forked_while_calls_run_lives(serve: Serve) -> None:
     served = await serve(FakeProvider([]))
 

@@ -11,9 +11,9 @@ import pytest
 from service.runtime.server import Server
 from service.settings import Settings
 from service.testing import FakeProvider
-from tests.browser import free_port
 from tests.conftest import Serve
 from tests.faults.processes import eventually
+from tests.ports import free_port
 from tests.service.test_service_config import SAID
 from tests.test_readme import README, ROOT, run
 

@@ -21,8 +21,8 @@ import pytest
 
 from service.generation.events import Finished, FinishReason, Started, Text, Usage
 from service.testing import FakeProvider
-from tests.browser import free_port
 from tests.conftest import Serve
+from tests.ports import free_port
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 

@@ -10,8 +10,8 @@ from tests.faults.forkserver import Refused
 
 @contextmanager
 def skipped_where_refused(what: str) -> Iterator[None]:
-    """`what` this machine has to allow, and a test can't do without: there is nothing of ours left to test then."""
+    """Around what can't be had everywhere: `what`, and who can have it."""
     try:
         yield
     except Refused as refused:
-        pytest.skip(f"needs {what}, which this machine does not allow: {refused}")
+        pytest.skip(f"needs {what}; here that failed: {refused}")

@@ -80,7 +80,7 @@ WAYS: dict[str, tuple[Stop, dict[str, Any]]] = {
 async def born(forkserver: ForkServer, upstream: Emulator, *flags: str, **around: Any) -> AsyncIterator[ForkedServer]:
     """A server on the local Vertex, with two workers unless `flags` say another number."""
     flags = ("--port", "0", "--emulator", upstream.address, "--workers", "2", *flags)
-    with skipped_where_refused("namespaces and other users"):
+    with skipped_where_refused("namespaces and other users, which root may make where no sandbox forbids it"):
         async with forkserver.started(*flags, **around) as server:
             yield server
 

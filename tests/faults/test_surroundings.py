@@ -28,7 +28,7 @@ USERS = itertools.count(100_000 + os.getpid() * 100)  # nobody else's, so that l
 
 @asynccontextmanager
 async def born(forkserver: ForkServer, upstream: str, *flags: str, **around: Any) -> AsyncIterator[ForkedServer]:
-    with skipped_where_refused("namespaces, limits and other users"):
+    with skipped_where_refused("namespaces, limits and other users, which root may make where no sandbox forbids it"):
         async with forkserver.started("--port", "0", "--emulator", upstream, *flags, **around) as server:
             yield server
 
@@ -112,7 +112,7 @@ async def test_the_wall_clock_jumps(
         for call in (whole, limited, idle):
             await pieces(call, 1)
         begin = time.monotonic()
-        with skipped_where_refused("a library that shifts the clock, which is compiled here"):
+        with skipped_where_refused("a C compiler, for a library that shifts the clock of servers"):
             clock(days * DAY_SECONDS)
         # Calls from before and from after; the deadline of one is its caller's, whose own clock hasn't jumped.
         late, theirs = other.start("silent"), other.start("silent", timeout=2)

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from PIL import Image, ImageChops
 
 from gateway_ui.input import attachments
 from gateway_ui.input.attachments import attach, attach_all, described, endings, hint, inline_bytes, too_much
+from tests.marks import needs_peak
 from tokenwire import inline, user
 from tokenwire.cli.meter import size
 from tokenwire.v1.generation_service_pb2 import Model
@@ -388,10 +388,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(),
-    reason="only Linux's /proc tells the peak of one process: getrusage begins with that of its parent",
-)
+@needs_peak
 @pytest.mark.parametrize(
     ("form", "mode", "side", "options"),
     [

@@ -24,7 +24,8 @@ from gateway_ui import app
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
-from tests.browser import free_port, wait_for_port
+from tests.browser import wait_for_port
+from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
 
 APP = Path(gateway_ui.__file__).with_name("script.py")

@@ -17,7 +17,8 @@ from gateway_ui.drawing import markdown
 from gateway_ui.drawing.markdown import Growing, mathml, render, segments
 from gateway_ui.drawing.markdown import growing as growing_module
 from gateway_ui.drawing.markdown.colours import _COLOURS, COLOURED_CHARACTERS
-from tests.browser import SCREENSHOTS, free_port, wait_for_port
+from tests.browser import SCREENSHOTS, wait_for_port
+from tests.ports import free_port
 
 ASSETS = Path(markdown.__file__).parent.with_name("assets")
 STYLE = (ASSETS / "markdown.css").read_text()

@@ -20,11 +20,12 @@ from playwright.async_api import FilePayload, Page, WebSocketRoute, expect
 
 from gateway_ui.chat.store import Store
 from gateway_ui.drawing.reader import COOKIE
-from tests.browser import PageAt, chromium, free_port, wait_for_port
+from tests.browser import PageAt, chromium, wait_for_port
 from tests.gateway_ui.chat import STOPPED, Chat, Open, happened
 from tests.gateway_ui.test_attachments import photo
 from tests.gateway_ui.test_conversation import conversation, exchange
 from tests.gateway_ui.test_page_settings import PHOTO, picture
+from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed
 from tokenwire import inline, model, user
 

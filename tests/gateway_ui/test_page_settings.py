@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from playwright.async_api import FilePayload, Page, expect
 
-from tests.browser import PageAt, free_port
+from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, Open
+from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, Running, completed, tool_call
 from tokenwire import function, inline, model, struct, user
 from tokenwire.v1 import generation_service_pb2 as pb

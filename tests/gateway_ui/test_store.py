@@ -19,6 +19,7 @@ from gateway_ui.chat.conversation import INTERRUPTED, STOPPED, Arrival, Conversa
 from gateway_ui.chat.database import default_path
 from gateway_ui.chat.store import Store, _digest, new_owner
 from tests.gateway_ui.test_conversation import STEPS, conversation, exchange, grown
+from tests.marks import needs_file_modes
 from tests.tokenwire.fake_service import completed, thought, tool_call
 from tokenwire import file_uri, inline, struct, tool, tool_result, user
 from tokenwire.cli.meter import Meter
@@ -626,13 +627,8 @@ def test_what_ran_when_the_process_was_killed_says_that_it_is_incomplete(path: P
 
 # ---- the file
 
-has_file_modes = pytest.mark.skipif(
-    sys.platform == "win32",
-    reason="Windows has no file modes such as 0600: there the user's own folder keeps others out",
-)
 
-
-@has_file_modes
+@needs_file_modes
 def test_nobody_else_can_read_the_file(store: Store, path: Path) -> None:
     store.save(ME, conversation(exchange("x")))
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -641,7 +637,7 @@ def test_nobody_else_can_read_the_file(store: Store, path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
-@has_file_modes
+@needs_file_modes
 def test_a_folder_that_was_there_keeps_its_mode_and_the_file_loses_its_own(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     path = tmp_path / "x"

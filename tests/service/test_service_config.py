@@ -14,8 +14,8 @@ from service.generation.events import Event, Finished, FinishReason, Started, Te
 from service.runtime.server import Server
 from service.settings import Settings
 from service.testing import FakeProvider
-from tests.browser import free_port
 from tests.conftest import Serve, detail, failure
+from tests.ports import free_port
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 

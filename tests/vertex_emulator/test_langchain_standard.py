@@ -20,7 +20,7 @@ from google.oauth2.credentials import Credentials
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from tests.browser import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.smollm2, pytest.mark.timeout(300)]
 

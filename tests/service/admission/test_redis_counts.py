@@ -23,8 +23,8 @@ from service.admission.quotas import Quotas
 from service.admission.redis_counts import SCRIPT, LinkError, RedisCounts
 from service.admission.redis_link import Link, Redis
 from service.errors import QuotaExceeded, QuotasUnavailable
-from tests.browser import free_port
 from tests.certificates import Authority
+from tests.ports import free_port
 from tests.redis_server import RedisServer, made
 
 CALLER = Caller(name="a")

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import RetryInfo
 
+from tests.marks import needs_terminal
 from tests.tokenwire.fake_service import FakeService, Refusal, Step, completed, thought, tool_call
 from tokenwire import inline, user
 from tokenwire.cli.ask import main
@@ -229,13 +230,7 @@ def test_in_json_thoughts_are_events_like_any_other(ask: Ask, service: FakeServi
     assert err == ""
 
 
-NEEDS_TERMINAL = pytest.mark.skipif(
-    not hasattr(os, "openpty"),
-    reason="Windows has no pseudo terminals, and what is shown in one differs from what goes into a pipe",
-)
-
-
-@NEEDS_TERMINAL
+@needs_terminal
 def test_in_a_terminal_thoughts_are_dimmed_and_command_nothing(ask: Ask, service: FakeService) -> None:
     service.will_answer(thought("Hm\x1b[5m"), "ok", completed())
     ours, theirs = os.openpty()
@@ -249,7 +244,7 @@ def test_in_a_terminal_thoughts_are_dimmed_and_command_nothing(ask: Ask, service
     assert shown == "\x1b[2mHm\N{REPLACEMENT CHARACTER}[5m\x1b[0m\r\n\r\n".encode()
 
 
-@NEEDS_TERMINAL
+@needs_terminal
 def test_a_model_cannot_command_the_terminal(ask: Ask, service: FakeService) -> None:
     service.will_answer("\x1b]0;owned\x07ok", completed())
     ours, theirs = os.openpty()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
+from tests.marks import needs_terminal
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, thought, tool_call
 from tokenwire import model, user
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -128,7 +129,7 @@ def test_ctrl_c_before_the_first_word_ends_the_call_as_well(chat: Chat, service:
     assert list(service.requests[1].messages) == [user("two")]
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="Python makes no pseudo terminals on Windows")
+@needs_terminal
 def test_in_a_terminal_it_prompts_and_ctrl_d_ends_it(chat: Chat, service: FakeService) -> None:
     ours, theirs = os.openpty()
     try:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.marks import needs_terminal
 from tokenwire.cli import ask, demo
 from vertex_emulator.answerers import weights
 
@@ -102,6 +103,7 @@ def make_demo(folder: Path, code: str, terminal: int) -> "subprocess.Popen[bytes
     )
 
 
+@needs_terminal
 def test_ctrl_c_of_make_demo_is_no_error(tmp_path: Path) -> None:
     """The terminal's Ctrl-C goes to make as well."""
     # It takes a moment, as the real one does: make gets confused by a child that has ended before make hears of Ctrl-C.
@@ -121,6 +123,7 @@ def test_ctrl_c_of_make_demo_is_no_error(tmp_path: Path) -> None:
     assert seen.decode().replace("\r\n", "\n").partition("ready\n")[2].removeprefix("^C").strip() == ""
 
 
+@needs_terminal
 def test_a_demo_that_fails_fails_make_demo(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     assert make_demo(tmp_path, "sys.exit(1)", theirs).wait(60) != 0

@@ -346,7 +346,7 @@ def allocated() -> int:
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except (AttributeError, OSError, TypeError):
-        pytest.skip("needs mallinfo2 of glibc 2.33 or newer: only malloc's own count shows a leak of 900 bytes a call")
+        pytest.skip("only glibc since 2.33 tells what malloc has given out; no other figure shows 900 bytes a call")
     mallinfo.restype = _Mallinfo
     return int(mallinfo().used)
 

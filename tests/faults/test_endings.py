@@ -23,7 +23,7 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator import ControlClient
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.protos import prediction_pb2
-from vertex_emulator.script import answer, blocked, cut, end, repeat
+from vertex_emulator.script import answer, blocked, cut, end, repeat, wait_for
 
 FinishReason = prediction_pb2.Candidate.FinishReason
 BlockedReason = prediction_pb2.GenerateContentResponse.PromptFeedback.BlockedReason
@@ -104,11 +104,12 @@ async def test_an_answer_without_a_single_message_is_cut(upstream: Emulator, ser
 async def test_a_connection_to_upstream_that_is_reset_is_told_at_once(upstream: Emulator, served: ServerChild) -> None:
     async with served.caller() as caller:
         for _ in range(10):
-            upstream.script.play(answer("one ", "two", cut()))
+            upstream.script.play(answer("one ", "two", wait_for("read"), cut()))
             call = caller.start()
             while (await call.read()).text != "two":
                 pass
             begin = time.monotonic()
+            upstream.open_gate("read")
             messages, error = await fate(call)
             record("upstream reset", 1000 * (time.monotonic() - begin))
             assert messages == []

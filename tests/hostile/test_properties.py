@@ -285,7 +285,9 @@ async def keeps_its_promises(
     assert asked <= Policy().max_attempts
     tried = [*scripts, *[scripts[-1]] * asked][: max(1, asked)]
     *failed, script = tried
-    assert all(one.ending.away and not one.text and not one.thoughts for one in failed)
+    # Asked again only where nothing came. A reset may overtake the words before it, which gRPC then throws away.
+    assert all(one.ending.away for one in failed)
+    assert not any(one.text or one.thoughts for one in failed if one.ending.steps != (cut(),))
     ending, text, thoughts = script.ending, script.text, script.thoughts
     if failed and not heard.cancelled:
         server.after_retries[str(heard.kinds[-1]) if heard.error is None else heard.error.code().name] += 1

@@ -66,7 +66,7 @@ _WATCH = """
         requestAnimationFrame(look);
     };
     requestAnimationFrame(look);
-    document.addEventListener("keydown", (event) => {
+    window.addEventListener("keydown", (event) => {
         if (event.key !== "Enter") return;
         const before = document.querySelectorAll('[class*=st-key-words-]').length;
         Object.assign(seen, {first: 0, gaps: [], long: [], before, entered: performance.now()});
@@ -91,7 +91,7 @@ _AGES = r"""
         }
         requestAnimationFrame(look);
     };
-    document.addEventListener("keydown", (event) => {
+    window.addEventListener("keydown", (event) => {
         if (event.key !== "Enter") return;
         Object.assign(window, {ages: [], entered: Date.now()});
         last = 0;
@@ -149,7 +149,7 @@ async def asked(tab: Page, question: str = "Tell me.") -> None:
 
 async def done(tab: Page, count: int = 1, *, seconds: float = 60) -> dict[str, Any]:
     """What the browser has seen, once the last answer has ended."""
-    figures = tab.locator(".tw-figures:not([data-running])", has_text="tokens in")
+    figures = tab.locator(".tw-figures:not([data-running])", has_text=re.compile("tokens? in"))
     await figures.nth(count - 1).wait_for(timeout=1000 * seconds)
     seen: dict[str, Any] = await tab.evaluate("() => seen")
     said = await figures.nth(count - 1).inner_text()
@@ -160,15 +160,17 @@ async def done(tab: Page, count: int = 1, *, seconds: float = 60) -> dict[str, A
     return {**seen, "delay": seen["first"] - seen["entered"] - first}
 
 
-async def first_words(control: ControlClient, browser: Browser, url: str) -> None:
+async def first_words(control: ControlClient, browser: Browser, url: str, count: int) -> None:
     control.reset()
     control.play(default=answer(delay(_FIRST_CHUNK_SECONDS), repeat(20, "word ", interval=0.01), usage=usage(1, 20)))
     tab = await opened(browser, url)
     delays = []
-    for number in range(1, 11):
+    for number in range(1, count + 1):
         await asked(tab)
         delays.append((await done(tab, number))["delay"])
-    print(f"first words after the first chunk: {statistics.median(delays):.0f} ms, at most {max(delays):.0f} of ten")
+    print(
+        f"first words after the first chunk: {statistics.median(delays):.0f} ms, at most {max(delays):.0f} of {count}"
+    )
     await tab.context.close()
 
 
@@ -258,7 +260,8 @@ async def memory(answers: int, *, each: int) -> None:
     print(f"memory after so many answers, {each} in a conversation: {said}")
 
 
-async def run(only: str) -> None:
+async def run(only: str, *, answers: int = 10) -> None:
+    """Measure all, or `only` this; `answers`: of so many the first words."""
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     with (
         started("upstream", "-m", "vertex_emulator", "--mind", "script", "--port", "0") as upstream,
@@ -269,7 +272,7 @@ async def run(only: str) -> None:
         async with async_playwright() as playwright:
             browser = await playwright.chromium.launch(executable_path=executable, args=_FLAGS)
             if only in ("", "first"):
-                await first_words(control, browser, url)
+                await first_words(control, browser, url, answers)
             if only in ("", "long"):
                 await long_answer(control, browser, url, pid)
             for block in BLOCKS:

@@ -1,10 +1,11 @@
 """A session without a browser sees what the page writes to one. No time is judged."""
 
+import re
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from bench.page.__main__ import page
+from bench.page.__main__ import page, run
 from bench.page.sessions import Session
 from bench.page.stamped import question
 from bench.processes import BenchError, Process, started
@@ -64,3 +65,9 @@ async def test_what_the_page_does_not_answer_is_told(session: Session) -> None:
     await session.ask("no such question")
     with pytest.raises(BenchError, match="no answer"):
         await session.answered()
+
+
+@pytest.mark.browser
+async def test_a_browser_tells_when_the_first_words_could_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    await run("first", answers=2)
+    assert re.fullmatch(r"first words after the first chunk: \d+ ms, at most \d+ of 2\n", capsys.readouterr().out)

@@ -18,9 +18,11 @@ from .providers import registry
 from .providers.retry import Budget, Policy, Retrying, budgets
 from .runtime import address, stop, workers
 from .runtime.handover import Handover
+from .runtime.observed import Observed
 from .runtime.secured import Secured
 from .settings import SettingError, Settings
 from .telemetry import call_log
+from .telemetry.watch import Watch
 
 _FILES = 64
 
@@ -69,11 +71,13 @@ def _alone(settings: Settings, secured: Secured) -> NoReturn:
     async def open_model() -> AsyncIterator[Provider]:
         await asyncio.to_thread(registry.imported, settings.offers)
         gc.freeze()  # else the collector walks through all of it now and then, and every stream waits
-        async with _model(settings, budgets(settings.offered)) as model:
+        async with _model(settings, budgets(settings.offered), observed.watch) as model:
             yield model
 
     tell = _Tell(settings)
-    serving = process.serve(settings, open_model, secured, listening=tell.listening, ready=tell.ready)
+    observed = Observed.of(settings)
+    observed.watch.metrics.join(0)
+    serving = process.serve(settings, open_model, secured, observed, listening=tell.listening, ready=tell.ready)
     process.run(serving)
 
 
@@ -89,6 +93,7 @@ def _together(settings: Settings, count: int, secured: Secured) -> int:
     shared = Shared.of(
         slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, counted=settings.asks_who
     )
+    observed = Observed.of(settings, workers=count)
     tell = _Tell(settings)
     budget = budgets(settings.offered)
     handover, orders = Handover(count), stop.Orders()
@@ -101,8 +106,10 @@ def _together(settings: Settings, count: int, secured: Secured) -> int:
 
     def work(worker: int) -> int:
         shared.join(worker)
-        open_model = partial(_model, settings, budget, tells=worker == 0)
-        return _run(process.work(settings, open_model, shared, handover, orders, secured=secured))
+        observed.watch.metrics.join(worker)
+        call_log.join(worker)
+        open_model = partial(_model, settings, budget, observed.watch, tells=worker == 0)
+        return _run(process.work(settings, open_model, shared, handover, orders, secured=secured, observed=observed))
 
     try:
         greeter = workers.fork(greet, orders)
@@ -119,8 +126,10 @@ def _together(settings: Settings, count: int, secured: Secured) -> int:
     # What the workers share stays shared only as long as nobody writes to it, and the collector would.
     gc.collect()
     gc.freeze()
+    observed.watch.metrics.oversee()
     with call_log.never_waiting(forks=True):
-        return workers.Workers(work, orders, fatal=EXIT_SETTING).run(count, greeter)
+        died = observed.watch.metrics.deaths.add
+        return workers.Workers(work, orders, fatal=EXIT_SETTING, replaced=died).run(count, greeter)
 
 
 def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
@@ -135,7 +144,9 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
 
 
 @asynccontextmanager
-async def _model(settings: Settings, budget: Mapping[str, Budget], *, tells: bool = True) -> AsyncIterator[Provider]:
+async def _model(
+    settings: Settings, budget: Mapping[str, Budget], watch: Watch | None = None, *, tells: bool = True
+) -> AsyncIterator[Provider]:
     """All models on offer, with retries. Their connections belong to the running event loop.
 
     `tells`: whether this process says what is wrong with them, as one of several does.
@@ -147,7 +158,7 @@ async def _model(settings: Settings, budget: Mapping[str, Budget], *, tells: boo
         for card in model.cards:
             if tells and card.deprecated:
                 call_log.say("%s is deprecated: its provider is about to take it away; offer another one", card.name)
-        yield Retrying(model, policy, budget)
+        yield Retrying(model, policy, budget, watch=watch)
 
 
 class _Tell:

@@ -327,3 +327,21 @@ class UpstreamFault(UpstreamError):
 
     code = grpc.StatusCode.INTERNAL
     reason = "UPSTREAM_FAULT"
+
+
+_FURTHER_REASONS = (
+    *("EMPTY_PROMPT", "MALFORMED_REQUEST", "SERVER_DEADLINE", "FIRST_CHUNK_TIMEOUT", "IDLE_TIMEOUT"),
+    *("READER_STALLED", "REQUEST_STALLED"),
+)
+"""Those by which errors of one class are told apart."""
+
+
+def reasons() -> tuple[str, ...]:
+    """Every reason that a call can fail for."""
+
+    def below(kind: type[CallError]) -> Iterator[str]:
+        for child in kind.__subclasses__():
+            yield from [child.reason] if "reason" in vars(child) else []
+            yield from below(child)
+
+    return tuple(dict.fromkeys((*below(CallError), *_FURTHER_REASONS)))

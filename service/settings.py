@@ -124,6 +124,11 @@ def has_password(url: str) -> bool:
     return bool(urlsplit(url).password)
 
 
+def bracketed(host: str) -> str:
+    """As it stands before a port."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 def listening(value: str) -> str:
     """An address, a name, or a Unix domain socket as gRPC writes it."""
     if value.startswith("unix:"):
@@ -131,7 +136,7 @@ def listening(value: str) -> str:
         if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _LONGEST_SOCKET_BYTES:
             raise ValueError(f"unix:/PATH, of at most {_LONGEST_SOCKET_BYTES} bytes,")
         return f"unix:{path}"
-    if not addresses.is_host(f"[{value}]" if ":" in value and not value.startswith("[") else value):
+    if not addresses.is_host(bracketed(value)):
         raise ValueError("an address, a name, or unix:/PATH")
     return value.strip("[]")
 
@@ -383,6 +388,18 @@ class Settings:
         switch,
         "whether LangChain may send prompts and answers to LangSmith, if it is set up",
     )
+    metrics_port: int = setting(
+        0,
+        "TOKENWIRE_METRICS_PORT",
+        whole(0, 65535),
+        "port on which Prometheus finds the metrics at /metrics; 0 is none",
+    )
+    metrics_host: str = setting(
+        "127.0.0.1",
+        "TOKENWIRE_METRICS_HOST",
+        that(lambda value: addresses.is_host(bracketed(value)), "an address or a name"),
+        "address of that port, which asks nobody who reads it: 0.0.0.0 is for networks of your own",
+    )
     log_upstream_text: bool = setting(
         False,
         "TOKENWIRE_LOG_UPSTREAM_TEXT",
@@ -432,6 +449,11 @@ class Settings:
         return {offer.name: PROVIDERS[offer.provider].host(offer, self.google) for offer in self.offers}
 
     @property
+    def telemetry_names(self) -> Mapping[str, str]:
+        """By the name of each model on offer: its provider, as OpenTelemetry calls it."""
+        return {offer.name: PROVIDERS[offer.provider].telemetry_name for offer in self.offers}
+
+    @property
     def needs_google(self) -> bool:
         """Whether a model on offer is on Vertex AI itself."""
         return any(PROVIDERS[offer.provider].needs_google(self.google) for offer in self.offers)
@@ -446,8 +468,7 @@ class Settings:
         """As gRPC takes it."""
         if self.socket_path:
             return self.host
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     @property
     def asks_who(self) -> bool:
@@ -601,8 +622,7 @@ def _wrong_with_redis(
 def _is_exposed(host: str) -> bool:
     if host.startswith("unix:"):
         return False
-    bracketed = f"[{host}]" if ":" in host else host
-    return not addresses.is_loopback(bracketed)
+    return not addresses.is_loopback(bracketed(host))
 
 
 def _beyond(default: float, most: float, variables: Mapping[str, str], told: Mapping[str, str]) -> Iterator[str]:
@@ -660,7 +680,7 @@ def _kind(one: "Field[Any]") -> str:
             return "true|false"
         case float():
             return "SECONDS"
-        case int() if one.name != "port":
+        case int() if not one.name.endswith("port"):
             return "BYTES" if one.name.endswith("_bytes") else "COUNT"
     return one.name.rpartition("_")[2].upper()
 

@@ -13,8 +13,14 @@ from streamlit.testing.v1 import AppTest
 
 from bench.report import in_short
 from service import errors
+from service.admission.counts import Counts
+from service.admission.identity import Identity
+from service.admission.quotas import Quotas
+from service.admission.slots import Slots
 from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
+from service.runtime.readings import Readings
 from service.settings import Settings, shown, source
+from service.telemetry.metrics import Metrics
 from service.testing import FakeProvider
 from tests.conftest import Serve
 from tokenwire.cli.__main__ import COMMANDS
@@ -22,7 +28,9 @@ from tokenwire.cli.__main__ import COMMANDS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path for path in [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]}
-SETTINGS, ERRORS, ARCHITECTURE = (PAGES[name].read_text() for name in ("settings.md", "errors.md", "architecture.md"))
+SETTINGS, ERRORS, ARCHITECTURE, OPERATIONS = (
+    PAGES[f"{name}.md"].read_text() for name in ("settings", "errors", "architecture", "operations")
+)
 
 
 def blocks(language: str, page: str = README) -> list[str]:
@@ -39,6 +47,22 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+def metrics_table() -> str:
+    """What docs/operations.md says of the metrics."""
+    metrics = Metrics({"a": "b"})
+    counts = [(one.name, one.kind, one.labels, one.text) for one in metrics.all]
+    readings = Readings(Slots(slots=1, per_caller=0), Identity(), Quotas(Counts()))()
+    gauges = [(one.name, "gauge", one.labels, one.text) for one in readings]
+    rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    for name, kind, labels, text in counts + gauges:
+        rows.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in labels) or '-'} | {text} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_metrics_is_that_of_the_code() -> None:
+    assert metrics_table() in OPERATIONS
+
+
 def test_the_settings_table_is_that_of_the_code() -> None:
     assert settings_table() in SETTINGS
 
@@ -47,6 +71,10 @@ def tree(kind: type[errors.CallError]) -> Iterator[type[errors.CallError]]:
     for child in kind.__subclasses__():
         yield child
         yield from tree(child)
+
+
+def test_no_reason_is_left_out_of_those_that_are_counted() -> None:
+    assert set(errors.reasons()) == {reason for _, reason in REASONS}
 
 
 REASONS = {(kind.code.name, kind.reason) for kind in tree(errors.CallError) if "reason" in vars(kind)} | {

@@ -107,16 +107,13 @@ class Quotas:
     async def told(self, caller: Caller) -> tuple[Sequence[Quota], int]:
         """All that is counted of this caller; and of its tokens of the day, how many were estimated."""
         now = time()
-        minute, day = _left(now)
         used = await self._counts.agreed(caller.name, now)
-        quotas = (
-            Quota("streams", used.streams, caller.streams, None),
-            Quota("requests_per_minute", used.requests_in_minute, caller.requests_per_minute, minute),
-            Quota("tokens_per_minute", used.tokens_in_minute, caller.tokens_per_minute, minute),
-            Quota("requests_per_day", used.requests_today, None, day),
-            Quota("tokens_per_day", used.tokens_today, caller.tokens_per_day, day),
-        )
-        return quotas, used.estimated_today
+        return _quotas(caller, used, now), used.estimated_today
+
+    def known(self, caller: Caller) -> Sequence[Quota]:
+        """All that is counted of this caller, as far as that is known without asking anybody."""
+        now = time()
+        return _quotas(caller, self._counts.used(caller.name, now), now)
 
     async def charge(self, caller: Caller, input_tokens: int, output_tokens: int) -> Charge:
         """Count one more call of this caller, with so many tokens set aside. Raises QuotaExceeded.
@@ -131,6 +128,17 @@ class Quotas:
             self._counts.add(caller.name, time(), More(-1, -1, -aside), since=now)
             raise
         return Charge(self._counts, caller, input_tokens=input_tokens, set_aside=aside)
+
+
+def _quotas(caller: Caller, used: Used, now: float) -> Sequence[Quota]:
+    minute, day = _left(now)
+    return (
+        Quota("streams", used.streams, caller.streams, None),
+        Quota("requests_per_minute", used.requests_in_minute, caller.requests_per_minute, minute),
+        Quota("tokens_per_minute", used.tokens_in_minute, caller.tokens_per_minute, minute),
+        Quota("requests_per_day", used.requests_today, None, day),
+        Quota("tokens_per_day", used.tokens_today, caller.tokens_per_day, day),
+    )
 
 
 def _left(now: float) -> tuple[float, float]:

@@ -54,6 +54,11 @@ class Slots:
         """Places taken, in all workers."""
         return sum(row[0] for row in self._totals)
 
+    @property
+    def waiting(self) -> int:
+        """Callers that wait for a place, in all workers."""
+        return sum(row[0] for row in self._waiting)
+
     def take(self, since: int = _NEVER, /) -> bool:
         """Take a place, for one who has waited since `since`, in ns.
 

@@ -21,6 +21,7 @@ from ..admission.identity import Identity, refusal
 from ..errors import CallError, Draining, InternalError, UpstreamError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
+from ..telemetry.watch import Watch
 from . import memory
 from .call import Call
 from .call_settings import CallSettings
@@ -65,7 +66,12 @@ class Guard(grpc.aio.ServerInterceptor):
     """Stands around every handler, and knows every call that hasn't ended yet."""
 
     def __init__(
-        self, settings: CallSettings, identity: Identity, receiver: Receiver, health_receiver: Receiver
+        self,
+        settings: CallSettings,
+        identity: Identity,
+        receiver: Receiver,
+        health_receiver: Receiver,
+        watch: Watch,
     ) -> None:
         """Health checks have a `Receiver` of their own, so that they are answered whatever else is arriving.
 
@@ -73,7 +79,8 @@ class Guard(grpc.aio.ServerInterceptor):
         """
         self._settings = settings
         self._identity = identity
-        self._refusals = Refusals(identity)
+        self._watch = watch
+        self._refusals = Refusals(identity, watch)
         self._hosts = settings.hosts
         self._receiver = receiver
         self._health_receiver = health_receiver
@@ -210,6 +217,7 @@ class Guard(grpc.aio.ServerInterceptor):
             if asks and not (self._draining or self._unsent is not None) and self._refusals.refused(name, context):
                 return
             record = CallRecord(name)
+            self._watch.opened(record)
             code = "CANCELLED"
             try:
                 failure = await self._ended(answer, context, method, record)
@@ -224,15 +232,14 @@ class Guard(grpc.aio.ServerInterceptor):
                 code = ending
             finally:
                 self._left()
-                if code == "CANCELLED" and record.facts():
+                if code == "CANCELLED":
                     record.cause = self._cause(context)
-                if ours or record.refused:
-                    call_log.end_call(record, code)
+                self._watch.ended(record, code, logged=ours or bool(record.refused))
 
         return run
 
     def _cause(self, context: Context) -> str:
-        """Why gRPC has cancelled a call, for the log."""
+        """Why gRPC has cancelled a call."""
         if self._given_up:
             return "shutdown"
         remaining = cast("float | None", context.time_remaining())

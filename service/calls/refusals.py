@@ -15,12 +15,14 @@ from ..admission.identity import Identity, refusal
 from ..errors import CallError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
+from ..telemetry.watch import Watch
 
 MOST_LINES = 100
 PERIOD_SECONDS = 10.0
 """In which the log has so many lines for refused calls; the others are told as one, by why they were."""
 
 _STATUS = rpc_status.to_status(refusal().status())
+_REASON = refusal().reason
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -28,8 +30,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Refusals:
     """Of one process, on its event loop."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, watch: Watch) -> None:
         self._identity = identity
+        self._watch = watch
         self._lines = 0
         """In this period."""
         self._more: Counter[str] = Counter()
@@ -51,17 +54,19 @@ class Refusals:
         context.set_trailing_metadata(_STATUS.trailing_metadata)
         context.set_code(_STATUS.code)
         context.set_details(_STATUS.details)
-        self._log(name, why)
+        record = CallRecord(name, refused=why, reason=_REASON)
+        self._watch.ended(record, _STATUS.code.name, logged=self._has_line(why))
         return True
 
-    def _log(self, name: str, why: str) -> None:
+    def _has_line(self, why: str) -> bool:
+        """Whether the log still has one for a call that is refused for this."""
         if self._period is None:
             self._period = asyncio.get_running_loop().call_later(PERIOD_SECONDS, self.end_period)
         if self._lines < MOST_LINES:
             self._lines += 1
-            call_log.end_call(CallRecord(name, refused=why, reason=refusal().reason), _STATUS.code.name)
-        else:
-            self._more[why] += 1
+            return True
+        self._more[why] += 1
+        return False
 
     def end_period(self) -> None:
         """Tell of calls that have had no line, and begin a period."""

@@ -60,11 +60,14 @@ class Servicer(GenerationServiceServicer):
                     await call.write(answer.encode(event), last=isinstance(event, Finished))
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence
+            record.asked = prompt.model if record.model != prompt.model else ""
             record.finish, record.first = answer.finish or "-", answer.first
             record.attempts = answer.attempts
             if answer.usage is not None:
                 record.tokens_in = answer.usage.input_tokens
                 record.tokens_out = answer.usage.output_tokens + answer.usage.reasoning_tokens
+                record.tokens_cached = answer.usage.cached_tokens or None
+                record.tokens_reasoning = answer.usage.reasoning_tokens or None
 
     async def CountTokens(self, request: pb.CountTokensRequest, call: Call) -> pb.CountTokensResponse:  # type: ignore[override] # what a context can do, and more
         """Parse, ask. It takes a slot as well: a flood of counts would reach upstream like any other."""

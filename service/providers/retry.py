@@ -16,6 +16,8 @@ from ..generation.capabilities import ModelCard
 from ..generation.events import Event, Finished
 from ..generation.prompt import Prompt
 from ..generation.provider import Provider
+from ..telemetry.metrics import Metrics
+from ..telemetry.watch import Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +74,14 @@ class Retrying:
         policy: Policy,
         budget: Mapping[str, Budget] | None = None,
         *,
+        watch: Watch | None = None,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`budget` has one for each model on offer; None: they are this process's own."""
+        """`budget` has one for each model on offer; None: they are this process's own, as without `watch`."""
         self._model = model
         self._policy = policy
         self._budgets = budget or budgets(card.name for card in model.cards)
+        self._watch = watch or Watch(Metrics({card.name: card.provider for card in model.cards}))
         self._jitter = jitter
 
     @property
@@ -87,7 +91,8 @@ class Retrying:
 
     async def count_tokens(self, prompt: Prompt, *, deadline: float) -> int:
         """See `service.generation.provider.Provider`. Not asked again: callers can do so themselves."""
-        return await self._model.count_tokens(prompt, deadline=deadline)
+        with self._watch.attempt(prompt.model):
+            return await self._model.count_tokens(prompt, deadline=deadline)
 
     def stream(self, prompt: Prompt, *, deadline: float) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """See `service.generation.provider.Provider`."""
@@ -100,15 +105,16 @@ class Retrying:
         while True:
             attempts += 1
             try:
-                async with self._model.stream(prompt, deadline=deadline) as events:
-                    async for event in events:
-                        if not begun:
-                            begun = True
-                            self._budgets[prompt.model].success()
-                        if attempts > 1 and isinstance(event, Finished):
-                            yield replace(event, attempts=attempts)
-                        else:
-                            yield event
+                with self._watch.attempt(prompt.model):
+                    async with self._model.stream(prompt, deadline=deadline) as events:
+                        async for event in events:
+                            if not begun:
+                                begun = True
+                                self._budgets[prompt.model].success()
+                            if attempts > 1 and isinstance(event, Finished):
+                                yield replace(event, attempts=attempts)
+                            else:
+                                yield event
                 return  # noqa: TRY300 - nothing may come between the stream's end and ours
             except UpstreamError as error:
                 error.model = prompt.model
@@ -119,8 +125,10 @@ class Retrying:
                 budget.failure()
                 pause = self._pause(failures, error, budget)
                 if pause is not None and pause < deadline - asyncio.get_running_loop().time():
+                    self._watch.metrics.retries.add(prompt.model)
                     await asyncio.sleep(pause)
                 elif self._falls_back(prompt):  # no retry: this model has not been asked yet
+                    self._watch.metrics.fallbacks.add(prompt.model)
                     prompt = replace(prompt, model=self._policy.fallback)
                     failures = 0
                 else:

@@ -6,7 +6,7 @@ import socket
 import stat
 from typing import Any
 
-from ..settings import SettingError, Settings
+from ..settings import SettingError, Settings, bracketed
 
 Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
@@ -59,13 +59,24 @@ def refusal(settings: Settings, error: OSError | None = None) -> SettingError:
             free(settings.host, settings.port)
         except OSError as found:
             error = found
+    return _refusal(settings.address, error, "TOKENWIRE_HOST", "TOKENWIRE_PORT", usual=50051)
+
+
+def metrics_refusal(settings: Settings, error: OSError) -> SettingError:
+    """What is wrong with the address of the metrics, which has been refused by `error`."""
+    where = f"{bracketed(settings.metrics_host)}:{settings.metrics_port}"
+    return _refusal(where, error, "TOKENWIRE_METRICS_HOST", "TOKENWIRE_METRICS_PORT", usual=9464)
+
+
+def _refusal(where: str, error: OSError | None, host: str, port: str, *, usual: int) -> SettingError:
+    """`host` and `port` are the settings that name the address; `usual`: a port that anybody may have."""
     if isinstance(error, socket.gaierror) or (error and error.errno == errno.EADDRNOTAVAIL):
-        wanted = "Set TOKENWIRE_HOST to an address of this machine"
+        wanted = f"Set {host} to an address of this machine"
     elif error and error.errno == errno.EADDRINUSE:
-        wanted = "Set TOKENWIRE_PORT to one that nothing else uses"
+        wanted = f"Set {port} to one that nothing else uses"
     elif error and error.errno in (errno.EACCES, errno.EPERM):
-        wanted = "Set TOKENWIRE_PORT to one that this user may have, such as 50051"
+        wanted = f"Set {port} to one that this user may have, such as {usual}"
     else:
-        wanted = "Set TOKENWIRE_HOST or TOKENWIRE_PORT"
+        wanted = f"Set {host} or {port}"
     reason = error.strerror if error else "it is refused"
-    return SettingError(f"cannot listen on {settings.address}: {reason}. {wanted}")
+    return SettingError(f"cannot listen on {where}: {reason}. {wanted}")

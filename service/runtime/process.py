@@ -15,6 +15,7 @@ from ..settings import SettingError, Settings
 from ..telemetry import call_log
 from . import stop, tls
 from .handover import Handover
+from .observed import Observed
 from .secured import Secured
 from .server import Server
 
@@ -97,17 +98,20 @@ class _Stop:
             self.hurried.set()
 
 
-def _server(settings: Settings, shared: Shared | None, secured: Secured | None) -> Server:
+def _server(
+    settings: Settings, shared: Shared | None, secured: Secured | None, observed: Observed | None = None
+) -> Server:
     """The one of this process, which starts no other process any more where it serves TLS."""
     if settings.tls_certificate:
         tls.forbid_processes()
-    return Server(settings, shared, secured)
+    return Server(settings, shared, secured, observed.watch if observed is not None else None)
 
 
 async def serve(
     settings: Settings,
     open_model: Open,
     secured: Secured | None = None,
+    observed: Observed | None = None,
     *,
     listening: Callable[[int], object] = lambda _: None,
     ready: Callable[[], object] = lambda: None,
@@ -116,9 +120,10 @@ async def serve(
 
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
-    server = _server(settings, None, secured)
+    observed = observed or Observed.of(settings)
+    server = _server(settings, None, secured, observed)
     listening(await server.start())
-    async with open_model() as model:
+    async with observed.read(server.readings), open_model() as model:
         ending = _Stop()
         await server.announce_serving(model)
         ready()
@@ -134,13 +139,14 @@ async def work(
     orders: stop.Orders,
     *,
     secured: Secured | None = None,
+    observed: Observed,
 ) -> None:
     """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
     if secured is not None:
         secured.identity.refresh()  # this may be a worker that takes another's place
-    server = _server(settings, shared, secured)
-    async with open_model() as model:
+    server = _server(settings, shared, secured, observed)
+    async with observed.read(server.readings), open_model() as model:
         server.use(model)
         over = handover.over
         if over:
@@ -191,7 +197,7 @@ async def greet(
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
     nobody: dict[str, Any] = dict.fromkeys(("api_keys", "callers", "redis_url", "redis_password_file"), "")
-    open_to_all = replace(settings, **nobody, insecure=True, reflection=tells)
+    open_to_all = replace(settings, **nobody, insecure=True, reflection=tells, metrics_port=0)
     server = _server(
         open_to_all, Shared.of(slots=1, per_caller=0), secured.open_to_all() if secured is not None else None
     )

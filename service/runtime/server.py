@@ -13,6 +13,7 @@ from tokenwire.v1 import generation_service_pb2
 from tokenwire.v1.generation_service_pb2_grpc import add_GenerationServiceServicer_to_server
 
 from ..admission.counts import Counts
+from ..admission.quotas import Quotas
 from ..admission.redis_counts import RedisCounts
 from ..admission.shared import Shared
 from ..calls.guard import LONGEST_HOLD_SECONDS, Guard
@@ -20,10 +21,14 @@ from ..calls.health import NAME as HEALTH
 from ..calls.health import Health
 from ..calls.receive import Receiver
 from ..calls.servicer import Servicer
+from ..errors import reasons
 from ..generation.provider import Provider
 from ..settings import Settings
 from ..telemetry import call_log
+from ..telemetry.metrics import Metrics
+from ..telemetry.watch import Watch
 from .address import clear, refusal
+from .readings import Readings
 from .secured import Secured
 
 SERVICE = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -39,6 +44,8 @@ _REDIS_SECONDS = 1.0
 # meet the others as they close.
 _TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
+
+_LOOK_SECONDS = 0.25
 
 _NOBODY_ELSE = 0o177
 """What a Unix domain socket must not allow: only this user may read and write it."""
@@ -56,10 +63,17 @@ _STREAMS_ENDING = 32
 class Server:
     """Listens from `start` on; answers from `announce_serving` on; `stop` lets running streams finish."""
 
-    def __init__(self, settings: Settings, shared: Shared | None = None, secured: Secured | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        shared: Shared | None = None,
+        secured: Secured | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         """What is `shared` is so with other workers on the same port; None: this is the only process.
 
-        `secured` is what the settings' files hold; None: they haven't been read yet.
+        `secured` is what the settings' files hold; None: they haven't been read yet. `watch`: None: nobody else tells
+        of anything.
         """
         self._settings = settings
         self._secured = secured or Secured.of(settings)
@@ -71,18 +85,22 @@ class Server:
         shared = shared or Shared.of(
             slots=settings.slots, per_caller=settings.slots_per_caller, counted=identity.is_asked
         )
+        self._watch = watch or Watch(Metrics(settings.telemetry_names, reasons=reasons()))
+        self._watching: asyncio.Task[NoReturn] | None = None
         self._health = Health("", SERVICE)
         self._in_redis: RedisCounts | None = None
         self._counting: asyncio.Task[NoReturn] | None = None
         if shared.counts is not None and settings.redis_url:
             self._in_redis = _in_redis(settings, shared.counts)
-        self._servicer = Servicer(settings, shared.slots, identity, self._in_redis or shared.counts)
+        counts = self._in_redis or shared.counts
+        self.readings = Readings(shared.slots, identity, Quotas(counts) if counts is not None else None)
+        self._servicer = Servicer(settings, shared.slots, identity, counts)
         budget = settings.max_unfinished_bytes // shared.slots.workers
-        receivers = [
+        receiver, health_receiver = (
             Receiver(budget=int(budget * part), largest=_largest_request(settings))
             for part in (1 - _HEALTH_PART, _HEALTH_PART)
-        ]
-        self._guard = Guard(settings, identity, *receivers)
+        )
+        self._guard = Guard(settings, identity, receiver, health_receiver, self._watch)
         self._server = grpc.aio.server(interceptors=[self._guard], options=_options(settings, alone=alone))
         add_GenerationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -109,7 +127,20 @@ class Server:
         await self._server.start()
         if self._secured.is_followed:
             self._following = asyncio.create_task(self._secured.follow())
+        if self._settings.metrics_port:
+            self._watching = asyncio.create_task(self._look())
         return port
+
+    async def _look(self) -> NoReturn:
+        """Tell of what nothing happens to tell of."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begin = loop.time()
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._watch.look(max(0.0, loop.time() - begin - _LOOK_SECONDS))
+            if self._in_redis is not None:
+                state = self._in_redis.state
+                self._watch.metrics.redis(up=state.up, losses=state.losses, undecided=state.undecided)
 
     def _listen(self, address: str) -> int:
         if self._secured.certificates is None:
@@ -173,7 +204,7 @@ class Server:
         self._forget()
 
     def _forget(self) -> None:
-        for task in (self._following, self._counting):
+        for task in (self._following, self._counting, self._watching):
             if task is not None:
                 task.cancel()
 

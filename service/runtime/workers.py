@@ -89,9 +89,15 @@ def no_process(name: str, error: OSError) -> str:
 class Workers:
     """Forks workers, keeps their number, and tells them to stop."""
 
-    def __init__(self, work: Callable[[int], int], orders: Orders, *, fatal: int) -> None:
-        """`work` is run in each worker with its number and returns its exit code; `fatal` is one that ends them all."""
+    def __init__(
+        self, work: Callable[[int], int], orders: Orders, *, fatal: int, replaced: Callable[[], object] = lambda: None
+    ) -> None:
+        """`work` is run in each worker with its number and returns its exit code; `fatal` is one that ends them all.
+
+        `replaced` is called for each that ends by itself and gets a successor.
+        """
         self._work = work
+        self._replaced = replaced
         self._orders = orders
         self._fatal = fatal
         self._running: dict[int, tuple[int, float]] = {}
@@ -197,5 +203,6 @@ class Workers:
             self._give_up(f"{ended} before it served, as {_STILLBORN - 1} before", EXIT_FAILED)
         else:
             call_log.say("%s; starting another", ended)
+            self._replaced()
             now = time.monotonic()
             self._missing[worker] = now + (_PAUSE_SECONDS if now - born < _SHORT_LIFE_SECONDS else 0)

@@ -56,6 +56,16 @@ def configure(level: str, form: str = "auto") -> None:
     sys.unraisablehook = _ignored
 
 
+_worker: int | None = None
+"""Which of several workers this process is."""
+
+
+def join(worker: int) -> None:
+    """Say in each line of a call, and in all of JSON, that it comes from this worker."""
+    global _worker  # noqa: PLW0603 - one process is one worker, and logging is one for all of it
+    _worker = worker
+
+
 _handlers: "list[logging.StreamHandler[Any]]" = []
 """The handlers that `configure` has made."""
 
@@ -219,6 +229,7 @@ class _Json(_Formatter):
             line |= record.msg.facts
         else:
             line["message"] = record.getMessage()
+            line |= _whose()
         return json.dumps(line)
 
 
@@ -238,12 +249,23 @@ class _Discreet(logging.Formatter):
         return self._form.format(shown)
 
 
+def _whose() -> dict[str, object]:
+    return {} if _worker is None else {"worker": _worker}
+
+
 class _Line:
     """The facts of one call. A formatter makes text or JSON of them."""
 
     def __init__(self, record: CallRecord, code: str, facts: list[tuple[str, object]]) -> None:
         seconds = round(time.perf_counter() - record.begin, 3)
-        self.facts: dict[str, object] = {"method": record.method, "code": code, "seconds": seconds, **dict(facts)}
+        known = {name: round(value, 3) if isinstance(value, float) else value for name, value in facts}
+        self.facts: dict[str, object] = {
+            "method": record.method,
+            "code": code,
+            "seconds": seconds,
+            **known,
+            **_whose(),
+        }
 
     def __str__(self) -> str:
         known = iter(self.facts.items())
@@ -253,7 +275,8 @@ class _Line:
 def end_call(record: CallRecord, code: str) -> None:
     """Write the call's line; for one that was given up before anything was known of it, only at level debug."""
     known = record.facts()
-    level = _LEVELS.get(record.reason, logging.INFO if known or code != "CANCELLED" else logging.DEBUG)
+    empty = code == "CANCELLED" and all(name == "cause" for name, _ in known)
+    level = _LEVELS.get(record.reason, logging.DEBUG if empty else logging.INFO)
     if _logger.isEnabledFor(level):
         line = _Line(record, code, known)
         # Not by `log`, which spends a third of the time on finding out that it was called from here.

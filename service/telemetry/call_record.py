@@ -20,6 +20,8 @@ class CallRecord:
     """Why the caller's proof wasn't taken; the caller isn't told."""
     model: str = ""
     """The public name of the model that answered, else of the one that was asked."""
+    asked: str = ""
+    """That of the one that was asked, where another one answered."""
     messages: int | None = None
     """How many were made for the caller."""
     first: float | None = None
@@ -29,6 +31,9 @@ class CallRecord:
     tokens_in: int | None = None
     tokens_out: int | None = None
     """As upstream counted them; `tokens_out` with the thoughts."""
+    tokens_cached: int | None = None
+    tokens_reasoning: int | None = None
+    """Of these: of input those from a cache, of output those of thoughts. None where there are none."""
     finish: str = ""
     """The finish reason's name; "-" if the answer has none."""
     unread: str = ""
@@ -43,6 +48,8 @@ class CallRecord:
     """Upstream's own words for it, where the log is to have them."""
     cause: str = ""
     """Why it was cancelled: "caller" (it left), "deadline" (its own has passed) or "shutdown"."""
+    over: bool = False
+    """Whether it has ended."""
     begin: float = field(default_factory=time.perf_counter)
     """When it was opened, in seconds from any moment."""
 
@@ -56,11 +63,14 @@ class CallRecord:
                 ("caller", self.caller),
                 ("refused", self.refused),
                 ("model", self.model),
+                ("asked", self.asked),
                 ("messages", self.messages),
                 ("first", self.first),
                 ("attempts", self.attempts),
                 ("tokens_in", self.tokens_in),
                 ("tokens_out", self.tokens_out),
+                ("tokens_cached", self.tokens_cached),
+                ("tokens_reasoning", self.tokens_reasoning),
                 ("finish", self.finish),
                 ("unread", self.unread),
                 ("reason", self.reason),

@@ -128,7 +128,8 @@ async def test_a_whole_answer_says_what_it_took(serve: Serve, lines: list[str]) 
     served = await serve(FakeProvider([Started("fake"), Text("Hello"), end]))
     await served.ask()
     (line,) = lines
-    assert re.search(r" messages=3 first=0\.\d{3} attempts=2 tokens_in=5 tokens_out=11 finish=STOP$", line)
+    took = r"attempts=2 tokens_in=5 tokens_out=11 tokens_reasoning=4 finish=STOP"
+    assert re.search(rf" model=fake asked=gemini-2\.5-flash messages=3 first=0\.\d{{3}} {took}$", line)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,41 @@
+"""Where a server stands now, for metrics: what is asked for when somebody looks, and counted nowhere beside."""
+
+from collections.abc import Iterator
+
+from ..admission.identity import Identity
+from ..admission.quotas import Quotas
+from ..admission.slots import Slots
+from ..telemetry.numbers import Reading, Sample
+
+
+class Readings:
+    """To be looked at on the event loop."""
+
+    def __init__(self, slots: Slots, identity: Identity, quotas: Quotas | None) -> None:
+        """`quotas` is None where nobody has to say who calls."""
+        self._slots = slots
+        self._identity = identity
+        self._quotas = quotas
+
+    def __call__(self) -> Iterator[Reading]:
+        """Over all workers."""
+        slots = self._slots
+        yield Reading("tokenwire_open_streams", "Streams that hold a slot", samples=[Sample((), slots.taken)])
+        yield Reading("tokenwire_queued_calls", "Calls that wait for a slot", samples=[Sample((), slots.waiting)])
+        yield Reading("tokenwire_slots", "Streams that may be open at once", samples=[Sample((), slots.slots)])
+        if self._quotas is None:
+            return
+        told = [(caller.name, one) for caller in self._identity.named for one in self._quotas.known(caller)]
+        labels = ("caller", "quota")
+        yield Reading(
+            "tokenwire_quota_used",
+            "What callers of the callers file have used, in this minute or on this day (UTC)",
+            labels,
+            [Sample((name, one.name), one.used) for name, one in told],
+        )
+        yield Reading(
+            "tokenwire_quota_limit",
+            "What they may use",
+            labels,
+            [Sample((name, one.name), one.limit) for name, one in told if one.limit is not None],
+        )

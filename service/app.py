@@ -75,7 +75,7 @@ def _alone(settings: Settings, secured: Secured) -> NoReturn:
             yield model
 
     tell = _Tell(settings)
-    observed = Observed.of(settings)
+    observed = Observed.of(settings, traces=_sends_traces())
     observed.watch.metrics.join(0)
     serving = process.serve(settings, open_model, secured, observed, listening=tell.listening, ready=tell.ready)
     process.run(serving)
@@ -93,7 +93,7 @@ def _together(settings: Settings, count: int, secured: Secured) -> int:
     shared = Shared.of(
         slots=settings.slots, per_caller=settings.slots_per_caller, workers=count, counted=settings.asks_who
     )
-    observed = Observed.of(settings, workers=count)
+    observed = Observed.of(settings, traces=_sends_traces(), workers=count)
     tell = _Tell(settings)
     budget = budgets(settings.offered)
     handover, orders = Handover(count), stop.Orders()
@@ -228,6 +228,27 @@ def _need_redis(settings: Settings) -> None:
         raise SettingError(
             f"{str(error.name).partition('.')[0]} is not installed; TOKENWIRE_REDIS_URL needs tokenwire's extra 'redis'"
         ) from error
+
+
+def _sends_traces() -> bool:
+    """Whether OpenTelemetry's own variables ask for traces; imports what sends them, for all processes."""
+    environ = os.environ
+    endpoint = environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER") == "none"
+    if not endpoint or off:
+        return False
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol not in (None, "", "http/protobuf"):
+        call_log.warn(
+            "no traces are sent: OTEL_EXPORTER_OTLP_PROTOCOL is %s, and only http/protobuf is spoken", protocol
+        )
+        return False
+    try:
+        from .telemetry import traces  # noqa: F401, PLC0415 - of an extra, and only needed here
+    except ModuleNotFoundError:
+        call_log.warn("no traces are sent: OTEL_EXPORTER_OTLP_ENDPOINT is set, and tokenwire's extra 'otel' is missing")
+        return False
+    return True
 
 
 def _forget_foreign_variables(settings: Settings) -> None:

@@ -21,6 +21,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "tokenwire.cli.demo": [{"server", "local"}],
     "service": [{"server"}],
     "service.admission.redis_link": [{"server", "redis"}],
+    "service.telemetry.traces": [{"server", "otel"}],
     "service.providers.gemini.over_http": [{"server", "genai"}],
     "service.providers.chat_completions.provider": [{"server", "openai"}],
     "service.providers.chat_completions.failures": [{"server", "openai"}],
@@ -34,7 +35,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "bench.page": [{"server", "ui", "dev"}],
     "bench.page.sessions": [{"ui", "dev"}],
     "bench.page.stamped": [{"server", "dev"}],
-    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "dev"}],
+    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "otel", "dev"}],
 }
 
 

@@ -61,6 +61,7 @@ ONLY = {
     },
     "pygments": {"gateway_ui.drawing.markdown.colours"},
     "latex2mathml": {"gateway_ui.drawing.markdown.mathml"},
+    "opentelemetry": {"service.telemetry.traces"},
     "prometheus_client": {"service.telemetry.prometheus"},
     "redis": {"service.admission.redis_link"},
     "xllamacpp": {"vertex_emulator.answerers.smollm2"},

@@ -217,7 +217,7 @@ class Guard(grpc.aio.ServerInterceptor):
             if asks and not (self._draining or self._unsent is not None) and self._refusals.refused(name, context):
                 return
             record = CallRecord(name)
-            self._watch.opened(record)
+            self._watch.opened(record, context.invocation_metadata() or ())
             code = "CANCELLED"
             try:
                 failure = await self._ended(answer, context, method, record)

@@ -105,11 +105,12 @@ class Retrying:
         while True:
             attempts += 1
             try:
-                with self._watch.attempt(prompt.model):
+                with self._watch.attempt(prompt.model) as says:
                     async with self._model.stream(prompt, deadline=deadline) as events:
                         async for event in events:
                             if not begun:
                                 begun = True
+                                says()
                                 self._budgets[prompt.model].success()
                             if attempts > 1 and isinstance(event, Finished):
                                 yield replace(event, attempts=attempts)

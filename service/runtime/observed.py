@@ -1,9 +1,10 @@
-"""What is counted of a server, and the port on which that is read."""
+"""What is told of a server: metrics, and the port on which they are read; traces, where they are sent."""
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple, Self
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ..errors import reasons
 from ..settings import Settings, bracketed
@@ -13,7 +14,13 @@ from ..telemetry.watch import Watch
 from .address import free, metrics_refusal
 from .readings import Readings
 
+if TYPE_CHECKING:  # of an extra
+    from ..telemetry.traces import Traces
+
 _BACKLOG = 16
+
+_LAST_SPANS_SECONDS = 1.0
+"""For so long a process that ends waits until its last spans are taken."""
 
 
 class Observed(NamedTuple):
@@ -21,11 +28,14 @@ class Observed(NamedTuple):
 
     watch: Watch
     listening: socket.socket | None = None
-    """None: nobody is to read them."""
+    """Where the metrics are read; None: nowhere."""
+    traced: Mapping[str, str] | None = None
+    """Models, as `Traces` wants them; None: no traces are sent."""
 
     @classmethod
-    def of(cls, settings: Settings, *, workers: int = 1) -> Self:
-        """As the settings have it; it listens from here on. Raises SettingError."""
+    def of(cls, settings: Settings, *, traces: bool = False, workers: int = 1) -> Self:
+        """As the settings have it; it listens from here on. `traces`: whether they are sent. Raises SettingError."""
+        traced = settings.telemetry_names if traces else None
         metrics = Metrics(
             settings.telemetry_names,
             reasons=reasons(),
@@ -34,7 +44,7 @@ class Observed(NamedTuple):
             workers=workers,
         )
         if not settings.metrics_port:
-            return cls(Watch(metrics))
+            return cls(Watch(metrics), traced=traced)
         try:
             family, kind, protocol, _, address = free(settings.metrics_host, settings.metrics_port)
             listening = socket.socket(family, kind, protocol)
@@ -46,15 +56,25 @@ class Observed(NamedTuple):
         # Several processes wait for it: one that comes too late for a client must not wait there for another.
         listening.setblocking(False)
         call_log.say("metrics at http://%s:%d/metrics", bracketed(settings.metrics_host), settings.metrics_port)
-        return cls(Watch(metrics), listening)
+        return cls(Watch(metrics), listening, traced)
 
     @asynccontextmanager
-    async def read(self, readings: Readings) -> AsyncIterator[None]:
-        """Within, this process answers on the port, with `readings` beside what is counted."""
-        if self.listening is None:
-            yield
-            return
-        from ..telemetry.prometheus import served  # noqa: PLC0415 - only needed here
+    async def opened(self, readings: Readings) -> AsyncIterator[None]:
+        """Within, this process sends traces, and answers on the port, with `readings` beside what is counted."""
+        async with AsyncExitStack() as stack:
+            if self.traced is not None:
+                from ..telemetry.traces import Traces  # noqa: PLC0415 - of an extra, and only needed here
 
-        async with served(self.watch.metrics.all, readings, self.listening):
+                traces = self.watch.traces = Traces(self.traced)
+                stack.push_async_callback(_closed, traces)
+            if self.listening is not None:
+                from ..telemetry.prometheus import served  # noqa: PLC0415 - only needed here
+
+                await stack.enter_async_context(served(self.watch.metrics.all, readings, self.listening))
             yield
+
+
+async def _closed(traces: "Traces") -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LAST_SPANS_SECONDS):
+            await asyncio.to_thread(traces.close)

@@ -19,7 +19,7 @@ from .observed import Observed
 from .secured import Secured
 from .server import Server
 
-_THREADS = 16  # gRPC's, some of which it starts when it is asked first, and asyncio's
+_THREADS = 18  # gRPC's, some of which it starts when it is asked first, asyncio's, and those of metrics and traces
 
 Open = Callable[[], AbstractAsyncContextManager[Provider]]
 """Opens the model on the running event loop, and closes it."""
@@ -123,7 +123,7 @@ async def serve(
     observed = observed or Observed.of(settings)
     server = _server(settings, None, secured, observed)
     listening(await server.start())
-    async with observed.read(server.readings), open_model() as model:
+    async with observed.opened(server.readings), open_model() as model:
         ending = _Stop()
         await server.announce_serving(model)
         ready()
@@ -146,7 +146,7 @@ async def work(
     if secured is not None:
         secured.identity.refresh()  # this may be a worker that takes another's place
     server = _server(settings, shared, secured, observed)
-    async with observed.read(server.readings), open_model() as model:
+    async with observed.opened(server.readings), open_model() as model:
         server.use(model)
         over = handover.over
         if over:

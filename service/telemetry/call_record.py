@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -14,6 +15,8 @@ class CallRecord:
     """Ours, which the caller is told."""
     request_id: str = ""
     """The caller's own; "-" if it gave none that may be logged."""
+    trace_id: str = ""
+    """Of the trace that it belongs to, in 32 hexadecimal digits."""
     caller: str = ""
     """Who called, as the callers file has it; empty where nobody has to prove it."""
     refused: str = ""
@@ -48,6 +51,8 @@ class CallRecord:
     """Upstream's own words for it, where the log is to have them."""
     cause: str = ""
     """Why it was cancelled: "caller" (it left), "deadline" (its own has passed) or "shutdown"."""
+    span: Any = None
+    """In that trace, where it is sent."""
     over: bool = False
     """Whether it has ended."""
     begin: float = field(default_factory=time.perf_counter)
@@ -60,6 +65,7 @@ class CallRecord:
             for name, value in (
                 ("generation_id", self.generation_id),
                 ("request_id", self.request_id),
+                ("trace_id", self.trace_id),
                 ("caller", self.caller),
                 ("refused", self.refused),
                 ("model", self.model),

@@ -14,6 +14,7 @@ from service.providers import registry
 from service.providers.offers import offers
 from service.providers.retry import Policy, Retrying
 from service.settings import Settings
+from service.telemetry.watch import Watch
 from tests.conftest import Serve, Served, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.call_records import Call
@@ -65,7 +66,14 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
     """`await open_provider("openai", **settings)`."""
     async with AsyncExitStack() as stack:
 
-        async def start(provider: str, *, line: str = "", environ: Mapping[str, str] = {}, **settings: Any) -> Upstream:
+        async def start(
+            provider: str,
+            *,
+            line: str = "",
+            environ: Mapping[str, str] = {},
+            watch: Watch | None = None,
+            **settings: Any,
+        ) -> Upstream:
             rest = str(emulator.rest_address)
             line = line or LINES[provider].format(rest=rest)
             (offer,) = offers(line)
@@ -82,7 +90,7 @@ async def open_provider(serve: Serve, emulator: Emulator) -> AsyncIterator[Open]
             )
             registry.imported(told.offers)
             model = await stack.enter_async_context(registry.opened(told.offers, told.google))
-            served = await serve(Retrying(model, Policy(base_seconds=0.01)), **settings)
+            served = await serve(Retrying(model, Policy(base_seconds=0.01), watch=watch), **settings)
             return Upstream(provider, served, emulator)
 
         yield start

@@ -15,6 +15,7 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from service import app
 from tests.conftest import StartProcess, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -143,3 +144,29 @@ async def test_a_delay_beyond_the_setting_is_not_waited_for(emulator: Emulator, 
     assert detail(caught.value, RetryInfo).retry_delay.ToMilliseconds() == 300
     assert detail(caught.value, ErrorInfo).metadata["upstream_attempts"] == "1"
     assert len(emulator.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "sends", "told"),
+    [
+        ({}, False, 0),
+        ({"ENDPOINT": "http://127.0.0.1:4318"}, True, 0),
+        ({"TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}, True, 0),
+        ({"ENDPOINT": "http://127.0.0.1:4317", "PROTOCOL": "grpc"}, False, 1),
+        ({"ENDPOINT": "http://127.0.0.1:4318", "PROTOCOL": "http/protobuf"}, True, 0),
+    ],
+)
+def test_traces_are_sent_where_opentelemetrys_variables_ask_for_them(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str], variables: dict[str, str], sends: bool, told: int
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    assert app._sends_traces() is sends
+    assert len(lines) == told
+
+
+@pytest.mark.parametrize("off", [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")])
+def test_and_not_where_they_turn_it_off(monkeypatch: pytest.MonkeyPatch, off: tuple[str, str]) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv(*off)
+    assert not app._sends_traces()

@@ -24,6 +24,7 @@ from ...generation.capabilities import ModelCard
 from ...generation.events import Event, Started, Text
 from ...generation.json_schema import Word
 from ...generation.prompt import Prompt
+from ...telemetry.trace_context import CARRIED
 from .. import http_failures, langchain_messages
 from ..spec import GoogleCloud, Offer
 from . import failures, requests
@@ -146,7 +147,7 @@ class _Call:
         if way := self._ways.get("thoughts_back"):
             payload["messages"] = requests.with_thoughts(payload["messages"], self._prompt, way)
         try:
-            self._stream = await self._completions.create(**payload)
+            self._stream = await self._completions.create(**payload, extra_headers=dict(CARRIED.get()))
         except openai.APIError as error:
             self._failed(error)
         except http_failures.ERRORS as error:  # while it reads what upstream says of an error

@@ -39,6 +39,7 @@ from ...generation import json_values
 from ...generation.capabilities import ModelCard
 from ...generation.events import Event, Finished, Started, Text, Usage
 from ...generation.prompt import Prompt
+from ...telemetry.trace_context import CARRIED
 from .. import langchain_messages
 from ..spec import GoogleCloud, Offer
 from . import answers, prompts, vertex_failures
@@ -237,7 +238,7 @@ class _Call:
         """Ask, with the protobuf message beneath a GenerateContentRequest; upstream has so long."""
         if self._contents is not None:
             replace_contents(request, self._contents)
-        metadata = (_routing(request.model), _CLIENT_METADATA, *self._identity)
+        metadata = (_routing(request.model), _CLIENT_METADATA, *CARRIED.get(), *self._identity)
         self._call = self._stub(request, timeout=seconds, metadata=metadata)
 
     async def read(self) -> Response | None:

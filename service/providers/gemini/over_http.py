@@ -32,6 +32,7 @@ from ...generation import json_schema
 from ...generation.capabilities import ModelCard
 from ...generation.events import Event, Started, Text
 from ...generation.prompt import Prompt
+from ...telemetry.trace_context import CARRIED
 from .. import http_failures, langchain_messages
 from ..spec import GoogleCloud, Offer
 from . import answers, prompts, vertex_failures
@@ -83,7 +84,7 @@ class GenAIProvider:
             auth=_Identity(credentials) if credentials is not None else None,
             timeout=None,  # noqa: S113 - each request brings its own
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
-            event_hooks={"response": [_keep]},
+            event_hooks={"request": [_carry], "response": [_keep]},
             mounts=http_failures.directly(filter(None, (base_url, *(one.options.get("base_url") for one in offers)))),
             verify=_tls(),
         )
@@ -273,6 +274,11 @@ class _Call:
         """Close the connection; nothing happens if the answer has ended."""
         if self.response is not None:
             await self.response.aclose()
+
+
+async def _carry(request: httpx.Request) -> None:
+    """Send along whose trace it belongs to."""
+    request.headers.update(CARRIED.get())
 
 
 async def _keep(response: httpx.Response) -> None:

@@ -77,7 +77,7 @@ def watch() -> Watch:
         observed = Observed.of(settings)
         server = Server(settings, watch=observed.watch)
         port = await server.start()
-        async with observed.read(server.readings):
+        async with observed.opened(server.readings):
             retrying = Retrying(model, Policy(base_seconds=0.001), watch=observed.watch)
             await server.announce_serving(retrying)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

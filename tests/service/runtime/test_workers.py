@@ -15,8 +15,10 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.runtime import workers
+from tests.collector import collecting
 from tests.conftest import ServerProcess, StartProcess, failure
 from tests.service.test_main import health
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -270,3 +272,20 @@ async def test_a_log_that_nobody_reads_stops_neither_a_replacement_nor_the_end(e
         await process.wait()
         os.close(out)
         os.close(into)
+
+
+async def test_every_worker_sends_its_spans_before_it_ends(
+    emulator: Emulator, start_process: StartProcess, channels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator.script.play(default=answer("one", "two"))
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.address)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")  # so that they are all sent at the end
+        server = await start_process("--workers", "2")
+        await server.said("ready after")
+        answered = [await end(await stream(await channels(server))) for _ in range(10)]
+        assert set(answered) == {"completed"}
+        assert not collector.bodies
+        server.signal(signal.SIGTERM)
+        assert await server.process.wait() == 0
+        assert sum(span.kind == Span.SPAN_KIND_SERVER for span in collector.spans) == 10

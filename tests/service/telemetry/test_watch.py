@@ -47,7 +47,7 @@ def test_an_attempt_is_told_by_how_it_ended(what: Callable[[], None], outcome: s
 
 async def test_an_attempt_that_outlives_its_call_is_an_orphan_until_it_ends() -> None:
     (watch, metrics), record = new(), CallRecord("Generate")
-    watch.opened(record)
+    watch.opened(record, ())
     begun, end = asyncio.Event(), asyncio.Event()
 
     async def attempt() -> None:

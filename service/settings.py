@@ -71,10 +71,6 @@ def source(of: "Field[Any]") -> Source:
     return found
 
 
-def text(value: str) -> str:
-    return value
-
-
 def that(fits: Callable[[str], bool], wanted: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if not fits(value):

@@ -17,9 +17,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bench import flooding, lifecycle
+from bench import lifecycle
 from bench.figures import percentile
 from bench.processes import cpu_seconds, memory_bytes
+from bench.refusals import flooding
 from bench.script import METHOD, RELEASE, Script
 from bench.targets import Answer, now, read, target
 

@@ -6,28 +6,37 @@ the table in docs/settings.md. A flag wins over its variable; an empty variable 
 
 import argparse
 import difflib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
 
 from .providers import addresses
 from .providers.offers import SeveralError, completed, offers
 from .providers.registry import PROVIDERS
 from .providers.spec import DEFAULT_MODEL, GoogleCloud, Offer
+from .setting_kinds import (
+    bracketed,
+    file,
+    has_password,
+    host_and_port,
+    listening,
+    model_name,
+    one_of,
+    redis_url,
+    seconds,
+    switch,
+    that,
+    whole,
+)
 
 _PREFIX = "TOKENWIRE_"
-_LONGEST_SOCKET_BYTES = 107
 _NEARLY = 0.7
 
 # What Kubernetes sets for services that are called tokenwire or tokenwire-...: TOKENWIRE_PORT=tcp://10.0.0.1:50051 and
 # more. Of those names one is a setting.
 _LINKED = "TOKENWIRE_PORT"
 _LINK = re.compile(r"(tcp|udp|sctp)://")
-_DATABASE = re.compile(r"(/[0-9]{0,5})?")
-_OF_TLS = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
 
 _OF_KUBERNETES = re.compile(
     r"TOKENWIRE_([A-Z0-9_]+_)?"
@@ -69,128 +78,6 @@ def source(of: "Field[Any]") -> Source:
     """How the field is set."""
     found: Source = of.metadata["source"]
     return found
-
-
-def text(value: str) -> str:
-    return value
-
-
-def that(fits: Callable[[str], bool], wanted: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if not fits(value):
-            raise ValueError(wanted)
-        return value
-
-    return parse
-
-
-def file(value: str) -> str:
-    """The path of one; whether it can be read, and serves, is for those to say who read it."""
-    return value
-
-
-name = that(str.isprintable, "a name without line breaks and other controls")
-
-
-def host_and_port(value: str) -> str:
-    host, _, port = value.rpartition(":")
-    if not (addresses.is_host(host) and addresses.is_port(port)):
-        raise ValueError("HOST:PORT, such as 127.0.0.1:8080,")
-    return value
-
-
-def redis_url(value: str) -> str:
-    """Where a Redis is, as redis-py takes it; of its options those only that TLS needs."""
-    try:
-        parts = urlsplit(value)
-        options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
-        address = parts.netloc.rpartition("@")[2]
-        host, _, port = address.rpartition(":") if parts.port is not None else (address.rstrip(":"), "", "1")
-        if parts.scheme == "unix":
-            fits = not address and parts.path.startswith("/") and options.keys() <= {"db"}
-        else:
-            fits = addresses.is_host(host) and addresses.is_port(port) and bool(_DATABASE.fullmatch(parts.path))
-            fits = fits and options.keys() <= (_OF_TLS if parts.scheme == "rediss" else set())
-    except ValueError:
-        fits = False
-    if not fits or parts.scheme not in ("redis", "rediss", "unix") or parts.fragment or not value.isprintable():
-        raise ValueError(
-            "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// for TLS, or unix:///PATH[?db=DATABASE],"
-        )
-    return value
-
-
-def has_password(url: str) -> bool:
-    return bool(urlsplit(url).password)
-
-
-def bracketed(host: str) -> str:
-    """As it stands before a port."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def listening(value: str) -> str:
-    """An address, a name, or a Unix domain socket as gRPC writes it."""
-    if value.startswith("unix:"):
-        path = value.removeprefix("unix:").removeprefix("//")
-        if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > _LONGEST_SOCKET_BYTES:
-            raise ValueError(f"unix:/PATH, of at most {_LONGEST_SOCKET_BYTES} bytes,")
-        return f"unix:{path}"
-    if not addresses.is_host(bracketed(value)):
-        raise ValueError("an address, a name, or unix:/PATH")
-    return value.strip("[]")
-
-
-def switch(value: str) -> bool:
-    known = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }
-    try:
-        return known[value.lower()]
-    except KeyError:
-        raise ValueError("true or false") from None
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value.lower() not in allowed:
-            raise ValueError(f"one of {', '.join(allowed)}")
-        return value.lower()
-
-    return parse
-
-
-def whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        try:
-            number = int(value)
-        except ValueError:
-            number = low - 1
-        if not low <= number <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return number
-
-    return parse
-
-
-def seconds(low: float, high: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:  # also false for NaN
-            raise ValueError(f"seconds, from {low:g} to {high:g}")
-        return number
-
-    return parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +141,9 @@ class Settings:
         switch,
         "whether others than this machine may reach the server though it lacks TLS or proofs of who calls",
     )
-    model: str = setting(DEFAULT_MODEL, "TOKENWIRE_MODEL", name, "the model that answers when a request names none")
+    model: str = setting(
+        DEFAULT_MODEL, "TOKENWIRE_MODEL", model_name, "the model that answers when a request names none"
+    )
     models: tuple[Offer, ...] = setting(
         (),
         "TOKENWIRE_MODELS",
@@ -352,7 +241,7 @@ class Settings:
     fallback_model: str = setting(
         "",
         "TOKENWIRE_FALLBACK_MODEL",
-        name,
+        model_name,
         "the model to ask when the first is away or out of quota before its first chunk",
     )
     keepalive: float = setting(
@@ -469,6 +358,11 @@ class Settings:
         if self.socket_path:
             return self.host
         return f"{bracketed(self.host)}:{self.port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """Where the metrics are read, with its port."""
+        return f"{bracketed(self.metrics_host)}:{self.metrics_port}"
 
     @property
     def asks_who(self) -> bool:

@@ -23,6 +23,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "service.admission.redis_link": [{"server", "redis"}],
     "service.telemetry.traces": [{"server", "otel"}],
     "service.providers.gemini.over_http": [{"server", "genai"}],
+    "service.providers.gemini.http_messages": [{"server", "genai"}],
     "service.providers.chat_completions.provider": [{"server", "openai"}],
     "service.providers.chat_completions.failures": [{"server", "openai"}],
     "service.providers.http_failures": [{"server", "genai"}, {"server", "openai"}],

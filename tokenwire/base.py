@@ -9,8 +9,9 @@ import grpc
 from tokenwire.config import GenerationConfigDict
 from tokenwire.connection import Connection, Identity, default_address
 from tokenwire.endings import unfinished
-from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, TokenwireError, explain, put
+from tokenwire.errors import NO_COMPLETED, SEQUENCE_GAP, TokenwireError
 from tokenwire.messages import Turn
+from tokenwire.statuses import explain, put
 from tokenwire.v1.config_pb2 import GenerationConfig, SafetySetting, Tool, ToolChoice
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import Completed, GenerateRequest, GenerateResponse

@@ -25,13 +25,13 @@ from ..telemetry.watch import Watch
 from . import memory
 from .call import Call
 from .call_settings import CallSettings
-from .connections import connections, key
 from .health import NAME as HEALTH
 from .receive import Receiver
-from .recent import Recent
 from .refusals import Refusals
+from .stopping.connections import connections, key
+from .stopping.recent import Recent
+from .stopping.unsent import Unsent
 from .time_limits import TimeLimits
-from .unsent import Unsent
 
 # For how long new calls are held at most, when a server stops.
 LONGEST_HOLD_SECONDS = 0.8

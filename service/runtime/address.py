@@ -6,7 +6,7 @@ import socket
 import stat
 from typing import Any
 
-from ..settings import SettingError, Settings, bracketed
+from ..settings import SettingError, Settings
 
 Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
@@ -64,8 +64,7 @@ def refusal(settings: Settings, error: OSError | None = None) -> SettingError:
 
 def metrics_refusal(settings: Settings, error: OSError) -> SettingError:
     """What is wrong with the address of the metrics, which has been refused by `error`."""
-    where = f"{bracketed(settings.metrics_host)}:{settings.metrics_port}"
-    return _refusal(where, error, "TOKENWIRE_METRICS_HOST", "TOKENWIRE_METRICS_PORT", usual=9464)
+    return _refusal(settings.metrics_address, error, "TOKENWIRE_METRICS_HOST", "TOKENWIRE_METRICS_PORT", usual=9464)
 
 
 def _refusal(where: str, error: OSError | None, host: str, port: str, *, usual: int) -> SettingError:

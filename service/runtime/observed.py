@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ..errors import reasons
-from ..settings import Settings, bracketed
+from ..settings import Settings
 from ..telemetry import call_log
 from ..telemetry.metrics import Metrics
 from ..telemetry.watch import Watch
@@ -55,7 +55,7 @@ class Observed(NamedTuple):
             raise metrics_refusal(settings, error) from error
         # Several processes wait for it: one that comes too late for a client must not wait there for another.
         listening.setblocking(False)
-        call_log.say("metrics at http://%s:%d/metrics", bracketed(settings.metrics_host), settings.metrics_port)
+        call_log.say("metrics at http://%s/metrics", settings.metrics_address)
         return cls(Watch(metrics), listening, traced)
 
     @asynccontextmanager

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import flood as bench_flood
-from bench.flooding import flood
+from bench.refusals import flood as bench_flood
+from bench.refusals.flooding import flood
 from service.admission import api_keys
 from service.testing import FakeProvider
 from tests.conftest import Serve

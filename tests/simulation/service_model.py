@@ -16,7 +16,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.admission import slots
 from service.admission.shared import Shared
-from service.calls import guard, memory, unsent
+from service.calls import guard, memory
+from service.calls.stopping import unsent
 from service.errors import CallError
 from service.generation.capabilities import ModelCard
 from service.generation.events import Event, Finished, FinishReason, Started, Text

@@ -16,8 +16,10 @@ from service.providers.gemini import vertex_failures
 from tests.tokenwire.fake_service import Refusal, completed
 from tokenwire import errors
 from tokenwire.endings import ENDINGS, ending
-from tokenwire.errors import WORDS, TokenwireError, Words, explain
+from tokenwire.errors import TokenwireError
+from tokenwire.statuses import explain, put
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.words import WORDS, Words
 
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
@@ -84,7 +86,7 @@ def test_every_reason_of_the_page_has_words_of_its_own() -> None:
 
 @pytest.mark.parametrize(("key", "words"), WORDS.items(), ids=lambda one: str(one)[:40])
 def test_every_row_of_the_table_is_a_plain_sentence(key: tuple[grpc.StatusCode, str], words: Words) -> None:
-    error = errors.put(*key, address="host:1", said="words of the service")
+    error = put(*key, address="host:1", said="words of the service")
     assert type(error) is words.error
     assert str(error)[0].isupper()
     assert not set(str(error)) & set("{}_")

@@ -6,7 +6,6 @@ drops a part of it, or refuses all of it for one odd field, and hands on only wh
 """
 
 import asyncio
-import codecs
 import http
 import json
 import ssl
@@ -17,7 +16,6 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, cast
 
-import grpc
 import httpx
 from google import genai
 from google.genai import types
@@ -35,7 +33,7 @@ from ...generation.prompt import Prompt
 from ...telemetry.trace_context import CARRIED
 from .. import http_failures, langchain_messages
 from ..spec import GoogleCloud, Offer
-from . import answers, prompts, vertex_failures
+from . import answers, http_messages, prompts
 from .credentials import ApplicationDefault, application_default
 from .specs import GENAI, http_host
 
@@ -52,9 +50,6 @@ for _type in vars(types).values():
 
 _STUMBLES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What the SDK raises of JSON that is none, or of another shape."""
-
-_NAMES = grpc.StatusCode.__members__.keys() - {"OK"}
-"""Google's of what went wrong."""
 
 _answering: ContextVar["_Call"] = ContextVar("answering")
 """The call whose HTTP response the client is about to get."""
@@ -249,14 +244,14 @@ class _Call:
     async def lines(self, response: httpx.Response) -> AsyncIterator[str]:
         """The lines that the SDK reads: a message with the text of each that comes."""
         async for message in self._messages(response):
-            yield _DATA + json.dumps(self._taken(message))
+            yield http_messages.DATA + json.dumps(self._taken(message))
             yield ""
 
     async def _messages(self, response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]:
         """Those of an answer. Whatever comes behind its finish reason and is none ends it; nothing of it is missing."""
         try:
-            async for event in _events(response):
-                yield _message(event)
+            async for event in http_messages.events(response):
+                yield http_messages.message(event)
         except (errors.UpstreamError, *http_failures.ERRORS, *_STUMBLES):
             if not self.answer.reason:
                 raise
@@ -289,63 +284,10 @@ async def _keep(response: httpx.Response) -> None:
             body = response.json()
         except (ValueError, RecursionError):
             body = {"message": response.text}
-        raise _failure(response.status_code, body, response.headers)
+        raise http_messages.failure(response.status_code, body, response.headers)
     if call := _answering.get(None):
         call.response = response
         response.aiter_lines = lambda: call.lines(response)  # type: ignore[method-assign] # whatever it is, the SDK reads by this
-
-
-async def _events(response: httpx.Response) -> AsyncIterator[str]:
-    """What each server-sent event holds; or each JSON object where they come without being events."""
-    data: list[str] = []
-    loose, unclosed = "", 0
-    async for line in _lines(response):
-        if line.startswith(_DATA):
-            data.append(line.removeprefix(_DATA))
-        elif not line and data:
-            yield "\n".join(data)
-            data = []
-        elif line:
-            loose += line
-            unclosed += line.count("{") - line.count("}")
-            if not unclosed:
-                yield loose
-                loose = ""
-    for rest in (loose, "\n".join(data)):
-        if rest:
-            yield rest
-
-
-async def _lines(response: httpx.Response) -> AsyncIterator[str]:
-    """The lines of server-sent events that hold something, in one form.
-
-    httpx ends lines also where Unicode does, at U+2028 in the middle of a JSON text, and replaces what is no UTF-8.
-    """
-    rest = b""
-    async for piece in response.aiter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if (told := _line(line)) is not None:
-                yield told
-    if (told := _line(rest, whole=False)) is not None:
-        yield told
-
-
-_DATA = "data: "
-
-
-def _line(line: bytes, *, whole: bool = True) -> str | None:
-    """None for comments, and fields of events that say nothing of the answer. Raises ValueError for no UTF-8.
-
-    One that isn't `whole` may end anywhere, also within a character.
-    """
-    text, _ = codecs.utf_8_decode(line.removesuffix(b"\r"), "strict", whole)
-    text = text.removeprefix("\ufeff")
-    if text.startswith("data:"):
-        data = text.removeprefix("data:").lstrip(" ")
-        return _DATA + data if data else None
-    hollow = text and "data:".startswith(text)
-    return None if hollow or text.startswith((":", "event:", "id:", "retry:")) else text
 
 
 class _Identity(httpx.Auth):
@@ -439,20 +381,6 @@ def _tools(prompt: Prompt) -> list[types.Tool]:
     return [types.Tool.model_validate(one) for one in prompts.tools(prompt.tools)]
 
 
-def _message(event: str) -> Mapping[str, Any]:
-    """What an event holds, empty for null. Raises ours for an error that stands there, or for anything else."""
-    told = json.loads(event)
-    if isinstance(told, list) and len(told) == 1:
-        (told,) = told  # as Google has errors
-    if told is None:
-        return {}
-    if not isinstance(told, Mapping):
-        raise http_failures.unreadable(_WHO)
-    if error := _error_in(told):
-        raise _failure(_number(error.get("code")), error)
-    return told
-
-
 _GOES_ON = ("finishReason", "continuationToken")
 
 
@@ -466,55 +394,6 @@ def _split(message: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, 
             return message, {}
 
 
-def _error_in(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The error that stands where an answer should; empty if there is none."""
-    told = message.get("error")
-    if told:
-        return told if isinstance(told, Mapping) else {"message": told}
-    bare = "candidates" not in message and "code" in message and {"message", "status"} & message.keys()
-    return message if bare else {}
-
-
-def _number(told: Any) -> Any:
-    """The status of HTTP that an error's code stands for, however it is written; else as told."""
-    if isinstance(told, float) and told.is_integer():
-        return int(told)
-    return int(told) if isinstance(told, str) and len(told) == len("429") and told.isdecimal() else told
-
-
 def failure(error: APIError) -> errors.UpstreamError:
-    """Ours for Google's; see `_failure`."""
-    return _failure(error.code, error.details)
-
-
-def _failure(status: object, body: object, headers: Mapping[str, str] | None = None) -> errors.UpstreamError:
-    """Ours for Google's: code, reason and retry delay are relayed, its text is not.
-
-    `status` is that of HTTP; in mid-stream, where there is none, the number in the `body`. Any of it may be odd.
-    `headers` are those that came with the status. A delay in Google's own words counts before one in them.
-    """
-    if http_failures.redirects(status):
-        return http_failures.redirected(_WHO)
-    if isinstance(body, list) and len(body) == 1:
-        (body,) = body
-    told = body if isinstance(body, Mapping) else {}
-    if isinstance(inner := told.get("error"), Mapping):
-        told = inner
-    reason = ""
-    retry_after = http_failures.delay(headers or {})
-    details = told.get("details")
-    for detail in details if isinstance(details, list) else ():
-        kind = str(detail.get("@type", "")) if isinstance(detail, Mapping) else ""
-        if kind.endswith("google.rpc.ErrorInfo"):
-            reason = str(detail.get("reason", ""))
-        elif kind.endswith("google.rpc.RetryInfo"):
-            delay = http_failures.seconds(detail.get("retryDelay"))
-            retry_after = retry_after if delay is None else delay
-    name, said = told.get("status"), told.get("message")
-    return vertex_failures.failure(
-        grpc.StatusCode[name] if isinstance(name, str) and name in _NAMES else http_failures.code(status),
-        reason=reason,
-        retry_after=retry_after,
-        metadata={"upstream_status": str(status)} if http_failures.is_status(status) else {},
-        said=said if isinstance(said, str) else "",
-    )
+    """Ours for Google's; see `http_messages.failure`."""
+    return http_messages.failure(error.code, error.details)

@@ -1,7 +1,7 @@
 """How long a wrong key takes tells nothing of a right one: by construction, since a busy machine proves no times.
 
 All that is ever compared is the SHA-256 of the whole key, which who guesses can't steer; and each wrong key takes the
-same steps. What it takes is measured by `python -m bench.key_times`.
+same steps. What it takes is measured by `python -m bench.refusals.key_times`.
 """
 
 import sys
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import key_times
+from bench.refusals import key_times
 from service.admission import api_keys
 from service.admission.identity import Identity
 

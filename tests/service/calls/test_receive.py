@@ -21,7 +21,7 @@ from service.errors import CallError, InvalidRequest, ServerBusy
 from service.testing import FakeProvider
 from tests.conftest import Serve, failure
 from tests.service.admission.test_order import run
-from tokenwire.errors import explain
+from tokenwire.statuses import explain
 
 MB = 1024 * 1024
 LARGE = bytes(receive._TURN_BYTES + 1)

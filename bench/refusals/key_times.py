@@ -1,8 +1,8 @@
-"""`python -m bench.key_times`: whether the time of a refusal tells how near a key was. A few seconds; writes nothing.
+"""`python -m bench.refusals.key_times`: whether the time of a refusal tells how near a key was. A few seconds.
 
 10,000 tries of each kind in turn, without a network, which would only hide it: keys that are right but for their last
 character, keys that were revoked, and keys that never were. Told is how often a try of one kind takes longer than one
-of another; 50 % of the time says that nobody can tell them apart.
+of another; 50 % of the time says that nobody can tell them apart. Writes nothing.
 """
 
 import gc

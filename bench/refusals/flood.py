@@ -1,4 +1,4 @@
-"""`python -m bench.flood`: what a call without a good token costs, and whom a flood of them holds up. Five minutes.
+"""`python -m bench.refusals.flood`: what a call without a good token costs, and whom a flood holds up. Five minutes.
 
 Fifty streams of a caller with a key, 20 chunks a second each, alone and beside a flood of 2,000 calls a second that are
 all refused, in turn. The cost of a refused call is what the server's processes take more than in the rounds before and
@@ -169,7 +169,9 @@ def _cost(alone: Sequence[dict[str, Any]], beside: Sequence[dict[str, Any]]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; gives 1 where the limit isn't held."""
-    parser = argparse.ArgumentParser(prog="python -m bench.flood", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.refusals.flood", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--workers", default="1", help="of the server (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="with each kind of flood (default: 5)")
     parser.add_argument("--kinds", nargs="+", default=[], help="which floods, by a part of their names")

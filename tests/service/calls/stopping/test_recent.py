@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.calls.recent import Recent
+from service.calls.stopping.recent import Recent
 
 SECONDS = 0.5
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from service.calls.unsent import Unsent
+from service.calls.stopping.unsent import Unsent
 
 # More than two kernels can hold for a caller that reads nothing.
 MORE_THAN_FITS = bytes(16 << 20)
@@ -88,14 +88,14 @@ async def test_a_status_does_not_wait_for_a_caller_that_takes_nothing(pair: Pair
 async def test_a_status_waits_for_a_caller_that_takes_it_slowly(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.fill()
     held = iter([*range(40, 0, -1), 0, 0, 0])
-    monkeypatch.setattr("service.calls.unsent._held", lambda *_: next(held))
+    monkeypatch.setattr("service.calls.stopping.unsent._held", lambda *_: next(held))
     await asyncio.wait_for(Unsent().delivered(pair.peer, patience=1), 60)  # it takes twice as much
     assert next(held, None) is None
 
 
 async def test_a_status_waits_for_what_grpc_writes_later(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     held = iter([1, 0, 0, 2, 0, 1, 0, 0, 0])
-    monkeypatch.setattr("service.calls.unsent._held", lambda *_: next(held))
+    monkeypatch.setattr("service.calls.stopping.unsent._held", lambda *_: next(held))
     await asyncio.wait_for(Unsent().delivered(pair.peer, patience=60), 60)
     assert next(held, None) is None
 
@@ -103,8 +103,8 @@ async def test_a_status_waits_for_what_grpc_writes_later(pair: Pair, monkeypatch
 async def test_a_search_that_finds_no_end_is_not_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its thread may wait for one of those that are busy."""
     free = threading.Event()
-    monkeypatch.setattr("service.calls.unsent.connections", free.wait)
-    monkeypatch.setattr("service.calls.unsent._LONGEST_SEARCH_SECONDS", 0.05)
+    monkeypatch.setattr("service.calls.stopping.unsent.connections", free.wait)
+    monkeypatch.setattr("service.calls.stopping.unsent._LONGEST_SEARCH_SECONDS", 0.05)
     pair.fill()
     try:
         await asyncio.wait_for(Unsent().delivered(pair.peer, patience=60), 10)

@@ -21,6 +21,7 @@ from service.generation.events import Event, Finished, FinishReason, Started, Te
 from service.runtime.readings import Readings
 from service.settings import Settings, shown, source
 from service.telemetry.metrics import Metrics
+from service.telemetry.numbers import Reading
 from service.testing import FakeProvider
 from tests.conftest import Serve
 from tokenwire.cli.__main__ import COMMANDS
@@ -47,12 +48,16 @@ def settings_table() -> str:
     return "\n".join(rows)
 
 
+def readings() -> list[Reading]:
+    """Where a server stands that has done nothing."""
+    return list(Readings(Slots(slots=1, per_caller=0), Identity(), Quotas(Counts()))())
+
+
 def metrics_table() -> str:
     """What docs/operations.md says of the metrics."""
     metrics = Metrics({"a": "b"})
     counts = [(one.name, one.kind, one.labels, one.text) for one in metrics.all]
-    readings = Readings(Slots(slots=1, per_caller=0), Identity(), Quotas(Counts()))()
-    gauges = [(one.name, "gauge", one.labels, one.text) for one in readings]
+    gauges = [(one.name, "gauge", one.labels, one.text) for one in readings()]
     rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
     for name, kind, labels, text in counts + gauges:
         rows.append(f"| `{name}` | {kind} | {', '.join(f'`{one}`' for one in labels) or '-'} | {text} |")

@@ -32,16 +32,21 @@ class _Families(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        for number in self._numbers:
-            yield _family(number.kind, number.name, number.text, number.labels, number.samples())
+        """On the thread that answers; what only the event loop may look at is looked at there."""
 
         async def read() -> list[Reading]:
             return list(self._read())
 
-        for name, text, labels, samples in asyncio.run_coroutine_threadsafe(read(), self._loop).result(
-            _PATIENCE_SECONDS
-        ):
-            yield _family("gauge", name, text, labels, samples)
+        readings = asyncio.run_coroutine_threadsafe(read(), self._loop).result(_PATIENCE_SECONDS)
+        return families(self._numbers, readings)
+
+
+def families(numbers: Iterable[Number], readings: Iterable[Reading]) -> Iterator[Metric]:
+    """All of it, as prometheus_client has it."""
+    for number in numbers:
+        yield _family(number.kind, number.name, number.text, number.labels, number.samples())
+    for name, text, labels, samples in readings:
+        yield _family("gauge", name, text, labels, samples)
 
 
 def _family(kind: str, name: str, text: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> Metric:

@@ -1,0 +1,101 @@
+"""What deploy/ holds fits what the service really exports."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+
+from service.errors import reasons
+from service.telemetry.call_record import CallRecord
+from service.telemetry.metrics import Metrics
+from service.telemetry.prometheus import families
+from tests.test_readme import readings
+
+ROOT = Path(__file__).parents[1]
+RULES = ROOT / "deploy/prometheus"
+DASHBOARD = json.loads((ROOT / "deploy/grafana/tokenwire.json").read_text())
+
+# What Prometheus itself knows, beside what is scraped.
+_NOT_OURS = {"up", "ALERTS"}
+
+
+def told() -> str:
+    """All that a server can tell, after calls that have left something everywhere."""
+    metrics = Metrics({"a": "b", "c": "b"}, reasons=reasons(), fallback="c", redis=True)
+    record = CallRecord("Generate", model="a", messages=3, first=0.1, tokens_in=2, tokens_out=3, tokens_cached=1)
+    metrics.ended(record, "OK")
+    registry = CollectorRegistry(auto_describe=False)
+
+    class All:
+        def collect(self) -> Iterator[Any]:
+            return families(metrics.all, readings())
+
+    registry.register(All())
+    return generate_latest(registry).decode()
+
+
+NAMES = set(re.findall(r"^(\w+)[{ ]", told(), re.MULTILINE)) | {
+    "tokenwire_quota_used",  # of callers, of whom there are none here
+    "tokenwire_quota_limit",
+}
+
+
+def promtool(*arguments: str, given: str = "") -> str:
+    """What it says; fails if it finds anything wrong."""
+    program = shutil.which("promtool")
+    assert program, "promtool is missing: make tools installs it"
+    done = subprocess.run([program, *arguments], input=given, cwd=RULES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Names of metrics in PromQL."""
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"|\b(by|on|without)\s*\([^)]*\)", "", expression)
+    return set(re.findall(r"\b([a-z]\w*_\w+|up)\b(?!\s*\()", bare)) - {"histogram_quantile"}
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Of each alert, and of each line of a panel: its name, and what it asks."""
+    for group in yaml.safe_load((RULES / "alerts.yaml").read_text())["groups"]:
+        for rule in group["rules"]:
+            yield rule["alert"], rule["expr"]
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+
+
+EXPRESSIONS = list(expressions())
+
+
+@pytest.mark.parametrize(("name", "expression"), EXPRESSIONS)
+def test_alerts_and_panels_ask_only_for_what_the_service_exports(name: str, expression: str) -> None:
+    found = metrics_in(expression)
+    assert found, name
+    assert found - NAMES - _NOT_OURS == set()
+
+
+def test_every_panel_is_valid_promql() -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "5m", expression).replace("$instance", ".*")}
+        for number, (_, expression) in enumerate(EXPRESSIONS)
+    ]
+    groups = {"groups": [{"name": "panels", "rules": rules}]}  # JSON is YAML
+    assert f"{len(rules)} rules found" in promtool("check", "rules", "/dev/stdin", given=json.dumps(groups))
+
+
+def test_each_alert_wakes_for_its_trouble_and_for_nothing_else() -> None:
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yaml")
+    cases = (RULES / "alerts_test.yaml").read_text()
+    assert [name for name, _ in EXPRESSIONS if name.startswith("Tokenwire") and name not in cases] == []
+
+
+def test_prometheus_takes_what_the_service_tells_without_a_word_of_blame() -> None:
+    assert promtool("check", "metrics", given=told()) == ""

@@ -392,6 +392,8 @@ async def _failure(error: BaseException, call: Call | None) -> CallError | None:
         failure = error.after(call.written)
     if call is not None:
         await call.may_end()
+        if failure is not None:
+            await call.say_failed(failure)
     return failure
 
 

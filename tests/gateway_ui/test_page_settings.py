@@ -126,6 +126,21 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
             "The JSON schema can't be used: properties.age.type is 'strin'; must be one of string, number, integer,",
         ),
         (
+            "JSON schema",
+            '{"type": "string", "maxLength": 1e400}',
+            "The JSON schema can't be used: maxLength is a number out of range; must be from -2^53 to 2^53.",
+        ),
+        (
+            "JSON schema",
+            '{"type": "string", "\\ud800": 1}',
+            "The JSON schema can't be used: \\ud800 is a key with half a character; must have its other half, too.",
+        ),
+        (
+            "Tools",
+            f'[{{"name": "f", "parameters": {{"type": "object", "minProperties": {"9" * 400}}}}}]',
+            "The tools can't be used: [0].parameters.minProperties is a number out of range; must be from",
+        ),
+        (
             "Tools",
             '[{"nmae": "f"}]',
             "The tools can't be used: [0].nmae is not a key of a function; did you mean 'name'?",

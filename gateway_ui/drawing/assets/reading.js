@@ -7,6 +7,9 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
+// A file that Streamlit has refused, or couldn't upload: it would leave that one out, unsaid.
+const REFUSED = `${FILE}:has([role="alert"])`;
+const TAKEN = `${FILE}:not(:has([role="alert"]))`;
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
   .map((one) => `${one} button`).join(", ");
@@ -31,10 +34,19 @@ const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 class Input {
   sent = 0;
   taken = 0;
-  held = []; // what waits: texts, and clicks on what opens another conversation, as {text} or {key}
+  held = []; // what waits: questions, and clicks on what opens another conversation, as {text, knowingly} or {key}
   sending = false;
+  lost = ""; // what was refused of a draft's files, once Streamlit has cleared it away with a question that went before
+  knowingly = false; // whether a question goes without the refused files
 
   constructor() {
+    this.refusal = document.createElement("div");
+    this.refusal.className = "tw-refusal tw-problem";
+    this.refusal.setAttribute("role", "alert");
+    this.without = document.createElement("button");
+    this.without.type = "button";
+    this.without.textContent = "Ask without it";
+    this.without.onclick = () => this.asksWithout();
     document.addEventListener("keydown", (event) => this.pressed(event), true);
     document.addEventListener("click", (event) => {
       if (event.target.closest?.(SEND)) this.passes(event);
@@ -44,6 +56,7 @@ class Input {
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
     setInterval(() => this.release(), RELEASE_MS);
+    setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
   }
 
   free() {
@@ -69,8 +82,42 @@ class Input {
     this.sentAt = Date.now();
   }
 
+  // Which files were refused, and why; empty: none.
+  refused() {
+    const said = Array.from(document.querySelectorAll(REFUSED), (chip) => {
+      const name = chip.querySelector('[data-testid="stFileChipName"]')?.title ?? "A file";
+      const why = chip.querySelector('[role="alert"]').textContent.replace(/^Error: /, "").replace(/\.?$/, ".");
+      return `${name} can't go along: ${why}`;
+    });
+    return [this.lost, ...said].filter(Boolean).join(" ");
+  }
+
+  // The question stays where it is until the refused files have been removed, or it is to go without them.
+  tells(refused) {
+    const asksMore = document.querySelector(INPUT)?.value.trim() || document.querySelector(TAKEN);
+    this.refusal.textContent = `${refused} ${asksMore ? "Remove it, or ask without it." : "Remove it."}`;
+    if (asksMore) this.refusal.append(this.without);
+    document.querySelector('[data-testid="stChatInput"]')?.before(this.refusal);
+  }
+
+  asksWithout() {
+    this.knowingly = true;
+    this.lost = "";
+    this.refusal.remove();
+    document.querySelector(SEND)?.click();
+    this.knowingly = false;
+    document.querySelector(INPUT)?.focus({ preventScroll: true });
+  }
+
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
+    const refused = this.sending || this.knowingly || this.empty() ? "" : this.refused();
+    if (refused) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.tells(refused);
+      return;
+    }
     const waits = !this.sending && (this.held.length || !this.free());
     if (this.empty() || waits) {
       event.preventDefault();
@@ -79,7 +126,7 @@ class Input {
     if (this.empty()) return;
     const input = document.querySelector(INPUT);
     if (waits) {
-      this.held.push({ text: input.value });
+      this.held.push({ text: input.value, knowingly: this.knowingly });
       this.write(input, "");
       return;
     }
@@ -122,9 +169,10 @@ class Input {
     const draft = input.value, { selectionStart, selectionEnd } = input;
     this.write(input, this.held[0].text);
     await drawn();
-    const before = this.sentAt;
+    const before = this.sentAt, refused = this.refused();
     document.querySelector(SEND)?.click();
-    if (this.sentAt !== before) this.held.shift();
+    // What was refused after it had been written stood there for the draft.
+    if (this.sentAt !== before) this.lost = this.held.shift().knowingly ? "" : refused;
     await drawn();
     this.write(input, draft);
     input.setSelectionRange(selectionStart, selectionEnd);

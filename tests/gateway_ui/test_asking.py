@@ -199,7 +199,7 @@ def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_
         update=lambda shown: drawn.append(("words", shown)), note=lambda now=None: drawn.append(("note", now))
     )
     live: Any = Live()
-    app._follow(live, drawing, 0.0)
+    app._follow(live, drawing, 0.0, lambda: False)
     assert [shown for kind, shown in drawn if kind == "words"] == [*range(101)]
     *running, last = [now for kind, now in drawn if kind == "note"]
     assert last is None

@@ -311,11 +311,15 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         await other.tab.goto(page.tab.url)
         await expect(other.answer()).to_contain_text("Half")
         await page.ask("And cricket?")
-        await expect(page.not_asked()).to_contain_text("And cricket?")
+        # While the answer is being written in both.
+        for one in (page, other):
+            await expect(one.not_asked()).to_contain_text("And cricket?")
+        await other.input.fill("A draft")
         gate.set()
         for one in (page, other):
             await expect(one.messages).to_have_count(4)
             await expect(one.answer()).to_contain_text("Hello there.")
+        await expect(other.input).to_have_value("A draft")
         assert len(service.requests) == 2
     finally:
         await other.tab.close()

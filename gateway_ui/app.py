@@ -263,7 +263,7 @@ def _to_check(talk: Talk) -> list[Waiting]:
     return [one for one in talk.waiting if one.unchecked and not one.trouble]
 
 
-def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Model) -> None:
+def _prepare(desk: Desk, talk: Talk, one: Waiting, model: Model) -> None:
     """Make parts of a question's files, as far as the model takes them, and then ask it; in a thread of its own.
 
     What the model doesn't take stays with the question, and is its trouble.
@@ -290,15 +290,18 @@ def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Mode
         one.message = user(*parts) if parts else Message()
         talk.notes += [added.note for added in attached if added.note]
         desk.put(talk, one)
-        _ask_next(desk, talk, choices)
+        _ask_next(desk, talk)
 
 
 def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), unknown: str = "") -> None:
     """Ask the next question that waits, if none is being answered; have the files of all be prepared.
 
+    What still waits is asked with the same choices, unless a tab says otherwise by then.
+
     Where there are no models, `unknown` says why: then nobody knows which files they take.
     """
     with talk.asking:
+        talk.request, talk.trouble = choices.request, choices.trouble
         model = next((one for one in models if one.name == choices.request.model), Model())
         for one in _to_check(talk):
             if not models:
@@ -307,32 +310,56 @@ def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (),
             elif not one.preparing:
                 one.preparing, talk.deleted = True, False
                 # A photo takes seconds. The tab may show another conversation by then.
-                work = (desk, talk, one, choices, model)
+                work = (desk, talk, one, model)
                 threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
-        _ask_next(desk, talk, choices)
+        _ask_next(desk, talk)
 
 
-def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
+def _go_on(desk: Desk, talk: Talk) -> None:
+    """Ask the next question that waits, once an answer has ended, whether a tab shows the conversation or not.
+
+    Where the browser has closed the page, nobody would read the answer: there the question waits until it is back.
+    """
+    with talk.asking:
+        if not talk.deleted and desk.is_open(talk):
+            _ask_next(desk, talk)
+
+
+def _ask_next(desk: Desk, talk: Talk) -> None:
     # One that can't be asked is for its owner to decide on, and holds up no other. Any other is asked in its turn.
-    waiting = next((one for one in talk.waiting if not one.trouble), None)
-    if talk.running() is not None or waiting is None or waiting.unchecked:
-        return
+    while (
+        talk.running() is None
+        and (waiting := next((one for one in talk.waiting if not one.trouble), None)) is not None
+        and not waiting.unchecked
+    ):
+        if _is_asked(desk, talk, waiting):
+            return
+
+
+def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
+    """Ask it if that can be done; else it says why not, or another process has asked it."""
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
-    conversation, asked = talk.conversation, choices.request
+    conversation, asked = talk.conversation, talk.request
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
-    waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
+    waiting.trouble = talk.trouble or attachments.too_much([*history, waiting.message])
     if waiting.trouble:
         desk.put(talk, waiting)
-        return
+        return False
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
     if not desk.ask(talk, waiting, exchange):
-        return
+        return False
     request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
-    talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
+    talk.live = Live(
+        exchange,
+        client.stream(request),
+        partial(desk.keep, talk),
+        open_elsewhere=partial(desk.is_elsewhere, talk),
+        then=partial(_go_on, desk, talk),
+    )
+    return True
 
 
 def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
@@ -341,7 +368,14 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
         _waiting(shown.waiting)
         stop = st.empty()
         if live is not None:
-            stop.button("Stop", key="stop", on_click=actions.stop, icon=":material/stop:", help="Or press Escape")
+            stop.button(
+                "Stop",
+                key="stop",
+                on_click=actions.stop,
+                args=(live.exchange.id,),
+                icon=":material/stop:",
+                help="Or press Escape",
+            )
     slots = _slots("exchanges", max(len(path), 1))
     if not path:
         with slots[0]:

@@ -325,6 +325,30 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         await other.tab.close()
 
 
+async def test_what_waits_is_asked_in_its_turn_though_another_conversation_is_shown(
+    chat: Open, service: FakeService
+) -> None:
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and the rest.", completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    assert len(service.requests) == 1
+    service.arrived.clear()
+    gate.set()
+    assert await happened(service.arrived)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?").click()
+    await expect(page.messages).to_have_count(4)
+    await expect(page.messages.nth(1)).to_contain_text("Half and the rest.")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert len(service.requests) == 2
+
+
 async def test_what_one_tab_asks_appears_in_the_other(chat: Open, service: FakeService) -> None:
     page = await chat()
     await answered(page, "What is baseball?")

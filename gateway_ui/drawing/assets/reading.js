@@ -7,9 +7,6 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
-// A file that Streamlit has refused, or couldn't upload: it would leave that one out, unsaid.
-const REFUSED = `${FILE}:has([role="alert"])`;
-const TAKEN = `${FILE}:not(:has([role="alert"]))`;
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
   .map((one) => `${one} button`).join(", ");
@@ -37,6 +34,7 @@ class Input {
   taken = 0;
   held = []; // what waits: questions, and clicks on what opens another conversation, as {text, knowingly} or {key}
   sending = false;
+  stale = new WeakSet(); // files that were uploaded to a process of the page that has ended
   lost = ""; // what was refused of a draft's files, once Streamlit has cleared it away with a question that went before
   knowingly = false; // whether a question goes without the refused files
 
@@ -61,8 +59,8 @@ class Input {
     setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
   }
 
-  // Half of a character, as a text that was cut may have, can't be sent: Streamlit would lose its connection of it. What
-  // is typed may come by halves.
+  // Half of a character, as a text that was cut may have, can't be sent: Streamlit closes its connection. What is typed
+  // may come by halves.
   makesWhole({ target, inputType, isComposing }) {
     if (typeof target.value !== "string" || inputType === "insertText" || isComposing) return;
     const whole = target.value.replace(HALF, "\ufffd");
@@ -95,19 +93,23 @@ class Input {
     this.sentAt = Date.now();
   }
 
-  // Which files were refused, and why; empty: none.
+  // Why a file can't go along; empty: it can. Streamlit would leave out, unsaid, what it has refused or no longer has.
+  wrong(chip) {
+    const refused = chip.querySelector('[role="alert"]')?.textContent.replace(/^Error: /, "").replace(/\.?$/, ".");
+    const why = refused ?? (this.stale.has(chip) ? "The page was started anew since it was attached." : "");
+    return why && `${chip.querySelector('[data-testid="stFileChipName"]')?.title ?? "A file"} can't go along: ${why}`;
+  }
+
+  // Which files can't, and why; empty: none.
   refused() {
-    const said = Array.from(document.querySelectorAll(REFUSED), (chip) => {
-      const name = chip.querySelector('[data-testid="stFileChipName"]')?.title ?? "A file";
-      const why = chip.querySelector('[role="alert"]').textContent.replace(/^Error: /, "").replace(/\.?$/, ".");
-      return `${name} can't go along: ${why}`;
-    });
+    const said = Array.from(document.querySelectorAll(FILE), (chip) => this.wrong(chip));
     return [this.lost, ...said].filter(Boolean).join(" ");
   }
 
   // The question stays where it is until the refused files have been removed, or it is to go without them.
   tells(refused) {
-    const asksMore = document.querySelector(INPUT)?.value.trim() || document.querySelector(TAKEN);
+    const files = [...document.querySelectorAll(FILE)].some((chip) => !this.wrong(chip));
+    const asksMore = files || document.querySelector(INPUT)?.value.trim();
     this.refusal.textContent = `${refused} ${asksMore ? "Remove it, or ask without it." : "Remove it."}`;
     if (asksMore) this.refusal.append(this.without);
     document.querySelector('[data-testid="stChatInput"]')?.before(this.refusal);
@@ -159,6 +161,15 @@ class Input {
     event.preventDefault();
     event.stopImmediatePropagation();
     this.held.push({ key });
+  }
+
+  // Another process of the page has none of the files that were uploaded before, and counts anew what it takes.
+  meets(session) {
+    if (this.session && this.session !== session) {
+      document.querySelectorAll(FILE).forEach((chip) => this.stale.add(chip));
+      this.sent = this.taken = 0;
+    }
+    this.session = session;
   }
 
   took(count) {
@@ -494,6 +505,7 @@ export default ({ data, setStateValue }) => {
     if (main) window.tokenwireReading = new Reading(main);
   }
   window.tokenwireInput ??= new Input();
+  window.tokenwireInput.meets(data.session);
   window.tokenwireInput.took(data.taken);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;

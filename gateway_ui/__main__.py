@@ -95,7 +95,9 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        # What has failed is told in the log. Streamlit would offer to ask Google and ChatGPT about it.
         "client.showErrorDetails": "none",
+        "client.showErrorLinks": "false",
         # For both, since one color for all would make a theme of its own that ignores the browser's wish for dark.
         "theme.light.primaryColor": "#2563eb",
         "theme.dark.primaryColor": "#2563eb",

@@ -11,8 +11,11 @@ from .tab import Unread, shared_desk, this_tab
 # are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
 
 
-def stop() -> None:
-    this_tab().shown().stop()
+def stop(exchange: str) -> None:
+    live = this_tab().shown().live
+    # By the time of the click it may have ended, and the next question been asked.
+    if live is not None and live.exchange.id == exchange:
+        live.stop()
 
 
 def drop(waiting: str) -> None:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -233,17 +233,20 @@ class _Shown(NamedTuple):
         """As it is now."""
         with talk.asking:
             path, waiting, live = talk.conversation.path(), [*talk.waiting], talk.shown()
-            state = [one.id for one in path], [(one.id, one.trouble) for one in waiting], len(talk.dropped)
-            return cls(path, waiting, live, state)
+            cards = [(one.id, one.trouble, one.preparing) for one in waiting]
+            return cls(path, waiting, live, ([one.id for one in path], cards, len(talk.dropped)))
+
+    def is_old(self, talk: Talk) -> bool:
+        """Whether it has changed since."""
+        return self.of(talk).state != self.state
 
 
 def _elsewhere(talk: Talk, shown: _Shown) -> None:
-    """Notice by itself what another tab does in this conversation."""
-    drawn = shown.state
+    """Notice by itself what another tab does in this conversation, once the script has run to its end."""
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:
-        if _Shown.of(talk).state != drawn:
+        if shown.is_old(talk):
             st.rerun()
 
     look()
@@ -260,7 +263,7 @@ def _to_check(talk: Talk) -> list[Waiting]:
     return [one for one in talk.waiting if one.unchecked and not one.trouble]
 
 
-def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Model) -> None:
+def _prepare(desk: Desk, talk: Talk, one: Waiting, model: Model) -> None:
     """Make parts of a question's files, as far as the model takes them, and then ask it; in a thread of its own.
 
     What the model doesn't take stays with the question, and is its trouble.
@@ -287,15 +290,18 @@ def _prepare(desk: Desk, talk: Talk, one: Waiting, choices: Choices, model: Mode
         one.message = user(*parts) if parts else Message()
         talk.notes += [added.note for added in attached if added.note]
         desk.put(talk, one)
-        _ask_next(desk, talk, choices)
+        _ask_next(desk, talk)
 
 
 def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), unknown: str = "") -> None:
     """Ask the next question that waits, if none is being answered; have the files of all be prepared.
 
+    What still waits is asked with the same choices, unless a tab says otherwise by then.
+
     Where there are no models, `unknown` says why: then nobody knows which files they take.
     """
     with talk.asking:
+        talk.request, talk.trouble = choices.request, choices.trouble
         model = next((one for one in models if one.name == choices.request.model), Model())
         for one in _to_check(talk):
             if not models:
@@ -304,32 +310,56 @@ def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (),
             elif not one.preparing:
                 one.preparing, talk.deleted = True, False
                 # A photo takes seconds. The tab may show another conversation by then.
-                work = (desk, talk, one, choices, model)
+                work = (desk, talk, one, model)
                 threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
-        _ask_next(desk, talk, choices)
+        _ask_next(desk, talk)
 
 
-def _ask_next(desk: Desk, talk: Talk, choices: Choices) -> None:
+def _go_on(desk: Desk, talk: Talk) -> None:
+    """Ask the next question that waits, once an answer has ended, whether a tab shows the conversation or not.
+
+    Where the browser has closed the page, nobody would read the answer: there the question waits until it is back.
+    """
+    with talk.asking:
+        if not talk.deleted and desk.is_open(talk):
+            _ask_next(desk, talk)
+
+
+def _ask_next(desk: Desk, talk: Talk) -> None:
     # One that can't be asked is for its owner to decide on, and holds up no other. Any other is asked in its turn.
-    waiting = next((one for one in talk.waiting if not one.trouble), None)
-    if talk.running() is not None or waiting is None or waiting.unchecked:
-        return
+    while (
+        talk.running() is None
+        and (waiting := next((one for one in talk.waiting if not one.trouble), None)) is not None
+        and not waiting.unchecked
+    ):
+        if _is_asked(desk, talk, waiting):
+            return
+
+
+def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
+    """Ask it if that can be done; else it says why not, or another process has asked it."""
     client = _client(default_address())  # from here on nothing touches the page, which could end this run
-    conversation, asked = talk.conversation, choices.request
+    conversation, asked = talk.conversation, talk.request
     history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
-    waiting.trouble = choices.trouble or attachments.too_much([*history, waiting.message])
+    waiting.trouble = talk.trouble or attachments.too_much([*history, waiting.message])
     if waiting.trouble:
         desk.put(talk, waiting)
-        return
+        return False
     exchange = Exchange(
         waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
     )
     if not desk.ask(talk, waiting, exchange):
-        return
+        return False
     request = GenerateRequest(messages=[*history, waiting.message])
     request.MergeFrom(asked)
-    keep, elsewhere = partial(desk.keep, talk), partial(desk.is_elsewhere, talk)
-    talk.live = Live(exchange, client.stream(request), keep, open_elsewhere=elsewhere)
+    talk.live = Live(
+        exchange,
+        client.stream(request),
+        partial(desk.keep, talk),
+        open_elsewhere=partial(desk.is_elsewhere, talk),
+        then=partial(_go_on, desk, talk),
+    )
+    return True
 
 
 def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
@@ -338,7 +368,14 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
         _waiting(shown.waiting)
         stop = st.empty()
         if live is not None:
-            stop.button("Stop", key="stop", on_click=actions.stop, icon=":material/stop:", help="Or press Escape")
+            stop.button(
+                "Stop",
+                key="stop",
+                on_click=actions.stop,
+                args=(live.exchange.id,),
+                icon=":material/stop:",
+                help="Or press Escape",
+            )
     slots = _slots("exchanges", max(len(path), 1))
     if not path:
         with slots[0]:
@@ -356,12 +393,12 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
-                    _follow(live, drawn, choices.seconds_per_letter)
+                    _follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
                     stop.empty()
                     if exchange.problem:
                         # What was true of the service before may not be any more.
                         _models.clear()
-                    if talk.waiting:
+                    if talk.waiting or shown.is_old(talk):
                         st.rerun()
                     below = below.container()
                 else:
@@ -370,8 +407,8 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 with below:
                     _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
-        _outlast(live, stop)
-        if talk.waiting:
+        _outlast(live, stop, partial(shown.is_old, talk))
+        if talk.waiting or shown.is_old(talk):
             st.rerun()
 
 
@@ -489,13 +526,18 @@ def _results_form(exchange: Exchange) -> None:
         st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
 
 
-def _outlast(live: Live, stop: Any) -> None:
-    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away."""
+def _outlast(live: Live, stop: Any, is_old: Callable[[], bool]) -> None:
+    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away.
+
+    `is_old`: tells whether what stands on the page has changed, so that it is to be drawn anew.
+    """
     touched = st.empty()
     with live.looked_at():
         while not live.exchange.ended:
             time.sleep(_TICK_SECONDS)
             touched.empty()
+            if is_old():
+                st.rerun()
     stop.empty()
 
 
@@ -505,15 +547,19 @@ def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
     Whatever is clicked meanwhile ends this run.
     """
     touched = st.empty()
-    while any(one.preparing for one in talk.waiting):
+    while not shown.is_old(talk):
+        if not any(one.preparing for one in shown.waiting):
+            return
         time.sleep(_TICK_SECONDS)
         touched.empty()
-    if _Shown.of(talk).state != shown.state:
-        st.rerun()
+    st.rerun()
 
 
-def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float) -> None:
-    """Show the answer until it has ended and everything is on the page."""
+def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, is_old: Callable[[], bool]) -> None:
+    """Show the answer until it has ended and everything is on the page.
+
+    `is_old`: tells whether what else stands on the page has changed, so that it is to be drawn anew.
+    """
     exchange = live.exchange
     with live.looked_at():
         typewriter = Typewriter(time.monotonic(), shown=live.shown)
@@ -529,6 +575,8 @@ def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float)
             if begin - noted >= _NOTE_SECONDS:
                 noted = begin
                 drawn.note(time.monotonic())
+                if is_old():
+                    st.rerun()
             rest = _REST * (time.monotonic() - begin)
             time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
             if shown == available:

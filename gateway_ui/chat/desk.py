@@ -2,8 +2,10 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
 
 from .conversation import INTERRUPTED, Conversation, Exchange, Waiting
 from .live import Live
@@ -20,15 +22,19 @@ class Talk:
     owner: str
     conversation: Conversation
     live: Live | None = None
+    request: GenerateRequest = field(default_factory=GenerateRequest)
+    # What a tab has said last: model, system instruction, settings and tools. What waits is asked with it.
+    trouble: str = ""
+    # What is wrong with that, in words for a person; empty: nothing.
     waiting: list[Waiting] = field(default_factory=list)
     dropped: list[Waiting] = field(default_factory=list)
     # What isn't to be asked, unless that is undone.
     deleted: bool = False
-    # Nothing is asked by itself then: that would bring it back.
+    # Nothing is asked by itself then: that would bring it back, as all that somebody asks does.
     notes: list[str] = field(default_factory=list)
     # What was done to files, in words for a person, until a tab has shown it.
     asking: threading.RLock = field(default_factory=threading.RLock)
-    # To be held while `waiting` is changed: when an answer ends, all tabs would ask what waits.
+    # To be held while `waiting` is changed: when an answer ends, its thread and all tabs would ask what waits.
 
     def running(self) -> Live | None:
         """The answer that is being written, if it hasn't ended."""
@@ -108,10 +114,17 @@ class Desk:
 
         One that should show this one, but doesn't look at its answer, has failed.
         """
-        return any(
-            owner == talk.owner and number != talk.conversation.id and self._is_open(tab)
-            for tab, (owner, number) in self._tabs.items()
-        )
+        return any(number != talk.conversation.id for number in self._shown(talk.owner))
+
+    def is_open(self, talk: Talk) -> bool:
+        """Whether the owner has the page open in any tab, whatever it shows."""
+        return any(True for _ in self._shown(talk.owner))
+
+    def _shown(self, owner: str) -> Iterator[str]:
+        """The numbers of what the owner's tabs show."""
+        with self._lock:
+            tabs = [*self._tabs.items()]
+        return (number for tab, (whose, number) in tabs if whose == owner and self._is_open(tab))
 
     def _left_waiting(self, talk: Talk) -> Sequence[Waiting]:
         waiting = self.store.waiting(talk.owner, talk.conversation)
@@ -124,6 +137,7 @@ class Desk:
     def put(self, talk: Talk, one: Waiting) -> None:
         """Have a question wait, or keep what has changed about one that does."""
         with talk.asking:
+            talk.deleted = False
             if not any(other is one for other in talk.waiting):
                 talk.waiting.append(one)
             one.kept = self.store.wait(talk.owner, talk.conversation, one)
@@ -156,6 +170,7 @@ class Desk:
         """Make an exchange of a question that waits; False: another process has done so, or dropped it."""
         conversation = talk.conversation
         with talk.asking:
+            talk.deleted = False
             talk.waiting[:] = [other for other in talk.waiting if other is not one]
             exchange.parent = conversation.last if one.instead is None else one.instead.parent
             if not self.store.ask(talk.owner, conversation, one, exchange):

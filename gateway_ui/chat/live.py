@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from tokenwire import Answer, InvalidRequestError, TokenwireError
 
-from .conversation import Arrival, Exchange
+from .conversation import UNSEEN, UNSEEN_NOT_BEGUN, Arrival, Exchange
 
 # A page that is loaded anew is back by then, also on a phone. Nobody reads on otherwise, and tokens cost money.
 _ALONE_SECONDS = 5.0
@@ -37,7 +37,7 @@ class Live:
 
     Once nobody has looked for `alone` seconds, and the page is `open_elsewhere` no more or has been for too long, the
     answer is cancelled and marked as stopped. `save` is called within a second of whatever comes, by a thread of its
-    own since a disk may be slow, and in the end.
+    own since a disk may be slow, and in the end. `then` is called behind that, unless the answer was given up so.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Live:
         alone: float = _ALONE_SECONDS,
         open_elsewhere: Callable[[], bool] = lambda: False,
         elsewhere: float = _ELSEWHERE_SECONDS,
+        then: Callable[[], object] = lambda: None,
     ) -> None:
         self.exchange = exchange
         self.shown = 0
@@ -58,6 +59,7 @@ class Live:
         self._alone = alone
         self._open_elsewhere = open_elsewhere
         self._elsewhere = elsewhere
+        self._then = then
         self._left_at = 0.0
         self._changed = threading.Condition()
         self._version = 0
@@ -152,6 +154,8 @@ class Live:
         self._over.set()
         self._keeping.join()
         self._save()
+        if self.exchange.problem not in (UNSEEN, UNSEEN_NOT_BEGUN):
+            self._then()
 
     def _keep(self) -> None:
         """Save what has come, by the clock: what comes next may be long in coming."""

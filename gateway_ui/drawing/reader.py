@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
@@ -28,8 +29,11 @@ def reader(taken: int, back: tuple[str, str] | None = None) -> tuple[str, str]:
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
         known = ""  # not one of ours
+    context = get_script_run_ctx()
+    # Another one for the same tab means that the page's process is another one.
+    session = "" if context is None else context.session_id
     result: Any = _COMPONENT(
-        data={"cookie": COOKIE, "known": bool(known), "taken": taken, "back": back},
+        data={"cookie": COOKIE, "known": bool(known), "session": session, "taken": taken, "back": back},
         key="reader",
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,8 @@ from gateway_ui.input import attachments
 from gateway_ui.input.attachments import Attachment
 from gateway_ui.sidebar import Choices
 from gateway_ui.tab import Tab
-from tests.tokenwire.fake_service import FakeService
-from tokenwire import Client, inline, user
+from tests.tokenwire.fake_service import FakeService, completed
+from tokenwire import Client, inline, model, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
@@ -101,10 +102,11 @@ def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
 def test_a_photo_does_not_bring_its_deleted_conversation_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachments, "attach_all", lambda *_, **__: ([], []))
     one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
-    talk, desk = Talk("0" * 64, Conversation(), deleted=True), Desk(Store(tmp_path / "page.sqlite3"))
+    talk, desk = Talk("0" * 64, Conversation()), Desk(Store(tmp_path / "page.sqlite3"))
     desk.put(talk, one)
+    talk.deleted = True
     desk.store.delete(talk.owner, talk.conversation.id)
-    app._prepare(desk, talk, one, CHOICES, Model())
+    app._prepare(desk, talk, one, Model())
     assert desk.store.list(talk.owner) == []
     assert (one.preparing, one.unchecked, talk.waiting) == (False, True, [one])
 
@@ -118,10 +120,103 @@ def test_a_mistake_in_preparing_is_the_questions_trouble(
     monkeypatch.setattr(attachments, "attach_all", fails)
     one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
     talk = Talk("0" * 64, Conversation(), waiting=[one])
-    app._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, CHOICES, Model())
+    app._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, Model())
     assert "The page has made a mistake" in one.trouble
     assert (one.preparing, one.files) == (False, [("a.png", b"1")])
     assert "a bug" in caplog.text
+
+
+def test_what_waits_is_asked_when_its_turn_comes_though_no_tab_shows_its_conversation(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    service.will_answer("a", gate, completed())
+    with Client(service.address) as client:
+        monkeypatch.setattr(app, "_client", lambda _: client)
+        desk = Desk(Store(tmp_path / "page.sqlite3"), is_open=lambda _: True)
+        talk, other = desk.talk("0" * 64), desk.talk("0" * 64)
+        desk.shows("a tab", other)
+        for one in (Waiting(user("one")), Waiting(user("refused"), trouble="No."), Waiting(user("two"))):
+            desk.put(talk, one)
+        app._ask(desk, talk, CHOICES)
+        # What was chosen last counts, though no tab runs the script any more.
+        app._ask(desk, talk, replace(CHOICES, request=GenerateRequest(model="fake-2")))
+        assert service.arrived.wait(10)
+        assert len(service.requests) == 1
+        service.arrived.clear()
+        gate.set()
+        assert service.arrived.wait(10)
+        with talk.asking:  # until it has been asked
+            live = talk.live
+        assert live is not None
+        live.thread.join(10)
+        assert [(one.model, list(one.messages)) for one in service.requests] == [
+            ("", [user("one")]),
+            ("fake-2", [user("one"), model("a"), user("two")]),
+        ]
+        assert [one.message for one in talk.waiting] == [user("refused")]
+        assert [one.problem for one in talk.conversation.path()] == ["", ""]
+
+
+@pytest.mark.parametrize("why", ["the browser has closed the page", "it was deleted", "nobody looked for long"])
+def test_what_nobody_would_read_is_not_asked_by_itself(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    gate = threading.Event()
+    service.will_answer("a", gate, completed())
+    is_open = True
+    with Client(service.address) as client:
+        monkeypatch.setattr(app, "_client", lambda _: client)
+        desk = Desk(Store(tmp_path / "page.sqlite3"), is_open=lambda _: is_open)
+        talk, two = desk.talk("0" * 64), Waiting(user("two"))
+        desk.shows("a tab", talk)
+        for one in (Waiting(user("one")), two):
+            desk.put(talk, one)
+        app._ask(desk, talk, CHOICES)
+        live = talk.live
+        assert live is not None
+        if why == "it was deleted":
+            talk.deleted = True
+        elif why == "nobody looked for long":
+            live.stop(unseen=True)
+        else:
+            is_open = False
+        gate.set()
+        live.thread.join(10)
+        assert not live.thread.is_alive()
+        assert (talk.live, talk.waiting) == (live, [two])
+        # Who comes back has it asked.
+        app._ask(desk, talk, CHOICES)
+        assert (talk.waiting, talk.deleted) == ([], False)
+        assert talk.live is not live
+        assert talk.live is not None
+        talk.live.thread.join(10)
+        assert [one.question for one in talk.conversation.path()] == [user("one"), user("two")]
+
+
+def test_each_that_waits_is_told_what_is_wrong_with_the_settings(tmp_path: Path) -> None:
+    desk = Desk(Store(tmp_path / "page.sqlite3"))
+    talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("one")), Waiting(user("two"))])
+    app._ask(desk, talk, replace(CHOICES, trouble="The tools can't be used."))
+    assert [one.trouble for one in talk.waiting] == ["The tools can't be used."] * 2
+
+
+def test_a_click_on_stop_that_comes_late_does_not_stop_the_next_answer(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.will_answer("a", threading.Event())
+    with Client(service.address) as client:
+        monkeypatch.setattr(app, "_client", lambda _: client)
+        talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("two"))])
+        app._ask(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES)
+        monkeypatch.setattr(actions, "this_tab", lambda: Tab(talk))
+        live = talk.running()
+        assert live is not None
+        actions.stop("the one before")
+        assert talk.running() is live
+        actions.stop(live.exchange.id)
+        assert talk.running() is None
+        live.thread.join(10)
 
 
 def test_a_second_click_on_retry_asks_no_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +294,7 @@ def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_
         update=lambda shown: drawn.append(("words", shown)), note=lambda now=None: drawn.append(("note", now))
     )
     live: Any = Live()
-    app._follow(live, drawing, 0.0)
+    app._follow(live, drawing, 0.0, lambda: False)
     assert [shown for kind, shown in drawn if kind == "words"] == [*range(101)]
     *running, last = [now for kind, now in drawn if kind == "note"]
     assert last is None

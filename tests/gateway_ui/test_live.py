@@ -237,6 +237,21 @@ def test_a_reader_that_comes_as_it_is_given_up_either_comes_first_or_finds_it_st
     assert ended(one).problem == UNSEEN
 
 
+@pytest.mark.parametrize("unseen", [False, True])
+def test_what_comes_next_comes_when_all_is_saved_unless_nobody_looked(
+    live: Started, service: FakeService, saved: list[str], *, unseen: bool
+) -> None:
+    gate = threading.Event()
+    service.will_answer("a", gate, completed())
+    one = live(then=lambda: saved.append("then"))
+    until(one, "a")
+    if unseen:
+        one.stop(unseen=True)
+    gate.set()
+    ended(one)
+    assert saved[-1 if unseen else -2 :] == (["a"] if unseen else ["a", "then"])
+
+
 def test_a_bug_of_the_page_is_logged_and_told(
     live: Started, service: FakeService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

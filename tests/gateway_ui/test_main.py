@@ -24,7 +24,7 @@ from gateway_ui import app
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
-from tests.browser import wait_for_port
+from tests.browser import SCREENSHOTS, wait_for_port
 from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
 
@@ -68,6 +68,47 @@ async def test_a_signal_ends_the_page_at_once_and_with_it_the_call(
     said = process.communicate()[0]
     assert f"URL: {url}" in said
     assert "Traceback" not in said
+
+
+@pytest.fixture
+def broken_ui(tmp_path: Path) -> Iterator[str]:
+    """A page whose script fails."""
+    port = free_port()
+    program = f"""
+import sys
+from gateway_ui import app
+from gateway_ui.__main__ import main
+
+def breaks():
+    raise RuntimeError("secret")
+
+app.page = breaks
+sys.exit(main(["--port", "{port}"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TOKENWIRE_PAGE_DATA": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for_port(port, process)
+        yield f"http://localhost:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.browser
+async def test_a_mistake_of_the_page_tells_nothing_of_itself_and_leads_nowhere(tab: Page, broken_ui: str) -> None:
+    await tab.goto(broken_ui)
+    box = tab.get_by_test_id("stException")
+    await expect(box).to_contain_text("This app has encountered an error")
+    for word in ("secret", "RuntimeError", "Traceback", "breaks"):
+        await expect(box).not_to_contain_text(word)
+    await expect(tab.locator("a:not([href^='#'])")).to_have_count(0)
+    await tab.screenshot(path=SCREENSHOTS / "mistake-of-the-page.png")
 
 
 def test_a_port_that_is_taken_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

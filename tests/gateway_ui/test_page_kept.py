@@ -311,14 +311,42 @@ async def test_of_two_tabs_one_asks_what_waits_and_both_show_it(chat: Open, serv
         await other.tab.goto(page.tab.url)
         await expect(other.answer()).to_contain_text("Half")
         await page.ask("And cricket?")
-        await expect(page.not_asked()).to_contain_text("And cricket?")
+        # While the answer is being written in both.
+        for one in (page, other):
+            await expect(one.not_asked()).to_contain_text("And cricket?")
+        await other.input.fill("A draft")
         gate.set()
         for one in (page, other):
             await expect(one.messages).to_have_count(4)
             await expect(one.answer()).to_contain_text("Hello there.")
+        await expect(other.input).to_have_value("A draft")
         assert len(service.requests) == 2
     finally:
         await other.tab.close()
+
+
+async def test_what_waits_is_asked_in_its_turn_though_another_conversation_is_shown(
+    chat: Open, service: FakeService
+) -> None:
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and the rest.", completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("Half")
+    await page.ask("And cricket?")
+    await expect(page.not_asked()).to_contain_text("And cricket?")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    assert len(service.requests) == 1
+    service.arrived.clear()
+    gate.set()
+    assert await happened(service.arrived)
+    await page.settled()
+    await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?").click()
+    await expect(page.messages).to_have_count(4)
+    await expect(page.messages.nth(1)).to_contain_text("Half and the rest.")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert len(service.requests) == 2
 
 
 async def test_what_one_tab_asks_appears_in_the_other(chat: Open, service: FakeService) -> None:
@@ -511,6 +539,41 @@ async def test_a_restart_of_the_page_keeps_all_and_says_what_was_interrupted(
         await chat.not_asked().get_by_role("button", name="Ask", exact=True).click()
         await expect(chat.messages).to_have_count(6)
         await expect(chat.answer()).to_contain_text("Hello there.")
+
+
+async def test_a_question_whose_file_went_with_the_pages_process_is_not_asked_without_it(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    with serving(port, service.address, tmp_path):
+        page = await opened(tab, f"http://localhost:{port}")
+        await answered(page, "one")
+        await answered(page, "two")
+        await page.choose("fake-2")
+        await page.attach(PHOTO)
+        await page.input.fill("What is this?")
+    await expect(lost).to_be_visible()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await expect(tab.get_by_text("Connected to")).to_be_visible()
+        await page.settled()
+        await page.input.press("Enter")
+        refusal = tab.get_by_role("alert").filter(has_text="photo.png can't go along: The page was started anew")
+        await expect(refusal).to_be_visible()
+        await expect(page.input).to_have_value("What is this?")
+        await tab.get_by_role("button", name="Remove photo.png").click()
+        await page.attach(PHOTO)
+        await expect(refusal).to_have_count(0)
+        await page.choose("fake-2")
+        # What the new process takes is counted anew: nothing waits for what the old one took.
+        await tab.evaluate(TYPE, ["\nfour\n"])
+        await expect(page.messages).to_have_count(8, timeout=9000)
+        await expect(page.answer()).to_contain_text("tokens in")
+        assert [one.messages[-1] for one in service.requests][2:] == [
+            user(inline(picture(), "image/png"), "What is this?"),
+            user("four"),
+        ]
 
 
 UNREADABLE = FilePayload(name="a.xyz", mimeType="application/octet-stream", buffer=b"\0\1")

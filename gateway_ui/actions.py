@@ -88,7 +88,7 @@ def answer_calls(exchange: str) -> None:
     tab = this_tab()
     talk = tab.shown()
     if (one := talk.conversation.exchange(exchange)) is not None:
-        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+        written = [st.session_state[f"result-{exchange}-{place}"] for place in range(len(one.tool_calls))]
         problems = [
             f"{name} begins like JSON, but can't be read: {wrong}."
             for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)

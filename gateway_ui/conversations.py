@@ -5,6 +5,7 @@ from functools import partial
 
 import streamlit as st
 
+from . import sidebar
 from .chat import export
 from .chat.conversation import Conversation, heading, one_line
 from .chat.database import PURGED_AFTER_DAYS
@@ -79,7 +80,7 @@ def _open(desk: Desk, owner: str, number: str = "") -> None:
     talk = desk.talk(owner, number)
     if not number:
         # A new one goes on with what is chosen, which stands there to be seen.
-        talk.conversation.settings = {**said}
+        talk.conversation.settings = sidebar.usable(said)
     tab.open(talk)
     tab.taken += 1
     if number:

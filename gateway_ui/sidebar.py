@@ -44,7 +44,21 @@ class _Number:
     least: float
     most: float
     step: float
+    # 1: only whole numbers can be used.
     help: str
+
+    @property
+    def whole(self) -> bool:
+        return self.step == 1
+
+    def takes(self, value: float) -> bool:
+        """Whether it can be asked with this number."""
+        return self.least <= value <= self.most and (not self.whole or float(value).is_integer())
+
+    def refusal(self, value: float) -> str:
+        """Say why a number can't be used."""
+        kind = "a whole number from " if self.whole else ""
+        return f"{self.label} is {_told(value)}; must be {kind}{_told(self.least)} to {_told(self.most)}."
 
 
 # In pairs, as they stand beside each other.
@@ -120,6 +134,12 @@ def settings(of: str) -> dict[str, Any]:
     return {**said, "model": model} if model else said
 
 
+def usable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give those settings that another conversation can begin with: all but the numbers that can't be used."""
+    refused = {one.name for one in _NUMBERS if settings.get(one.name) is not None and not one.takes(settings[one.name])}
+    return {name: value for name, value in settings.items() if name not in refused}
+
+
 def drawer(of: str, models: list[Model]) -> Choices:
     """Draw it for the conversation `of`, by its id."""
     model = chosen(of, models)
@@ -131,7 +151,7 @@ def drawer(of: str, models: list[Model]) -> Choices:
     system = st.text_area("System instruction", **_field(of, "system"), placeholder=how, height=80)
     problems: list[str] = []
     with st.expander("Settings", key="settings"):
-        config = GenerationConfig(**_numbers(of, model))
+        config = GenerationConfig(**_numbers(of, model, problems))
         _thinking(of, model, config)
         config.stop_sequences.extend(_stop_sequences(of))
         if _takes(model, "response_mime_type"):
@@ -189,24 +209,44 @@ def _takes(model: Model, name: str) -> bool:
     return f"config.{name}" not in model.unsupported_fields
 
 
-def _numbers(of: str, model: Model) -> dict[str, Any]:
+def _numbers(of: str, model: Model, problems: list[str]) -> dict[str, Any]:
+    """Draw those that the model takes, in pairs, and give what can be used of them, by their names.
+
+    Streamlit is told no range: it would go on showing what is out of it, and say nothing of it here.
+    """
     numbers = [one for one in _NUMBERS if _takes(model, one.name)]
-    values = {}
+    values: dict[str, Any] = {}
     for left in range(0, len(numbers), 2):
+        refused = []
         for column, one in zip(st.columns(2, vertical_alignment="bottom"), numbers[left : left + 2], strict=False):
-            values[one.name] = column.number_input(
+            value = column.number_input(
                 one.label,
-                one.least,
-                one.most,
                 value=None,
-                step=one.step,
+                step=float(one.step),
+                # As it is used, not rounded. An int field would take neither 1e3 nor what is larger than it can hold.
+                format="%g",
                 **_field(of, one.name),
                 help=one.help,
                 placeholder=f"{model.max_output_tokens:,}"
                 if one.name == "max_output_tokens" and model.max_output_tokens
                 else _DEFAULT,
             )
+            if value is not None and one.takes(value):
+                values[one.name] = int(value) if one.whole else value
+            elif value is not None:
+                refused.append(one.refusal(value))
+        # Always there, so that the fields below it stay where they are: somebody may be typing in one.
+        below = st.empty()
+        if refused:
+            with below.container():
+                for refusal in refused:
+                    _complain(problems, refusal)
     return values
+
+
+def _told(number: float) -> str:
+    """A number as people read it; all its digits, unless it has very many."""
+    return f"{number:,.0f}" if float(number).is_integer() and abs(number) < 1e15 else f"{number:,}"
 
 
 def _thinking(of: str, model: Model, config: GenerationConfig) -> None:

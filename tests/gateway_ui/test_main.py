@@ -22,7 +22,7 @@ from streamlit.testing.v1.element_tree import Block
 from streamlit.web import cli
 
 import gateway_ui
-from gateway_ui import app
+from gateway_ui import app, sidebar
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
@@ -235,7 +235,9 @@ def test_what_belongs_to_a_conversation_has_no_key_that_another_ones_has(script:
         click(script, "Retry")
         click(script, "Edit")
         next(one for one in script.toggle if one.label == "Answer in JSON").set_value(True).run()
-        assert {"Ask anew", "Cancel", "Send", "Delete"} <= {one.label for one in script.button}
+        next(one for one in script.number_input if one.label == "Temperature").set_value(9.0).run()
+        script.chat_input[0].set_value("And then?").run()
+        assert {"Ask", "Don't ask", "Ask anew", "Cancel", "Send", "Delete"} <= {one.label for one in script.button}
         return keys(script)
 
     first = all_of_it()
@@ -265,8 +267,8 @@ def test_what_a_field_said_is_there_again_with_a_model_that_takes_it(script: App
     def choose(model: str) -> None:
         next(one for one in script.selectbox if one.label == "Model").set_value(model).run()
 
-    next(one for one in script.number_input if one.label == "Top K").set_value(40).run()
-    next(one for one in script.number_input if one.label == "Top K").set_value(41).run()
+    next(one for one in script.number_input if one.label == "Top K").set_value(40.0).run()
+    next(one for one in script.number_input if one.label == "Top K").set_value(41.0).run()
     choose("fake-3")
     assert not [one for one in script.number_input if one.label == "Top K"]
     script.chat_input[0].set_value("What is baseball?").run()
@@ -274,6 +276,37 @@ def test_what_a_field_said_is_there_again_with_a_model_that_takes_it(script: App
     assert next(one for one in script.number_input if one.label == "Top K").value == 41
     script.chat_input[0].set_value("What is cricket?").run()
     assert [one.config.top_k for one in service.requests] == [0, 41]
+
+
+@pytest.mark.parametrize("one", sidebar._NUMBERS, ids=lambda one: one.name)
+def test_a_number_is_used_in_its_range_and_else_holds_the_question_and_is_no_other_conversations(
+    script: AppTest, service: FakeService, one: sidebar._Number
+) -> None:
+    script.run()
+    next(box for box in script.selectbox if box.label == "Model").set_value("fake-2").run()
+
+    def say(value: float) -> None:
+        next(field for field in script.number_input if field.label == one.label).set_value(value).run()
+
+    refused = [one.least - one.step, one.most + one.step, 1e300, -1e300]
+    if one.whole:
+        refused.append((one.least + one.most) // 2 + 0.5)
+    for value in refused:
+        say(value)
+        (told,) = [words for words in said(script) if f"{one.label} is " in words and "; must be " in words]
+        assert 'role="alert"' in told
+    script.chat_input[0].set_value("What is baseball?").run()
+    assert not service.requests
+    assert any("Not asked" in words and "What is baseball?" in words for words in said(script))
+    click(script, "New conversation")
+    assert next(field for field in script.number_input if field.label == one.label).value is None
+    assert not [words for words in said(script) if "; must be " in words]
+    click(script, "What is baseball?")
+    assert next(field for field in script.number_input if field.label == one.label).value == refused[-1]
+    for value in (one.least, one.most):
+        say(value)
+        script.chat_input[0].set_value("And now?").run()
+        assert getattr(service.requests[-1].config, one.name) == pytest.approx(value)
 
 
 def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(

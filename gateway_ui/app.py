@@ -420,17 +420,24 @@ def _asked(exchange: Exchange) -> None:
         with st.container(horizontal=True):
             st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
             st.form_submit_button("Cancel", on_click=actions.edit, args=("",))
+    # Where the question stood, with its files: Streamlit would show that until the script ends, below the form.
+    for _ in range(2 * len(exchange.question.parts) + 1):
+        st.empty()
 
 
 def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
     """What can be done with an answer that has ended. `left_out`: no later question brings it along."""
+    # A place for whatever comes and goes: else Streamlit would show it until the script ends, to be clicked in vain.
+    note = st.empty()
     if left_out:
-        exchange_view.left_out()
+        with note:
+            exchange_view.left_out()
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
+        retry = st.empty()
         if last:
-            st.button(
+            retry.button(
                 "Retry",
                 key=f"retry-{exchange.id}",
                 on_click=actions.retry,
@@ -439,8 +446,10 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
                 icon=":material/refresh:",
             )
         _others(talk, exchange)
+    results = st.empty()
     if last and exchange.tool_calls and not exchange.problem:
-        _results_form(exchange)
+        with results.container():
+            _results_form(exchange)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")

@@ -179,3 +179,24 @@ async def test_on_a_phone_a_question_stands_clear_of_its_edge(chat: Open, tab: P
         found = await inside.bounding_box()
         assert found is not None
         assert found["x"] - box["x"] >= 8
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+async def test_what_is_typed_stands_beside_the_inputs_buttons(chat: Open, tab: Page, width: int) -> None:
+    await tab.set_viewport_size(ViewportSize(width=width, height=844))
+    page = await chat()
+    above: float = await page.input.evaluate(
+        """field => {
+            const { lineHeight, paddingTop } = getComputedStyle(field);
+            const line = field.getBoundingClientRect().top + parseFloat(paddingTop) + parseFloat(lineHeight) / 2;
+            const send = document.querySelector('[data-testid=stChatInputSubmitButton]').getBoundingClientRect();
+            return (send.top + send.bottom) / 2 - line;
+        }"""
+    )
+    assert abs(above) < 2
+    await page.photograph(f"input-{width}")
+    # More lines grow from there, and all of them are seen.
+    await page.input.fill("one\ntwo\nthree")
+    hidden = "field => field.scrollHeight - field.clientHeight"
+    await tab.wait_for_function(f"field => ({hidden})(field) <= 1", arg=await page.input.element_handle())
+    await page.photograph(f"input-lines-{width}")

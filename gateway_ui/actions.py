@@ -90,8 +90,9 @@ def show(exchange: str) -> None:
 def answer_calls(exchange: str) -> None:
     tab = this_tab()
     talk = tab.shown()
-    if (one := talk.conversation.exchange(exchange)) is not None:
-        written = [st.session_state[f"result-{place}"] for place in range(len(one.tool_calls))]
+    # A second click may come when they have been sent already.
+    if (one := talk.conversation.exchange(exchange)) is not None and one is talk.conversation.last:
+        written = [st.session_state[f"result-{exchange}-{place}"] for place in range(len(one.tool_calls))]
         problems = [
             f"{name} begins like JSON, but can't be read: {wrong}."
             for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)

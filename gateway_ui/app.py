@@ -123,9 +123,9 @@ def page() -> None:
         conversations.new_button(desk, talk)
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
-        choices = sidebar.drawer(models)
+        choices = sidebar.drawer(talk.conversation.id, models)
     tab.choices = choices
-    _settle(tab, desk)
+    tab.settle(desk)
     # Another conversation may have been opened before the run that kept its question came to asking it.
     for left, said in [(one, said) for one, said in tab.unasked if one is not talk]:
         _ask(desk, left, said or choices, models, unknown)
@@ -156,24 +156,15 @@ def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
 
 def _restore(tab: Tab, models: list[Model]) -> None:
     """Have the drawer say what it did in this conversation, once it is opened."""
-    talk = tab.shown()
-    kept, last = talk.conversation.settings, talk.conversation.last
+    conversation = tab.shown().conversation
+    kept, last = conversation.settings, conversation.last
     if not kept and last is not None:  # of a version that kept none
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
     if tab.restores:
-        sidebar.restore(kept, models)
-        tab.restores, tab.settings = False, None
+        sidebar.restore(conversation.id, kept, models)
+        tab.restores, tab.settings = False, sidebar.settings(conversation.id)
     else:
-        sidebar.prefer(kept, models)
-
-
-def _settle(tab: Tab, desk: Desk) -> None:
-    """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
-    talk, said, seen = tab.shown(), sidebar.settings(), tab.settings
-    tab.settings = said
-    if not talk.conversation.settings or seen not in (None, said):
-        talk.conversation.settings = {**talk.conversation.settings, **said}
-        desk.store.settle(talk.owner, talk.conversation)
+        sidebar.prefer(conversation.id, kept, models)
 
 
 def _remember_old_answers(tab: Tab, talk: Talk) -> None:
@@ -438,15 +429,15 @@ def _waiting(waiting: Sequence[Waiting]) -> None:
                 if one.preparing:
                     pass  # it is asked as soon as it can be
                 elif not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{place}", on_click=actions.now, args=(one.id,))
+                    st.button("Stop, and ask this now", key=f"now-{one.id}", on_click=actions.now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
-                    st.button(words, key=f"again-{place}", on_click=actions.again, args=(one.id,))
+                    st.button(words, key=f"again-{one.id}", on_click=actions.again, args=(one.id,))
                 if one.trouble and one.message.parts:
                     files = "the files" if one.unchecked else "the refused files"
                     words = f"Ask without {files}" if one.files else "Ask"
-                    st.button(words, key=f"now-{place}", on_click=actions.despite, args=(one.id,))
-                st.button("Don't ask", key=f"not-{place}", on_click=actions.drop, args=(one.id,))
+                    st.button(words, key=f"now-{one.id}", on_click=actions.despite, args=(one.id,))
+                st.button("Don't ask", key=f"not-{one.id}", on_click=actions.drop, args=(one.id,))
 
 
 def _asked(exchange: Exchange) -> None:
@@ -466,27 +457,36 @@ def _asked(exchange: Exchange) -> None:
         with st.container(horizontal=True):
             st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
             st.form_submit_button("Cancel", on_click=actions.edit, args=("",))
+    # Where the question stood, with its files: Streamlit would show that until the script ends, below the form.
+    for _ in range(2 * len(exchange.question.parts) + 1):
+        st.empty()
 
 
 def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
     """What can be done with an answer that has ended. `left_out`: no later question brings it along."""
+    # A place for whatever comes and goes: else Streamlit would show it until the script ends, to be clicked in vain.
+    note = st.empty()
     if left_out:
-        exchange_view.left_out()
+        with note:
+            exchange_view.left_out()
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
+        retry = st.empty()
         if last:
-            st.button(
+            retry.button(
                 "Retry",
-                key="retry",
+                key=f"retry-{exchange.id}",
                 on_click=actions.retry,
                 args=(exchange.id,),
                 type="tertiary",
                 icon=":material/refresh:",
             )
         _others(talk, exchange)
+    results = st.empty()
     if last and exchange.tool_calls and not exchange.problem:
-        _results_form(exchange)
+        with results.container():
+            _results_form(exchange)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
@@ -517,9 +517,10 @@ def _others(talk: Talk, exchange: Exchange) -> None:
 
 def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
-    with st.form("results"):
+    with st.form(f"results-{exchange.id}"):
         for place, name in enumerate(result_names(exchange.tool_calls)):
-            st.text_area(label(name), key=f"result-{place}", placeholder="JSON, or plain text", height=80)
+            key = f"result-{exchange.id}-{place}"
+            st.text_area(label(name), key=key, placeholder="JSON, or plain text", height=80)
         unread = this_tab().unread
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))

@@ -5,8 +5,9 @@ from functools import partial
 
 import streamlit as st
 
+from . import sidebar
 from .chat import export
-from .chat.conversation import Conversation, heading
+from .chat.conversation import Conversation, heading, one_line
 from .chat.database import PURGED_AFTER_DAYS
 from .chat.desk import Desk, Talk
 from .drawing.markdown import STYLE, standalone
@@ -73,8 +74,14 @@ def _list_more(shown: int) -> None:
 
 def _open(desk: Desk, owner: str, number: str = "") -> None:
     tab = this_tab()
-    # A new one goes on with what is chosen, which stands there to be seen.
-    tab.open(desk.talk(owner, number), restores=bool(number))
+    # One run of the script may see the last change of a setting together with this click.
+    tab.settle(desk)
+    said = tab.shown().conversation.settings
+    talk = desk.talk(owner, number)
+    if not number:
+        # A new one goes on with what is chosen, which stands there to be seen.
+        talk.conversation.settings = sidebar.usable(said)
+    tab.open(talk)
     tab.taken += 1
     if number:
         st.query_params["c"] = number
@@ -85,8 +92,12 @@ def _open(desk: Desk, owner: str, number: str = "") -> None:
 def _this_one(desk: Desk, talk: Talk) -> None:
     conversation = talk.conversation
     with st.expander("This conversation", key=f"this-{conversation.id}"):
-        key = f"title-{conversation.id}"
-        st.text_input("Name", conversation.name, key=key, on_change=_rename, args=(desk, key), max_chars=200)
+        of = talk.owner, conversation.id
+        key, named = _title_keys(conversation.id)
+        # It says what the conversation is called by now: another tab may have named it, or somebody left it empty.
+        if not st.session_state.get(key, "").strip() or st.session_state.get(named) != conversation.name:
+            st.session_state[key] = st.session_state[named] = conversation.name
+        st.text_input("Name", key=key, on_change=_rename, args=(desk, *of), max_chars=200)
         # Written when they are asked for: an answer may have come since.
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", export.as_markdown),
@@ -101,34 +112,44 @@ def _this_one(desk: Desk, talk: Talk) -> None:
                     data=partial(write, conversation),
                     file_name=export.file_name(conversation, ending),
                     mime=mime,
-                    key=f"download-{ending}",
+                    key=f"download-{ending}-{conversation.id}",
                     help="To share: one file that any browser shows" if ending == "html" else None,
                     on_click="ignore",
                     width="stretch",
                 )
-        st.button("Delete", key="delete", on_click=_delete, args=(desk,), width="stretch")
+        key = f"delete-{conversation.id}"
+        st.button("Delete", key=key, on_click=_delete, args=(desk, *of), width="stretch")
 
 
 # What Streamlit keeps of a button, also of one that it draws no more, holds no conversation: each would stay in memory.
+# And what a field or a button tells may come when another conversation is shown: each says by ids what it is about.
 
 
-def _rename(desk: Desk, key: str) -> None:
-    title = st.session_state[key].strip()
-    talk = this_tab().shown()
-    talk.conversation.title = title
-    desk.store.rename(talk.owner, talk.conversation.id, talk.conversation.title)
+def _title_keys(number: str) -> tuple[str, str]:
+    """The keys of what the field for a title says, and of what the page made it say last."""
+    return f"title-{number}", f"named-{number}"
 
 
-def _delete(desk: Desk) -> None:
-    tab = this_tab()
-    talk = tab.shown()
+def _rename(desk: Desk, owner: str, number: str) -> None:
+    key, named = _title_keys(number)
+    title = one_line(st.session_state[key])
+    # A browser may tell once more what the field said when it was there, and Streamlit takes that for a change.
+    if title != st.session_state.get(named):
+        desk.rename(owner, number, title)
+
+
+def _delete(desk: Desk, owner: str, number: str) -> None:
+    tab, talk = this_tab(), desk.talk(owner, number)
+    if talk.conversation.id != number:
+        return  # gone already
     with talk.asking:  # else what waits could be asked in between
         talk.deleted = True
         talk.stop()
-        desk.store.delete(talk.owner, talk.conversation.id)
+        desk.store.delete(owner, number)
     tab.unasked = [(one, choices) for one, choices in tab.unasked if one is not talk]
-    tab.deleted = talk.conversation.id
-    _open(desk, talk.owner)
+    tab.deleted = number
+    if tab.shown() is talk:
+        _open(desk, owner)
 
 
 def _undo(desk: Desk, talk: Talk) -> None:
@@ -136,7 +157,7 @@ def _undo(desk: Desk, talk: Talk) -> None:
     one = next((one for one in desk.store.deleted(talk.owner) if one.id == this_tab().deleted), None)
     if one is not None:
         words = f"Undo: delete {label(one.title)}"
-        st.button(words, key="undo", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
+        st.button(words, key=f"undo-{one.id}", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
 
 
 def _dropped(talk: Talk, undrop: Callable[[str], None]) -> None:

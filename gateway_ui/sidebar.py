@@ -44,7 +44,21 @@ class _Number:
     least: float
     most: float
     step: float
+    # 1: only whole numbers can be used.
     help: str
+
+    @property
+    def whole(self) -> bool:
+        return self.step == 1
+
+    def takes(self, value: float) -> bool:
+        """Whether it can be asked with this number."""
+        return self.least <= value <= self.most and (not self.whole or float(value).is_integer())
+
+    def refusal(self, value: float) -> str:
+        """Say why a number can't be used."""
+        kind = "a whole number from " if self.whole else ""
+        return f"{self.label} is {_told(value)}; must be {kind}{_told(self.least)} to {_told(self.most)}."
 
 
 # In pairs, as they stand beside each other.
@@ -71,7 +85,7 @@ _UNSET: dict[str, Any] = {
     "search": False,
     "tools": "",
 }
-"""What the fields say, by their keys, when nothing was chosen. Each conversation has its own; how an answer is drawn
+"""What the fields say, by their names, when nothing was chosen. Each conversation has its own; how an answer is drawn
 is the same for all.
 """
 
@@ -88,50 +102,61 @@ def account(usage: Iterable[CallerUsage]) -> None:
         st.html(f'<div class="tw-state">{said}</div>')
 
 
-def chosen(models: Iterable[Model]) -> Model:
-    """Give the model that the picker shows, also before it is drawn; one without a name where none is on offer."""
+def chosen(of: str, models: Iterable[Model]) -> Model:
+    """Give the model that the picker of the conversation `of` shows, also before it is drawn.
+
+    One without a name where none is on offer.
+    """
     offered = {model.name: model for model in models}
-    return offered.get(st.session_state.get("model", ""), next(iter(offered.values()), Model()))
+    return offered.get(st.session_state.get(_key(of, "model"), ""), next(iter(offered.values()), Model()))
 
 
-def restore(settings: Mapping[str, Any], models: Iterable[Model]) -> None:
-    """Have the fields, before they are drawn, say what they did in a conversation that is opened."""
-    for key, unset in _UNSET.items():
-        st.session_state[key] = settings.get(key, unset)
-    st.session_state.model = None
-    prefer(settings, models)
+def restore(of: str, settings: Mapping[str, Any], models: Iterable[Model]) -> None:
+    """Have the fields of the conversation `of`, before they are drawn, say what is kept of it."""
+    for name, unset in _UNSET.items():
+        st.session_state[_key(of, name)] = settings.get(name, unset)
+    st.session_state[_key(of, "model")] = None
+    prefer(of, settings, models)
 
 
-def prefer(settings: Mapping[str, Any], models: Iterable[Model]) -> None:
+def prefer(of: str, settings: Mapping[str, Any], models: Iterable[Model]) -> None:
     """Have the picker show a conversation's model if none is picked, else the first: as soon as it is on offer."""
-    names = [one.name for one in models]
-    if names and st.session_state.get("model") not in names:
+    names, key = [one.name for one in models], _key(of, "model")
+    if names and st.session_state.get(key) not in names:
         # Said in any case: the browser would go on showing what was picked before.
-        st.session_state.model = settings["model"] if settings.get("model") in names else names[0]
+        st.session_state[key] = settings["model"] if settings.get("model") in names else names[0]
 
 
-def settings() -> dict[str, Any]:
-    """Give what the fields say by now, as JSON can hold it; without those that aren't drawn."""
-    said = {key: st.session_state[key] for key in _UNSET if key in st.session_state}
-    return {**said, "model": st.session_state.model} if st.session_state.get("model") else said
+def settings(of: str) -> dict[str, Any]:
+    """Give what the fields of the conversation `of` say by now, as JSON can hold it."""
+    said = {name: st.session_state[_key(of, name)] for name in _UNSET if _key(of, name) in st.session_state}
+    model = st.session_state.get(_key(of, "model"))
+    return {**said, "model": model} if model else said
 
 
-def drawer(models: list[Model]) -> Choices:
-    """Draw it."""
-    model = chosen(models)
-    _pick(models, model)
+def usable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give those settings that another conversation can begin with: all but the numbers that can't be used."""
+    refused = {one.name for one in _NUMBERS if settings.get(one.name) is not None and not one.takes(settings[one.name])}
+    return {name: value for name, value in settings.items() if name not in refused}
+
+
+def drawer(of: str, models: list[Model]) -> Choices:
+    """Draw it for the conversation `of`, by its id."""
+    model = chosen(of, models)
+    _pick(of, models, model)
     lines = "".join(f"<div>{html.escape(line)}</div>" for line in _about(model) if line)
     facts = f"<summary>What it takes</summary>{lines}" if lines else ""
     st.html(f'<details class="tw-about" data-model="{html.escape(model.name)}">{facts}</details>')
-    system = st.text_area("System instruction", key="system", placeholder="How the model is to behave", height=80)
+    how = "How the model is to behave"
+    system = st.text_area("System instruction", **_field(of, "system"), placeholder=how, height=80)
     problems: list[str] = []
     with st.expander("Settings", key="settings"):
-        config = GenerationConfig(**_numbers(model))
-        _thinking(model, config)
-        config.stop_sequences.extend(_stop_sequences())
+        config = GenerationConfig(**_numbers(of, model, problems))
+        _thinking(of, model, config)
+        config.stop_sequences.extend(_stop_sequences(of))
         if _takes(model, "response_mime_type"):
-            _form_of_answer(config, problems, schema=_takes(model, "response_schema"))
-        tools = _tools(model, problems)
+            _form_of_answer(of, config, problems, schema=_takes(model, "response_schema"))
+        tools = _tools(of, model, problems)
     borders = st.toggle("Mark the chunks", key="borders", help="A ruled line between the pieces, as they came.")
     smooth = st.toggle("Letter by letter", key="smooth", help="Shows the text evenly, and hurries when it is late.")
     pace = _pace() if smooth else 0.0
@@ -141,18 +166,29 @@ def drawer(models: list[Model]) -> Choices:
     return Choices(request, " ".join(problems), borders, pace)
 
 
-def _pick(models: list[Model], model: Model) -> None:
+def _key(of: str, name: str) -> str:
+    """The key of a field. It names the conversation: a browser may tell late what a field of another one said."""
+    return f"{name}-{of}"
+
+
+def _field(of: str, name: str) -> dict[str, Any]:
+    """What makes a field one of a conversation's. It says the same again where a model has come that takes it."""
+    return {"key": _key(of, name), "persist_state": "session"}
+
+
+def _pick(of: str, models: list[Model], model: Model) -> None:
     """Draw the picker, which shows this model. What was picked stays so while the service is away."""
+    key = _key(of, "model")
     if not models:
-        if "model" in st.session_state:
-            st.session_state.model = st.session_state.model  # else Streamlit forgets what isn't drawn
+        if key in st.session_state:
+            st.session_state[key] = st.session_state[key]  # else Streamlit forgets what isn't drawn
         st.session_state.away = True
         st.selectbox("Model", [], key="no-model", disabled=True, placeholder="the service's default")
         return
     # A picker that wasn't drawn before is told to the browser only if it is set, and would show the first model.
-    if st.session_state.pop("away", False) or st.session_state.get("model") != model.name:
-        st.session_state.model = model.name
-    st.selectbox("Model", [one.name for one in models], key="model")
+    if st.session_state.pop("away", False) or st.session_state.get(key) != model.name:
+        st.session_state[key] = model.name
+    st.selectbox("Model", [one.name for one in models], key=key)
 
 
 def _about(model: Model) -> Iterator[str]:
@@ -173,36 +209,56 @@ def _takes(model: Model, name: str) -> bool:
     return f"config.{name}" not in model.unsupported_fields
 
 
-def _numbers(model: Model) -> dict[str, Any]:
+def _numbers(of: str, model: Model, problems: list[str]) -> dict[str, Any]:
+    """Draw those that the model takes, in pairs, and give what can be used of them, by their names.
+
+    Streamlit is told no range: it would go on showing what is out of it, and say nothing of it here.
+    """
     numbers = [one for one in _NUMBERS if _takes(model, one.name)]
-    values = {}
+    values: dict[str, Any] = {}
     for left in range(0, len(numbers), 2):
+        refused = []
         for column, one in zip(st.columns(2, vertical_alignment="bottom"), numbers[left : left + 2], strict=False):
-            values[one.name] = column.number_input(
+            value = column.number_input(
                 one.label,
-                one.least,
-                one.most,
                 value=None,
-                step=one.step,
-                key=one.name,
+                step=float(one.step),
+                # As it is used, not rounded. An int field would take neither 1e3 nor what is larger than it can hold.
+                format="%g",
+                **_field(of, one.name),
                 help=one.help,
                 placeholder=f"{model.max_output_tokens:,}"
                 if one.name == "max_output_tokens" and model.max_output_tokens
                 else _DEFAULT,
             )
+            if value is not None and one.takes(value):
+                values[one.name] = int(value) if one.whole else value
+            elif value is not None:
+                refused.append(one.refusal(value))
+        # Always there, so that the fields below it stay where they are: somebody may be typing in one.
+        below = st.empty()
+        if refused:
+            with below.container():
+                for refusal in refused:
+                    _complain(problems, refusal)
     return values
 
 
-def _thinking(model: Model, config: GenerationConfig) -> None:
-    if _takes(model, "include_thoughts") and st.toggle("Show the thoughts", key="thoughts"):
+def _told(number: float) -> str:
+    """A number as people read it; all its digits, unless it has very many."""
+    return f"{number:,.0f}" if float(number).is_integer() and abs(number) < 1e15 else f"{number:,}"
+
+
+def _thinking(of: str, model: Model, config: GenerationConfig) -> None:
+    if _takes(model, "include_thoughts") and st.toggle("Show the thoughts", **_field(of, "thoughts")):
         config.include_thoughts = True
 
 
-def _stop_sequences() -> list[str]:
+def _stop_sequences(of: str) -> list[str]:
     return st.multiselect(
         "Stop sequences",
         options=[],
-        key="stops",
+        **_field(of, "stops"),
         accept_new_options=True,
         max_selections=5,
         placeholder="none",
@@ -210,13 +266,14 @@ def _stop_sequences() -> list[str]:
     )
 
 
-def _form_of_answer(config: GenerationConfig, problems: list[str], *, schema: bool) -> None:
-    if not st.toggle("Answer in JSON", key="json"):
+def _form_of_answer(of: str, config: GenerationConfig, problems: list[str], *, schema: bool) -> None:
+    if not st.toggle("Answer in JSON", **_field(of, "json")):
         return
     config.response_mime_type = "application/json"
     if not schema:
         return
-    text = st.text_area("JSON schema", key="schema", placeholder='{"type": "object", "properties": {...}}', height=110)
+    example = '{"type": "object", "properties": {...}}'
+    text = st.text_area("JSON schema", **_field(of, "schema"), placeholder=example, height=110)
     if text.strip():
         try:
             config.response_schema.CopyFrom(struct(read_schema(text)))
@@ -224,21 +281,21 @@ def _form_of_answer(config: GenerationConfig, problems: list[str], *, schema: bo
             _complain(problems, f"The JSON schema can't be used: {error}")
 
 
-def _tools(model: Model, problems: list[str]) -> list[Tool]:
+def _tools(of: str, model: Model, problems: list[str]) -> list[Tool]:
     if not model.tools or "tools" in model.unsupported_fields:
         return []
     tools = []
     searches = "tools.google_search" not in model.unsupported_fields
     searching = "The model may search the web by itself; its sources are shown below the answer."
-    if searches and st.toggle("Google Search", key="search", help=searching):
+    if searches and st.toggle("Google Search", **_field(of, "search"), help=searching):
         tools.append(Tool(google_search=GoogleSearch()))
-    return tools + _functions(problems)
+    return tools + _functions(of, problems)
 
 
-def _functions(problems: list[str]) -> list[Tool]:
+def _functions(of: str, problems: list[str]) -> list[Tool]:
     text = st.text_area(
         "Tools",
-        key="tools",
+        **_field(of, "tools"),
         placeholder='[{"name": "weather", "description": "...", "parameters": {...}}]',
         help="Functions that the model may ask for, in Gemini's form or in OpenAI's. Nothing runs them but you.",
         height=110,

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 from streamlit import runtime
 
+from . import sidebar
 from .chat.database import default_path
 from .chat.desk import Desk, Talk
 from .chat.store import Store
@@ -49,8 +50,8 @@ class Tab:
     """Where something waits to be asked, and with which settings."""
     choices: Choices | None = None
     """What the drawer said when it was drawn last."""
-    settings: dict[str, Any] | None = None
-    """The same as it is kept with a conversation; None: the fields are still to be set to what it holds."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The same as it is kept with a conversation."""
     restores: bool = True
     """Whether the fields are to say what they did in the conversation that has just been opened."""
     opened: str = ""
@@ -65,9 +66,19 @@ class Tab:
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None
 
-    def open(self, talk: Talk, *, restores: bool = True) -> None:
+    def open(self, talk: Talk) -> None:
         """Show another conversation."""
-        self.talk, self.restores, self.editing = talk, restores, ""
+        self.talk, self.restores, self.editing = talk, True, ""
+
+    def settle(self, desk: Desk) -> None:
+        """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
+        if self.restores:
+            return  # the fields don't say yet what is kept
+        talk, seen = self.shown(), self.settings
+        self.settings = said = sidebar.settings(talk.conversation.id)
+        if not talk.conversation.settings or seen != said:
+            talk.conversation.settings = {**talk.conversation.settings, **said}
+            desk.store.settle(talk.owner, talk.conversation)
 
     def shown(self) -> Talk:
         """The conversation that is shown, once there is one."""

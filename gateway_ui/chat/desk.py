@@ -180,6 +180,14 @@ class Desk:
             self.keep(talk)
             return True
 
+    def rename(self, owner: str, number: str, title: str) -> None:
+        """Give a conversation another title, or with an empty one that of its first question."""
+        with self._lock:
+            found = self._open.get((owner, number))
+        if found is not None:
+            found.conversation.title = title
+        self.store.rename(owner, number, title)
+
     def keep(self, talk: Talk) -> None:
         """Save what has changed in a conversation; the store tells if it can't be."""
         self.store.save(talk.owner, talk.conversation)

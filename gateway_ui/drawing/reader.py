@@ -10,7 +10,7 @@ _ASSETS = Path(__file__).with_name("assets")
 
 _COMPONENT = st.components.v2.component(
     "tokenwire_reader",
-    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "focus.js", "reading.js")),
+    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "focus.js", "drawer.js", "reading.js")),
     isolate_styles=False,
 )
 

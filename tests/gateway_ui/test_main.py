@@ -11,19 +11,22 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import streamlit as st
 from playwright.async_api import Page, expect
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Block
 from streamlit.web import cli
 
 import gateway_ui
-from gateway_ui import app
+from gateway_ui import app, sidebar
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
+from gateway_ui.tab import shared_desk
 from tests.browser import SCREENSHOTS, wait_for_port
 from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
@@ -145,13 +148,15 @@ def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture
 
 # ---- the script by itself, for machines without a browser
 
+OWNER = "0" * 64
+
 
 @pytest.fixture
 def script(service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AppTest:
     """The page's script without a browser, which would have told who it is."""
     monkeypatch.setenv("TOKENWIRE_ADDRESS", service.address)
     monkeypatch.setenv("TOKENWIRE_PAGE_DATA", str(tmp_path))
-    monkeypatch.setattr(app, "reader", lambda *_: ("0" * 64, ""))
+    monkeypatch.setattr(app, "reader", lambda *_: (OWNER, ""))
     st.cache_resource.clear()
     return AppTest.from_file(str(APP), default_timeout=30)
 
@@ -193,6 +198,156 @@ def test_a_conversation_that_is_shown_no_more_leaves_the_memory(script: AppTest,
     assert not script.exception
     gc.collect()
     assert not [one for one in gc.get_objects() if isinstance(one, Exchange) and one.id in before]
+
+
+def click(script: AppTest, words: str) -> None:
+    next(one for one in script.button if one.label == words).click().run()
+    assert not script.exception
+
+
+def titles() -> list[str]:
+    return [one.title for one in shared_desk().store.list(OWNER)]
+
+
+def test_what_a_field_for_a_title_said_is_its_own_conversations_and_no_change_however_late_it_comes(
+    script: AppTest,
+) -> None:
+    """Streamlit takes all that a browser tells of a field that isn't there any more for a change."""
+    browser: Any = script
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    next(one for one in script.text_input if one.label == "Name").set_value("Mine").run()
+    late = browser._tree.get_widget_states()
+    for place in reversed([place for place, one in enumerate(late.widgets) if one.HasField("trigger_value")]):
+        del late.widgets[place]  # a browser tells of a button only that it was clicked
+    click(script, "New conversation")
+    script.chat_input[0].set_value("What is cricket?").run()
+    assert titles() == ["What is cricket?", "Mine"]
+    browser._run(late)
+    assert titles() == ["What is cricket?", "Mine"]
+    # Nor does it undo what another tab has called it.
+    mine = shared_desk().store.list(OWNER)[1].id
+    shared_desk().rename(OWNER, mine, "Theirs")
+    browser._run(late)
+    assert titles() == ["What is cricket?", "Theirs"]
+    # What a person has typed there counts, also where it comes late.
+    (field,) = (one for one in late.widgets if one.string_value == "Mine")
+    field.string_value = " Ours  now"
+    browser._run(late)
+    assert titles() == ["What is cricket?", "Ours now"]
+
+
+def test_the_field_for_a_title_says_what_the_conversation_is_called(script: AppTest) -> None:
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    name = next(one for one in script.text_input if one.label == "Name")
+    assert name.value == "What is baseball?"
+    name.set_value("Mine").run()
+    for given, called in (("Theirs", "Theirs"), ("", "What is baseball?")):  # in another tab
+        shared_desk().rename(OWNER, script.session_state.tab.talk.conversation.id, given)
+        script.run()
+        assert next(one for one in script.text_input if one.label == "Name").value == called
+    next(one for one in script.text_input if one.label == "Name").set_value("").run()
+    assert next(one for one in script.text_input if one.label == "Name").value == "What is baseball?"
+    assert titles() == ["What is baseball?"]
+
+
+# Of the tab, whichever conversation it shows.
+OF_THE_TAB = {"new", "question", "reader", "settings", "borders", "smooth", "pace", "find", "more", "deleted-ones"}
+
+
+def keys(script: AppTest) -> set[str]:
+    """Of all that says something to the script: fields, buttons and forms."""
+    drawn: Any = script
+    protos = [one.proto for one in drawn._tree if not isinstance(one, Block)]
+    ids = {str(getattr(one, name, "")) for one in protos for name in ("id", "form_id")}
+    # A widget's id is made of "$$ID", a hash and its key.
+    return {one.split("-", 2)[2] if one.startswith("$$ID-") else one for one in ids} - {""}
+
+
+def test_what_belongs_to_a_conversation_has_no_key_that_another_ones_has(script: AppTest, service: FakeService) -> None:
+    """Else what is typed or clicked in one of them is taken for the other's, by the browser or by Streamlit."""
+    script.run()
+
+    def all_of_it() -> set[str]:
+        for _ in range(2):
+            service.will_answer("Wait.", tool_call("weather", {"city": "Oslo"}), completed())
+        script.chat_input[0].set_value("What is the weather?").run()
+        click(script, "Retry")
+        click(script, "Edit")
+        next(one for one in script.toggle if one.label == "Answer in JSON").set_value(True).run()
+        next(one for one in script.number_input if one.label == "Temperature").set_value(9.0).run()
+        script.chat_input[0].set_value("And then?").run()
+        assert {"Ask", "Don't ask", "Ask anew", "Cancel", "Send", "Delete"} <= {one.label for one in script.button}
+        return keys(script)
+
+    first = all_of_it()
+    click(script, "New conversation")
+    second = all_of_it()
+    assert len(first) > 30
+    listed = {f"open-{one.id}" for one in shared_desk().store.list(OWNER)}
+    assert first & second <= OF_THE_TAB | listed
+
+
+def test_what_was_typed_in_the_moment_before_another_conversation_is_opened_is_kept(script: AppTest) -> None:
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    next(one for one in script.text_area if one.label == "System instruction").set_value("Be brief.")
+    click(script, "New conversation")  # one run sees both
+    script.chat_input[0].set_value("What is cricket?").run()
+    next(one for one in script.text_area if one.label == "System instruction").set_value("Be long.")
+    click(script, "What is baseball?")
+    assert next(one for one in script.text_area if one.label == "System instruction").value == "Be brief."
+    click(script, "What is cricket?")
+    assert next(one for one in script.text_area if one.label == "System instruction").value == "Be long."
+
+
+def test_what_a_field_said_is_there_again_with_a_model_that_takes_it(script: AppTest, service: FakeService) -> None:
+    script.run()
+
+    def choose(model: str) -> None:
+        next(one for one in script.selectbox if one.label == "Model").set_value(model).run()
+
+    next(one for one in script.number_input if one.label == "Top K").set_value(40.0).run()
+    next(one for one in script.number_input if one.label == "Top K").set_value(41.0).run()
+    choose("fake-3")
+    assert not [one for one in script.number_input if one.label == "Top K"]
+    script.chat_input[0].set_value("What is baseball?").run()
+    choose("fake-1")
+    assert next(one for one in script.number_input if one.label == "Top K").value == 41
+    script.chat_input[0].set_value("What is cricket?").run()
+    assert [one.config.top_k for one in service.requests] == [0, 41]
+
+
+@pytest.mark.parametrize("one", sidebar._NUMBERS, ids=lambda one: one.name)
+def test_a_number_is_used_in_its_range_and_else_holds_the_question_and_is_no_other_conversations(
+    script: AppTest, service: FakeService, one: sidebar._Number
+) -> None:
+    script.run()
+    next(box for box in script.selectbox if box.label == "Model").set_value("fake-2").run()
+
+    def say(value: float) -> None:
+        next(field for field in script.number_input if field.label == one.label).set_value(value).run()
+
+    refused = [one.least - one.step, one.most + one.step, 1e300, -1e300]
+    if one.whole:
+        refused.append((one.least + one.most) // 2 + 0.5)
+    for value in refused:
+        say(value)
+        (told,) = [words for words in said(script) if f"{one.label} is " in words and "; must be " in words]
+        assert 'role="alert"' in told
+    script.chat_input[0].set_value("What is baseball?").run()
+    assert not service.requests
+    assert any("Not asked" in words and "What is baseball?" in words for words in said(script))
+    click(script, "New conversation")
+    assert next(field for field in script.number_input if field.label == one.label).value is None
+    assert not [words for words in said(script) if "; must be " in words]
+    click(script, "What is baseball?")
+    assert next(field for field in script.number_input if field.label == one.label).value == refused[-1]
+    for value in (one.least, one.most):
+        say(value)
+        script.chat_input[0].set_value("And now?").run()
+        assert getattr(service.requests[-1].config, one.name) == pytest.approx(value)
 
 
 def test_a_script_that_fails_before_it_shows_the_answer_cancels_it(

@@ -302,6 +302,41 @@ async def test_retry_asks_again_and_shows_another_answer(chat: Open, service: Fa
     ]
 
 
+async def test_what_can_be_done_with_the_last_answer_only_is_gone_while_the_next_one_is_written(
+    chat: Open, service: FakeService
+) -> None:
+    gate = threading.Event()
+    service.will_answer(WEATHER, completed())
+    service.will_answer("Half ", gate, "and half.", completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "How is it in Oslo?")
+    await page.settled()
+    last_only = [
+        page.tab.get_by_role("button", name="Retry"),
+        page.tab.get_by_role("button", name="Send", exact=True),
+        page.tab.get_by_label("Result of weather"),
+    ]
+    for one in last_only:
+        await expect(one).to_have_count(1)
+    await page.tab.get_by_label("Result of weather").fill("Clear.")
+    await page.tab.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.answer()).to_contain_text("Half")
+    for one in last_only:
+        await expect(one).to_have_count(0)
+    assert await page.stop.is_visible()
+    await page.photograph("nothing-stale")
+    # An edit leaves nothing of the question that it takes the place of, either.
+    await page.messages.first.get_by_role("button", name="Edit").click()
+    await expect(page.tab.get_by_label("Your question")).to_be_visible()
+    await expect(page.messages.first.get_by_role("button", name="Edit")).to_have_count(0)
+    await expect(page.messages.first.locator(".tw-question")).to_have_count(0)
+    assert await page.stop.is_visible()
+    gate.set()
+    await ended(page)
+    await expect(page.tab.get_by_role("button", name="Retry")).to_have_count(1)
+
+
 async def test_a_retried_answer_can_be_stopped_and_retried_again(chat: Open, service: FakeService) -> None:
     service.will_answer("Half", threading.Event())
     page = await chat()

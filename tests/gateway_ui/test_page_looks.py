@@ -179,3 +179,48 @@ async def test_on_a_phone_a_question_stands_clear_of_its_edge(chat: Open, tab: P
         found = await inside.bounding_box()
         assert found is not None
         assert found["x"] - box["x"] >= 8
+
+
+async def test_on_a_phone_the_drawer_closes_once_a_conversation_has_been_chosen(chat: Open, tab: Page) -> None:
+    await tab.set_viewport_size(ViewportSize(width=390, height=844))
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await page.settled()
+    drawer, expand = tab.get_by_test_id("stSidebar"), tab.get_by_test_id("stExpandSidebarButton")
+    await expand.click()
+    await expect(drawer).to_have_attribute("data-collapsed", "false")
+    # Whatever else is done in it leaves it open.
+    await page.open_settings()
+    await expect(drawer).to_have_attribute("data-collapsed", "false")
+    await tab.get_by_role("button", name="New conversation").click()
+    await expect(drawer).to_have_attribute("data-collapsed", "true")
+    await expect(page.messages).to_have_count(0)
+    await page.settled()
+    await expand.click()
+    await drawer.get_by_role("button", name="What is baseball?").click()
+    await expect(drawer).to_have_attribute("data-collapsed", "true")
+    await expect(page.messages.first).to_contain_text("What is baseball?")
+    await expect(drawer).to_have_attribute("data-collapsed", "true")
+    await page.settled()
+    await page.photograph("phone-drawer-closed")
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+async def test_what_is_typed_stands_beside_the_inputs_buttons(chat: Open, tab: Page, width: int) -> None:
+    await tab.set_viewport_size(ViewportSize(width=width, height=844))
+    page = await chat()
+    above: float = await page.input.evaluate(
+        """field => {
+            const { lineHeight, paddingTop } = getComputedStyle(field);
+            const line = field.getBoundingClientRect().top + parseFloat(paddingTop) + parseFloat(lineHeight) / 2;
+            const send = document.querySelector('[data-testid=stChatInputSubmitButton]').getBoundingClientRect();
+            return (send.top + send.bottom) / 2 - line;
+        }"""
+    )
+    assert abs(above) < 2
+    await page.photograph(f"input-{width}")
+    # More lines grow from there, and all of them are seen.
+    await page.input.fill("one\ntwo\nthree")
+    hidden = "field => field.scrollHeight - field.clientHeight"
+    await tab.wait_for_function(f"field => ({hidden})(field) <= 1", arg=await page.input.element_handle())
+    await page.photograph(f"input-lines-{width}")

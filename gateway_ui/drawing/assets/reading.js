@@ -8,8 +8,8 @@ const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="st
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
-const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
-  .map((one) => `${one} button`).join(", ");
+const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
+  '[class*="st-key-undo-"]'].map((one) => `${one} button`).join(", ");
 const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;

@@ -8,7 +8,6 @@ import streamlit as st
 from streamlit import runtime
 
 from . import sidebar
-from .chat.conversation import new_id
 from .chat.database import default_path
 from .chat.desk import Desk, Talk
 from .chat.store import Store
@@ -67,8 +66,6 @@ class Tab:
     """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
     done: list[str] = field(default_factory=list)
     """What was sent or cancelled, by the beginnings of its fields' keys: the browser keeps no draft of it any more."""
-    id: str = field(default_factory=new_id)
-    """Tells the browser whether this is the tab that it has told of its drafts."""
     back: tuple[str, str] | None = None
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None

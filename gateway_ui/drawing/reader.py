@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
@@ -32,18 +33,27 @@ class Told(NamedTuple):
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
 
 
-def reader(tab: str, taken: int, back: tuple[str, str] | None = None, done: Sequence[str] = ()) -> Told:
+def reader(taken: int, back: tuple[str, str] | None = None, done: Sequence[str] = ()) -> Told:
     """Set it up, and tell it how many questions were taken from the input.
 
-    `tab`: the id of this tab, which is another one after the page was loaded anew. `back`: id and words of a question
-    that go back into the input if that is empty. `done`: the beginnings of the keys of fields whose drafts are to be
-    forgotten, all since the page was loaded.
+    `back`: id and words of a question that go back into the input if that is empty. `done`: the beginnings of the keys
+    of fields whose drafts are to be forgotten, all since the page was loaded.
     """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
         known = ""  # not one of ours
+    context = get_script_run_ctx()
+    # Another one for the same tab means that the page's process is another one.
+    session = "" if context is None else context.session_id
     result: Any = _COMPONENT(
-        data={"cookie": COOKIE, "known": bool(known), "tab": tab, "taken": taken, "back": back, "done": [*done]},
+        data={
+            "cookie": COOKIE,
+            "known": bool(known),
+            "session": session,
+            "taken": taken,
+            "back": back,
+            "done": [*done],
+        },
         key="reader",
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,

@@ -60,21 +60,21 @@
   }, true);
 
   let forgotten = 0;
-  let told = "";
+  let told = ""; // the session that knows what is being edited
   window.tokenwireDrafts = {
-    // Forget what was sent or cancelled: all of it since the page was loaded, by the beginnings of its keys.
-    forget(tab, done) {
-      if (tab !== told) forgotten = 0;
+    // Forget what was sent or cancelled: all of it since the session began, by the beginnings of its keys.
+    forget(session, done) {
+      if (session !== told) forgotten = 0;
       for (const key of done.slice(forgotten)) {
         const stale = Object.keys(kept() ?? {}).filter((one) => one.startsWith(`${PREFIX}${key}-`));
         for (const one of stale) kept().removeItem(one);
       }
       forgotten = done.length;
     },
-    // The exchanges whose questions are being edited: once for each tab that doesn't know it yet.
-    edited(tab) {
-      if (tab === told) return [];
-      told = tab;
+    // The exchanges whose questions are being edited: once for each session. The page's process may be another one.
+    edited(session) {
+      if (session === told) return [];
+      told = session;
       return Object.keys(kept() ?? {}).map((key) => OF_EDIT.exec(key)?.[1]).filter(Boolean);
     },
   };

@@ -443,8 +443,8 @@ export default ({ data, setStateValue }) => {
   }
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.took(data.taken);
-  window.tokenwireDrafts.forget(data.tab, data.done);
-  const edited = window.tokenwireDrafts.edited(data.tab);
+  window.tokenwireDrafts.forget(data.session, data.done);
+  const edited = window.tokenwireDrafts.edited(data.session);
   if (edited.length) setStateValue("edited", edited);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
-from playwright.async_api import Locator, expect
+from playwright.async_api import Locator, Page, expect
 
 from tests.gateway_ui.chat import Chat, Open
+from tests.gateway_ui.test_page_kept import opened, serving
 from tests.gateway_ui.test_page_settings import answered
+from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, completed, tool_call
 from tokenwire import tool, tool_result, user
 
@@ -114,6 +117,26 @@ async def test_an_edit_that_was_begun_stays_until_it_is_sent_or_cancelled(chat: 
     await stand()
     await reloaded(page)
     await stand()
+
+
+async def test_an_edit_outlasts_the_pages_process(tab: Page, service: FakeService, tmp_path: Path) -> None:
+    port = free_port()
+    box = tab.get_by_label("Your question")
+    with serving(port, service.address, tmp_path):
+        page = await opened(tab, f"http://localhost:{port}")
+        await answered(page, "What is basball?")
+        await page.settled()
+        await page.messages.first.get_by_role("button", name="Edit").click()
+        await expect(box).to_be_focused()
+        await box.fill("What is cricket?")
+    with serving(port, service.address, tmp_path):  # the tab finds it by itself
+        await expect(tab.get_by_text("The page isn't reachable")).to_have_count(0)
+        await expect(page.answer()).to_contain_text("Hello there.")
+        await page.settled()
+        await expect(box).to_have_value("What is cricket?")
+        await tab.get_by_role("button", name="Ask anew").click()
+        await expect(page.answer()).to_contain_text("2 of 2")
+    assert list(service.requests[-1].messages) == [user("What is cricket?")]
 
 
 async def test_a_number_that_cannot_be_used_says_so_and_holds_the_question(chat: Open, service: FakeService) -> None:

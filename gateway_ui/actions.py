@@ -58,14 +58,23 @@ def again(waiting: str) -> None:
 
 
 def edit(exchange: str) -> None:
-    this_tab().editing = exchange
+    this_tab().editing.add(exchange)
+
+
+def leave(exchange: str) -> None:
+    """Edit a question no more; what was typed instead of it is kept no more either."""
+    tab = this_tab()
+    tab.editing.discard(exchange)
+    tab.done.append(f"edit-{exchange}")
 
 
 def ask_anew(exchange: str) -> None:
-    edit("")
     talk, words = this_tab().shown(), st.session_state[f"edit-{exchange}-words"].strip()
     earlier = talk.conversation.exchange(exchange)
-    if words and earlier is not None:
+    if earlier is None:
+        return
+    leave(exchange)
+    if words:
         files = [part for part in earlier.question.parts if not part.text]
         shared_desk().put(talk, Waiting(user(*files, words), names=earlier.names, instead=earlier))
 
@@ -105,5 +114,6 @@ def answer_calls(exchange: str) -> None:
                 tab.unread = unread
                 return
         tab.unread = None
+        tab.done.append(f"result-{exchange}")
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
         shared_desk().put(talk, Waiting(tool(*results)))

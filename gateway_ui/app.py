@@ -95,17 +95,20 @@ def page() -> None:
     exchange_view.style()
     tab = this_tab()
     above = _input(tab)
-    owner, returned = reader(tab.taken, tab.back)
-    if not owner:
+    told = reader(tab.taken, tab.back, tab.done)
+    if not told.owner:
         # The browser says in a moment who it is, and the script runs again.
         return
     desk = shared_desk()
-    talk = conversations.opened(tab, desk, owner)
+    talk = conversations.opened(tab, desk, told.owner)
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
     _remember_old_answers(tab, talk)
-    if any(one.id == returned for one in talk.dropped):
-        desk.forget(talk, returned)
+    if any(one.id == told.returned for one in talk.dropped):
+        desk.forget(talk, told.returned)
+    if tab.reopened != [*told.edited]:
+        tab.reopened = [*told.edited]
+        tab.editing.update(tab.reopened)
 
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(tab.typed or _to_check(talk))
@@ -443,7 +446,7 @@ def _waiting(waiting: Sequence[Waiting]) -> None:
 def _asked(exchange: Exchange) -> None:
     """The question, and a way to ask it in other words."""
     key = f"edit-{exchange.id}"
-    if this_tab().editing != exchange.id:
+    if exchange.id not in this_tab().editing:
         exchange_view.question(exchange.question, exchange.names)
         if any(part.text for part in exchange.question.parts):
             st.button(
@@ -456,7 +459,7 @@ def _asked(exchange: Exchange) -> None:
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
             st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
-            st.form_submit_button("Cancel", on_click=actions.edit, args=("",))
+            st.form_submit_button("Cancel", on_click=actions.leave, args=(exchange.id,))
     # Where the question stood, with its files: Streamlit would show that until the script ends, below the form.
     for _ in range(2 * len(exchange.question.parts) + 1):
         st.empty()

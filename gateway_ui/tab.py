@@ -60,15 +60,19 @@ class Tab:
     not_here: str = ""
     """The conversation that stands in the place of one that isn't here."""
     deleted: str = ""
-    editing: str = ""
-    """The exchange whose question is being edited."""
+    editing: set[str] = field(default_factory=set)
+    """The exchanges whose questions are being edited, in any conversation."""
+    reopened: list[str] = field(default_factory=list)
+    """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
+    done: list[str] = field(default_factory=list)
+    """What was sent or cancelled, by the beginnings of its fields' keys: the browser keeps no draft of it any more."""
     back: tuple[str, str] | None = None
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None
 
     def open(self, talk: Talk) -> None:
         """Show another conversation."""
-        self.talk, self.restores, self.editing = talk, True, ""
+        self.talk, self.restores = talk, True
 
     def settle(self, desk: Desk) -> None:
         """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""

@@ -1,16 +1,20 @@
-"""What the page does in the browser: follows the answer, reads it out, keeps the focus, knows the browser again."""
+"""What the page does in the browser: follows the answer, reads it out, keeps the focus and drafts, knows it again."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
+# The last one is what Streamlit calls.
+_SCRIPTS = ("markdown.js", "focus.js", "fields.js", "drawer.js", "reading.js")
+
 _COMPONENT = st.components.v2.component(
     "tokenwire_reader",
-    js="\n".join((_ASSETS / name).read_text() for name in ("markdown.js", "focus.js", "drawer.js", "reading.js")),
+    js="\n".join((_ASSETS / name).read_text() for name in _SCRIPTS),
     isolate_styles=False,
 )
 
@@ -18,13 +22,22 @@ COOKIE = "tokenwire_browser"
 _SECRET_LENGTH = 64
 
 
-def reader(taken: int, back: tuple[str, str] | None = None) -> tuple[str, str]:
+class Told(NamedTuple):
+    """What the browser has told."""
+
+    owner: str
+    """Its own secret; empty until it has told it, and the script then runs again."""
+    returned: str = ""
+    """The id of the last question whose words went back into the input."""
+    edited: Sequence[str] = ()
+    """The ids of the exchanges whose questions were being edited when the page was loaded."""
+
+
+def reader(taken: int, back: tuple[str, str] | None = None, done: Sequence[str] = ()) -> Told:
     """Set it up, and tell it how many questions were taken from the input.
 
-    `back`: id and words of a question that go back into the input if that is empty.
-
-    Gives the browser's own secret, and the id of the last question whose words went back. The secret is empty until the
-    browser has told it, and the script then runs again.
+    `back`: id and words of a question that go back into the input if that is empty. `done`: the beginnings of the keys
+    of fields whose drafts are to be forgotten, all since the page was loaded.
     """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
@@ -33,10 +46,18 @@ def reader(taken: int, back: tuple[str, str] | None = None) -> tuple[str, str]:
     # Another one for the same tab means that the page's process is another one.
     session = "" if context is None else context.session_id
     result: Any = _COMPONENT(
-        data={"cookie": COOKIE, "known": bool(known), "session": session, "taken": taken, "back": back},
+        data={
+            "cookie": COOKIE,
+            "known": bool(known),
+            "session": session,
+            "taken": taken,
+            "back": back,
+            "done": [*done],
+        },
         key="reader",
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,
+        on_edited_change=lambda: None,
         height=0,
     )
-    return known or result.browser or "", result.returned or ""
+    return Told(known or result.browser or "", result.returned or "", result.edited or ())

@@ -26,6 +26,7 @@ from gateway_ui import app, sidebar
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
+from gateway_ui.drawing.reader import Told
 from gateway_ui.tab import shared_desk
 from tests.browser import SCREENSHOTS, wait_for_port
 from tests.ports import free_port
@@ -156,7 +157,7 @@ def script(service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """The page's script without a browser, which would have told who it is."""
     monkeypatch.setenv("TOKENWIRE_ADDRESS", service.address)
     monkeypatch.setenv("TOKENWIRE_PAGE_DATA", str(tmp_path))
-    monkeypatch.setattr(app, "reader", lambda *_: (OWNER, ""))
+    monkeypatch.setattr(app, "reader", lambda *_: Told(OWNER))
     st.cache_resource.clear()
     return AppTest.from_file(str(APP), default_timeout=30)
 

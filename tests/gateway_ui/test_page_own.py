@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Locator, Page, expect
 
 from tests.gateway_ui.chat import Chat, Open
+from tests.gateway_ui.test_page_kept import opened, serving
 from tests.gateway_ui.test_page_settings import answered
-from tests.tokenwire.fake_service import FakeService
+from tests.ports import free_port
+from tests.tokenwire.fake_service import FakeService, completed, tool_call
+from tokenwire import tool, tool_result, user
 
 pytestmark = pytest.mark.browser
 
@@ -33,6 +37,106 @@ async def reloaded(page: Chat) -> None:
     await expect(page.input).to_be_visible()
     await expect(page.tab.locator(".tw-state")).to_be_attached()
     await page.settled()
+
+
+async def test_what_is_typed_as_a_tools_result_stays_with_its_call(chat: Open, service: FakeService) -> None:
+    oslo, rome = (tool_call("weather", {"city": city}, id_=f"of-{city}") for city in ("Oslo", "Rome"))
+    for one in (oslo, rome):
+        service.will_answer(one, completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "And in Oslo?")
+    await anew(page)
+    await answered(page, "And in Rome?")
+    await page.settled()
+    result = page.tab.get_by_label("Result of weather")
+    await result.fill("warm")
+    await reopened(page, "And in Oslo?")
+    await expect(result).to_have_value("")
+    await result.fill("cold")
+    await reopened(page, "And in Rome?")
+    await expect(result).to_have_value("warm")
+    await reloaded(page)
+    await expect(result).to_have_value("warm")
+    await page.tab.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    results = service.requests[-1].messages[-1]
+    assert results == tool(tool_result(rome.tool_call, {"result": "warm"}))
+    await reopened(page, "And in Oslo?")
+    await expect(result).to_have_value("cold")
+    # Sent once, it is no draft any more.
+    kept = "() => Object.entries(sessionStorage).filter(([key]) => key.startsWith('tokenwire-draft:'))"
+    assert [text for _, text in await page.tab.evaluate(kept)] == ["cold"]
+
+
+async def test_an_edit_that_was_begun_stays_until_it_is_sent_or_cancelled(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page, "What is basball?")
+    await answered(page, "And then?")
+    boxes = page.tab.get_by_label("Your question")
+
+    async def stand(*words: str) -> None:
+        await expect(boxes).to_have_count(len(words))
+        for box, text in zip(await boxes.all(), words, strict=True):
+            await expect(box).to_have_value(text)
+
+    async def edit(message: Locator) -> None:
+        await page.settled()
+        await message.get_by_role("button", name="Edit").click()
+        await expect(message.get_by_label("Your question")).to_be_focused()
+        await page.settled()
+
+    await edit(page.messages.first)
+    await boxes.fill("What is cricket?")
+    await edit(page.messages.nth(2))
+    await stand("What is cricket?", "And then?")
+    await boxes.last.fill("And before?")
+    await page.photograph("two-edits")
+    await anew(page)
+    await stand()
+    await answered(page, "What is golf?")
+    await reopened(page, "What is basball?")
+    await stand("What is cricket?", "And before?")
+    await reloaded(page)
+    await stand("What is cricket?", "And before?")
+    await page.messages.nth(2).get_by_role("button", name="Cancel").click()
+    await stand("What is cricket?")
+    await reloaded(page)
+    await stand("What is cricket?")
+    await edit(page.messages.nth(2))
+    await stand("What is cricket?", "And then?")
+    await page.messages.nth(2).get_by_role("button", name="Cancel").click()
+    await stand("What is cricket?")
+    await page.settled()
+    await page.tab.get_by_role("button", name="Ask anew").click()
+    await expect(page.answer()).to_contain_text("2 of 2")
+    assert list(service.requests[-1].messages) == [user("What is cricket?")]
+    await page.settled()
+    await page.answer().get_by_role("button", name="Earlier").click()
+    await expect(page.messages).to_have_count(4)
+    await stand()
+    await reloaded(page)
+    await stand()
+
+
+async def test_an_edit_outlasts_the_pages_process(tab: Page, service: FakeService, tmp_path: Path) -> None:
+    port = free_port()
+    box = tab.get_by_label("Your question")
+    with serving(port, service.address, tmp_path):
+        page = await opened(tab, f"http://localhost:{port}")
+        await answered(page, "What is basball?")
+        await page.settled()
+        await page.messages.first.get_by_role("button", name="Edit").click()
+        await expect(box).to_be_focused()
+        await box.fill("What is cricket?")
+    with serving(port, service.address, tmp_path):  # the tab finds it by itself
+        await expect(tab.get_by_text("The page isn't reachable")).to_have_count(0)
+        await expect(page.answer()).to_contain_text("Hello there.")
+        await page.settled()
+        await expect(box).to_have_value("What is cricket?")
+        await tab.get_by_role("button", name="Ask anew").click()
+        await expect(page.answer()).to_contain_text("2 of 2")
+    assert list(service.requests[-1].messages) == [user("What is cricket?")]
 
 
 async def test_a_number_that_cannot_be_used_says_so_and_holds_the_question(chat: Open, service: FakeService) -> None:
@@ -79,3 +183,15 @@ async def test_a_number_that_cannot_be_used_says_so_and_holds_the_question(chat:
     await expect(page.answer()).to_contain_text("Hello there.")
     assert service.requests[-1].config.temperature == pytest.approx(0.256)
     assert not service.requests[-1].config.HasField("top_p")
+
+
+@pytest.mark.parametrize("text", ["1e", "-", "1e999"])
+async def test_what_is_no_number_does_not_stand_in_a_field_for_numbers(chat: Open, text: str) -> None:
+    page = await chat()
+    await page.open_settings()
+    box = page.tab.get_by_label("Temperature", exact=True)
+    await box.press_sequentially(text)
+    assert await box.evaluate("field => field.validity.badInput")
+    await box.press("Tab")
+    assert not await box.evaluate("field => field.validity.badInput")
+    await expect(box).to_have_value("")

@@ -10,6 +10,8 @@ const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
   '[class*="st-key-undo-"]'].map((one) => `${one} button`).join(", ");
+// What begins the edit of a question, and has the class of the form that then stands there.
+const EDITS = '[class*="st-key-edit-"]';
 const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
@@ -256,6 +258,7 @@ class Reading {
   following = true;
   growsUntil = Date.now() + LOADED_MS;
   questions = 0;
+  begun = ""; // the class of the form for a question whose edit has been begun, and that isn't drawn yet
   answer = null; // the element of the answer that is being written
   known = new Set(); // the keys of the answers that have been read out
   segment = 0; // which of its segments is being read out
@@ -284,6 +287,12 @@ class Reading {
     // Asked first of all, while what it closes still stands there.
     document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
     document.addEventListener("keydown", (event) => this.pressed(event));
+    document.addEventListener("click", ({ target }) => {
+      const edits = target.closest?.(`${EDITS} button`)?.closest(EDITS);
+      if (edits && !edits.querySelector("textarea")) {
+        this.begun = [...edits.classList].find((name) => name.startsWith("st-key-edit-"));
+      }
+    }, true);
     this.waiting = false;
     new MutationObserver(() => this.soon()).observe(main, { subtree: true, childList: true, characterData: true });
     new ResizeObserver(() => this.soon()).observe(main.firstElementChild);
@@ -320,15 +329,15 @@ class Reading {
     this.show();
   }
 
-  // A question that is about to be edited comes into sight, with the cursor in it.
+  // A question that is about to be edited comes into sight, with the cursor in it. One whose edit was begun earlier, and
+  // whose conversation is opened again, does not.
   edit() {
-    const edited = this.main.querySelector('[class*="st-key-edit-"] textarea');
-    if (edited && edited !== this.edited) {
-      this.following = false;
-      edited.focus({ preventScroll: true });
-      setTimeout(() => edited.scrollIntoView({ block: "center" }), 100); // behind Streamlit's own scrolling
-    }
-    this.edited = edited;
+    const edited = this.begun && this.main.querySelector(`.${this.begun}-words textarea`);
+    if (!edited) return;
+    this.begun = "";
+    this.following = false;
+    edited.focus({ preventScroll: true });
+    setTimeout(() => edited.scrollIntoView({ block: "center" }), 100); // behind Streamlit's own scrolling
   }
 
   left() {
@@ -507,6 +516,9 @@ export default ({ data, setStateValue }) => {
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.meets(data.session);
   window.tokenwireInput.took(data.taken);
+  window.tokenwireDrafts.forget(data.session, data.done);
+  const edited = window.tokenwireDrafts.edited(data.session);
+  if (edited.length) setStateValue("edited", edited);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);
   if (data.known || window.tokenwireBrowser) return;
   window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));

@@ -1,0 +1,81 @@
+// Keeps what is being typed into a form. Streamlit forgets it as soon as the form isn't drawn, such as when another
+// conversation is opened, and so does the browser when the page is loaded anew. It is this tab's alone.
+(() => {
+  if (window.tokenwireDrafts) return;
+  const FIELD = '[class*="st-key-edit-"] textarea, [class*="st-key-result-"] textarea';
+  const PREFIX = "tokenwire-draft:";
+  const FRAMES = 20;
+  const OF_EDIT = /^tokenwire-draft:edit-([0-9a-f]+)-words$/;
+
+  // A browser may have been told to keep nothing: then nothing is kept.
+  const kept = () => {
+    try {
+      return window.sessionStorage;
+    } catch {
+      return null;
+    }
+  };
+  const keyOf = (field) => {
+    const { classList } = field.closest('[class*="st-key-edit-"], [class*="st-key-result-"]');
+    return PREFIX + [...classList].find((name) => /^st-key-(edit|result)-/.test(name)).slice("st-key-".length);
+  };
+  const keep = (field) => {
+    try {
+      kept()?.setItem(keyOf(field), field.value);
+    } catch {
+      // There is no room for it.
+    }
+  };
+  // As if it had been typed: React looks at nothing else.
+  const write = (field, text) => {
+    Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set.call(field, text);
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  // React may still write what the field says by itself into one that has just come. What is typed there meanwhile is the
+  // draft by then, so nothing of it is lost.
+  const bringBack = (field, frames = FRAMES) => {
+    const draft = field.isConnected ? kept()?.getItem(keyOf(field)) ?? null : null;
+    if (draft === null) return;
+    if (draft !== field.value) write(field, draft);
+    if (frames) requestAnimationFrame(() => bringBack(field, frames - 1));
+  };
+
+  document.addEventListener("input", ({ target }) => {
+    if (target.matches?.(FIELD)) keep(target);
+  }, true);
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes) {
+      for (const node of addedNodes) {
+        if (node.nodeType !== Node.ELEMENT_NODE || !node.isConnected) continue;
+        if (node.matches(FIELD)) bringBack(node);
+        else node.querySelectorAll(FIELD).forEach((field) => bringBack(field));
+      }
+    }
+  }).observe(document.body, { childList: true, subtree: true });
+  document.querySelectorAll(FIELD).forEach((field) => bringBack(field));
+
+  // What a field for numbers shows and isn't one ("1e", a lone dash) nobody but the browser would ever know of.
+  document.addEventListener("focusout", ({ target }) => {
+    if (target.matches?.('input[type="number"]') && target.validity.badInput) write(target, "");
+  }, true);
+
+  let forgotten = 0;
+  let told = ""; // the session that knows what is being edited
+  window.tokenwireDrafts = {
+    // Forget what was sent or cancelled: all of it since the session began, by the beginnings of its keys.
+    forget(session, done) {
+      if (session !== told) forgotten = 0;
+      for (const key of done.slice(forgotten)) {
+        const stale = Object.keys(kept() ?? {}).filter((one) => one.startsWith(`${PREFIX}${key}-`));
+        for (const one of stale) kept().removeItem(one);
+      }
+      forgotten = done.length;
+    },
+    // The exchanges whose questions are being edited: once for each session. The page's process may be another one.
+    edited(session) {
+      if (session === told) return [];
+      told = session;
+      return Object.keys(kept() ?? {}).map((key) => OF_EDIT.exec(key)?.[1]).filter(Boolean);
+    },
+  };
+})();

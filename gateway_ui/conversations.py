@@ -122,10 +122,9 @@ def _rename(desk: Desk, key: str) -> None:
 def _delete(desk: Desk) -> None:
     tab = this_tab()
     talk = tab.shown()
-    with talk.asking:  # else what waits could be asked in between
-        talk.deleted = True
-        talk.stop()
-        desk.store.delete(talk.owner, talk.conversation.id)
+    talk.deleted = True
+    talk.stop()
+    desk.store.delete(talk.owner, talk.conversation.id)
     tab.unasked = [(one, choices) for one, choices in tab.unasked if one is not talk]
     tab.deleted = talk.conversation.id
     _open(desk, talk.owner)

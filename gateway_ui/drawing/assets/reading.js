@@ -6,11 +6,11 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 // Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
+const HALF = /\p{Cs}/gu; // of a character
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-delete", ".st-key-undo", ".st-key-undeletable"]
   .map((one) => `${one} button`).join(", ");
-const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;

@@ -142,10 +142,9 @@ def _delete(desk: Desk, owner: str, number: str) -> None:
     tab, talk = this_tab(), desk.talk(owner, number)
     if talk.conversation.id != number:
         return  # gone already
-    with talk.asking:  # else what waits could be asked in between
-        talk.deleted = True
-        talk.stop()
-        desk.store.delete(owner, number)
+    talk.deleted = True
+    talk.stop()
+    desk.store.delete(owner, number)
     tab.unasked = [(one, choices) for one, choices in tab.unasked if one is not talk]
     tab.deleted = number
     if tab.shown() is talk:

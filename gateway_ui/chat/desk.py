@@ -54,9 +54,10 @@ class Talk:
         return next((one for one in self.waiting if one.id == waiting), None)
 
     def stop(self) -> None:
-        """End it, if there is one."""
-        if self.live is not None:
-            self.live.stop()
+        """End it, if there is one: also one that is being asked just now."""
+        with self.asking:
+            if self.live is not None:
+                self.live.stop()
 
 
 class Desk:

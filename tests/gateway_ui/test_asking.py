@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway_ui import actions, app
-from gateway_ui.chat.conversation import Conversation, Exchange, Piece, Waiting
+from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
 from gateway_ui.input import attachments
@@ -192,6 +192,32 @@ def test_what_nobody_would_read_is_not_asked_by_itself(
         assert talk.live is not None
         talk.live.thread.join(10)
         assert [one.question for one in talk.conversation.path()] == [user("one"), user("two")]
+
+
+def test_what_is_asked_as_its_conversation_is_deleted_is_stopped(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.will_answer("a", threading.Event())
+    asks, deleted = threading.Event(), threading.Event()
+    with Client(service.address) as client:
+
+        def asked(_: str) -> Client:
+            asks.set()
+            deleted.wait(0.5)  # in vain: it is to wait until the question has been asked
+            return client
+
+        monkeypatch.setattr(app, "_client", asked)
+        talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("one"))])
+        asking = threading.Thread(target=app._ask, args=(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES))
+        asking.start()
+        assert asks.wait(10)
+        talk.stop()
+        deleted.set()
+        asking.join(10)
+        live = talk.live
+        assert live is not None
+        live.thread.join(10)
+        assert live.exchange.problem in (STOPPED, NOT_BEGUN)
 
 
 def test_each_that_waits_is_told_what_is_wrong_with_the_settings(tmp_path: Path) -> None:

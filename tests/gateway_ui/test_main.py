@@ -28,7 +28,7 @@ from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
 from gateway_ui.drawing.reader import Told
 from gateway_ui.tab import shared_desk
-from tests.browser import SCREENSHOTS, wait_for_port
+from tests.browser import wait_for_port
 from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
 
@@ -112,7 +112,6 @@ async def test_a_mistake_of_the_page_tells_nothing_of_itself_and_leads_nowhere(t
     for word in ("secret", "RuntimeError", "Traceback", "breaks"):
         await expect(box).not_to_contain_text(word)
     await expect(tab.locator("a:not([href^='#'])")).to_have_count(0)
-    await tab.screenshot(path=SCREENSHOTS / "mistake-of-the-page.png")
 
 
 def test_a_port_that_is_taken_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:

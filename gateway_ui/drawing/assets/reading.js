@@ -6,13 +6,13 @@ const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 // Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
+const HALF = /\p{Cs}/gu; // of a character
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
   '[class*="st-key-undo-"]'].map((one) => `${one} button`).join(", ");
 // What begins the edit of a question, and has the class of the form that then stands there.
 const EDITS = '[class*="st-key-edit-"]';
-const HALF = /\p{Cs}/gu;
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
 const RELEASE_MS = 200;

@@ -1,7 +1,5 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
-import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,12 +10,10 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from tokenwire import Client, TokenwireError, default_address, user
-from tokenwire.cli.meter import Meter
-from tokenwire.v1.content_pb2 import Message
-from tokenwire.v1.generation_service_pb2 import CallerUsage, GenerateRequest, Model
+from tokenwire import TokenwireError, default_address
+from tokenwire.v1.generation_service_pb2 import CallerUsage, Model
 
-from . import actions, conversations, sidebar
+from . import actions, asking, conversations, sidebar
 from .chat.conversation import Exchange, Waiting, result_names
 from .chat.desk import Desk, Talk
 from .chat.live import Live
@@ -52,21 +48,16 @@ _THERE_SECONDS = 20.0
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
 
 
-@st.cache_resource
-def _client(address: str) -> Client:
-    return Client(address)
-
-
 @st.cache_data(ttl=60, show_spinner=False)
 def _models(address: str) -> list[Model]:
-    return _client(address).models(timeout=2)
+    return asking.client_of(address).models(timeout=2)
 
 
 @st.cache_data(ttl=15, show_spinner=False)
 def _usage(address: str) -> list[CallerUsage]:
     """Whom the service takes us for, and what is used; nothing where it asks nobody."""
     try:
-        return _client(address).usage(timeout=2)
+        return asking.client_of(address).usage(timeout=2)
     except TokenwireError:
         return []
 
@@ -111,7 +102,7 @@ def page() -> None:
         tab.editing.update(tab.reopened)
 
     # Whatever touches the page may end this run, so the questions are kept before.
-    hurry = bool(tab.typed or _to_check(talk))
+    hurry = bool(tab.typed or asking.to_check(talk))
     _keep_typed(tab, desk, talk)
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
@@ -131,8 +122,8 @@ def page() -> None:
     tab.settle(desk)
     # Another conversation may have been opened before the run that kept its question came to asking it.
     for left, said in [(one, said) for one, said in tab.unasked if one is not talk]:
-        _ask(desk, left, said or choices, models, unknown)
-    _ask(desk, talk, choices, models, unknown)
+        asking.ask(desk, left, said or choices, models, unknown)
+    asking.ask(desk, talk, choices, models, unknown)
     tab.unasked.clear()
     if talk.waiting or talk.conversation.exchanges:
         st.query_params["c"] = talk.conversation.id
@@ -152,7 +143,7 @@ def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
         of, typed = tab.typed[0]
         if of is None or of.owner != talk.owner:  # typed before the browser had said who it is
             of = talk
-        desk.put(of, _question(typed))
+        desk.put(of, asking.question(typed))
         tab.unasked.append((of, tab.choices))
         tab.typed.pop(0)
 
@@ -244,116 +235,6 @@ def _elsewhere(talk: Talk, shown: _Shown) -> None:
             st.rerun()
 
     look()
-
-
-def _question(typed: Any) -> Waiting:
-    text = user(typed.text) if typed.text.strip() else Message()
-    files = [(file.name, file.getvalue()) for file in typed.files]
-    return Waiting(text, files=files, unchecked=bool(files))
-
-
-def _to_check(talk: Talk) -> list[Waiting]:
-    """The questions whose files are to be looked at, as soon as a model says which it takes."""
-    return [one for one in talk.waiting if one.unchecked and not one.trouble]
-
-
-def _prepare(desk: Desk, talk: Talk, one: Waiting, model: Model) -> None:
-    """Make parts of a question's files, as far as the model takes them, and then ask it; in a thread of its own.
-
-    What the model doesn't take stays with the question, and is its trouble.
-    """
-    before = attachments.inline_bytes([*(other.question for other in talk.conversation.path()), one.message])
-    try:
-        attached, problems = attachments.attach_all(one.files, attachments.kinds(model), before=before)
-    except Exception:
-        logging.getLogger(__name__).exception("files could not be prepared")
-        attached, problems = [], ["The page has made a mistake with these files, which its log tells."]
-    with talk.asking:
-        one.preparing = False
-        if talk.waits(one.id) is None or talk.deleted:  # not to be asked any more, or only when it is back
-            return
-        one.unchecked = False
-        one.trouble = " ".join(problems)
-        # By their place: two files may have one name.
-        taken = {added.place for added in attached}
-        one.files = [file for place, file in enumerate(one.files) if place not in taken]
-        one.names = [*one.names, *(added.name for added in attached)]
-        files = [part for part in one.message.parts if not part.text]
-        texts = [part for part in one.message.parts if part.text]
-        parts = [*files, *(added.part for added in attached), *texts]
-        one.message = user(*parts) if parts else Message()
-        talk.notes += [added.note for added in attached if added.note]
-        desk.put(talk, one)
-        _ask_next(desk, talk)
-
-
-def _ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), unknown: str = "") -> None:
-    """Ask the next question that waits, if none is being answered; have the files of all be prepared.
-
-    What still waits is asked with the same choices, unless a tab says otherwise by then.
-
-    Where there are no models, `unknown` says why: then nobody knows which files they take.
-    """
-    with talk.asking:
-        talk.request, talk.trouble = choices.request, choices.trouble
-        model = next((one for one in models if one.name == choices.request.model), Model())
-        for one in _to_check(talk):
-            if not models:
-                one.trouble = unknown
-                desk.put(talk, one)
-            elif not one.preparing:
-                one.preparing, talk.deleted = True, False
-                # A photo takes seconds. The tab may show another conversation by then.
-                work = (desk, talk, one, model)
-                threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
-        _ask_next(desk, talk)
-
-
-def _go_on(desk: Desk, talk: Talk) -> None:
-    """Ask the next question that waits, once an answer has ended, whether a tab shows the conversation or not.
-
-    Where the browser has closed the page, nobody would read the answer: there the question waits until it is back.
-    """
-    with talk.asking:
-        if not talk.deleted and desk.is_open(talk):
-            _ask_next(desk, talk)
-
-
-def _ask_next(desk: Desk, talk: Talk) -> None:
-    # One that can't be asked is for its owner to decide on, and holds up no other. Any other is asked in its turn.
-    while (
-        talk.running() is None
-        and (waiting := next((one for one in talk.waiting if not one.trouble), None)) is not None
-        and not waiting.unchecked
-    ):
-        if _is_asked(desk, talk, waiting):
-            return
-
-
-def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
-    """Ask it if that can be done; else it says why not, or another process has asked it."""
-    client = _client(default_address())  # from here on nothing touches the page, which could end this run
-    conversation, asked = talk.conversation, talk.request
-    history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
-    waiting.trouble = talk.trouble or attachments.too_much([*history, waiting.message])
-    if waiting.trouble:
-        desk.put(talk, waiting)
-        return False
-    exchange = Exchange(
-        waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
-    )
-    if not desk.ask(talk, waiting, exchange):
-        return False
-    request = GenerateRequest(messages=[*history, waiting.message])
-    request.MergeFrom(asked)
-    talk.live = Live(
-        exchange,
-        client.stream(request),
-        partial(desk.keep, talk),
-        open_elsewhere=partial(desk.is_elsewhere, talk),
-        then=partial(_go_on, desk, talk),
-    )
-    return True
 
 
 def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:

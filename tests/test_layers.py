@@ -48,7 +48,7 @@ ONLY = {
     "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
     "uvicorn": {"vertex_emulator.http.server"},
     "streamlit": {
-        *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "conversations", "sidebar", "tab")),
+        *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "asking", "conversations", "sidebar", "tab")),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },
     "PIL": {"gateway_ui.input.attachments"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway_ui import actions, app
+from gateway_ui import actions, app, asking
 from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
@@ -38,11 +38,11 @@ def test_of_two_tabs_only_one_asks(service: FakeService, tmp_path: Path, monkeyp
                 both_are_in.wait(0.5)
             return client
 
-        monkeypatch.setattr(app, "_client", entered)
+        monkeypatch.setattr(asking, "client_of", entered)
         monkeypatch.setattr(actions, "st", SimpleNamespace(query_params={}))
         talk = Talk("0" * 64, Conversation(), waiting=[REFUSED, Waiting(user("one")), Waiting(user("two"))])
         desk = Desk(Store(tmp_path / "page.sqlite3"))
-        tabs = [threading.Thread(target=app._ask, args=(desk, talk, CHOICES)) for _ in range(2)]
+        tabs = [threading.Thread(target=asking.ask, args=(desk, talk, CHOICES)) for _ in range(2)]
         for tab in tabs:
             tab.start()
         for tab in tabs:
@@ -71,18 +71,18 @@ def test_files_are_prepared_beside_the_script_and_asked_where_they_were_sent(
 
     monkeypatch.setattr(attachments, "attach_all", attach_all)
     with Client(service.address) as client:
-        monkeypatch.setattr(app, "_client", client_of)
+        monkeypatch.setattr(asking, "client_of", client_of)
         photo = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True)
         talk, other = (Talk("0" * 64, Conversation()) for _ in range(2))
         talk.waiting += [photo, Waiting(user("And then?"))]
         other.waiting.append(Waiting(user("SECOND")))
         desk = Desk(Store(tmp_path / "page.sqlite3"))
         for _ in range(2):  # as two tabs do
-            app._ask(desk, talk, CHOICES, [Model()], "")
+            asking.ask(desk, talk, CHOICES, [Model()], "")
         assert begun.wait(10)
         # What was sent behind it keeps its place, and another conversation doesn't wait.
         assert (photo.preparing, len(talk.waiting), service.requests) == (True, 2, [])
-        app._ask(desk, other, CHOICES, [Model()], "")
+        asking.ask(desk, other, CHOICES, [Model()], "")
         assert other.live is not None
         other.live.thread.join(10)
         answered.clear()
@@ -106,7 +106,7 @@ def test_a_photo_does_not_bring_its_deleted_conversation_back(tmp_path: Path, mo
     desk.put(talk, one)
     talk.deleted = True
     desk.store.delete(talk.owner, talk.conversation.id)
-    app._prepare(desk, talk, one, Model())
+    asking._prepare(desk, talk, one, Model())
     assert desk.store.list(talk.owner) == []
     assert (one.preparing, one.unchecked, talk.waiting) == (False, True, [one])
 
@@ -120,7 +120,7 @@ def test_a_mistake_in_preparing_is_the_questions_trouble(
     monkeypatch.setattr(attachments, "attach_all", fails)
     one = Waiting(user("What is this?"), files=[("a.png", b"1")], unchecked=True, preparing=True)
     talk = Talk("0" * 64, Conversation(), waiting=[one])
-    app._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, Model())
+    asking._prepare(Desk(Store(tmp_path / "page.sqlite3")), talk, one, Model())
     assert "The page has made a mistake" in one.trouble
     assert (one.preparing, one.files) == (False, [("a.png", b"1")])
     assert "a bug" in caplog.text
@@ -132,15 +132,15 @@ def test_what_waits_is_asked_when_its_turn_comes_though_no_tab_shows_its_convers
     gate = threading.Event()
     service.will_answer("a", gate, completed())
     with Client(service.address) as client:
-        monkeypatch.setattr(app, "_client", lambda _: client)
+        monkeypatch.setattr(asking, "client_of", lambda _: client)
         desk = Desk(Store(tmp_path / "page.sqlite3"), is_open=lambda _: True)
         talk, other = desk.talk("0" * 64), desk.talk("0" * 64)
         desk.shows("a tab", other)
         for one in (Waiting(user("one")), Waiting(user("refused"), trouble="No."), Waiting(user("two"))):
             desk.put(talk, one)
-        app._ask(desk, talk, CHOICES)
+        asking.ask(desk, talk, CHOICES)
         # What was chosen last counts, though no tab runs the script any more.
-        app._ask(desk, talk, replace(CHOICES, request=GenerateRequest(model="fake-2")))
+        asking.ask(desk, talk, replace(CHOICES, request=GenerateRequest(model="fake-2")))
         assert service.arrived.wait(10)
         assert len(service.requests) == 1
         service.arrived.clear()
@@ -166,13 +166,13 @@ def test_what_nobody_would_read_is_not_asked_by_itself(
     service.will_answer("a", gate, completed())
     is_open = True
     with Client(service.address) as client:
-        monkeypatch.setattr(app, "_client", lambda _: client)
+        monkeypatch.setattr(asking, "client_of", lambda _: client)
         desk = Desk(Store(tmp_path / "page.sqlite3"), is_open=lambda _: is_open)
         talk, two = desk.talk("0" * 64), Waiting(user("two"))
         desk.shows("a tab", talk)
         for one in (Waiting(user("one")), two):
             desk.put(talk, one)
-        app._ask(desk, talk, CHOICES)
+        asking.ask(desk, talk, CHOICES)
         live = talk.live
         assert live is not None
         if why == "it was deleted":
@@ -186,7 +186,7 @@ def test_what_nobody_would_read_is_not_asked_by_itself(
         assert not live.thread.is_alive()
         assert (talk.live, talk.waiting) == (live, [two])
         # Who comes back has it asked.
-        app._ask(desk, talk, CHOICES)
+        asking.ask(desk, talk, CHOICES)
         assert (talk.waiting, talk.deleted) == ([], False)
         assert talk.live is not live
         assert talk.live is not None
@@ -206,14 +206,14 @@ def test_what_is_asked_as_its_conversation_is_deleted_is_stopped(
             deleted.wait(0.5)  # in vain: it is to wait until the question has been asked
             return client
 
-        monkeypatch.setattr(app, "_client", asked)
+        monkeypatch.setattr(asking, "client_of", asked)
         talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("one"))])
-        asking = threading.Thread(target=app._ask, args=(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES))
-        asking.start()
+        thread = threading.Thread(target=asking.ask, args=(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES))
+        thread.start()
         assert asks.wait(10)
         talk.stop()
         deleted.set()
-        asking.join(10)
+        thread.join(10)
         live = talk.live
         assert live is not None
         live.thread.join(10)
@@ -223,7 +223,7 @@ def test_what_is_asked_as_its_conversation_is_deleted_is_stopped(
 def test_each_that_waits_is_told_what_is_wrong_with_the_settings(tmp_path: Path) -> None:
     desk = Desk(Store(tmp_path / "page.sqlite3"))
     talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("one")), Waiting(user("two"))])
-    app._ask(desk, talk, replace(CHOICES, trouble="The tools can't be used."))
+    asking.ask(desk, talk, replace(CHOICES, trouble="The tools can't be used."))
     assert [one.trouble for one in talk.waiting] == ["The tools can't be used."] * 2
 
 
@@ -232,9 +232,9 @@ def test_a_click_on_stop_that_comes_late_does_not_stop_the_next_answer(
 ) -> None:
     service.will_answer("a", threading.Event())
     with Client(service.address) as client:
-        monkeypatch.setattr(app, "_client", lambda _: client)
+        monkeypatch.setattr(asking, "client_of", lambda _: client)
         talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("two"))])
-        app._ask(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES)
+        asking.ask(Desk(Store(tmp_path / "page.sqlite3")), talk, CHOICES)
         monkeypatch.setattr(actions, "this_tab", lambda: Tab(talk))
         live = talk.running()
         assert live is not None

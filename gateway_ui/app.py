@@ -106,6 +106,7 @@ def page() -> None:
     _keep_typed(tab, desk, talk)
     models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
+    tab.settle(desk)
     _restore(tab, models)
     while talk.notes:
         st.toast(label(talk.notes[0]))
@@ -151,12 +152,15 @@ def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
 def _restore(tab: Tab, models: list[Model]) -> None:
     """Have the drawer say what it did in this conversation, once it is opened."""
     conversation = tab.shown().conversation
+    if tab.restores and tab.before is not None and not conversation.settings and conversation.last is None:
+        # A new one goes on with what was chosen, which stands there to be seen.
+        conversation.settings = sidebar.usable(tab.before.conversation.settings)
     kept, last = conversation.settings, conversation.last
     if not kept and last is not None:  # of a version that kept none
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
     if tab.restores:
         sidebar.restore(conversation.id, kept, models)
-        tab.restores, tab.settings = False, sidebar.settings(conversation.id)
+        tab.restores, tab.before, tab.settings = False, None, sidebar.settings(conversation.id)
     else:
         sidebar.prefer(conversation.id, kept, models)
 

@@ -5,7 +5,6 @@ from functools import partial
 
 import streamlit as st
 
-from . import sidebar
 from .chat import export
 from .chat.conversation import Conversation, heading, one_line
 from .chat.database import PURGED_AFTER_DAYS
@@ -74,14 +73,7 @@ def _list_more(shown: int) -> None:
 
 def _open(desk: Desk, owner: str, number: str = "") -> None:
     tab = this_tab()
-    # One run of the script may see the last change of a setting together with this click.
-    tab.settle(desk)
-    said = tab.shown().conversation.settings
-    talk = desk.talk(owner, number)
-    if not number:
-        # A new one goes on with what is chosen, which stands there to be seen.
-        talk.conversation.settings = sidebar.usable(said)
-    tab.open(talk)
+    tab.open(desk.talk(owner, number))
     tab.taken += 1
     if number:
         st.query_params["c"] = number

@@ -52,6 +52,10 @@ class Tab:
     """What the drawer said when it was drawn last."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The same as it is kept with a conversation."""
+    left: list[tuple[Talk, dict[str, Any]]] = field(default_factory=list)
+    """Conversations that were left since the drawer was drawn last, each with what it said of them then."""
+    before: Talk | None = None
+    """The one that was left last, until the fields of the next one are set: a new one goes on with its settings."""
     restores: bool = True
     """Whether the fields are to say what they did in the conversation that has just been opened."""
     opened: str = ""
@@ -71,23 +75,35 @@ class Tab:
     unread: Unread | None = None
 
     def open(self, talk: Talk) -> None:
-        """Show another conversation."""
-        self.talk, self.restores = talk, True
+        """Show another conversation. Nothing of Streamlit is touched, so a second click doesn't undo this one."""
+        if self.talk is not None and not self.restores:
+            self.left.append((self.talk, self.settings))
+        self.before, self.talk, self.restores = self.talk, talk, True
 
     def settle(self, desk: Desk) -> None:
-        """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise."""
-        if self.restores:
-            return  # the fields don't say yet what is kept
-        talk, seen = self.shown(), self.settings
-        self.settings = said = sidebar.settings(talk.conversation.id)
-        if not talk.conversation.settings or seen != said:
-            talk.conversation.settings = {**talk.conversation.settings, **said}
-            desk.store.settle(talk.owner, talk.conversation)
+        """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise.
+
+        And with those that were left, whose last change the script may see together with the click that left them.
+        """
+        while self.left:
+            _settle(desk, *self.left[0])
+            self.left.pop(0)
+        if not self.restores:  # else the fields don't say yet what is kept
+            self.settings = _settle(desk, self.shown(), self.settings)
 
     def shown(self) -> Talk:
         """The conversation that is shown, once there is one."""
         assert self.talk is not None
         return self.talk
+
+
+def _settle(desk: Desk, talk: Talk, seen: dict[str, Any]) -> dict[str, Any]:
+    """Keep what the fields of a conversation say by now, which is given, unless they have said it before."""
+    said = sidebar.settings(talk.conversation.id)
+    if not talk.conversation.settings or seen != said:
+        talk.conversation.settings = {**talk.conversation.settings, **said}
+        desk.store.settle(talk.owner, talk.conversation)
+    return said
 
 
 def this_tab() -> Tab:

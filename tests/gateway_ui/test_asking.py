@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway_ui import actions, app, asking
+from gateway_ui import actions, app, asking, conversations, sidebar
 from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
@@ -293,6 +293,24 @@ def test_a_click_on_what_another_conversation_had_changes_nothing(monkeypatch: p
     assert talk.waiting == [REFUSED]
     assert REFUSED.trouble
     assert talk.live is None
+
+
+def test_a_conversation_is_opened_before_streamlit_is_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of the browser that comes meanwhile ends a click wherever that touches Streamlit."""
+
+    class Ends:
+        def __getattr__(self, _: str) -> None:
+            raise InterruptedError
+
+    desk, talk = Desk(Store(tmp_path / "page.sqlite3")), Talk("0" * 64, Conversation())
+    tab = Tab(talk, restores=False)
+    for module in (conversations, sidebar):
+        monkeypatch.setattr(module, "st", Ends())
+    monkeypatch.setattr(conversations, "this_tab", lambda: tab)
+    with pytest.raises(InterruptedError):
+        conversations._open(desk, talk.owner)
+    assert (tab.taken, tab.restores, tab.before) == (1, True, talk)
+    assert tab.shown() is not talk
 
 
 def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_a_second(

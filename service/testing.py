@@ -1,5 +1,6 @@
 """The model that says what a test tells it to."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -20,8 +21,11 @@ class FakeProvider:
         *,
         cards: Sequence[ModelCard] = (ModelCard(name="gemini-2.5-flash", provider="gcp.vertex_ai"),),
         tokens: int = 0,
+        endless: bool = False,
     ) -> None:
+        """`endless`: behind the last event it says nothing more, and doesn't end."""
         self.events = events
+        self.endless = endless
         self.cards = cards
         self.tokens = tokens
         """What every prompt counts."""
@@ -46,3 +50,5 @@ class FakeProvider:
             if isinstance(event, BaseException):
                 raise event
             yield event
+        if self.endless:
+            await asyncio.Event().wait()

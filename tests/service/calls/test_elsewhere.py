@@ -12,7 +12,6 @@ from service.generation.events import Started, Text
 from service.testing import FakeProvider
 from tests.conftest import Serve, failure
 from tests.hostile import http2
-from tests.service.calls.test_failed import Endless
 from tokenwire.v1 import generation_service_pb2 as pb
 
 ASK = pb.GenerateRequest(prompt="hi").SerializeToString()
@@ -38,7 +37,7 @@ async def test_a_server_that_starts_tells_it_by_the_first_header_of_all(serve: S
 
 
 async def test_so_does_one_that_goes_for_new_calls_and_not_for_those_it_has_begun(serve: Serve) -> None:
-    served = await serve(Endless([Started("gemini-2.5-flash"), Text("a")]), drain_delay=0.3)
+    served = await serve(FakeProvider([Started("gemini-2.5-flash"), Text("a")], endless=True), drain_delay=0.3)
     running: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi"))
     await running.read()
     stopping = asyncio.create_task(served.server.stop(0.5))

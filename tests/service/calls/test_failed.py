@@ -1,7 +1,6 @@
 """A stream that fails says so by its last message, to callers that want it."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from service.errors import UpstreamCut
-from service.generation.events import Event, Started, Text
+from service.generation.events import Started, Text
 from service.testing import FakeProvider
 from tests.conftest import Serve, Served, detail, failure
 from tests.faults.processes import outcome
@@ -21,15 +20,6 @@ from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
 WANTED = (("tokenwire-failed", "in-stream"),)
 MODEL = "gemini-2.5-flash"
-
-
-class Endless(FakeProvider):
-    """Says what it has to say, and then nothing for ever."""
-
-    async def _play(self) -> AsyncIterator[Event]:
-        async for event in super()._play():
-            yield event
-        await asyncio.Event().wait()
 
 
 async def heard(
@@ -60,7 +50,7 @@ async def test_an_error_in_mid_stream_is_the_last_message_and_the_status(serve: 
 
 
 async def test_a_limit_of_time_is_told_in_the_same_way(serve: Serve) -> None:
-    served = await serve(Endless([Started(MODEL), Text("a")]))
+    served = await serve(FakeProvider([Started(MODEL), Text("a")], endless=True))
     messages, error = await heard(served, idle_timeout=Duration(nanos=50_000_000))
     assert error is not None
     assert failure(error) == (grpc.StatusCode.DEADLINE_EXCEEDED, "IDLE_TIMEOUT")
@@ -68,7 +58,7 @@ async def test_a_limit_of_time_is_told_in_the_same_way(serve: Serve) -> None:
 
 
 async def test_so_is_a_server_that_goes(serve: Serve) -> None:
-    served = await serve(Endless([Started(MODEL), Text("a")]))
+    served = await serve(FakeProvider([Started(MODEL), Text("a")], endless=True))
     call: Any = served.stub.Generate(pb.GenerateRequest(prompt="hi"), metadata=WANTED)
     first = [await call.read(), await call.read()]
     stopping = asyncio.create_task(served.server.stop(0))

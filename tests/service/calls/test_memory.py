@@ -27,18 +27,6 @@ def _collector_off() -> Iterator[None]:
     gc.enable()
 
 
-class SilentModel(FakeProvider):
-    """One that never says anything."""
-
-    @asynccontextmanager
-    async def stream(self, prompt: Prompt, *, deadline: float) -> AsyncIterator[AsyncIterator[Event]]:  # noqa: ARG002 - as in Provider
-        yield self._silence()
-
-    async def _silence(self) -> AsyncIterator[Event]:
-        await asyncio.Event().wait()
-        yield Started("")
-
-
 @pytest.mark.usefixtures("_collector_off")
 @pytest.mark.parametrize(
     "fields",
@@ -57,7 +45,7 @@ async def test_a_request_that_fails_is_not_kept(
         return request
 
     monkeypatch.setattr(receive, "parsed", noted)
-    served = await serve(SilentModel([]), default_deadline=0.1)
+    served = await serve(FakeProvider([], endless=True), default_deadline=0.1)
     with pytest.raises(grpc.aio.AioRpcError):
         await served.ask(**fields)
     async with asyncio.timeout(3):

@@ -105,7 +105,7 @@ class Silent(FakeProvider):
     """Says its events, and then nothing; `left` is set once its stream has been left."""
 
     def __init__(self, events: Sequence[Event]) -> None:
-        super().__init__(events)
+        super().__init__(events, endless=True)
         self.left = asyncio.Event()
 
     @asynccontextmanager
@@ -115,11 +115,6 @@ class Silent(FakeProvider):
                 yield events
         finally:
             self.left.set()
-
-    async def _play(self) -> AsyncIterator[Event]:
-        async for event in super()._play():
-            yield event
-        await asyncio.Event().wait()
 
 
 async def test_the_servers_own_deadline_ends_a_call_that_brought_none(serve: Serve) -> None:

@@ -33,15 +33,6 @@ ANSWER: list[Event] = [
 ]
 
 
-class Endless(FakeProvider):
-    """Says what it has to say, and then nothing for ever."""
-
-    async def _play(self) -> AsyncIterator[Event]:
-        async for event in super()._play():
-            yield event
-        await asyncio.Event().wait()
-
-
 class Watched:
     """A server whose metrics can be read."""
 
@@ -112,7 +103,7 @@ async def test_attempts_that_fail_are_counted_each(watch: Watch) -> None:
 
 
 async def test_what_is_open_is_seen_while_it_is(watch: Watch) -> None:
-    async with watch(Endless([Started(MODEL), Text("a")])) as server:
+    async with watch(FakeProvider([Started(MODEL), Text("a")], endless=True)) as server:
         call = server.stub.Generate(pb.GenerateRequest(prompt="hi"))
         await call.read()
         await call.read()

@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ModelNotFound, UpstreamCredentials, UpstreamUnavailable
-from service.generation.events import Event, Finished, FinishReason, Started, Text, Usage
+from service.generation.events import Finished, FinishReason, Started, Text, Usage
 from service.providers import failures
 from service.telemetry import call_log
 from service.telemetry.call_record import CallRecord
@@ -153,17 +153,8 @@ async def test_levels_say_who_has_to_do_something(
     assert of_the_call == level
 
 
-class Endless(FakeProvider):
-    """It says nothing more once it has said all."""
-
-    async def _play(self) -> AsyncIterator[Event]:
-        async for event in super()._play():
-            yield event
-        await asyncio.Event().wait()
-
-
 async def test_a_cancelled_call_says_why(serve: Serve, lines: list[str]) -> None:
-    served = await serve(Endless([Started("fake"), Text("Hello")]))
+    served = await serve(FakeProvider([Started("fake"), Text("Hello")], endless=True))
     request = pb.GenerateRequest(prompt="x")
     leaving = served.stub.Generate(request)
     await leaving.read()

@@ -20,7 +20,6 @@ from service.telemetry.trace_context import trace_id
 from service.testing import FakeProvider
 from tests.collector import Collector, collecting, facts
 from tests.conftest import Serve
-from tests.service.runtime.test_observed import Endless
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
 
@@ -139,7 +138,7 @@ async def test_what_the_caller_did_wrong_is_no_fault_of_the_server(trace: Trace,
 
 
 async def test_a_call_that_its_caller_leaves_says_so(trace: Trace, collector: Collector) -> None:
-    async with trace(Endless([Started(MODEL), Text("a")])) as stub:
+    async with trace(FakeProvider([Started(MODEL), Text("a")], endless=True)) as stub:
         call = stub.Generate(pb.GenerateRequest(prompt="hi"))
         assert (await call.read()).HasField("started")
         call.cancel()
@@ -150,7 +149,7 @@ async def test_a_call_that_its_caller_leaves_says_so(trace: Trace, collector: Co
 
 
 async def test_a_limit_of_time_that_strikes_is_told_as_that(trace: Trace, collector: Collector) -> None:
-    async with trace(Endless([Started(MODEL), Text("a")])) as stub:
+    async with trace(FakeProvider([Started(MODEL), Text("a")], endless=True)) as stub:
         with pytest.raises(grpc.aio.AioRpcError):
             await ask(stub, idle_timeout=Duration(nanos=50_000_000))
     span, (attempt,) = by_kind(collector)

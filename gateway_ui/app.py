@@ -249,7 +249,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
         if live is not None:
             stop.button(
                 "Stop",
-                key="stop",
+                key=f"stop-{live.exchange.id}",  # else a late click would stop the answer that is written next
                 on_click=actions.stop,
                 args=(live.exchange.id,),
                 icon=":material/stop:",

@@ -739,7 +739,7 @@ async def test_escape_stops_an_answer_only_where_it_has_nothing_else_to_do(chat:
         """() => {
             const clicked = [];
             document.addEventListener('click', (event) => {
-                if (event.target.closest('.st-key-stop')) clicked.push('stop');
+                if (event.target.closest('[class*="st-key-stop-"]')) clicked.push('stop');
             }, true);
             return clicked;
         }"""

@@ -370,7 +370,7 @@ class Reading {
 
   pressed(event) {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing || !this.mayStop) return;
-    document.querySelector(".st-key-stop button")?.click();
+    document.querySelector('[class*="st-key-stop-"] button')?.click();
   }
 
   // Once, when the page has been loaded.

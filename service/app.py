@@ -36,7 +36,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """As `service.__main__.main`, which has taken the signals."""
     try:
         settings = Settings.load(argv, os.environ, prog=prog)
-        stop.hang_up(reads=settings.asks_who)
+        stop.hang_up(reads=settings.follows_files)
         _need_upstream(settings)
         _need_files()
         _need_redis(settings)

@@ -370,6 +370,11 @@ class Settings:
         return bool(self.api_keys or self.callers)
 
     @property
+    def follows_files(self) -> bool:
+        """Whether it has files that may change while the server runs."""
+        return bool(self.tls_certificate or self.asks_who)
+
+    @property
     def exposed(self) -> bool:
         """Whether others than this machine can reach the server."""
         return _is_exposed(self.host)

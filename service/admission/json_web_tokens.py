@@ -9,7 +9,7 @@ import threading
 import urllib.request
 import warnings
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, NamedTuple, TypeVar
@@ -285,10 +285,10 @@ class Tokens:
         """Files that hold keys."""
         return [one.keys for one in self.keys if "://" not in one.keys]
 
-    def look_again(self) -> None:
-        """A file of keys has changed."""
+    def look_again(self, sources: Collection[str] | None = None) -> None:
+        """Look for the keys of these sources anew; None: for all."""
         for issuer, keys in self.keys.items():
-            if "://" not in issuer.keys:
+            if sources is None or issuer.keys in sources:
                 keys.look_again()
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, NoReturn, Self
 from ..admission.identity import Identity, IdentityError
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
-from . import tls
+from . import stop, tls
 
 _LOOK_SECONDS = 1.0
 
@@ -17,11 +17,14 @@ class Secured(NamedTuple):
     certificates: tls.Certificates | None
     """None: no TLS."""
     identity: Identity
+    asked: int = 0
+    """What `stop.asked_anew` said before the files were read."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Read the files that the settings name. Raises SettingError with all that is wrong."""
         wrong: list[str] = []
+        asked = stop.asked_anew()
         certificates, identity = None, Identity()
         try:
             certificates = tls.certificates(settings)
@@ -40,7 +43,7 @@ class Secured(NamedTuple):
             wrong.append(str(error))
         if wrong:
             raise SettingError("\n".join(wrong))
-        return cls(certificates, identity)
+        return cls(certificates, identity, asked)
 
     @property
     def is_followed(self) -> bool:
@@ -53,13 +56,15 @@ class Secured(NamedTuple):
 
     async def follow(self) -> NoReturn:
         """Follow all files, until cancelled. Whatever goes wrong is told once, and they are followed on."""
-        told = ""
+        told, asked = "", self.asked
         while True:
             try:
-                await self.identity.follow()
+                before, asked = asked, stop.asked_anew()
+                anew = asked != before
+                await self.identity.follow(anew=anew)
                 if self.certificates is not None:
                     # Also where nobody connects for a while: all workers are to have the same.
-                    await asyncio.to_thread(self.certificates.refresh)
+                    await asyncio.to_thread(self.certificates.refresh, anew=anew)
             except Exception as error:  # noqa: BLE001 - else a key that is revoked would be taken for good
                 if told != (told := type(error).__name__):
                     call_log.warn("files can't be followed: %s", told)

@@ -52,6 +52,10 @@ class Certificates:
         self._lock = threading.Lock()
         self._seen: tuple[object, ...] = ()
         """What the files looked like when they were read last."""
+        self._trouble = ""
+        """Why what was read last can't serve; empty: it does."""
+        self._unread = False
+        """Whether a file couldn't be read: they are tried again, whatever they look like."""
         self._files: _Files | None = None
         """What was in them when they could serve."""
         self._version = self._given = 0
@@ -75,21 +79,32 @@ class Certificates:
             "tls_client_ca" in self._paths,
         )
 
-    def refresh(self) -> None:
-        """Read the files anew if they have changed; what can't serve is told, and the old ones go on."""
+    def refresh(self, *, anew: bool = False) -> None:
+        """Read the files anew if they have changed or couldn't be read, or whatever they look like: `anew`.
+
+        What can't serve is told, and the old ones go on.
+        """
         with self._lock:
             seen = self._look()
-            if seen == self._seen:
+            changed = anew or seen != self._seen
+            if not changed and not self._unread:
                 return
             self._seen = seen
+            before, self._trouble, self._unread = self._trouble, "", False
             try:
-                self._files = self._read()
+                files = self._read()
             except TLSError as error:
-                call_log.warn("TLS goes on with the certificate it has: %s", error)
+                self._trouble, self._unread = str(error), isinstance(error.__cause__, OSError)
+                if changed or self._trouble != before:  # and not whenever they are tried again
+                    call_log.warn("TLS goes on with the certificate it has: %s", error)
                 return
+            ends = _day(_first(files.certificate).not_valid_after_utc)
+            if files == self._files:
+                call_log.say("the files of TLS are read anew: as before, with a certificate valid until %s", ends)
+                return
+            self._files = files
             self._version += 1
-            ends = _first(self._files.certificate).not_valid_after_utc
-            call_log.say("TLS has a new certificate, valid until %s", _day(ends))
+            call_log.say("TLS has a new certificate, valid until %s", ends)
 
     def _asked(self) -> grpc.ServerCertificateConfiguration | None:
         """What handshakes are made with from now on; None: what gRPC has. Asked before each, on gRPC's threads."""

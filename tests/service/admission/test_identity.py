@@ -159,7 +159,7 @@ async def test_a_key_is_known_until_it_is_revoked_and_two_are_valid_side_by_side
     for token in (secret, another):
         assert (await ask(served, bearer(token)))[-1].HasField("completed")
     api_keys.revoke(keys, first.id)
-    await _until(lambda: any("callers are read anew: 1 API keys" in line for line in lines))
+    await _until(lambda: any("callers are read anew: 1 API key," in line for line in lines))
     assert await why_refused(served, bearer(secret)) == UNKNOWN
     assert (await ask(served, bearer(another)))[-1].HasField("completed")
     assert secret not in "".join(lines)

@@ -1,6 +1,7 @@
 """TLS on a real port: who gets in, and what a change of the files does."""
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -14,6 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from service.runtime import tls
 from service.runtime.server import Server
 from service.settings import SettingError, Settings
 from service.testing import FakeProvider
@@ -252,3 +254,74 @@ async def test_the_umask_stays_what_it_was(tmp_path: Path) -> None:
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
+
+
+@pytest.fixture
+def closed_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes hold for this process too, as they do for all but root."""
+    really = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if not flags & os.O_CREAT and isinstance(path, str | os.PathLike) and not os.stat(path).st_mode & stat.S_IRUSR:  # noqa: PTH116 - as `os.open` takes it
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.usefixtures("closed_to_us")
+async def test_a_new_key_that_cannot_be_read_is_told_once_and_taken_when_it_can_be(
+    serve: Serve, authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`chmod` leaves the time of a file's content as it is."""
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    served = await serve(FakeProvider(HELLO), **settings_of(authority.sign("127.0.0.1"), tmp_path))
+    following = Authority("the next")
+    pair = following.sign("127.0.0.1")
+    key = tmp_path / "server.key"
+    key.chmod(0)
+    await told(lines, "TLS goes on with the certificate it has")
+    pair.write(tmp_path, "new")
+    (tmp_path / "new.key").chmod(0)
+    (tmp_path / "new.key").replace(key)
+    (tmp_path / "new.crt").replace(tmp_path / "server.crt")
+    for _ in range(3):
+        assert (await asked(served, authority))[-1].HasField("completed")
+    key.chmod(0o600)
+    await told(lines, "TLS has a new certificate")
+    assert (await asked(served, following))[-1].HasField("completed")
+    key.chmod(0)
+    await told(lines, "TLS goes on", times=sum("TLS goes on" in line for line in lines) + 1)
+    key.chmod(0o600)
+    await told(lines, "the files of TLS are read anew: as before")
+    assert all("Permission denied" in line for line in lines if "TLS goes on" in line)
+
+
+@pytest.mark.usefixtures("closed_to_us")
+def test_a_file_that_cannot_be_read_is_tried_again_whatever_it_looks_like(
+    authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    found = tls.Certificates(certificate, key)
+    found.load()
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    authority.sign("127.0.0.1").write(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", refuse)
+        for _ in range(3):
+            found.refresh()
+    assert len([line for line in lines if "TLS goes on" in line]) == 1
+    found.refresh()
+    assert "TLS has a new certificate" in lines[-1]
+    count = len(lines)
+    found.refresh()
+    assert len(lines) == count
+
+
+async def told(lines: list[str], text: str, *, times: int = 1) -> None:
+    async with asyncio.timeout(20):
+        while sum(text in line for line in lines) < times:  # noqa: ASYNC110 - what is waited for is in a thread's hands
+            await asyncio.sleep(0.01)

@@ -191,7 +191,7 @@ class Identity:
         callers = before.callers if callers is None else callers
         for remark in remarks(callers, keys.values(), paths=self._paths, offered=self._offered):
             self._warn("%s", remark)
-        self._known = _Known(keys, callers, Tokens(callers.issuers, self._warn, before.tokens), is_read=True)
+        self._known = _Known(keys, callers, Tokens(callers.issuers, self._warn, before.tokens, self._say), is_read=True)
         return True
 
     def _callers(self, text: str, path: str) -> Callers:

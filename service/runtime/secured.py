@@ -65,6 +65,8 @@ class Secured(NamedTuple):
                 if self.certificates is not None:
                     # Also where nobody connects for a while: all workers are to have the same.
                     await asyncio.to_thread(self.certificates.refresh, anew=anew)
+                    if call_log.is_first():  # time passes for all workers alike
+                        self.certificates.look_at_the_clock()
             except Exception as error:  # noqa: BLE001 - else a key that is revoked would be taken for good
                 if told != (told := type(error).__name__):
                     call_log.warn("files can't be followed: %s", told)

@@ -1,6 +1,7 @@
 """TLS: the server's certificate, its key, and whose clients it trusts, read anew when their files change."""
 
 import datetime as dt
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 _MOST_BYTES = 1024 * 1024
+
+_SOON = dt.timedelta(days=7)
+"""So long before a certificate expires its owner is warned."""
+
+_HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
+"""A name that callers can dial, or all names of one domain."""
 
 _PROCESSES = frozenset(
     ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
@@ -58,15 +65,17 @@ class Certificates:
         """Whether a file couldn't be read: they are tried again, whatever they look like."""
         self._files: _Files | None = None
         """What was in them when they could serve."""
+        self._ends: dt.datetime | None = None
+        """When its certificate expires."""
+        self._warned = 0
+        """Of that: 1, that it will soon; 2, that it has."""
         self._version = self._given = 0
         """Of `_files`; the one that gRPC has."""
 
     def load(self) -> None:
         """Read the files for the first time. Raises TLSError where they can't serve."""
         self._seen = self._look()
-        self._files = self._read()
-        if (begins := _first(self._files.certificate).not_valid_before_utc) > dt.datetime.now(dt.UTC):
-            call_log.warn("the certificate of TLS isn't valid before %s", _day(begins))
+        self._take(self._read())
 
     def credentials(self) -> grpc.ServerCredentials:
         """For a port of gRPC's; behind `load`."""
@@ -102,9 +111,42 @@ class Certificates:
             if files == self._files:
                 call_log.say("the files of TLS are read anew: as before, with a certificate valid until %s", ends)
                 return
-            self._files = files
             self._version += 1
             call_log.say("TLS has a new certificate, valid until %s", ends)
+            self._take(files)
+
+    def expires(self) -> float:
+        """When the certificate that serves does, as Unix time; behind `load`."""
+        assert self._ends is not None
+        return self._ends.timestamp()
+
+    def look_at_the_clock(self) -> None:
+        """Warn once when less than a week is left, and once when the certificate has expired; behind `load`."""
+        assert self._ends is not None
+        left = self._ends - dt.datetime.now(dt.UTC)
+        stage = (left < _SOON) + (left < dt.timedelta(0))
+        if stage > self._warned:
+            text = "has expired on %s: no caller takes it" if left < dt.timedelta(0) else "expires on %s"
+            call_log.warn(f"the certificate of TLS in %s {text}; put another one there", self._place, _day(self._ends))
+        self._warned = stage
+
+    def _take(self, files: _Files) -> None:
+        """Serve with these from now on, and warn of what callers won't take."""
+        first = _first(files.certificate)
+        self._files, self._ends, self._warned = files, first.not_valid_after_utc, 0
+        if (begins := first.not_valid_before_utc) > dt.datetime.now(dt.UTC):
+            call_log.warn("the certificate of TLS isn't valid before %s", _day(begins))
+        if not _names_a_host(first):
+            call_log.warn(
+                "the certificate of TLS in %s has no subject alternative name that is a host's name or address: "
+                "no caller takes it, whatever its common name is",
+                self._place,
+            )
+        self.look_at_the_clock()
+
+    @property
+    def _place(self) -> str:
+        return repr(self._paths["tls_certificate"])
 
     def _asked(self) -> grpc.ServerCertificateConfiguration | None:
         """What handshakes are made with from now on; None: what gRPC has. Asked before each, on gRPC's threads."""
@@ -203,6 +245,18 @@ def _first(pem: bytes) -> "x509.Certificate":
     from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
 
     return x509.load_pem_x509_certificates(pem)[0]
+
+
+def _names_a_host(certificate: "x509.Certificate") -> bool:
+    """Whether it has a name or an address by which a caller can reach a server: common names count for nobody."""
+    from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
+
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    hosts = names.get_values_for_type(x509.DNSName)
+    return bool(names.get_values_for_type(x509.IPAddress)) or any(map(_HOST.fullmatch, hosts))
 
 
 def _day(moment: dt.datetime) -> str:

@@ -66,6 +66,11 @@ def join(worker: int) -> None:
     _worker = worker
 
 
+def is_first() -> bool:
+    """Whether this is the first of several workers, or the only one: it tells what is so for all of them."""
+    return not _worker
+
+
 _handlers: "list[logging.StreamHandler[Any]]" = []
 """The handlers that `configure` has made."""
 

@@ -139,7 +139,7 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     try:
         process.run(main, processes=processes)
     except SettingError as error:
-        call_log.say("%s", error)
+        call_log.fail("%s", error)
     return EXIT_SETTING
 
 

@@ -428,7 +428,11 @@ def _flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Mappin
     try:
         found, others = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        return {}, [str(error).removeprefix("argument ")]
+        flag = error.argument_name or ""
+        kind = next((_kind(one) for one in fields(Settings) if _flag(one) == flag), "")
+        if not kind:
+            return {}, [str(error).removeprefix("argument ")]
+        return {}, [f"{flag} has no value: {kind.replace('|', ' or ')} is wanted"]
     wrong = []
     known = [f"--{name.replace('_', '-')}" for name in vars(found)]
     unknown = False
@@ -480,6 +484,9 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('tls_certificate', variables['tls_certificate'])} is set: none is wanted on a Unix domain "
             "socket, which nobody else can read"
         )
+    if values["port"] and values["port"] == values["metrics_port"] and not host.startswith("unix:"):
+        first, second = (told.get(name, variables[name]) for name in ("port", "metrics_port"))
+        yield f"{second} is {values['metrics_port']}: another port than that of {first} is wanted"
     yield from _wrong_with_redis(values, variables, told)
     lacks = [
         *([] if values["tls_certificate"] else ["TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)"]),

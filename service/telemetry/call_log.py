@@ -321,6 +321,11 @@ def say(text: str, *arguments: object) -> None:
     _logger.info(text, *arguments)
 
 
+def fail(text: str, *arguments: object) -> None:
+    """Write where the server itself fails: it gives up, or a part of it has ended by itself."""
+    _logger.error(text, *arguments)
+
+
 def warn(text: str, *arguments: object) -> None:
     """Write what the server's owner should look at, though the server goes on."""
     _logger.warning(text, *arguments)

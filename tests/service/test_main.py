@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import app
+from service.settings import SettingError
 from tests.conftest import StartProcess, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -170,3 +171,14 @@ def test_and_not_where_they_turn_it_off(monkeypatch: pytest.MonkeyPatch, off: tu
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setenv(*off)
     assert not app._sends_traces()
+
+
+def test_a_process_that_cannot_begin_says_so_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise SettingError("cannot listen on 127.0.0.1:1: it is refused")
+
+    with caplog.at_level("INFO", logger="tokenwire"):
+        assert app._run(fails(), processes=1) == app.EXIT_SETTING
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("ERROR", "cannot listen on 127.0.0.1:1: it is refused")
+    ]

@@ -92,14 +92,17 @@ class Identity:
         if not self.is_asked:
             return ANYBODY, ""
         known = self._known
-        if self._certificates:
-            for pem in context.auth_context().get("x509_pem_cert", ()):
-                for name in _names(pem):
-                    if (found := known.callers.by_certificate.get(name)) is not None:
-                        return found, ""
+        certificates = context.auth_context().get("x509_pem_cert", ()) if self._certificates else ()
+        for pem in certificates:
+            for name in _names(pem):
+                if (found := known.callers.by_certificate.get(name)) is not None:
+                    return found, ""
         shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
         if len(shown) != 1:
-            return ANYBODY, "no token" if not shown else "several tokens"
+            return (
+                ANYBODY,
+                "several tokens" if shown else "its certificate has no entry" if certificates else "no token",
+            )
         scheme, _, token = str(shown[0]).partition(" ")
         if scheme.lower() != "bearer" or not token:
             return ANYBODY, "no bearer token"

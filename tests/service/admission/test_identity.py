@@ -461,7 +461,7 @@ async def test_a_callers_longest_deadline_and_labels_go_along(serve: Serve, keys
 
 
 async def test_a_certificate_says_who_calls_by_its_names_alone_and_before_a_token(
-    serve: Serve, tmp_path: Path, keys: str, model: FakeProvider
+    serve: Serve, tmp_path: Path, keys: str, model: FakeProvider, lines: list[str]
 ) -> None:
     authority, clients = Authority(), Authority("clients")
     certificate, key = authority.sign("127.0.0.1").write(tmp_path)
@@ -507,6 +507,8 @@ async def test_a_certificate_says_who_calls_by_its_names_alone_and_before_a_toke
     for stranger in strangers:
         with pytest.raises(Exception, match="does not know you"):
             await models(stranger)
+    assert sum("refused='its certificate has no entry'" in line for line in lines) == len(strangers)
+    assert not [line for line in lines if "no token" in line]
 
 
 @pytest.mark.parametrize("secret_in", ["log", "status"])

@@ -43,7 +43,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         call_log.configure(settings.log_level, settings.log_format)
         _forget_foreign_variables(settings)
         memory.share()
-        secured = Secured.of(settings)  # here, and not in each worker
+        secured = Secured.of(settings, Settings.names(argv, os.environ))  # here, and not in each worker
         if settings.exposed and settings.insecure:
             call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
         count = settings.workers or (workers.cores() if workers.possible() else 1)

@@ -380,6 +380,12 @@ class Settings:
         return _is_exposed(self.host)
 
     @classmethod
+    def names(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:
+        """By the field of each setting, what to call it in messages: the flag that sets it, else its variable."""
+        flags, _ = _flags(parser(cls, ""), argv)
+        return {one.name: _told(one, flags, environ)[0] or source(one).variable for one in fields(cls)}
+
+    @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
         """Read the settings.
 
@@ -391,21 +397,20 @@ class Settings:
         """By setting: the flag or variable that has told it."""
         for one in fields(cls):
             origin = source(one)
-            for name, value in ((_flag(one), flags.get(one.name)), (origin.variable, environ.get(origin.variable))):
-                if not value or (name == _LINKED and _LINK.match(value)):
-                    continue
-                told[one.name] = name
-                try:
-                    values[one.name] = origin.parse(value)
-                except SeveralError as error:
-                    values[one.name] = error.found
-                    start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
-                    wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
-                except ValueError as error:
-                    start = name if origin.secret else f"{name} is {value!r}"
-                    wrong.append(f"{start}: {error} is wanted")
-                    values[one.name] = None
-                break
+            name, value = _told(one, flags, environ)
+            if not name:
+                continue
+            told[one.name] = name
+            try:
+                values[one.name] = origin.parse(value)
+            except SeveralError as error:
+                values[one.name] = error.found
+                start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
+                wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
+            except ValueError as error:
+                start = name if origin.secret else f"{name} is {value!r}"
+                wrong.append(f"{start}: {error} is wanted")
+                values[one.name] = None
         models = []
         for offer in values.get("models", ()):
             try:
@@ -417,6 +422,15 @@ class Settings:
         if wrong := [*wrong, *_misspelt(cls, environ)]:
             raise SettingError("\n".join(wrong))
         return cls(**{**values, "models": tuple(models)})
+
+
+def _told(one: "Field[Any]", flags: Mapping[str, str | None], environ: Mapping[str, str]) -> tuple[str, str]:
+    """Which flag or variable sets it, and to what; empty: none does."""
+    variable = source(one).variable
+    for name, value in ((_flag(one), flags.get(one.name)), (variable, environ.get(variable))):
+        if value and not (name == _LINKED and _LINK.match(value)):
+            return name, value
+    return "", ""
 
 
 def _flag(one: "Field[Any]") -> str:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import NotReady, Unauthenticated
@@ -54,16 +55,19 @@ class Identity:
         callers: str = "",
         certificates: bool = False,
         offered: Collection[str] = (),
+        names: Mapping[str, str] = MappingProxyType({"keys": "TOKENWIRE_API_KEYS", "callers": "TOKENWIRE_CALLERS"}),
         say: Callable[..., None] = lambda *_: None,
         warn: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Paths of the file of API keys and of the callers file; "" for none.
 
         `certificates`: whether a client's certificate says who calls; behind a proxy it is the proxy's. `offered`:
-        the models on offer, by which names in the callers file are checked. Changes are told by `say` and `warn`, as a
+        the models on offer, by which names in the callers file are checked. `names`: what to call the settings of the
+        files in messages. Changes are told by `say` and `warn`, as a
         logger's methods, and so is what can't be meant. Raises IdentityError.
         """
         self._paths = {"keys": keys, "callers": callers}
+        self._names = names
         self._certificates = certificates
         self._offered = offered
         self._say, self._warn = say, warn
@@ -216,19 +220,21 @@ class Identity:
         if not path or path not in due:
             return None
         self._unread -= {path}
+        name = self._names[which]
         wrong: Sequence[str] = ()
         found = None
         try:
             found = parse(content(path, _MOST_BYTES).decode(), path)
         except (CallersError, api_keys.KeysError) as error:
-            wrong = str(error).splitlines()
+            wrong = [f"{line} ({name})" for line in str(error).splitlines()]
         except OSError as error:
             self._unread |= {path}
-            wrong = [f"{path}: {error.strerror}"]
+            hint = "; `tokenwire keys new` makes it" if which == "keys" and isinstance(error, FileNotFoundError) else ""
+            wrong = [f"{name} is {path!r}: {error.strerror}{hint}"]
         except UnicodeDecodeError:
-            wrong = [f"{path}: it isn't UTF-8"]
+            wrong = [f"{name} is {path!r}: it isn't UTF-8"]
         except ValueError as error:
-            wrong = [f"{path}: {error}"]
+            wrong = [f"{name} is {path!r}: {error}"]
         self._told = {one: told for one, told in {**self._told, which: wrong}.items() if told}
         return found
 

@@ -1,6 +1,7 @@
 """What secures a server: certificates, and who may call. Both come from files, and are followed while it runs."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, Self
 
 from ..admission.identity import Identity, IdentityError
@@ -21,13 +22,17 @@ class Secured(NamedTuple):
     """What `stop.asked_anew` said before the files were read."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Read the files that the settings name. Raises SettingError with all that is wrong."""
+    def of(cls, settings: Settings, names: Mapping[str, str] | None = None) -> Self:
+        """Read the files that the settings name. Raises SettingError with all that is wrong.
+
+        `names`: what to call settings in messages, as `Settings.names` tells it; None: by their variables.
+        """
+        names = names or Settings.names((), {})
         wrong: list[str] = []
         asked = stop.asked_anew()
         certificates, identity = None, Identity()
         try:
-            certificates = tls.certificates(settings)
+            certificates = tls.certificates(settings, names)
         except SettingError as error:
             wrong.append(str(error))
         try:
@@ -36,6 +41,7 @@ class Secured(NamedTuple):
                 callers=settings.callers,
                 certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
                 offered=settings.offered,
+                names={"keys": names["api_keys"], "callers": names["callers"]},
                 say=call_log.say,
                 warn=call_log.warn,
             )

@@ -4,6 +4,7 @@ import datetime as dt
 import re
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -48,11 +49,13 @@ class Certificates:
     see a change.
     """
 
-    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
+    def __init__(self, certificate: str, key: str, client_ca: str = "", names: Mapping[str, str] | None = None) -> None:
         """Paths of PEM files: the certificate and those that it rests on; its key, without a passphrase.
 
-        With `client_ca` a client has to show a certificate of one of these authorities.
+        With `client_ca` a client has to show a certificate of one of these authorities. `names`: what to call the
+        settings in messages, as `Settings.names` tells it; None: by their variables.
         """
+        self._names = names or Settings.names((), {})
         self._paths = {"tls_certificate": certificate, "tls_key": key}
         if client_ca:
             self._paths["tls_client_ca"] = client_ca
@@ -156,6 +159,10 @@ class Certificates:
         self._given = self._version
         return _configuration(self._files)
 
+    def _told(self, setting: str) -> str:
+        """As messages begin that are about its file."""
+        return f"{self._names[setting]} is {self._paths[setting]!r}"
+
     def _look(self) -> tuple[object, ...]:
         return tuple(map(looks, self._paths.values()))
 
@@ -165,18 +172,21 @@ class Certificates:
             try:
                 found[setting] = content(path, _MOST_BYTES)
             except OSError as error:
-                raise TLSError(f"{_variable(setting)} is {path!r}: {error.strerror}") from error
+                raise TLSError(f"{self._told(setting)}: {error.strerror}") from error
             except ValueError as error:
-                raise TLSError(f"{_variable(setting)} is {path!r}: {error}") from error
-        _check(found, self._paths)
+                raise TLSError(f"{self._told(setting)}: {error}") from error
+        _check(found, self._told)
         return _Files(found["tls_certificate"], found["tls_key"], found.get("tls_client_ca"))
 
 
-def certificates(settings: Settings) -> Certificates | None:
-    """As the settings have it; None: no TLS. Raises SettingError where the files can't serve."""
+def certificates(settings: Settings, names: Mapping[str, str] | None = None) -> Certificates | None:
+    """As the settings have it; None: no TLS. Raises SettingError where the files can't serve.
+
+    `names` as `Certificates` takes them.
+    """
     if not settings.tls_certificate:
         return None
-    found = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    found = Certificates(settings.tls_certificate, settings.tls_key, settings.tls_client_ca, names)
     try:
         found.load()
     except TLSError as error:
@@ -197,12 +207,11 @@ def _refuse(event: str, _: tuple[object, ...]) -> None:
         raise RuntimeError(f"{event}: a server that serves TLS must not start processes; gRPC would hang or die")
 
 
-def _variable(setting: str) -> str:
-    return f"TOKENWIRE_{setting.upper()}"
+def _check(found: dict[str, bytes], told: Callable[[str], str]) -> None:
+    """Raise TLSError for what is no PEM, for a key that is another certificate's, and for one that has expired.
 
-
-def _check(found: dict[str, bytes], paths: dict[str, str]) -> None:
-    """Raise TLSError for what is no PEM, for a key that is another certificate's, and for one that has expired."""
+    `told`: how messages about one of the files begin.
+    """
     from cryptography import x509  # noqa: PLC0415 - takes a moment, and is needed for TLS only
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415 - needed for TLS only
 
@@ -212,27 +221,19 @@ def _check(found: dict[str, bytes], paths: dict[str, str]) -> None:
             try:
                 chains[setting] = x509.load_pem_x509_certificates(found[setting])
             except ValueError as error:
-                raise TLSError(f"{_variable(setting)} is {paths[setting]!r}: no certificate in PEM is there") from error
+                raise TLSError(f"{told(setting)}: no certificate in PEM is there") from error
     try:
         key = serialization.load_pem_private_key(found["tls_key"], None)
     except TypeError as error:
-        raise TLSError(
-            f"{_variable('tls_key')} is {paths['tls_key']!r}: a key without a passphrase is wanted"
-        ) from error
+        raise TLSError(f"{told('tls_key')}: a key without a passphrase is wanted") from error
     except Exception as error:
-        raise TLSError(f"{_variable('tls_key')} is {paths['tls_key']!r}: no key in PEM is there") from error
+        raise TLSError(f"{told('tls_key')}: no key in PEM is there") from error
     first = chains["tls_certificate"][0]
     form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     if key.public_key().public_bytes(*form) != first.public_key().public_bytes(*form):
-        raise TLSError(
-            f"{_variable('tls_key')} is {paths['tls_key']!r}: it is not the key of the certificate in "
-            f"{paths['tls_certificate']!r}"
-        )
+        raise TLSError(f"{told('tls_key')}: it is not the key of the certificate: {told('tls_certificate')}")
     if first.not_valid_after_utc < dt.datetime.now(dt.UTC):
-        raise TLSError(
-            f"{_variable('tls_certificate')} is {paths['tls_certificate']!r}: it has expired on "
-            f"{_day(first.not_valid_after_utc)}"
-        )
+        raise TLSError(f"{told('tls_certificate')}: it has expired on {_day(first.not_valid_after_utc)}")
 
 
 def _configuration(files: _Files) -> grpc.ServerCertificateConfiguration:

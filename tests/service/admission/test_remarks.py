@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read_is_told_once_and_read_when_it_can_be(
         file.chmod(0)
         for _ in range(3):
             found.refresh()
-    assert log.warned == [f"not taken, and as before: {file}: Permission denied"]
+    assert log.warned == [f"not taken, and as before: TOKENWIRE_API_KEYS is '{file}': Permission denied"]
     assert log.said == []
     if mended == "chmod":
         file.chmod(0o600)

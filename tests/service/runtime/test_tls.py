@@ -156,8 +156,8 @@ BROKEN: dict[Break, str] = {
     _remove: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': No such file or directory",
     _garble: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': no certificate in PEM is there",
     _cut_the_key: "TOKENWIRE_TLS_KEY is '{folder}/server.key': no key in PEM is there",
-    _only_the_certificate: "TOKENWIRE_TLS_KEY is '{folder}/server.key': it is not the key of the certificate in "
-    "'{folder}/server.crt'",
+    _only_the_certificate: "TOKENWIRE_TLS_KEY is '{folder}/server.key': it is not the key of the certificate: "
+    "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt'",
     _expired: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': it has expired on ",
     _encrypted: "TOKENWIRE_TLS_KEY is '{folder}/server.key': a key without a passphrase is wanted",
     _a_folder: "TOKENWIRE_TLS_KEY is '{folder}/server.key': Is a directory",

@@ -18,8 +18,8 @@ os.environ.update(OPENBLAS_NUM_THREADS="1", NUMEXPR_NUM_THREADS="1", JE_ARROW_MA
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m service") -> int:
     """Serve until a signal stops it, then end with 0, or 1 if workers failed; returns only if it can't begin: 2.
 
-    The signals are SIGTERM, SIGINT and, unless it follows files of callers, SIGHUP. Before it is ready there is nothing
-    to drain: they end it at once, with 0; SIGHUP as soon as the settings say what it means.
+    The signals are SIGTERM, SIGINT and, unless it follows files (certificates, callers, API keys), SIGHUP. Before it is
+    ready there is nothing to drain: they end it at once, with 0; SIGHUP as soon as the settings say what it means.
     """
     stop.at_once(hang_up_waits=True)
     from . import app  # noqa: PLC0415 - takes a third of a second, in which a stop must not get lost

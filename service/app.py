@@ -37,14 +37,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """As `service.__main__.main`, which has taken the signals."""
     try:
         settings = Settings.load(argv, os.environ, prog=prog)
-        stop.hang_up(reads=settings.asks_who)
+        stop.hang_up(reads=settings.follows_files)
         _need_upstream(settings)
         _need_files()
         _need_redis(settings)
         call_log.configure(settings.log_level, settings.log_format)
         _forget_foreign_variables(settings)
         memory.share()
-        secured = Secured.of(settings)  # here, and not in each worker
+        secured = Secured.of(settings, Settings.names(argv, os.environ))  # here, and not in each worker
         if settings.exposed and settings.insecure:
             call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
         count = settings.workers or (cores() if workers.possible() else 1)
@@ -140,7 +140,7 @@ def _run(main: Coroutine[Any, Any, None], *, processes: int = 1) -> int:
     try:
         process.run(main, processes=processes)
     except SettingError as error:
-        call_log.say("%s", error)
+        call_log.fail("%s", error)
     return EXIT_SETTING
 
 

@@ -5,12 +5,13 @@ import stat
 
 
 def looks(path: str) -> object:
-    """Something that is another whenever the file is."""
+    """Something that is another whenever the file is, or whenever who may read it is."""
     try:
         seen = os.stat(path)  # noqa: PTH116 - asked each second, and before each handshake
     except OSError as error:
         return error.errno
-    return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns
+    # By the last of them also what else decides whether it can be read, such as an access control list.
+    return seen.st_dev, seen.st_ino, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 
 def content(path: str, most: int) -> bytes:

@@ -370,9 +370,20 @@ class Settings:
         return bool(self.api_keys or self.callers)
 
     @property
+    def follows_files(self) -> bool:
+        """Whether it has files that may change while the server runs."""
+        return bool(self.tls_certificate or self.asks_who)
+
+    @property
     def exposed(self) -> bool:
         """Whether others than this machine can reach the server."""
         return _is_exposed(self.host)
+
+    @classmethod
+    def names(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:
+        """By the field of each setting, what to call it in messages: the flag that sets it, else its variable."""
+        flags, _ = _flags(parser(cls, ""), argv)
+        return {one.name: _told(one, flags, environ)[0] or source(one).variable for one in fields(cls)}
 
     @classmethod
     def load(cls, argv: Sequence[str], environ: Mapping[str, str], *, prog: str) -> Self:
@@ -386,21 +397,20 @@ class Settings:
         """By setting: the flag or variable that has told it."""
         for one in fields(cls):
             origin = source(one)
-            for name, value in ((_flag(one), flags.get(one.name)), (origin.variable, environ.get(origin.variable))):
-                if not value or (name == _LINKED and _LINK.match(value)):
-                    continue
-                told[one.name] = name
-                try:
-                    values[one.name] = origin.parse(value)
-                except SeveralError as error:
-                    values[one.name] = error.found
-                    start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
-                    wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
-                except ValueError as error:
-                    start = name if origin.secret else f"{name} is {value!r}"
-                    wrong.append(f"{start}: {error} is wanted")
-                    values[one.name] = None
-                break
+            name, value = _told(one, flags, environ)
+            if not name:
+                continue
+            told[one.name] = name
+            try:
+                values[one.name] = origin.parse(value)
+            except SeveralError as error:
+                values[one.name] = error.found
+                start = f"{name} is {value!r}" if len(error.wanted) == 1 else name
+                wrong += [f"{start}: {wanted} is wanted" for wanted in error.wanted]
+            except ValueError as error:
+                start = name if origin.secret else f"{name} is {value!r}"
+                wrong.append(f"{start}: {error} is wanted")
+                values[one.name] = None
         models = []
         for offer in values.get("models", ()):
             try:
@@ -414,6 +424,15 @@ class Settings:
         return cls(**{**values, "models": tuple(models)})
 
 
+def _told(one: "Field[Any]", flags: Mapping[str, str | None], environ: Mapping[str, str]) -> tuple[str, str]:
+    """Which flag or variable sets it, and to what; empty: none does."""
+    variable = source(one).variable
+    for name, value in ((_flag(one), flags.get(one.name)), (variable, environ.get(variable))):
+        if value and not (name == _LINKED and _LINK.match(value)):
+            return name, value
+    return "", ""
+
+
 def _flag(one: "Field[Any]") -> str:
     return "--" + one.name.replace("_", "-")
 
@@ -423,7 +442,11 @@ def _flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Mappin
     try:
         found, others = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        return {}, [str(error).removeprefix("argument ")]
+        flag = error.argument_name or ""
+        kind = next((_kind(one) for one in fields(Settings) if _flag(one) == flag), "")
+        if not kind:
+            return {}, [str(error).removeprefix("argument ")]
+        return {}, [f"{flag} has no value: {kind.replace('|', ' or ')} is wanted"]
     wrong = []
     known = [f"--{name.replace('_', '-')}" for name in vars(found)]
     unknown = False
@@ -475,6 +498,9 @@ def _conflicts(values: Mapping[str, Any], told: Mapping[str, str]) -> Iterator[s
             f"{told.get('tls_certificate', variables['tls_certificate'])} is set: none is wanted on a Unix domain "
             "socket, which nobody else can read"
         )
+    if values["port"] and values["port"] == values["metrics_port"] and not host.startswith("unix:"):
+        first, second = (told.get(name, variables[name]) for name in ("port", "metrics_port"))
+        yield f"{second} is {values['metrics_port']}: another port than that of {first} is wanted"
     yield from _wrong_with_redis(values, variables, told)
     lacks = [
         *([] if values["tls_certificate"] else ["TLS (TOKENWIRE_TLS_CERTIFICATE, TOKENWIRE_TLS_KEY)"]),

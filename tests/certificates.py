@@ -39,7 +39,7 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._certificate = (
-            _builder(self._name, self._name, self._key, -DAY, 10 * DAY)
+            _builder(self._name, self._name, self._key, -DAY, 100 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -50,7 +50,7 @@ class Authority:
         *names: str,
         common_name: str = "anybody",
         begins: dt.timedelta = -DAY,
-        ends: dt.timedelta = DAY,
+        ends: dt.timedelta = 50 * DAY,
         encrypted: bool = False,
         general: Iterable[x509.GeneralName] = (),
     ) -> Pair:

@@ -50,7 +50,7 @@ def settings_table() -> str:
 
 def readings() -> list[Reading]:
     """Where a server stands that has done nothing."""
-    return list(Readings(Slots(slots=1, per_caller=0), Identity(), Quotas(Counts()))())
+    return list(Readings(Slots(slots=1, per_caller=0), Identity(), Quotas(Counts()), lambda: 0.0)())
 
 
 def metrics_table() -> str:

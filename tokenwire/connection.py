@@ -57,6 +57,10 @@ _CHANNEL_OPTIONS = (
 )
 
 
+_OF_GRPC = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:", "vsock:")
+"""Kinds of names of gRPC's own, in some of which a `://` may stand."""
+
+
 def default_address() -> str:
     """Where the service is: TOKENWIRE_ADDRESS, or localhost:50051."""
     return os.environ.get(_ADDRESS_VARIABLE) or DEFAULT_ADDRESS
@@ -77,7 +81,7 @@ def target(address: str) -> Target:
     """Understand an address. Raises ValueError, saying what is wanted."""
     if address.startswith("https://"):
         return Target(_dialled(address), secure=True, local=_is_loopback(urlsplit(address).hostname or ""))
-    if address.startswith("http://"):
+    if "://" in address and not address.startswith(_OF_GRPC):
         raise ValueError(f"{address!r} is no address: https://HOST:PORT is TLS, and HOST:PORT alone is plain text")
     if address.startswith(("unix:", "unix-abstract:")):
         return Target(address, secure=False, local=True)

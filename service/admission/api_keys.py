@@ -24,6 +24,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 """How callers may be called, here and in the callers file."""
 
 _LINE = re.compile(r"(?P<id>[A-Za-z0-9_-]{6,32}) (?P<name>\S+) (?P<made>\d{4}-\d\d-\d\d) (?P<hash>[0-9a-f]{64})")
+_MOST_WRONG = 20
+"""Lines that are told of one file."""
 _ID_BYTES = 6
 _SECRET_BYTES = 32
 
@@ -67,6 +69,13 @@ def parse(text: str, path: str) -> Mapping[str, Key]:
         if key.hash in found:
             wrong.append(f"{path}:{number}: the same key as {found[key.hash].id}: each stands there once")
         found[key.hash] = key
+    if len(wrong) > 1 and not found:
+        raise KeysError(
+            f"{path}: it is no file of API keys, as `tokenwire keys new` makes it; the callers file, which is TOML, is "
+            "for --callers"
+        )
+    if len(wrong) > _MOST_WRONG:
+        wrong[_MOST_WRONG:] = [f"{path}: there are more like these"]
     if wrong:
         raise KeysError("\n".join(wrong))
     return found

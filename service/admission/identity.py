@@ -1,9 +1,10 @@
 """Who calls: by a client's certificate, an API key, or a signed token (JWT), in this order."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import NotReady, Unauthenticated
@@ -11,7 +12,7 @@ from ..files import content, looks
 from . import api_keys
 from .callers import ANYBODY, Caller, Callers, CallersError
 from .json_web_tokens import NoKeysYet, Refused, Tokens
-from .remarks import remarks
+from .remarks import counted, remarks
 
 _MOST_BYTES = 16 * 1024 * 1024
 """Of the callers file, and of that of API keys."""
@@ -37,6 +38,8 @@ class _Known(NamedTuple):
     """By their hashes."""
     callers: Callers
     tokens: Tokens
+    is_read: bool = False
+    """Whether the files have been read at all."""
 
 
 class Identity:
@@ -52,26 +55,36 @@ class Identity:
         callers: str = "",
         certificates: bool = False,
         offered: Collection[str] = (),
+        names: Mapping[str, str] = MappingProxyType({"keys": "TOKENWIRE_API_KEYS", "callers": "TOKENWIRE_CALLERS"}),
         say: Callable[..., None] = lambda *_: None,
         warn: Callable[..., None] = lambda *_: None,
     ) -> None:
         """Paths of the file of API keys and of the callers file; "" for none.
 
         `certificates`: whether a client's certificate says who calls; behind a proxy it is the proxy's. `offered`:
-        the models on offer, by which names in the callers file are checked. Changes are told by `say` and `warn`, as a
+        the models on offer, by which names in the callers file are checked. `names`: what to call the settings of the
+        files in messages. Changes are told by `say` and `warn`, as a
         logger's methods, and so is what can't be meant. Raises IdentityError.
         """
         self._paths = {"keys": keys, "callers": callers}
+        self._names = names
         self._certificates = certificates
         self._offered = offered
         self._say, self._warn = say, warn
         self._known = _Known({}, Callers(), Tokens((), warn))
-        self._last: object = None
+        self._last: Mapping[str, object] = {}
         """What the files looked like when they were looked at last."""
         self._looked = asyncio.Event()
         self._seen = self._look()
-        """What they looked like when they were read."""
-        self._read(first=True)
+        """What each looked like when it was read."""
+        self._unread: set[str] = set()
+        """Those that couldn't be read: they are tried again, whatever they look like."""
+        self._told: Mapping[str, Sequence[str]] = {}
+        """What was wrong with each when it was read last, by whether it is that of "keys" or "callers"."""
+        self._read(self._seen)
+        if self._told:
+            raise IdentityError("\n".join(_lines(self._told)))
+        self._begin_to_follow()
 
     @property
     def is_asked(self) -> bool:
@@ -83,14 +96,17 @@ class Identity:
         if not self.is_asked:
             return ANYBODY, ""
         known = self._known
-        if self._certificates:
-            for pem in context.auth_context().get("x509_pem_cert", ()):
-                for name in _names(pem):
-                    if (found := known.callers.by_certificate.get(name)) is not None:
-                        return found, ""
+        certificates = context.auth_context().get("x509_pem_cert", ()) if self._certificates else ()
+        for pem in certificates:
+            for name in _names(pem):
+                if (found := known.callers.by_certificate.get(name)) is not None:
+                    return found, ""
         shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
         if len(shown) != 1:
-            return ANYBODY, "no token" if not shown else "several tokens"
+            return (
+                ANYBODY,
+                "several tokens" if shown else "its certificate has no entry" if certificates else "no token",
+            )
         scheme, _, token = str(shown[0]).partition(" ")
         if scheme.lower() != "bearer" or not token:
             return ANYBODY, "no bearer token"
@@ -103,35 +119,58 @@ class Identity:
 
     # ---- changes
 
-    async def follow(self) -> None:
-        """Look whether the files have changed, and for keys of issuers; to be called each second."""
+    async def follow(self, *, anew: bool = False) -> None:
+        """Look whether the files have changed, and for keys of issuers; to be called each second.
+
+        `anew`: read them all anew now, and look for the keys of all issuers, whether anything has changed or not.
+        """
         for keys in self._known.tokens.keys.values():
             keys.begin()
         if all(keys.looked for keys in self._known.tokens.keys.values()):
             self._looked.set()
         seen = self._look()
-        # Read once they have stayed the same for a second: somebody may have emptied one, and be about to write.
-        changed, self._last = seen != self._seen and seen == self._last, seen
-        if changed:
-            await asyncio.to_thread(self.refresh, seen)
+        # One is read once it has stayed the same for a second: somebody may have emptied it, and be about to write.
+        settled = {path for path, look in seen.items() if look == self._last.get(path)}
+        self._last = seen
+        if anew or settled & (self._changed(seen) | self._unread):
+            await asyncio.to_thread(self.refresh, None if anew else settled, anew=anew)
 
-    def refresh(self, seen: object = None) -> None:
-        """Read the files anew if they have changed; what can't be used is told, and stays what it was.
+    def refresh(self, settled: Collection[str] | None = None, *, anew: bool = False) -> None:
+        """Read the files anew that have changed or couldn't be read; what can't be used is told, and stays as it was.
 
-        `seen` is what they look like, where that is known.
+        `settled` are those that may be read; None: all. `anew`: all of them, and the keys of all issuers.
         """
-        seen = self._look() if seen is None else seen
-        if seen == self._seen:
-            return
+        seen = self._look()
+        changed = set(seen) if anew else self._changed(seen)
+        due = changed | (self._unread & set(seen))
+        if settled is not None:
+            due &= set(settled)
         # From before they are read: what changes meanwhile is seen the next time.
-        self._seen = seen
+        self._seen = {**self._seen, **{path: seen[path] for path in due}}
+        before = self._told
         try:
-            self._read()
-        except IdentityError as error:
-            for line in str(error).splitlines():
-                self._warn("not taken, and as before: %s", line)
+            taken = self._read(due)
         except Exception as error:  # noqa: BLE001 - whatever the files hold, they are followed on
             self._warn("callers stay as they were: %s", type(error).__name__)
+            return
+        for which, wrong in self._told.items():
+            # And not whenever it is tried again.
+            if self._paths[which] in due & changed or wrong != before.get(which):
+                for line in wrong:
+                    self._warn("not taken, and as before: %s", line)
+        known = self._known
+        known.tokens.look_again(None if anew else due)
+        self._begin_to_follow()
+        if taken:
+            found = counted(len(known.keys), "API key"), counted(len(known.callers.issuers), "issuer")
+            self._say("callers are read anew: %s, %s", *found)
+
+    def _changed(self, seen: Mapping[str, object]) -> set[str]:
+        return {path for path, look in seen.items() if look != self._seen.get(path)}
+
+    def _begin_to_follow(self) -> None:
+        """Follow files of issuers' keys too that have only now been named."""
+        self._seen = {**self._look(), **self._seen}
 
     async def looked(self) -> None:
         """Wait until the keys of all issuers have been looked for once, or for five seconds."""
@@ -140,38 +179,64 @@ class Identity:
                 async with asyncio.timeout(_START_SECONDS):
                     await self._looked.wait()
 
-    def _look(self) -> object:
-        return tuple(map(looks, (*self._paths.values(), *self._known.tokens.sources)))
+    def _look(self) -> Mapping[str, object]:
+        """What each of the files looks like, by its path."""
+        return {path: looks(path) for path in (*filter(None, self._paths.values()), *self._known.tokens.sources)}
 
-    def _read(self, *, first: bool = False) -> None:
-        """Read the files anew, each for itself: one that can't be used doesn't keep the other from being followed.
+    def _read(self, due: Collection[str]) -> bool:
+        """Read these files, each for itself: one that can't be used doesn't keep the other from being followed.
 
-        Raises IdentityError, at `first` before anything is taken.
+        Whether any was taken. At the first time nothing is unless all can be.
         """
-        wrong: list[str] = []
-        hashes = _taken(lambda path: api_keys.parse(_content(path), path), self._paths["keys"], wrong)
-        callers = _taken(lambda path: Callers.parse(_content(path), path), self._paths["callers"], wrong)
-        if callers is not None and callers.by_certificate and not self._certificates:
-            wrong += [
-                f"{callers.place(('callers', name), 'certificates')} certificates are named, and none says who calls "
-                "here: --tls-client-ca is wanted, and no --behind-proxy"
-                for name in dict.fromkeys(one.name for one in callers.by_certificate.values())
-            ]
-            callers = None
-        if wrong and first:
-            raise IdentityError("\n".join(wrong))
+        first = not self._known.is_read
+        keys = self._taken("keys", due, api_keys.parse)
+        callers = self._taken("callers", due, self._callers)
+        if (keys is None and callers is None and not first) or (first and self._told):
+            return False
         before = self._known
-        keys = before.keys if hashes is None else hashes
+        keys = before.keys if keys is None else keys
         callers = before.callers if callers is None else callers
         for remark in remarks(callers, keys.values(), paths=self._paths, offered=self._offered):
             self._warn("%s", remark)
-        tokens = Tokens(callers.issuers, self._warn, before.tokens)
-        tokens.look_again()
-        self._known = _Known(keys, callers, tokens)
-        if not first:
-            self._say("callers are read anew: %d API keys, %d issuers", len(keys), len(callers.issuers))
-        if wrong:
-            raise IdentityError("\n".join(wrong))
+        self._known = _Known(keys, callers, Tokens(callers.issuers, self._warn, before.tokens, self._say), is_read=True)
+        return True
+
+    def _callers(self, text: str, path: str) -> Callers:
+        """What the callers file says. Raises CallersError."""
+        found = Callers.parse(text, path)
+        if found.by_certificate and not self._certificates:
+            raise CallersError(
+                "\n".join(
+                    f"{found.place(('callers', name), 'certificates')} certificates are named, and none says who calls "
+                    "here: --tls-client-ca is wanted, and no --behind-proxy"
+                    for name in dict.fromkeys(one.name for one in found.by_certificate.values())
+                )
+            )
+        return found
+
+    def _taken(self, which: str, due: Collection[str], parse: Callable[[str, str], Any]) -> Any:
+        """What a file says; None where it isn't due, or can't be used: then it is noted why."""
+        path = self._paths[which]
+        if not path or path not in due:
+            return None
+        self._unread -= {path}
+        name = self._names[which]
+        wrong: Sequence[str] = ()
+        found = None
+        try:
+            found = parse(content(path, _MOST_BYTES).decode(), path)
+        except (CallersError, api_keys.KeysError) as error:
+            wrong = [f"{line} ({name})" for line in str(error).splitlines()]
+        except OSError as error:
+            self._unread |= {path}
+            hint = "; `tokenwire keys new` makes it" if which == "keys" and isinstance(error, FileNotFoundError) else ""
+            wrong = [f"{name} is {path!r}: {error.strerror}{hint}"]
+        except UnicodeDecodeError:
+            wrong = [f"{name} is {path!r}: it isn't UTF-8"]
+        except ValueError as error:
+            wrong = [f"{name} is {path!r}: {error}"]
+        self._told = {one: told for one, told in {**self._told, which: wrong}.items() if told}
+        return found
 
 
 def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
@@ -220,24 +285,8 @@ def _names(pem: bytes) -> tuple[tuple[str, str], ...]:
     return tuple((kind, name) for kind, name in found if name.isprintable())
 
 
-def _content(path: str) -> str:
-    return content(path, _MOST_BYTES).decode()
-
-
-def _taken(read: Callable[[str], Any], path: str, wrong: list[str]) -> Any:
-    if not path:
-        return None
-    try:
-        return read(path)
-    except (CallersError, api_keys.KeysError) as error:
-        wrong += str(error).splitlines()
-    except OSError as error:
-        wrong.append(f"{path}: {error.strerror}")
-    except UnicodeDecodeError:
-        wrong.append(f"{path}: it isn't UTF-8")
-    except ValueError as error:
-        wrong.append(f"{path}: {error}")
-    return None
+def _lines(told: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    return (line for lines in told.values() for line in lines)
 
 
 def refusal() -> Unauthenticated:

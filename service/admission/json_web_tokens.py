@@ -9,7 +9,7 @@ import threading
 import urllib.request
 import warnings
 from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic, time
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from ..files import content
 from .callers import Issuer
+from .remarks import counted
 
 _LATEST = 1e12
 """In seconds: no time is later."""
@@ -68,16 +69,22 @@ class Subject(NamedTuple):
 class Keys:
     """The public keys of one issuer."""
 
-    def __init__(self, issuer: Issuer, warn: Callable[..., None]) -> None:
+    def __init__(self, issuer: Issuer, warn: Callable[..., None], say: Callable[..., None]) -> None:
         self._source = issuer.keys
         self._name = issuer.name
-        self._warn = warn
+        self._warn, self._say = warn, say
         self._keys: dict[str, Any] = {}
         """By their ids."""
         self._tried = -float("inf")
         """When they were looked for last, on the monotonic clock."""
         self._wanted = False
-        self._trouble = self._looking = False
+        self._trouble = ""
+        """Why they couldn't be had the last time; empty: they could."""
+        self._told = ""
+        """What the log was told of that."""
+        self._unread = False
+        """Whether that was since their file couldn't be read."""
+        self._looking = False
         self.looked = False
         """Whether they have been looked for at all."""
         self.version = 0
@@ -97,11 +104,11 @@ class Keys:
     @property
     def due(self) -> bool:
         """Whether it is time to look for them."""
-        return monotonic() - self._tried >= (_AGAIN_SECONDS if self._wanted else _REFRESH_SECONDS)
+        return self._unread or monotonic() - self._tried >= (_AGAIN_SECONDS if self._wanted else _REFRESH_SECONDS)
 
     def look_again(self) -> None:
-        """It is time to."""
-        self._tried = -float("inf")
+        """It is time to, and what fails then is told, though it has failed before."""
+        self._tried, self._told = -float("inf"), ""
 
     def begin(self) -> None:
         """Begin to look for them, if it is time and nobody does; in a thread of its own, which nothing waits for."""
@@ -110,21 +117,42 @@ class Keys:
             threading.Thread(target=self._look, daemon=True, name="issuer's keys").start()
 
     def _look(self) -> None:
-        """Fetch them. What fails is told once, and the keys stay what they were."""
+        """Fetch them. What fails is told once, and the keys stay what they were; that it is over is told, too."""
+        told = self._told
         try:
             keys = _usable(_Fetch(self._source).content())
         except Exception as error:  # noqa: BLE001 - whatever a foreign server says, the old keys stay
-            if not self._trouble:
-                why = ascii(str(error) or type(error).__name__)[1:-1][:_MOST_SAID]
-                self._warn("the keys of issuer %s can't be had: %s", self._name, why)
-            self._trouble = True
+            self._trouble = ascii(_words(error))[1:-1][:_MOST_SAID]
+            self._unread = isinstance(error, OSError) and "://" not in self._source
+            if self._trouble != told:
+                self._warn("the keys of issuer %s can't be had from %s: %s", self._name, self._place, self._trouble)
+            self._told = self._trouble
         else:
             others = _prints(keys) != _prints(self._keys)
-            self._keys, self._trouble = keys, False
+            before, self._trouble, self._told, self._unread = self._trouble, "", "", False
+            self._keys = keys
             # After the keys: what was verified by this version was so by these keys.
             self.version += others
+            if before or (others and self.looked):
+                found = counted(len(keys), "key")
+                self._say("the keys of issuer %s are read anew from %s: %s", self._name, self._place, found)
         finally:
             self.looked, self._looking = True, False
+
+    @property
+    def _place(self) -> str:
+        """Where they are, without what may be a secret."""
+        if "://" not in self._source:
+            return self._source
+        parts = urlsplit(self._source)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _words(error: Exception) -> str:
+    """What an error says; not where, which is told beside it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 class _Fetch:
@@ -222,11 +250,17 @@ class _Forged(Refused):
 class Tokens:
     """Verifies tokens of these issuers."""
 
-    def __init__(self, issuers: Sequence[Issuer], warn: Callable[..., None], before: "Tokens | None" = None) -> None:
-        """Keys of `before` are kept for issuers that are the same."""
+    def __init__(
+        self,
+        issuers: Sequence[Issuer],
+        warn: Callable[..., None],
+        before: "Tokens | None" = None,
+        say: Callable[..., None] = lambda *_: None,
+    ) -> None:
+        """Keys of `before` are kept for issuers that are the same. The log is told by `warn` and `say`."""
         self._by_issuer = {one.issuer: one for one in issuers}
         kept = {(one.name, one.keys): keys for one, keys in before.keys.items()} if before is not None else {}
-        self.keys: dict[Issuer, Keys] = {one: kept.get((one.name, one.keys)) or Keys(one, warn) for one in issuers}
+        self.keys: dict[Issuer, Keys] = {one: kept.get((one.name, one.keys)) or Keys(one, warn, say) for one in issuers}
         """Of each issuer."""
         # Both by the SHA-256 of a token; the number is the version of its issuer's keys.
         self._known: dict[bytes, tuple[Subject, Issuer, int]] = {}
@@ -285,10 +319,10 @@ class Tokens:
         """Files that hold keys."""
         return [one.keys for one in self.keys if "://" not in one.keys]
 
-    def look_again(self) -> None:
-        """A file of keys has changed."""
+    def look_again(self, sources: Collection[str] | None = None) -> None:
+        """Look for the keys of these sources anew; None: for all."""
         for issuer, keys in self.keys.items():
-            if "://" not in issuer.keys:
+            if sources is None or issuer.keys in sources:
                 keys.look_again()
 
 

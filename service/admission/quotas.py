@@ -5,6 +5,7 @@ A request is let in while anything of a quota is left: so a quota is exceeded by
 beside it take beyond what was set aside for them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from time import time
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +17,9 @@ from .callers import Caller
 from .counts import DAY_SECONDS, MINUTE_SECONDS, More, Used
 
 _BYTES_OF_A_TOKEN = 4
+
+_MOST_OF_A_UNIT = 120
+"""More seconds than that are told in minutes, and more minutes in hours."""
 
 
 class Home(Protocol):
@@ -166,13 +170,24 @@ def _refuse(caller: Caller, used: Used, aside: int, now: float) -> None:
         limit: int | None = getattr(caller, name)
         if limit is not None and found >= limit:
             raise QuotaExceeded(
-                f"This caller {_REFUSALS[name].format(limit)}", **_details(caller, name, limit, seconds)
+                f"This caller {_REFUSALS[name].format(limit)}{_again(name, seconds)}",
+                **_details(caller, name, limit, seconds),
             )
 
 
 def _exhausted(caller: Caller, limit: int) -> BudgetExhausted:
-    text = f"This caller {_REFUSALS['tokens_per_day'].format(limit)} in the middle of this answer"
-    return BudgetExhausted(text, **_details(caller, "tokens_per_day", limit, _left(time())[1]))
+    quota, seconds = "tokens_per_day", _left(time())[1]
+    text = f"This caller {_REFUSALS[quota].format(limit)} in the middle of this answer{_again(quota, seconds)}"
+    return BudgetExhausted(text, **_details(caller, quota, limit, seconds))
+
+
+def _again(quota: str, seconds: float) -> str:
+    """When to come again, in words, rounded up: RetryInfo has it for programs."""
+    if quota == "streams":
+        return ""
+    units = (("s", 1), ("min", 60), ("h", 3600))
+    unit, long = next((one for one in units if seconds <= _MOST_OF_A_UNIT * one[1]), units[-1])
+    return f"; again in {math.ceil(seconds / long)} {unit}"
 
 
 def _details(caller: Caller, quota: str, limit: int, seconds: float) -> dict[str, Any]:

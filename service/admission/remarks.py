@@ -1,4 +1,4 @@
-"""What the files of callers say that can't be meant: no mistake by itself, and told in the log."""
+"""What the log is told of the files of callers: what they say that can't be meant, and is no mistake by itself."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
@@ -50,6 +50,11 @@ def _all(callers: Callers, keys: Iterable[Key], paths: Mapping[str, str], offere
             f"{paths['keys']}: the API key {', '.join(made[name])} is of {name}, which has no entry in "
             f"{paths['callers']}: it is let in, with what [defaults] say"
         )
+
+
+def counted(count: int, what: str) -> str:
+    """As people write it: "1 API key", "2 API keys"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _listed(names: Iterable[str]) -> str:

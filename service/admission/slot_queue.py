@@ -143,5 +143,6 @@ class Admission:
         return QuotaExceeded(
             f"This caller has {most} streams open, all that one caller may have; let one end first",
             retry_after=1.0,
+            metadata={"quota": "slots_per_caller", "limit": str(most)},
             details=[error_details_pb2.QuotaFailure(violations=[violation])],
         )

@@ -28,7 +28,7 @@ from .call_settings import CallSettings
 from .health import NAME as HEALTH
 from .receive import Receiver
 from .refusals import Refusals
-from .stopping.connections import connections, key
+from .stopping.connections import connections, host, key
 from .stopping.recent import Recent
 from .stopping.unsent import Unsent
 from .time_limits import TimeLimits
@@ -223,7 +223,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 failure = await self._ended(answer, context, method, record)
                 if failure is not None:
                     failure = _told(context, failure)
-                    record.reason = failure.reason
+                    record.reason, record.quota = failure.reason, failure.metadata.get("quota", "")
                     if isinstance(failure, UpstreamError):
                         self._blame(failure, record)
                 ending = "OK" if failure is None else failure.code.name
@@ -251,6 +251,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def known(call: Call, context: Context) -> None:
             call.caller, call.record.refused = self._identity.caller(context)
             if call.record.refused:
+                call.record.peer = host(call.connection)
                 raise refusal()
             call.record.caller = call.caller.name
             if call.caller.longest_deadline is not None:

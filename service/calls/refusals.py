@@ -16,6 +16,7 @@ from ..errors import CallError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
 from ..telemetry.watch import Watch
+from .stopping.connections import host
 
 MOST_LINES = 100
 PERIOD_SECONDS = 10.0
@@ -54,8 +55,9 @@ class Refusals:
         context.set_trailing_metadata(_STATUS.trailing_metadata)
         context.set_code(_STATUS.code)
         context.set_details(_STATUS.details)
-        record = CallRecord(name, refused=why, reason=_REASON)
-        self._watch.ended(record, _STATUS.code.name, logged=self._has_line(why))
+        logged = self._has_line(why)
+        record = CallRecord(name, refused=why, reason=_REASON, peer=host(context.peer()) if logged else "")
+        self._watch.ended(record, _STATUS.code.name, logged=logged)
         return True
 
     def _has_line(self, why: str) -> bool:

@@ -41,7 +41,7 @@ class Servicer(GenerationServiceServicer):
         # Before anything is refused: its owner looks for the refusal under the same id.
         record = call.record
         record.generation_id = answer.generation_id
-        record.request_id = (request.request_id if good_request_id(request.request_id) else "") or "-"
+        record.request_id = request.request_id if good_request_id(request.request_id) else ""
         model = self._ready()
         prompt, wishes = decode.generate(
             request, cards=allowed(request.model, model.cards, call.caller), limits=self._limits
@@ -63,7 +63,7 @@ class Servicer(GenerationServiceServicer):
         finally:
             record.model, record.messages = answer.model or prompt.model, answer.sequence
             record.asked = prompt.model if record.model != prompt.model else ""
-            record.finish, record.first = answer.finish or "-", answer.first
+            record.finish, record.first = answer.finish, answer.first
             record.attempts = answer.attempts
             if answer.usage is not None:
                 record.tokens_in = answer.usage.input_tokens

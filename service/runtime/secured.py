@@ -1,12 +1,13 @@
 """What secures a server: certificates, and who may call. Both come from files, and are followed while it runs."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, Self
 
 from ..admission.identity import Identity, IdentityError
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
-from . import tls
+from . import stop, tls
 
 _LOOK_SECONDS = 1.0
 
@@ -17,14 +18,21 @@ class Secured(NamedTuple):
     certificates: tls.Certificates | None
     """None: no TLS."""
     identity: Identity
+    asked: int = 0
+    """What `stop.asked_anew` said before the files were read."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Read the files that the settings name. Raises SettingError with all that is wrong."""
+    def of(cls, settings: Settings, names: Mapping[str, str] | None = None) -> Self:
+        """Read the files that the settings name. Raises SettingError with all that is wrong.
+
+        `names`: what to call settings in messages, as `Settings.names` tells it; None: by their variables.
+        """
+        names = names or Settings.names((), {})
         wrong: list[str] = []
+        asked = stop.asked_anew()
         certificates, identity = None, Identity()
         try:
-            certificates = tls.certificates(settings)
+            certificates = tls.certificates(settings, names)
         except SettingError as error:
             wrong.append(str(error))
         try:
@@ -33,6 +41,7 @@ class Secured(NamedTuple):
                 callers=settings.callers,
                 certificates=bool(settings.tls_client_ca) and not settings.behind_proxy,
                 offered=settings.offered,
+                names={"keys": names["api_keys"], "callers": names["callers"]},
                 say=call_log.say,
                 warn=call_log.warn,
             )
@@ -40,7 +49,7 @@ class Secured(NamedTuple):
             wrong.append(str(error))
         if wrong:
             raise SettingError("\n".join(wrong))
-        return cls(certificates, identity)
+        return cls(certificates, identity, asked)
 
     @property
     def is_followed(self) -> bool:
@@ -53,13 +62,17 @@ class Secured(NamedTuple):
 
     async def follow(self) -> NoReturn:
         """Follow all files, until cancelled. Whatever goes wrong is told once, and they are followed on."""
-        told = ""
+        told, asked = "", self.asked
         while True:
             try:
-                await self.identity.follow()
+                before, asked = asked, stop.asked_anew()
+                anew = asked != before
+                await self.identity.follow(anew=anew)
                 if self.certificates is not None:
                     # Also where nobody connects for a while: all workers are to have the same.
-                    await asyncio.to_thread(self.certificates.refresh)
+                    await asyncio.to_thread(self.certificates.refresh, anew=anew)
+                    if call_log.is_first():  # time passes for all workers alike
+                        self.certificates.look_at_the_clock()
             except Exception as error:  # noqa: BLE001 - else a key that is revoked would be taken for good
                 if told != (told := type(error).__name__):
                     call_log.warn("files can't be followed: %s", told)

@@ -93,7 +93,13 @@ class Server:
         if shared.counts is not None and settings.redis_url:
             self._in_redis = _in_redis(settings, shared.counts)
         counts = self._in_redis or shared.counts
-        self.readings = Readings(shared.slots, identity, Quotas(counts) if counts is not None else None)
+        certificates = self._secured.certificates
+        self.readings = Readings(
+            shared.slots,
+            identity,
+            Quotas(counts) if counts is not None else None,
+            None if certificates is None else certificates.expires,
+        )
         self._servicer = Servicer(settings, shared.slots, identity, counts)
         budget = settings.max_unfinished_bytes // shared.slots.workers
         receiver, health_receiver = (

@@ -4,9 +4,11 @@ A worker gets most signals together with its parent: from a terminal, a service 
 signal tells a worker to stop and no more, however often it comes. Only the parent tells one stop from two, and orders.
 """
 
+import mmap
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Collection
 from typing import NoReturn
 
@@ -18,8 +20,8 @@ ECHO_SECONDS = 0.01
 
 
 def heeded() -> tuple[signal.Signals, ...]:
-    """Those of `SIGNALS` that stop this process: nohup(1) has SIGHUP ignored."""
-    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    """Those of `SIGNALS` that stop this process: nohup(1) has SIGHUP ignored, and it may mean "read the files anew"."""
+    deaf = signal.getsignal(signal.SIGHUP) in (signal.SIG_IGN, _ask_anew)
     return tuple(number for number in SIGNALS if not (deaf and number is signal.SIGHUP))
 
 
@@ -46,16 +48,30 @@ _hung_up: list[bool] = []
 """Holds something once SIGHUP has come, before it was known what it means."""
 
 
+_asked_anew = memoryview(mmap.mmap(-1, 8)).cast("q")
+"""Shared by all processes of a server: it may be any of them, or all, that SIGHUP is sent to."""
+
+
+def _ask_anew(*_: object) -> None:
+    _asked_anew[0] = time.monotonic_ns()
+
+
+def asked_anew() -> int:
+    """Another number whenever SIGHUP has come to this server, and means "read the files anew"."""
+    return int(_asked_anew[0])
+
+
 def hang_up(*, reads: bool) -> None:
     """Tell what SIGHUP means: "read the files anew", or "stop", which it did as well if it has come already.
 
-    Files are followed anyway, and are read after this: so there is nothing to do for the first, whenever it comes.
+    Files are read after this: so there is nothing to do for the first, if it has come.
     """
-    if signal.SIGHUP not in heeded():
-        return
-    signal.signal(signal.SIGHUP, signal.SIG_IGN if reads else lambda *_: os._exit(0))
-    if _hung_up and not reads:
-        os._exit(0)
+    if reads:
+        signal.signal(signal.SIGHUP, _ask_anew)
+    elif signal.SIGHUP in heeded():
+        signal.signal(signal.SIGHUP, lambda *_: os._exit(0))
+        if _hung_up:
+            os._exit(0)
 
 
 def end(code: int) -> NoReturn:
@@ -76,7 +92,7 @@ class Count:
 
     def add(self, numbers: Collection[int]) -> None:
         """These signals came at once."""
-        numbers = set(numbers) & set(SIGNALS)
+        numbers = set(numbers) & set(heeded())
         self.stop |= bool(numbers)
         if numbers - {signal.SIGHUP}:
             self.hurry, self._asked = self._asked, True

@@ -139,7 +139,7 @@ class Workers:
                 reason = no_process(f"worker {worker}", error)
                 if not self._serving:
                     return self._give_up(reason, self._fatal)
-                call_log.say("%s; trying again", reason)
+                call_log.fail("%s; trying again", reason)
                 self._missing[worker] = now + _PAUSE_SECONDS
             else:
                 del self._missing[worker]
@@ -163,7 +163,7 @@ class Workers:
         self._orders.stop()
 
     def _give_up(self, reason: str, code: int) -> None:
-        call_log.say("%s; giving up", reason)
+        call_log.fail("%s; giving up", reason)
         self._code = code if code == self._fatal else EXIT_FAILED
         if not self._serving:  # there is nothing to drain, and gRPC may hang where it can't have what it needs
             for pid in self._running:
@@ -187,7 +187,7 @@ class Workers:
         worker, born = self._running.pop(pid)
         if self._stopped:
             if code and not self._code:
-                call_log.say("worker %d ended with %d instead of draining", worker, code)
+                call_log.fail("worker %d ended with %d instead of draining", worker, code)
                 self._code = EXIT_FAILED
             return
         ended = f"worker {worker} ended with {code}"
@@ -197,7 +197,7 @@ class Workers:
         elif not self._serving and self._stillborn >= _STILLBORN:
             self._give_up(f"{ended} before it served, as {_STILLBORN - 1} before", EXIT_FAILED)
         else:
-            call_log.say("%s; starting another", ended)
+            call_log.fail("%s; starting another", ended)
             self._replaced()
             now = time.monotonic()
             self._missing[worker] = now + (_PAUSE_SECONDS if now - born < _SHORT_LIFE_SECONDS else 0)

@@ -66,6 +66,11 @@ def join(worker: int) -> None:
     _worker = worker
 
 
+def is_first() -> bool:
+    """Whether this is the first of several workers, or the only one: it tells what is so for all of them."""
+    return not _worker
+
+
 _handlers: "list[logging.StreamHandler[Any]]" = []
 """The handlers that `configure` has made."""
 
@@ -314,6 +319,11 @@ def _places(trace: TracebackType | None) -> str:
 def say(text: str, *arguments: object) -> None:
     """Write what the server's owner should know, such as where it listens."""
     _logger.info(text, *arguments)
+
+
+def fail(text: str, *arguments: object) -> None:
+    """Write where the server itself fails: it gives up, or a part of it has ended by itself."""
+    _logger.error(text, *arguments)
 
 
 def warn(text: str, *arguments: object) -> None:

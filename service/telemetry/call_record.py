@@ -14,13 +14,15 @@ class CallRecord:
     generation_id: str = ""
     """Ours, which the caller is told."""
     request_id: str = ""
-    """The caller's own; "-" if it gave none that may be logged."""
+    """The caller's own, if it gave one that may be logged."""
     trace_id: str = ""
     """Of the trace that it belongs to, in 32 hexadecimal digits."""
     caller: str = ""
     """Who called, as the callers file has it; empty where nobody has to prove it."""
     refused: str = ""
     """Why the caller's proof wasn't taken; the caller isn't told."""
+    peer: str = ""
+    """From which address that caller called, without its port."""
     model: str = ""
     """The public name of the model that answered, else of the one that was asked."""
     asked: str = ""
@@ -38,11 +40,13 @@ class CallRecord:
     tokens_reasoning: int | None = None
     """Of these: of input those from a cache, of output those of thoughts. None where there are none."""
     finish: str = ""
-    """The finish reason's name; "-" if the answer has none."""
+    """The finish reason's name, if the answer has one."""
     unread: str = ""
     """The reason of an error that came when the last message was on its way already; the caller wasn't told."""
     reason: str = ""
     """That of the error that the caller was told."""
+    quota: str = ""
+    """Which quota that was about."""
     upstream: str = ""
     """Where upstream failed: its code, HTTP status and own reason, as far as told: "RESOURCE_EXHAUSTED/429/QUOTA"."""
     host: str = ""
@@ -68,6 +72,7 @@ class CallRecord:
                 ("trace_id", self.trace_id),
                 ("caller", self.caller),
                 ("refused", self.refused),
+                ("peer", self.peer),
                 ("model", self.model),
                 ("asked", self.asked),
                 ("messages", self.messages),
@@ -80,6 +85,7 @@ class CallRecord:
                 ("finish", self.finish),
                 ("unread", self.unread),
                 ("reason", self.reason),
+                ("quota", self.quota),
                 ("upstream", self.upstream),
                 ("host", self.host),
                 ("upstream_text", self.said),

@@ -65,7 +65,7 @@ class Traces:
             "rpc.response.status_code": code,
             "error.type": "" if code == "OK" else record.reason or code,
             **_about(self._models, record.asked or record.model, record.model),
-            "gen_ai.response.finish_reasons": (record.finish,) if record.finish not in ("", "-") else None,
+            "gen_ai.response.finish_reasons": (record.finish,) if record.finish else None,
             "gen_ai.usage.input_tokens": record.tokens_in,
             "gen_ai.usage.output_tokens": record.tokens_out,
             "tokenwire.generation_id": record.generation_id,

@@ -147,7 +147,8 @@ async def _grown_mb(server: ServerProcess, before: float) -> float:
 HARMLESS = re.compile(
     r"\S+Z \w+ tokenwire (Generate|ListModels) code="
     r"|\S+Z INFO tokenwire requests that never arrived: \d+; their callers left, or they were larger than \d+ bytes, "
-    r"|\S+Z INFO tokenwire (\d+ more calls were refused|callers are read anew|TLS has a new certificate)"
+    r"|\S+Z INFO tokenwire (\d+ more calls were refused|callers are read anew|the keys of issuer \w+ are read anew"
+    r"|TLS has a new certificate)"
     r"|\S+Z WARNING tokenwire (not taken, and as before|the keys of issuer \w+ can't be had|TLS goes on with)"
     r"|\S+Z WARNING tokenwire \S+: (\[\S+\] models names|the API key)"
     r"|[IWE]\d{4} \S+ +\d+ \w+\.cc:\d+\] "

@@ -16,6 +16,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service import app
+from service.settings import SettingError, Settings
 from tests.conftest import StartProcess, detail, failure
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.generation_service_pb2_grpc import GenerationServiceStub
@@ -170,3 +171,36 @@ def test_and_not_where_they_turn_it_off(monkeypatch: pytest.MonkeyPatch, off: tu
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
     monkeypatch.setenv(*off)
     assert not app._sends_traces()
+
+
+def test_a_process_that_cannot_begin_says_so_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails() -> None:
+        raise SettingError("cannot listen on 127.0.0.1:1: it is refused")
+
+    with caplog.at_level("INFO", logger="tokenwire"):
+        assert app._run(fails(), processes=1) == app.EXIT_SETTING
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("ERROR", "cannot listen on 127.0.0.1:1: it is refused")
+    ]
+
+
+def test_a_file_that_cannot_be_used_is_told_by_the_setting_as_it_was_given(tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    callers.write_text("[callers.billing]\ntypo = 1\n")
+    flags = ["--api-keys", "keyz", "--tls-certificate", "server.crt", "--port", "0"]
+    ended = run(
+        *flags, TOKENWIRE_TLS_KEY="server.key", TOKENWIRE_CALLERS=str(callers), VERTEX_EMULATOR_HOST="127.0.0.1:9"
+    )
+    assert ended.returncode == 2
+    told = [line.removeprefix("python -m service: ") for line in ended.stderr.splitlines()]
+    assert told[:2] == [
+        "--tls-certificate is 'server.crt': No such file or directory",
+        "--api-keys is 'keyz': No such file or directory; `tokenwire keys new` makes it",
+    ]
+    assert told[2].startswith(f"{callers}:2: [callers.billing] there is no 'typo'")
+    assert all(line.endswith("(TOKENWIRE_CALLERS)") for line in told[2:])
+
+
+def test_names_of_settings_are_those_by_which_they_were_set() -> None:
+    names = Settings.names(["--port", "1", "--host="], {"TOKENWIRE_PORT": "2", "TOKENWIRE_WORKERS": "3"})
+    assert (names["port"], names["workers"], names["host"]) == ("--port", "TOKENWIRE_WORKERS", "TOKENWIRE_HOST")

@@ -137,7 +137,7 @@ def test_flags_that_there_are_not_are_told_with_all_else() -> None:
     ]
     with pytest.raises(SettingError) as caught:
         load("--port", TOKENWIRE_QUEUE="x")
-    assert str(caught.value).splitlines()[0] == "--port: expected one argument"
+    assert str(caught.value).splitlines()[0] == "--port has no value: PORT is wanted"
     assert str(caught.value).splitlines()[1].startswith("TOKENWIRE_QUEUE is 'x'")
 
 
@@ -442,3 +442,31 @@ def test_what_kubernetes_and_others_set_is_left_alone() -> None:
     ]
     others += ["TOKENWIRE_PORT_50051_TCP_PROTO", "TOKENWIRE_EMULATOR_SERVICE_HOST", "TOKENWIRE_UI_2_PORT_80_TCP_PORT"]
     assert Settings.load([], dict.fromkeys(others, "x"), prog="p") == Settings()
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ("--insecure", "true or false"),
+        ("--workers", "COUNT"),
+        ("--grace", "SECONDS"),
+        ("--api-keys", "FILE"),
+        ("--emulator", "HOST:PORT"),
+    ],
+)
+def test_a_flag_without_its_value_is_told_what_it_wants(flag: str, wanted: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(flag)
+    assert str(caught.value) == f"{flag} has no value: {wanted} is wanted"
+
+
+def test_the_metrics_cannot_have_the_port_of_the_calls() -> None:
+    with pytest.raises(SettingError) as caught:
+        load("--port", "9464", TOKENWIRE_METRICS_PORT="9464")
+    assert str(caught.value) == "TOKENWIRE_METRICS_PORT is 9464: another port than that of --port is wanted"
+    with pytest.raises(
+        SettingError, match="--metrics-port is 50051: another port than that of TOKENWIRE_PORT is wanted"
+    ):
+        load("--metrics-port", "50051")
+    assert load("--host", "unix:/tmp/socket", "--metrics-port", "50051").metrics_port == 50051
+    assert load("--port", "0", "--metrics-port", "0").port == 0

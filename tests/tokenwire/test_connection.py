@@ -57,6 +57,10 @@ def test_one_syntax_of_addresses(address: str, wanted: Target) -> None:
     "address",
     [
         "http://h",
+        "grpcs://h:50061",
+        "grpc://h:50061",
+        "tcp://h:1",
+        "://h:1",
         "https://",
         "https://h/v1",
         "https://h?x=1",

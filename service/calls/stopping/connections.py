@@ -22,6 +22,12 @@ def key(peer: str) -> Peer | None:
         return None
 
 
+def host(peer: str) -> str:
+    """The same without the port; empty for a peer that has no address."""
+    found = key(peer)
+    return found[0] if found is not None else ""
+
+
 def _normal(host: str, port: int) -> Peer:
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None

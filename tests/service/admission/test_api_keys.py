@@ -94,3 +94,20 @@ def test_a_key_stands_there_once() -> None:
     line = f"abcdef a 2026-01-01 {HASH}\n"
     with pytest.raises(api_keys.KeysError, match=r"^f:2: the same key as abcdef: each stands there once$"):
         api_keys.parse(line + line, "f")
+
+
+def test_a_file_of_another_kind_is_told_once_and_one_that_is_spoilt_not_without_end(tmp_path: Path) -> None:
+    path = str(tmp_path / "keys")
+    with pytest.raises(api_keys.KeysError) as caught:
+        api_keys.parse('[callers.billing]\napi_keys = ["billing"]\nstreams = 3\n' * 7, path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: it is no file of API keys")
+    assert "--callers" in line
+    api_keys.new(path, "billing")
+    spoilt = Path(path).read_text() + "spoilt\n" * 1000
+    with pytest.raises(api_keys.KeysError) as caught:
+        api_keys.parse(spoilt, path)
+    told = str(caught.value).splitlines()
+    assert len(told) == 21
+    assert told[0].startswith(f"{path}:2: no key: ")
+    assert told[-1] == f"{path}: there are more like these"

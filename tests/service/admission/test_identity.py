@@ -159,7 +159,7 @@ async def test_a_key_is_known_until_it_is_revoked_and_two_are_valid_side_by_side
     for token in (secret, another):
         assert (await ask(served, bearer(token)))[-1].HasField("completed")
     api_keys.revoke(keys, first.id)
-    await _until(lambda: any("callers are read anew: 1 API keys" in line for line in lines))
+    await _until(lambda: any("callers are read anew: 1 API key," in line for line in lines))
     assert await why_refused(served, bearer(secret)) == UNKNOWN
     assert (await ask(served, bearer(another)))[-1].HasField("completed")
     assert secret not in "".join(lines)
@@ -354,7 +354,7 @@ async def test_a_key_server_that_is_away_from_the_start_costs_its_callers_only(
     served = await serve(model, api_keys=keys, callers=write_callers(tmp_path, "http://127.0.0.1:1/keys"))
     assert (await ask(served, bearer(secret)))[-1].HasField("completed")
     assert await why_refused(served, bearer(signed(issuer.keys[0]))) == UNKNOWN
-    assert any("the keys of issuer ours can't be had: " in line for line in lines)
+    assert any("the keys of issuer ours can't be had from http://127.0.0.1:1/keys: " in line for line in lines)
 
 
 async def test_until_the_keys_have_been_looked_for_a_token_is_told_to_come_again(
@@ -461,7 +461,7 @@ async def test_a_callers_longest_deadline_and_labels_go_along(serve: Serve, keys
 
 
 async def test_a_certificate_says_who_calls_by_its_names_alone_and_before_a_token(
-    serve: Serve, tmp_path: Path, keys: str, model: FakeProvider
+    serve: Serve, tmp_path: Path, keys: str, model: FakeProvider, lines: list[str]
 ) -> None:
     authority, clients = Authority(), Authority("clients")
     certificate, key = authority.sign("127.0.0.1").write(tmp_path)
@@ -507,6 +507,8 @@ async def test_a_certificate_says_who_calls_by_its_names_alone_and_before_a_toke
     for stranger in strangers:
         with pytest.raises(Exception, match="does not know you"):
             await models(stranger)
+    assert sum("refused='its certificate has no entry'" in line for line in lines) == len(strangers)
+    assert not [line for line in lines if "no token" in line]
 
 
 @pytest.mark.parametrize("secret_in", ["log", "status"])
@@ -613,3 +615,40 @@ async def test_files_are_followed_on_whatever_goes_wrong_once(
     api_keys.revoke(keys, made.id)
     await _until(lambda: any("callers are read anew: 0 API keys" in line for line in lines))
     assert await why_refused(served, bearer(secret)) == UNKNOWN
+
+
+async def test_trouble_with_a_file_of_keys_is_told_for_each_change_by_its_name_and_so_is_its_end(
+    serve: Serve, tmp_path: Path, issuer: KeyServer, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    path = tmp_path / "jwks.json"
+    path.write_bytes(issuer.jwks())
+    text = CALLERS.replace('api_keys = ["billing"]', "")
+    await serve(FakeProvider(HELLO, cards=CARDS), callers=write_callers(tmp_path, str(path), text))
+    trouble = f"the keys of issuer ours can't be had from {path}: "
+
+    async def until(start: str, times: int) -> None:
+        await _until(lambda: sum(line.startswith(start) for line in lines) == times)
+
+    assert not [line for line in lines if "read anew" in line]
+    for times, broken in enumerate(('{"keys": []}', '{"keys":  []}', "[junk"), 1):
+        path.write_text(broken)
+        await until(trouble, times)
+    path.unlink()
+    await until(f"{trouble}No such file or directory", 1)
+    path.write_bytes(issuer.jwks())
+    await until(f"the keys of issuer ours are read anew from {path}: 1 key", 1)
+    issuer.new_key("second")
+    path.write_bytes(issuer.jwks())
+    await until(f"the keys of issuer ours are read anew from {path}: 2 keys", 1)
+    assert sum(line.startswith(trouble) for line in lines) == 4
+    assert not [line for line in lines if "callers are read anew" in line]
+
+
+async def test_the_place_of_keys_is_told_without_what_may_be_a_secret(
+    serve: Serve, keys: str, tmp_path: Path, lines: list[str]
+) -> None:
+    url = "http://127.0.0.1:1/keys?secret=abc"
+    await serve(FakeProvider(HELLO, cards=CARDS), api_keys=keys, callers=write_callers(tmp_path, url))
+    await _until(lambda: any("from http://127.0.0.1:1/keys: " in line for line in lines))
+    assert "abc" not in "".join(lines)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -267,10 +268,20 @@ async def test_a_used_up_quota_is_told_and_no_model_asked(
     assert detail(error, ErrorInfo).metadata["quota"] == quota
     wait = detail(error, RetryInfo).retry_delay.ToTimedelta().total_seconds()
     assert 0 < wait <= (MINUTE_SECONDS if "minute" in quota else DAY_SECONDS)
+    told = re.search(r"; again in (\d+) (s|min|h)$", str(error.details()))
+    assert told is not None
+    long = {"s": 1, "min": 60, "h": 3600}[told[2]]
+    assert wait <= int(told[1]) * long < wait + long + 1
     assert ("grpc-retry-pushback-ms", str(round(wait * 1000))) in [
         (key, value) for key, value in error.trailing_metadata() if key == "grpc-retry-pushback-ms"
     ]
     assert len(model.asked) == before
+
+
+async def test_the_log_says_which_quota_refused_a_call(limited: Limited, token: str, lines: list[str]) -> None:
+    served = await limited(FakeProvider(ANSWER), "requests_per_minute = 0")
+    await refused(served, token)
+    assert lines[-1].endswith(" reason=QUOTA_EXCEEDED quota=requests_per_minute")
 
 
 async def test_streams_at_once_are_given_back_however_a_call_ends(limited: Limited, token: str) -> None:

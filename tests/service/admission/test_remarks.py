@@ -1,5 +1,7 @@
 """What can't be meant in the files of callers is told in the log, by its line, and nobody is refused for it."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,69 @@ def test_a_proof_that_nobody_can_give_is_refused_by_its_line(tmp_path: Path) -> 
     ]
     with pytest.raises(IdentityError, match=r"callers.toml:3: \[callers.a\] there is no \[issuers.ours\]"):
         identity(tmp_path, '[callers.a]\nstreams = 1\ntokens.ours = ["a"]\n', Log(), keys="")
+
+
+def _refuse(*_: Any, **__: Any) -> int:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@pytest.mark.parametrize("mended", ["chmod", "nothing that is seen"])
+@pytest.mark.usefixtures("keys")
+def test_a_file_that_cannot_be_read_is_told_once_and_read_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mended: str
+) -> None:
+    """Else a key goes on working that was revoked meanwhile."""
+    log = Log()
+    file = tmp_path / "keys"
+    found = Identity(keys=str(file), say=log.say, warn=log.warn)
+    file.write_text("")
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "open", _refuse)
+        file.chmod(0)
+        for _ in range(3):
+            found.refresh()
+    assert log.warned == [f"not taken, and as before: TOKENWIRE_API_KEYS is '{file}': Permission denied"]
+    assert log.said == []
+    if mended == "chmod":
+        file.chmod(0o600)
+    for _ in range(3):
+        found.refresh()
+    assert log.said == ["callers are read anew: 0 API keys, 0 issuers"]
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "open", _refuse)
+        file.chmod(0o400)
+        found.refresh()
+    assert len(log.warned) == 2
+
+
+@pytest.mark.usefixtures("keys")
+def test_only_what_is_taken_is_said_to_be(tmp_path: Path) -> None:
+    """And in the words of people: "1 API key"."""
+    log = Log()
+    (tmp_path / "jwks.json").write_text("{}")
+    issuer = (
+        '[issuers.ours]\nissuer = "https://a"\naudience = "b"\nalgorithms = ["RS256"]\n'
+        f'keys = "{tmp_path}/jwks.json"\n[callers.stranger]\ntokens.ours = ["a"]\n'
+    )
+    found = identity(tmp_path, issuer, log)
+    found.refresh()
+    assert log.said == []
+    (tmp_path / "jwks.json").write_text("[]")
+    found.refresh()
+    (tmp_path / "callers.toml").write_text("[junk")
+    found.refresh()
+    assert log.said == []
+    api_keys.revoke(str(tmp_path / "keys"), next(iter(api_keys.listed(str(tmp_path / "keys")))).id)
+    found.refresh()
+    assert log.said == ["callers are read anew: 3 API keys, 1 issuer"]
+
+
+@pytest.mark.usefixtures("keys")
+async def test_files_are_read_anew_when_that_is_asked_for_whatever_they_look_like(tmp_path: Path) -> None:
+    log = Log()
+    found = identity(tmp_path, '[callers.stranger]\napi_keys = ["billing"]\n', log)
+    for _ in range(3):
+        await found.follow()
+    assert log.said == []
+    await found.follow(anew=True)
+    assert log.said == ["callers are read anew: 4 API keys, 0 issuers"]

@@ -39,7 +39,7 @@ async def refused(served: Served, *metadata: tuple[str, str]) -> Any:
 
 
 async def test_it_looks_to_callers_as_it_does_where_the_server_has_more_to_do(
-    serve: Serve, keys: str, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, keys: str, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
     served = await serve(FakeProvider(HELLO), api_keys=keys)
     at_once = [await refused(served, *metadata) for metadata in SHOWN.values()]
@@ -47,6 +47,7 @@ async def test_it_looks_to_callers_as_it_does_where_the_server_has_more_to_do(
     assert [await refused(served, *metadata) for metadata in SHOWN.values()] == at_once
     assert len({str(one) for one in at_once}) == 1
     assert at_once[0][0] is grpc.StatusCode.UNAUTHENTICATED
+    assert sum(" peer=127.0.0.1 " in line for line in lines) == 2 * len(SHOWN)
 
 
 async def test_the_log_has_a_line_for_so_many_and_then_one_for_all(
@@ -62,7 +63,10 @@ async def test_the_log_has_a_line_for_so_many_and_then_one_for_all(
     await refused(served)
     told = [line for line in lines if "UNAUTHENTICATED" in line]
     assert len(told) == 5
-    assert "ListModels code=UNAUTHENTICATED seconds=0.000 refused='unknown key' reason=UNAUTHENTICATED" in told[0]
+    assert (
+        "ListModels code=UNAUTHENTICATED seconds=0.000 refused='unknown key' peer=127.0.0.1 reason=UNAUTHENTICATED"
+        in told[0]
+    )
     assert not [line for line in lines if "more calls were refused" in line]
     # A server that stops tells of those that it hasn't told of.
     await served.server.stop(0)

@@ -1,4 +1,4 @@
-"""SIGHUP means "read anew" where files of callers are followed, from the first moment on; else it stops the server."""
+"""SIGHUP means "read anew" where files are followed, from the first moment on; else it stops the server."""
 
 import asyncio
 import os

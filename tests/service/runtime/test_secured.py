@@ -70,6 +70,27 @@ async def test_workers_serve_tls_know_callers_and_follow_their_files(
     assert secret not in "\n".join(server.log)
 
 
+@pytest.mark.parametrize("whom", ["the parent", "all of them"])
+async def test_sighup_has_every_worker_read_all_files_anew(
+    start_process: StartProcess, tmp_path: Path, whom: str
+) -> None:
+    """Also where nothing but TLS is followed, though their files look as before."""
+    authority = Authority()
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    server = await start_process("--workers", "2", "--tls-certificate", certificate, "--tls-key", key)
+    await ready(server)
+    async with asyncio.timeout(60):
+        while len(children(server)) > 2:  # noqa: ASYNC110 - the one that greets callers is about to end
+            await asyncio.sleep(0.05)
+    assert not any("read anew" in line for line in server.log)
+    server.signal(signal.SIGHUP)
+    for child in children(server) if whom == "all of them" else ():
+        os.kill(child, signal.SIGHUP)
+    await server.said("the files of TLS are read anew: as before", times=2)
+    server.signal(signal.SIGTERM)
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+
+
 @dataclass(frozen=True)
 class Secured:
     """Two workers that serve TLS and know one caller, by an API key."""

@@ -1,6 +1,8 @@
 """TLS on a real port: who gets in, and what a change of the files does."""
 
 import asyncio
+import datetime as dt
+import errno
 import os
 import socket
 import stat
@@ -8,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from cryptography import x509
 
+from service.runtime import tls
 from service.runtime.server import Server
 from service.settings import SettingError, Settings
 from service.testing import FakeProvider
@@ -151,8 +156,8 @@ BROKEN: dict[Break, str] = {
     _remove: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': No such file or directory",
     _garble: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': no certificate in PEM is there",
     _cut_the_key: "TOKENWIRE_TLS_KEY is '{folder}/server.key': no key in PEM is there",
-    _only_the_certificate: "TOKENWIRE_TLS_KEY is '{folder}/server.key': it is not the key of the certificate in "
-    "'{folder}/server.crt'",
+    _only_the_certificate: "TOKENWIRE_TLS_KEY is '{folder}/server.key': it is not the key of the certificate: "
+    "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt'",
     _expired: "TOKENWIRE_TLS_CERTIFICATE is '{folder}/server.crt': it has expired on ",
     _encrypted: "TOKENWIRE_TLS_KEY is '{folder}/server.key': a key without a passphrase is wanted",
     _a_folder: "TOKENWIRE_TLS_KEY is '{folder}/server.key': Is a directory",
@@ -252,3 +257,168 @@ async def test_the_umask_stays_what_it_was(tmp_path: Path) -> None:
         assert os.umask(0o022) == 0o022
     finally:
         os.umask(before)
+
+
+@pytest.fixture
+def closed_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modes hold for this process too, as they do for all but root."""
+    really = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        if not flags & os.O_CREAT and isinstance(path, str | os.PathLike) and not os.stat(path).st_mode & stat.S_IRUSR:  # noqa: PTH116 - as `os.open` takes it
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.usefixtures("closed_to_us")
+async def test_a_new_key_that_cannot_be_read_is_told_once_and_taken_when_it_can_be(
+    serve: Serve, authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`chmod` leaves the time of a file's content as it is."""
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    served = await serve(FakeProvider(HELLO), **settings_of(authority.sign("127.0.0.1"), tmp_path))
+    following = Authority("the next")
+    pair = following.sign("127.0.0.1")
+    key = tmp_path / "server.key"
+    key.chmod(0)
+    await told(lines, "TLS goes on with the certificate it has")
+    pair.write(tmp_path, "new")
+    (tmp_path / "new.key").chmod(0)
+    (tmp_path / "new.key").replace(key)
+    (tmp_path / "new.crt").replace(tmp_path / "server.crt")
+    for _ in range(3):
+        assert (await asked(served, authority))[-1].HasField("completed")
+    key.chmod(0o600)
+    await told(lines, "TLS has a new certificate")
+    assert (await asked(served, following))[-1].HasField("completed")
+    key.chmod(0)
+    await told(lines, "TLS goes on", times=sum("TLS goes on" in line for line in lines) + 1)
+    key.chmod(0o600)
+    await told(lines, "the files of TLS are read anew: as before")
+    assert all("Permission denied" in line for line in lines if "TLS goes on" in line)
+
+
+@pytest.mark.usefixtures("closed_to_us")
+def test_a_file_that_cannot_be_read_is_tried_again_whatever_it_looks_like(
+    authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    found = tls.Certificates(certificate, key)
+    found.load()
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    authority.sign("127.0.0.1").write(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", refuse)
+        for _ in range(3):
+            found.refresh()
+    assert len([line for line in lines if "TLS goes on" in line]) == 1
+    found.refresh()
+    assert "TLS has a new certificate" in lines[-1]
+    count = len(lines)
+    found.refresh()
+    assert len(lines) == count
+
+
+async def told(lines: list[str], text: str, *, times: int = 1) -> None:
+    async with asyncio.timeout(20):
+        while sum(text in line for line in lines) < times:  # noqa: ASYNC110 - what is waited for is in a thread's hands
+            await asyncio.sleep(0.01)
+
+
+def test_an_owner_is_warned_once_a_week_before_a_certificate_expires_and_once_when_it_has(
+    authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tls.Certificates(*authority.sign("127.0.0.1", ends=8 * DAY).write(tmp_path))
+    found.load()
+    found.look_at_the_clock()
+    assert lines == []
+    now = dt.datetime.now(dt.UTC)
+
+    class Later(dt.datetime):
+        days = 0.0
+
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> "Later":
+            later = now + dt.timedelta(days=cls.days)
+            return cls.fromtimestamp(later.timestamp(), tz)
+
+    monkeypatch.setattr(tls, "dt", SimpleNamespace(datetime=Later, timedelta=dt.timedelta, UTC=dt.UTC))
+    place = f"the certificate of TLS in '{tmp_path}/server.crt'"
+    for days, told in ((0.9, 0), (1.1, 1), (5, 1), (7.9, 1), (8.1, 2), (9, 2)):
+        Later.days = days
+        for _ in range(3):
+            found.look_at_the_clock()
+        assert len(lines) == told, days
+    assert lines[0].startswith(f"{place} expires on {now + 8 * DAY:%Y-%m-%d}")
+    assert lines[1].startswith(f"{place} has expired on {now + 8 * DAY:%Y-%m-%d}")
+    authority.sign("127.0.0.1", ends=12 * DAY).write(tmp_path)
+    found.refresh()
+    assert "TLS has a new certificate" in lines[2]
+    assert lines[3].startswith(f"{place} expires on ")
+    assert len(lines) == 4
+
+
+async def test_a_running_server_looks_at_the_clock(
+    serve: Serve, authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    await serve(FakeProvider(HELLO), **settings_of(authority.sign("127.0.0.1", ends=8 * DAY), tmp_path))
+    assert not [line for line in lines if "expires" in line]
+    monkeypatch.setattr(tls, "_SOON", 9 * DAY)
+    await told(lines, "expires on")
+
+
+def test_the_start_warns_of_a_certificate_that_expires_soon(
+    authority: Authority, tmp_path: Path, lines: list[str]
+) -> None:
+    tls.Certificates(*authority.sign("127.0.0.1", ends=6 * DAY).write(tmp_path)).load()
+    assert len(lines) == 1
+    assert " expires on " in lines[0]
+
+
+NAMES: dict[str, tuple[list[str], list[x509.GeneralName], bool]] = {
+    "none": ([], [], False),
+    "an address for mail": ([], [x509.RFC822Name("tokenwire.example")], False),
+    "a URI alone": (["spiffe://example/tokenwire"], [], False),
+    "a URL as a DNS name": ([], [x509.DNSName("https://tokenwire.example")], False),
+    "with a port": ([], [x509.DNSName("tokenwire.example:50051")], False),
+    "a star in the middle": ([], [x509.DNSName("a.*.example")], False),
+    "a host": (["tokenwire.example"], [], True),
+    "all of a domain": (["*.tokenwire.example"], [], True),
+    "an address": (["::1"], [], True),
+    "one that can match and one that can't": (["spiffe://example/tokenwire", "localhost"], [], True),
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_certificate_that_no_caller_can_take_is_warned_of(
+    authority: Authority, tmp_path: Path, lines: list[str], names: str
+) -> None:
+    plain, general, can_match = NAMES[names]
+    certificate = authority.sign(*plain, general=general, common_name="tokenwire.example")
+    tls.Certificates(*certificate.write(tmp_path)).load()
+    assert [("no subject alternative name" in line) for line in lines] == ([] if can_match else [True])
+
+
+async def test_the_metric_is_that_of_the_certificate_that_serves(
+    serve: Serve, authority: Authority, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.runtime.secured._LOOK_SECONDS", 0.01)
+    name = "tokenwire_certificate_expiry_time_seconds"
+    plain = await serve(FakeProvider(HELLO))
+    assert name not in {one.name for one in plain.server.readings()}
+    served = await serve(FakeProvider(HELLO), **settings_of(authority.sign("127.0.0.1", ends=20 * DAY), tmp_path))
+
+    def ends() -> float:
+        return next(one.samples[0].value for one in served.server.readings() if one.name == name)
+
+    now = dt.datetime.now(dt.UTC)
+    assert abs(ends() - (now + 20 * DAY).timestamp()) < 100
+    authority.sign("127.0.0.1", ends=30 * DAY).write(tmp_path)
+    await told(lines, "TLS has a new certificate")
+    assert abs(ends() - (now + 30 * DAY).timestamp()) < 100

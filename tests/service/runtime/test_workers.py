@@ -78,6 +78,7 @@ async def test_health_tells_the_truth_from_the_first_second_and_a_dead_worker_is
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
     await server.said("starting another")
+    assert all(" ERROR " in line for line in server.log if "starting another" in line)
     emulator.open_gate("two")
     ends = [await end(call) for call in streams]
     assert set(ends) == {"completed", "UNAVAILABLE"}

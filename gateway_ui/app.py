@@ -129,10 +129,11 @@ def page() -> None:
     if talk.waiting or talk.conversation.exchanges:
         st.query_params["c"] = talk.conversation.id
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
+    listed = conversations.listed(desk, talk)
     with list_:
         conversations.drawer(desk, talk, actions.undrop)
     shown = _Shown.of(talk)
-    _elsewhere(talk, shown)
+    _elsewhere(lambda: shown.is_old(talk) or conversations.listed(desk, talk) != listed)
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, shown, choices, above)
     _outlast_preparing(talk, shown)
@@ -230,12 +231,12 @@ class _Shown(NamedTuple):
         return self.of(talk).state != self.state
 
 
-def _elsewhere(talk: Talk, shown: _Shown) -> None:
-    """Notice by itself what another tab does in this conversation, once the script has run to its end."""
+def _elsewhere(is_old: Callable[[], bool]) -> None:
+    """Notice by itself what another tab does, once the script has run to its end: whether what is drawn `is_old`."""
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:
-        if shown.is_old(talk):
+        if is_old():
             st.rerun()
 
     look()

@@ -67,6 +67,12 @@ def drawer(desk: Desk, talk: Talk, undrop: Callable[[str], None]) -> None:
         st.button(f"Show more ({len(found) - shown})", key="more", on_click=_list_more, args=(shown,), width="stretch")
 
 
+def listed(desk: Desk, talk: Talk) -> object:
+    """What the list tells, to be compared: another tab may add, name, delete and bring back."""
+    there = [(one.id, one.title) for one in desk.store.list(talk.owner)]
+    return there, [one.id for one in desk.store.deleted(talk.owner)], talk.conversation.name
+
+
 def _list_more(shown: int) -> None:
     st.session_state.listed = shown + _SHOWN
 

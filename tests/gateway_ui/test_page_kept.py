@@ -368,6 +368,32 @@ async def test_what_one_tab_asks_appears_in_the_other(chat: Open, service: FakeS
         await other.tab.close()
 
 
+async def test_the_list_of_one_tab_shows_what_another_names_deletes_and_brings_back(chat: Open) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    other = Chat(await page.tab.context.new_page())
+    try:
+        await other.tab.goto(page.tab.url.partition("?")[0])
+        listed, undo = other.tab.locator(".st-key-conversations button"), other.tab.get_by_text("Undo: delete")
+        await expect(listed).to_have_text(["What is baseball?"])
+        await page.open_this_conversation()
+        name = page.tab.get_by_test_id("stSidebar").get_by_role("textbox", name="Name")
+        await name.fill("Mine")
+        await name.press("Enter")
+        await expect(listed).to_have_text(["Mine"])
+        await listed.click()
+        await expect(other.messages).to_have_count(2)
+        await other.open_this_conversation()
+        await other.tab.get_by_role("button", name="Delete").click()
+        await expect(undo).to_be_visible()
+        await expect(page.tab.locator(".st-key-conversations button")).to_have_count(0)
+        await page.ask("And cricket?")  # which brings it back
+        await expect(listed).to_have_text(["Mine"])
+        await expect(undo).to_be_hidden()
+    finally:
+        await other.tab.close()
+
+
 async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeService) -> None:
     service.will_answer(Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY"))
     page = await chat()

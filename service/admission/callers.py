@@ -19,6 +19,7 @@ labels = { team = "billing" }
 """
 
 import ipaddress
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,7 +73,7 @@ class Issuer:
     audience: tuple[str, ...]
     """One of these is in a token's `aud`."""
     keys: str
-    """Where its public keys are: a URL, or a file of a JWK Set."""
+    """Where its public keys are: a URL, or the path of a file of a JWK Set."""
     algorithms: tuple[str, ...]
     claim: str = "sub"
     """The claim that says who calls."""
@@ -308,11 +309,15 @@ class _Reader:
             name=name,
             issuer=values["issuer"],
             audience=values["audience"],
-            keys=values["keys"],
+            keys=self._beside(values["keys"]),
             algorithms=values["algorithms"],
             claim=values.get("name", "sub"),
             admits_all=values.get("admit", False),
         )
+
+    def _beside(self, keys: str) -> str:
+        """Where keys are; a path that isn't absolute begins where the callers file is, wherever the server started."""
+        return keys if "://" in keys else os.path.join(os.path.dirname(self._path), keys)  # noqa: PTH118, PTH120 - a text
 
     def _tables(self, tables: Mapping[str, Any], kind: str) -> Iterable[tuple[str, dict[str, Any]]]:
         found = tables.get(kind, {})

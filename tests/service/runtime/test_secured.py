@@ -91,6 +91,23 @@ async def test_sighup_has_every_worker_read_all_files_anew(
     assert await asyncio.wait_for(server.process.wait(), 30) == 0
 
 
+async def test_the_start_warns_once_and_workers_say_nothing_of_files_that_are_as_they_were(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    callers = tmp_path / "callers.toml"
+    (tmp_path / "jwks.json").write_text("{}")
+    callers.write_text(
+        '[issuers.ours]\nissuer = "https://a"\naudience = "b"\nkeys = "jwks.json"\nalgorithms = ["RS256"]\n'
+        '[callers.billing]\ntokens.ours = ["billing"]\nmodels = ["gone"]\n'
+    )
+    server = await start_process("--workers", "2", "--callers", str(callers))
+    await server.said("ready after")
+    assert sum("models names 'gone'" in line for line in server.log) == 1
+    assert not any("read anew" in line for line in server.log)
+    server.signal(signal.SIGHUP)
+    await server.said("callers are read anew: 0 API keys, 1 issuer", times=2)
+
+
 @dataclass(frozen=True)
 class Secured:
     """Two workers that serve TLS and know one caller, by an API key."""

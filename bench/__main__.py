@@ -23,6 +23,7 @@ from bench.figures import Result, Results
 from bench.processes import BenchError, cores, output_of, started
 from bench.scenarios import FULL, QUICK, Bench, Peer, Size
 from bench.targets import few
+from bench.watching import Watcher, free_port, watching
 from service.admission import api_keys
 
 KEPT = Path("build/bench.json")
@@ -40,13 +41,19 @@ PEERS = (
         threads=40,
     ),
     Peer("tokenwire", "tokenwire", "tokenwire, every default on", SERVICE),
-    Peer(
-        "known",
-        "tokenwire",
-        "tokenwire, callers known by an API key and held to quotas",
-        (*SERVICE, "--api-keys", "FOLDER/keys", "--callers", "FOLDER/callers.toml"),
-    ),
     Peer("tokenwire-1", "tokenwire", "tokenwire, one worker", SERVICE, {"TOKENWIRE_WORKERS": "1"}),
+    Peer(
+        "full-1",
+        "tokenwire",
+        "the same with all on: callers known by a key and held to quotas, metrics, 1 % of traces",
+        (*SERVICE, "--api-keys", "FOLDER/keys", "--callers", "FOLDER/callers.toml", "--metrics-port", "METRICS"),
+        {
+            "TOKENWIRE_WORKERS": "1",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "COLLECTOR",
+            "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+            "OTEL_TRACES_SAMPLER_ARG": "0.01",
+        },
+    ),
     Peer("tokenwire-2", "tokenwire", "tokenwire, two workers", SERVICE, {"TOKENWIRE_WORKERS": "2"}),
 )
 
@@ -89,8 +96,9 @@ class Run:
             say("starting the upstream and " + ", ".join(peer.name for peer in self.peers))
             upstream = stack.enter_context(started("upstream", "-m", "bench.upstream"))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tokenwire-bench-")))
+            watcher = stack.enter_context(watching())
             running = {}
-            for peer in map(partial(with_files, folder=folder), self.peers):
+            for peer in map(partial(with_files, folder=folder, watcher=watcher), self.peers):
                 process = stack.enter_context(started(peer.name, *at(peer.command, upstream.address), extra=peer.extra))
                 running[peer.name] = (peer, process)
             bench = Bench(self.size, upstream, running)
@@ -124,14 +132,17 @@ class Run:
         say(f"{repeat + 1}/{self.repeats} {scenario:12} {name:12} {report.short(result)}{behind}")
 
 
-def with_files(peer: Peer, folder: Path) -> Peer:
-    """The same, where its command wants files of callers: made in this folder, with a key for the load client."""
+def with_files(peer: Peer, folder: Path, watcher: Watcher) -> Peer:
+    """The same, where it wants files of callers, made in this folder with a key for the load client, and is watched."""
     if not any("FOLDER" in word for word in peer.command):
         return peer
     (folder / "callers.toml").write_text(CALLERS)
     _, secret = api_keys.new(str(folder / "keys"), "app")
-    command = tuple(word.replace("FOLDER", str(folder)) for word in peer.command)
-    return replace(peer, command=command, token=secret)
+    port = free_port()
+    watcher.metrics.append(port)
+    command = tuple(word.replace("FOLDER", str(folder)).replace("METRICS", str(port)) for word in peer.command)
+    extra = {name: value.replace("COLLECTOR", watcher.collector) for name, value in peer.extra.items()}
+    return replace(peer, command=command, extra=extra, token=secret)
 
 
 def at(command: Sequence[str], upstream: str) -> list[str]:

@@ -117,10 +117,10 @@ def targets(results: Results) -> list[Target]:
     chunk = {
         (scenario, peer): results.values(scenario, peer, "us_per_chunk")
         for scenario in ("one", "hundred", "five_hundred")
-        for peer in ("raw", "plain", "article", "tokenwire", "tokenwire-1", results.two_workers)
+        for peer in ("raw", "plain", "article", "tokenwire", "tokenwire-1", "full-1", results.two_workers)
     }
     ours = chunk["hundred", "tokenwire"]
-    request = {peer: results.values("requests", peer, "us_per_request") for peer in ("raw", "tokenwire", "known")}
+    request = {peer: results.values("requests", peer, "us_per_request") for peer in ("raw", "tokenwire", "full-1")}
     first = {
         (peer, part): results.values("first", peer, "first_ms", part)
         for peer in ("raw", "tokenwire")
@@ -133,11 +133,25 @@ def targets(results: Results) -> list[Target]:
         Target("CPU per chunk against the article", 0.3, "x", 2, ratio(ours, chunk["hundred", "article"])),
         Target("CPU per request against raw, one chunk each", 1.8, "x", 2, ratio(request["tokenwire"], request["raw"])),
         Target(
-            "the same where callers are known by a key and held to quotas",
+            "the same with all on, one worker as raw has",
             1.85,
             "x",
             2,
-            ratio(request["known"], request["raw"]),
+            ratio(request["full-1"], request["raw"]),
+        ),
+        Target(
+            "CPU per chunk with all on, against one worker without",
+            1.05,
+            "x",
+            2,
+            ratio(chunk["hundred", "full-1"], chunk["hundred", "tokenwire-1"]),
+        ),
+        Target(
+            "CPU per chunk with all on against raw, one worker each",
+            1.25,
+            "x",
+            2,
+            ratio(chunk["hundred", "full-1"], chunk["hundred", "raw"]),
         ),
         Target(
             "time to first chunk over raw, p50",

@@ -16,7 +16,7 @@ _START_SECONDS = 120
 _STOP_SECONDS = 10
 
 # Settings of whoever runs this must not change what is measured.
-_OTHERS = ("TOKENWIRE_", "VERTEX_", "GOOGLE_", "GRPC_", "LANGCHAIN_", "LANGSMITH_", "UVICORN_", "PYTHON")
+_OTHERS = ("TOKENWIRE_", "VERTEX_", "GOOGLE_", "GRPC_", "LANGCHAIN_", "LANGSMITH_", "OTEL_", "UVICORN_", "PYTHON")
 
 
 class BenchError(RuntimeError):

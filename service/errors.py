@@ -70,6 +70,8 @@ class CallError(Exception):
     reason: str
     usual_delay: ClassVar[float | None] = None
     """What RetryInfo tells callers where nobody has asked for a delay, in seconds; None: nothing."""
+    elsewhere: ClassVar[bool] = False
+    """Whether nothing has been done with the call, and another server would take it."""
 
     def __init__(
         self,
@@ -198,6 +200,7 @@ class NotReady(CallError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = "STARTING"
     usual_delay = 1.0
+    elsewhere = True
 
 
 class Draining(CallError):
@@ -206,6 +209,7 @@ class Draining(CallError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = "DRAINING"
     usual_delay = 1.0
+    elsewhere = True
 
 
 class QuotasUnavailable(CallError):

@@ -113,7 +113,7 @@ class Turn:
                 self._close()
                 event = message.tool_call
                 self._parts.append(Part(tool_call=event.tool_call, reasoning_signature=event.reasoning_signature))
-            case "started" | "grounding" | "logprobs" | "completed" | None:
+            case "started" | "grounding" | "logprobs" | "completed" | "failed" | None:
                 pass
 
     @property

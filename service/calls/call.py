@@ -7,15 +7,22 @@ the last message the status is OK, whatever else happens while it is being writt
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc.aio
+from google.rpc import status_pb2
 
 from ..admission.callers import ANYBODY
+from ..errors import CallError
 from ..telemetry.call_record import CallRecord
 from .time_limits import TimeLimits
 
 _MOMENT_SECONDS = 0.05
+
+_LAST_WORD_SECONDS = 1.0
+"""So long a status waits for the message that says the same."""
 
 
 class Call:
@@ -30,6 +37,8 @@ class Call:
         """Messages handed to gRPC: the caller gets them before its status."""
         self.answered = False
         """Whether the last message is among them."""
+        self.failed: Callable[[int, status_pb2.Status], Any] | None = None
+        """Makes of its sequence number and a status the message that says so; None: the status is enough."""
         self.caller = ANYBODY
         """Who has been proven to call; nobody has to until `Guard` has asked."""
         self.connection = str(context.peer())
@@ -37,6 +46,13 @@ class Call:
         self._context = context
         self._first: asyncio.Future[None] | None = None
         """The first write."""
+        self._writing = False
+        """Whether a write has begun, and isn't done."""
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, Any]]:
+        """What the caller has sent along."""
+        return tuple(self._context.invocation_metadata() or ())
 
     @property
     def peer(self) -> str:
@@ -48,6 +64,7 @@ class Call:
         self.time_limits.writing(last=last)
         self.written += 1
         self.answered = last
+        self._writing = True
         try:
             if self._first is None:
                 self._first = asyncio.ensure_future(self._context.write(message))
@@ -58,7 +75,17 @@ class Call:
         except Exception:
             self.answered = False  # it has not even been begun, or there is nobody left who could be told
             raise
+        self._writing = False
         self.time_limits.written()
+
+    async def say_failed(self, failure: CallError) -> None:
+        """Tell a caller that wants it so, and reads, that its stream has failed; once a status may be sent."""
+        stalled = self._writing and self.written > 1  # the first write is done by now
+        if self.failed is None or not self.written or stalled:
+            return
+        with suppress(Exception):  # there is nobody left who could be told, or a bug, which the status tells of
+            async with asyncio.timeout(_LAST_WORD_SECONDS):
+                await self._context.write(self.failed(self.written, failure.status()))
 
     async def may_end(self) -> None:
         """Wait until a status may be sent: at once, unless the first message is on its way to a caller that stalls."""

@@ -392,6 +392,8 @@ async def _failure(error: BaseException, call: Call | None) -> CallError | None:
         failure = error.after(call.written)
     if call is not None:
         await call.may_end()
+        if failure is not None:
+            await call.say_failed(failure)
     return failure
 
 
@@ -420,6 +422,9 @@ def _told(context: Context, error: CallError) -> CallError:
     if error.delay is not None:
         # The same as RetryInfo, for gRPC's own retries (proposal A6).
         trailing.append(("grpc-retry-pushback-ms", str(round(error.delay * 1000))))
+    if error.elsewhere and "last_sequence" not in error.metadata:
+        # For a proxy, which can tell by a header what it may send to another server. Behind a message it is no header.
+        trailing.append(("tokenwire-retry", "elsewhere"))
     context.set_trailing_metadata(tuple(trailing))
     context.set_code(status.code)
     context.set_details(status.details)

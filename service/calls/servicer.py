@@ -10,6 +10,7 @@ from ..admission.quotas import Home, Quotas
 from ..admission.slot_queue import Admission
 from ..admission.slots import Slots
 from ..contract import decode, encode
+from ..contract.delivery import wants_failed
 from ..contract.rules import Limits, good_request_id
 from ..errors import NotReady
 from ..generation.events import Finished
@@ -46,6 +47,7 @@ class Servicer(GenerationServiceServicer):
             request, cards=allowed(request.model, model.cards, call.caller), limits=self._limits
         )
         time_limits = call.time_limits
+        call.failed = encode.failed if wants_failed(call.metadata) else None
         try:
             async with (
                 self._accounts.charged(request, prompt, call, answer) as prompt,

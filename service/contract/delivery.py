@@ -1,6 +1,8 @@
 """How a caller wants the answer delivered."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 MAX_DELAY_SECONDS = 1.0
 MAX_BYTES = 65536
@@ -24,3 +26,8 @@ class Delivery:
     idle_timeout: float | None = None
     coalesce: Coalesce | None = None
     """None: every piece is sent as it comes."""
+
+
+def wants_failed(metadata: Iterable[tuple[str, Any]]) -> bool:
+    """Whether a caller wants to be told by a message, too, that its stream has failed."""
+    return any(key == "tokenwire-failed" and value == "in-stream" for key, value in metadata)

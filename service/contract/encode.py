@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from google.protobuf import duration_pb2, struct_pb2
+from google.rpc import status_pb2
 
 from tokenwire.v1 import config_pb2, content_pb2
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -103,6 +104,11 @@ class Answer:
             total=_duration(self._clock() - self._arrival),
             upstream_attempts=attempts,
         )
+
+
+def failed(sequence: int, status: status_pb2.Status) -> pb.GenerateResponse:
+    """The last message of a stream that fails."""
+    return pb.GenerateResponse(sequence=sequence, failed=status)
 
 
 class Counted(Protocol):

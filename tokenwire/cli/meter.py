@@ -57,7 +57,7 @@ class Meter:
                 self.thinking = True
             case "completed":
                 self.completed = message.completed
-            case "started" | "tool_call" | "grounding" | "logprobs" | None:
+            case "started" | "tool_call" | "grounding" | "logprobs" | "failed" | None:
                 pass
 
     @property

@@ -96,7 +96,7 @@ class Notes:
                 self._calls.append(message.tool_call.tool_call)
             case "grounding":
                 self._ground(message.grounding)
-            case "started" | "logprobs" | "completed" | None:
+            case "started" | "logprobs" | "completed" | "failed" | None:
                 pass
 
     def _ground(self, grounding: Grounding) -> None:

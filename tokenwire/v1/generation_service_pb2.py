@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from tokenwire.v1 import config_pb2 as tokenwire_dot_v1_dot_config__pb2
 from tokenwire.v1 import content_pb2 as tokenwire_dot_v1_dot_content__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tokenwire/v1/generation_service.proto\x12\x0ctokenwire.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x19tokenwire/v1/config.proto\x1a\x1atokenwire/v1/content.proto\"\xbe\x04\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1a\n\x12system_instruction\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x1e.tokenwire.v1.GenerationConfig\x12!\n\x05tools\x18\x06 \x03(\x0b\x32\x12.tokenwire.v1.Tool\x12-\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x18.tokenwire.v1.ToolChoice\x12\x34\n\x0fsafety_settings\x18\x08 \x03(\x0b\x32\x1b.tokenwire.v1.SafetySetting\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).tokenwire.v1.GenerateRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\n \x01(\t\x12(\n\x08\x63oalesce\x18\x0b \x01(\x0b\x32\x16.tokenwire.v1.Coalesce\x12\x36\n\x13\x66irst_chunk_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cidle_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\x08\x43oalesce\x12,\n\tmax_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tmax_bytes\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_max_bytes\"\xcf\x02\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.tokenwire.v1.StartedH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\treasoning\x18\x04 \x01(\x0b\x32\x17.tokenwire.v1.ReasoningH\x00\x12\x30\n\ttool_call\x18\x05 \x01(\x0b\x32\x1b.tokenwire.v1.ToolCallEventH\x00\x12,\n\tgrounding\x18\x06 \x01(\x0b\x32\x17.tokenwire.v1.GroundingH\x00\x12*\n\x08logprobs\x18\x07 \x01(\x0b\x32\x16.tokenwire.v1.LogprobsH\x00\x12,\n\tcompleted\x18\x08 \x01(\x0b\x32\x17.tokenwire.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"C\n\x07Started\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\",\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"W\n\rToolCallEvent\x12)\n\ttool_call\x18\x01 \x01(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x1b\n\x13reasoning_signature\x18\x02 \x01(\x0c\"\xbf\x02\n\tGrounding\x12/\n\x07sources\x18\x01 \x03(\x0b\x32\x1e.tokenwire.v1.Grounding.Source\x12\x31\n\x08supports\x18\x02 \x03(\x0b\x32\x1f.tokenwire.v1.Grounding.Support\x12\x16\n\x0esearch_queries\x18\x03 \x03(\t\x1a\x35\n\x06Source\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07license\x18\x03 \x01(\t\x1a\x7f\n\x07Support\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0esource_indices\x18\x02 \x03(\r\x12\x18\n\x0bstart_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tend_index\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x0e\n\x0c_start_indexB\x0c\n\n_end_index\"\xb2\x01\n\x08Logprobs\x12\x33\n\x06tokens\x18\x01 \x03(\x0b\x32#.tokenwire.v1.Logprobs.TokenLogprob\x1aq\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x02\x12\x39\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32#.tokenwire.v1.Logprobs.TokenLogprob\"\x82\x02\n\tCompleted\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\x12\x1e\n\x16upstream_finish_reason\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.tokenwire.v1.Usage\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Timing\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x32\n\x0esafety_ratings\x18\x06 \x03(\x0b\x32\x1a.tokenwire.v1.SafetyRating\x12\r\n\x05model\x18\x07 \x01(\t\"\x8a\x01\n\x05Usage\x12\r\n\x05\x65xact\x18\x01 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\r\x12\x15\n\routput_tokens\x18\x03 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x06 \x01(\r\"\xb0\x01\n\x06Timing\x12\x31\n\x0e\x61\x64mission_wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_chunk\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11upstream_attempts\x18\x04 \x01(\r\"b\n\x0cSafetyRating\x12,\n\x08\x63\x61tegory\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.HarmCategory\x12\x13\n\x0bprobability\x18\x02 \x01(\t\x12\x0f\n\x07\x62locked\x18\x03 \x01(\x08\"\x9b\x01\n\x12\x43ountTokensRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1a\n\x12system_instruction\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.tokenwire.v1.Tool\":\n\x13\x43ountTokensResponse\x12\x14\n\x0ctotal_tokens\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tokenwire.v1.Model\"\xc0\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x02 \x01(\x08\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x1d\n\x10max_input_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0binput_kinds\x18\x06 \x03(\t\x12\x15\n\x08thinking\x18\x07 \x01(\x08H\x02\x88\x01\x01\x12\x12\n\x05tools\x18\x08 \x01(\x08H\x03\x88\x01\x01\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1a\n\x12unsupported_fields\x18\n \x03(\tB\x13\n\x11_max_input_tokensB\x14\n\x12_max_output_tokensB\x0b\n\t_thinkingB\x08\n\x06_tools\"&\n\x0fGetUsageRequest\x12\x13\n\x0b\x61ll_callers\x18\x01 \x01(\x08\">\n\x10GetUsageResponse\x12*\n\x07\x63\x61llers\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.CallerUsage\"\xdf\x01\n\x0b\x43\x61llerUsage\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12/\n\x06quotas\x18\x02 \x03(\x0b\x32\x1f.tokenwire.v1.CallerUsage.Quota\x12\x1e\n\x16\x65stimated_tokens_today\x18\x03 \x01(\x04\x1ao\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x04\x12\x12\n\x05limit\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\tresets_in\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06_limit*\x94\x03\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1c\n\x18\x46INISH_REASON_MAX_TOKENS\x10\x02\x12\x18\n\x14\x46INISH_REASON_SAFETY\x10\x03\x12\x1c\n\x18\x46INISH_REASON_RECITATION\x10\x04\x12\x1b\n\x17\x46INISH_REASON_BLOCKLIST\x10\x05\x12$\n FINISH_REASON_PROHIBITED_CONTENT\x10\x06\x12\x16\n\x12\x46INISH_REASON_SPII\x10\x07\x12)\n%FINISH_REASON_MALFORMED_FUNCTION_CALL\x10\x08\x12 \n\x1c\x46INISH_REASON_PROMPT_BLOCKED\x10\t\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\n\x12\x1d\n\x19\x46INISH_REASON_MODEL_ARMOR\x10\x0b\x12\x17\n\x13\x46INISH_REASON_EMPTY\x10\x0c\x32\xbc\x03\n\x11GenerationService\x12t\n\x08Generate\x12\x1d.tokenwire.v1.GenerateRequest\x1a\x1e.tokenwire.v1.GenerateResponse\"\'\x82\xd3\xe4\x93\x02!\"\x0c/v1/generate:\x01*Z\x0e\x12\x0c/v1/generate0\x01\x12n\n\x0b\x43ountTokens\x12 .tokenwire.v1.CountTokensRequest\x1a!.tokenwire.v1.CountTokensResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/countTokens:\x01*\x12\x63\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\\\n\x08GetUsage\x12\x1d.tokenwire.v1.GetUsageRequest\x1a\x1e.tokenwire.v1.GetUsageResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/usageBI\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1\xea\x02\rTokenwire::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tokenwire/v1/generation_service.proto\x12\x0ctokenwire.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x17google/rpc/status.proto\x1a\x19tokenwire/v1/config.proto\x1a\x1atokenwire/v1/content.proto\"\xbe\x04\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1a\n\x12system_instruction\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12.\n\x06\x63onfig\x18\x05 \x01(\x0b\x32\x1e.tokenwire.v1.GenerationConfig\x12!\n\x05tools\x18\x06 \x03(\x0b\x32\x12.tokenwire.v1.Tool\x12-\n\x0btool_choice\x18\x07 \x01(\x0b\x32\x18.tokenwire.v1.ToolChoice\x12\x34\n\x0fsafety_settings\x18\x08 \x03(\x0b\x32\x1b.tokenwire.v1.SafetySetting\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).tokenwire.v1.GenerateRequest.LabelsEntry\x12\x12\n\nrequest_id\x18\n \x01(\t\x12(\n\x08\x63oalesce\x18\x0b \x01(\x0b\x32\x16.tokenwire.v1.Coalesce\x12\x36\n\x13\x66irst_chunk_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cidle_timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\x08\x43oalesce\x12,\n\tmax_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\tmax_bytes\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0c\n\n_max_bytes\"\xf5\x02\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\r\x12(\n\x07started\x18\x02 \x01(\x0b\x32\x15.tokenwire.v1.StartedH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\treasoning\x18\x04 \x01(\x0b\x32\x17.tokenwire.v1.ReasoningH\x00\x12\x30\n\ttool_call\x18\x05 \x01(\x0b\x32\x1b.tokenwire.v1.ToolCallEventH\x00\x12,\n\tgrounding\x18\x06 \x01(\x0b\x32\x17.tokenwire.v1.GroundingH\x00\x12*\n\x08logprobs\x18\x07 \x01(\x0b\x32\x16.tokenwire.v1.LogprobsH\x00\x12,\n\tcompleted\x18\x08 \x01(\x0b\x32\x17.tokenwire.v1.CompletedH\x00\x12$\n\x06\x66\x61iled\x18\t \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x07\n\x05\x65vent\"C\n\x07Started\x12\x15\n\rgeneration_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\",\n\tReasoning\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"W\n\rToolCallEvent\x12)\n\ttool_call\x18\x01 \x01(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x1b\n\x13reasoning_signature\x18\x02 \x01(\x0c\"\xbf\x02\n\tGrounding\x12/\n\x07sources\x18\x01 \x03(\x0b\x32\x1e.tokenwire.v1.Grounding.Source\x12\x31\n\x08supports\x18\x02 \x03(\x0b\x32\x1f.tokenwire.v1.Grounding.Support\x12\x16\n\x0esearch_queries\x18\x03 \x03(\t\x1a\x35\n\x06Source\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07license\x18\x03 \x01(\t\x1a\x7f\n\x07Support\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x16\n\x0esource_indices\x18\x02 \x03(\r\x12\x18\n\x0bstart_index\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tend_index\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x0e\n\x0c_start_indexB\x0c\n\n_end_index\"\xb2\x01\n\x08Logprobs\x12\x33\n\x06tokens\x18\x01 \x03(\x0b\x32#.tokenwire.v1.Logprobs.TokenLogprob\x1aq\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x17\n\x0flog_probability\x18\x02 \x01(\x02\x12\x39\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32#.tokenwire.v1.Logprobs.TokenLogprob\"\x82\x02\n\tCompleted\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\x12\x1e\n\x16upstream_finish_reason\x18\x02 \x01(\t\x12\"\n\x05usage\x18\x03 \x01(\x0b\x32\x13.tokenwire.v1.Usage\x12$\n\x06timing\x18\x04 \x01(\x0b\x32\x14.tokenwire.v1.Timing\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12\x32\n\x0esafety_ratings\x18\x06 \x03(\x0b\x32\x1a.tokenwire.v1.SafetyRating\x12\r\n\x05model\x18\x07 \x01(\t\"\x8a\x01\n\x05Usage\x12\r\n\x05\x65xact\x18\x01 \x01(\x08\x12\x14\n\x0cinput_tokens\x18\x02 \x01(\r\x12\x15\n\routput_tokens\x18\x03 \x01(\r\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x06 \x01(\r\"\xb0\x01\n\x06Timing\x12\x31\n\x0e\x61\x64mission_wait\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_chunk\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11upstream_attempts\x18\x04 \x01(\r\"b\n\x0cSafetyRating\x12,\n\x08\x63\x61tegory\x18\x01 \x01(\x0e\x32\x1a.tokenwire.v1.HarmCategory\x12\x13\n\x0bprobability\x18\x02 \x01(\t\x12\x0f\n\x07\x62locked\x18\x03 \x01(\x08\"\x9b\x01\n\x12\x43ountTokensRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1a\n\x12system_instruction\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12!\n\x05tools\x18\x05 \x03(\x0b\x32\x12.tokenwire.v1.Tool\":\n\x13\x43ountTokensResponse\x12\x14\n\x0ctotal_tokens\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.tokenwire.v1.Model\"\xc0\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64\x65\x66\x61ult\x18\x02 \x01(\x08\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x1d\n\x10max_input_tokens\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x13\n\x0binput_kinds\x18\x06 \x03(\t\x12\x15\n\x08thinking\x18\x07 \x01(\x08H\x02\x88\x01\x01\x12\x12\n\x05tools\x18\x08 \x01(\x08H\x03\x88\x01\x01\x12)\n\x08metadata\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x1a\n\x12unsupported_fields\x18\n \x03(\tB\x13\n\x11_max_input_tokensB\x14\n\x12_max_output_tokensB\x0b\n\t_thinkingB\x08\n\x06_tools\"&\n\x0fGetUsageRequest\x12\x13\n\x0b\x61ll_callers\x18\x01 \x01(\x08\">\n\x10GetUsageResponse\x12*\n\x07\x63\x61llers\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.CallerUsage\"\xdf\x01\n\x0b\x43\x61llerUsage\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12/\n\x06quotas\x18\x02 \x03(\x0b\x32\x1f.tokenwire.v1.CallerUsage.Quota\x12\x1e\n\x16\x65stimated_tokens_today\x18\x03 \x01(\x04\x1ao\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04used\x18\x02 \x01(\x04\x12\x12\n\x05limit\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12,\n\tresets_in\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06_limit*\x94\x03\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x1c\n\x18\x46INISH_REASON_MAX_TOKENS\x10\x02\x12\x18\n\x14\x46INISH_REASON_SAFETY\x10\x03\x12\x1c\n\x18\x46INISH_REASON_RECITATION\x10\x04\x12\x1b\n\x17\x46INISH_REASON_BLOCKLIST\x10\x05\x12$\n FINISH_REASON_PROHIBITED_CONTENT\x10\x06\x12\x16\n\x12\x46INISH_REASON_SPII\x10\x07\x12)\n%FINISH_REASON_MALFORMED_FUNCTION_CALL\x10\x08\x12 \n\x1c\x46INISH_REASON_PROMPT_BLOCKED\x10\t\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\n\x12\x1d\n\x19\x46INISH_REASON_MODEL_ARMOR\x10\x0b\x12\x17\n\x13\x46INISH_REASON_EMPTY\x10\x0c\x32\xbc\x03\n\x11GenerationService\x12t\n\x08Generate\x12\x1d.tokenwire.v1.GenerateRequest\x1a\x1e.tokenwire.v1.GenerateResponse\"\'\x82\xd3\xe4\x93\x02!\"\x0c/v1/generate:\x01*Z\x0e\x12\x0c/v1/generate0\x01\x12n\n\x0b\x43ountTokens\x12 .tokenwire.v1.CountTokensRequest\x1a!.tokenwire.v1.CountTokensResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/countTokens:\x01*\x12\x63\n\nListModels\x12\x1f.tokenwire.v1.ListModelsRequest\x1a .tokenwire.v1.ListModelsResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\\\n\x08GetUsage\x12\x1d.tokenwire.v1.GetUsageRequest\x1a\x1e.tokenwire.v1.GetUsageResponse\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/usageBI\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1\xea\x02\rTokenwire::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,58 +48,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATIONSERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
   _globals['_GENERATIONSERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_GENERATIONSERVICE'].methods_by_name['GetUsage']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/usage'
-  _globals['_FINISHREASON']._serialized_start=3553
-  _globals['_FINISHREASON']._serialized_end=3957
-  _globals['_GENERATEREQUEST']._serialized_start=203
-  _globals['_GENERATEREQUEST']._serialized_end=777
-  _globals['_GENERATEREQUEST_LABELSENTRY']._serialized_start=732
-  _globals['_GENERATEREQUEST_LABELSENTRY']._serialized_end=777
-  _globals['_COALESCE']._serialized_start=779
-  _globals['_COALESCE']._serialized_end=873
-  _globals['_GENERATERESPONSE']._serialized_start=876
-  _globals['_GENERATERESPONSE']._serialized_end=1211
-  _globals['_STARTED']._serialized_start=1213
-  _globals['_STARTED']._serialized_end=1280
-  _globals['_REASONING']._serialized_start=1282
-  _globals['_REASONING']._serialized_end=1326
-  _globals['_TOOLCALLEVENT']._serialized_start=1328
-  _globals['_TOOLCALLEVENT']._serialized_end=1415
-  _globals['_GROUNDING']._serialized_start=1418
-  _globals['_GROUNDING']._serialized_end=1737
-  _globals['_GROUNDING_SOURCE']._serialized_start=1555
-  _globals['_GROUNDING_SOURCE']._serialized_end=1608
-  _globals['_GROUNDING_SUPPORT']._serialized_start=1610
-  _globals['_GROUNDING_SUPPORT']._serialized_end=1737
-  _globals['_LOGPROBS']._serialized_start=1740
-  _globals['_LOGPROBS']._serialized_end=1918
-  _globals['_LOGPROBS_TOKENLOGPROB']._serialized_start=1805
-  _globals['_LOGPROBS_TOKENLOGPROB']._serialized_end=1918
-  _globals['_COMPLETED']._serialized_start=1921
-  _globals['_COMPLETED']._serialized_end=2179
-  _globals['_USAGE']._serialized_start=2182
-  _globals['_USAGE']._serialized_end=2320
-  _globals['_TIMING']._serialized_start=2323
-  _globals['_TIMING']._serialized_end=2499
-  _globals['_SAFETYRATING']._serialized_start=2501
-  _globals['_SAFETYRATING']._serialized_end=2599
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2602
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2757
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2759
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2817
-  _globals['_LISTMODELSREQUEST']._serialized_start=2819
-  _globals['_LISTMODELSREQUEST']._serialized_end=2838
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2840
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2897
-  _globals['_MODEL']._serialized_start=2900
-  _globals['_MODEL']._serialized_end=3220
-  _globals['_GETUSAGEREQUEST']._serialized_start=3222
-  _globals['_GETUSAGEREQUEST']._serialized_end=3260
-  _globals['_GETUSAGERESPONSE']._serialized_start=3262
-  _globals['_GETUSAGERESPONSE']._serialized_end=3324
-  _globals['_CALLERUSAGE']._serialized_start=3327
-  _globals['_CALLERUSAGE']._serialized_end=3550
-  _globals['_CALLERUSAGE_QUOTA']._serialized_start=3439
-  _globals['_CALLERUSAGE_QUOTA']._serialized_end=3550
-  _globals['_GENERATIONSERVICE']._serialized_start=3960
-  _globals['_GENERATIONSERVICE']._serialized_end=4404
+  _globals['_FINISHREASON']._serialized_start=3616
+  _globals['_FINISHREASON']._serialized_end=4020
+  _globals['_GENERATEREQUEST']._serialized_start=228
+  _globals['_GENERATEREQUEST']._serialized_end=802
+  _globals['_GENERATEREQUEST_LABELSENTRY']._serialized_start=757
+  _globals['_GENERATEREQUEST_LABELSENTRY']._serialized_end=802
+  _globals['_COALESCE']._serialized_start=804
+  _globals['_COALESCE']._serialized_end=898
+  _globals['_GENERATERESPONSE']._serialized_start=901
+  _globals['_GENERATERESPONSE']._serialized_end=1274
+  _globals['_STARTED']._serialized_start=1276
+  _globals['_STARTED']._serialized_end=1343
+  _globals['_REASONING']._serialized_start=1345
+  _globals['_REASONING']._serialized_end=1389
+  _globals['_TOOLCALLEVENT']._serialized_start=1391
+  _globals['_TOOLCALLEVENT']._serialized_end=1478
+  _globals['_GROUNDING']._serialized_start=1481
+  _globals['_GROUNDING']._serialized_end=1800
+  _globals['_GROUNDING_SOURCE']._serialized_start=1618
+  _globals['_GROUNDING_SOURCE']._serialized_end=1671
+  _globals['_GROUNDING_SUPPORT']._serialized_start=1673
+  _globals['_GROUNDING_SUPPORT']._serialized_end=1800
+  _globals['_LOGPROBS']._serialized_start=1803
+  _globals['_LOGPROBS']._serialized_end=1981
+  _globals['_LOGPROBS_TOKENLOGPROB']._serialized_start=1868
+  _globals['_LOGPROBS_TOKENLOGPROB']._serialized_end=1981
+  _globals['_COMPLETED']._serialized_start=1984
+  _globals['_COMPLETED']._serialized_end=2242
+  _globals['_USAGE']._serialized_start=2245
+  _globals['_USAGE']._serialized_end=2383
+  _globals['_TIMING']._serialized_start=2386
+  _globals['_TIMING']._serialized_end=2562
+  _globals['_SAFETYRATING']._serialized_start=2564
+  _globals['_SAFETYRATING']._serialized_end=2662
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2665
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2820
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2822
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2880
+  _globals['_LISTMODELSREQUEST']._serialized_start=2882
+  _globals['_LISTMODELSREQUEST']._serialized_end=2901
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2903
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2960
+  _globals['_MODEL']._serialized_start=2963
+  _globals['_MODEL']._serialized_end=3283
+  _globals['_GETUSAGEREQUEST']._serialized_start=3285
+  _globals['_GETUSAGEREQUEST']._serialized_end=3323
+  _globals['_GETUSAGERESPONSE']._serialized_start=3325
+  _globals['_GETUSAGERESPONSE']._serialized_end=3387
+  _globals['_CALLERUSAGE']._serialized_start=3390
+  _globals['_CALLERUSAGE']._serialized_end=3613
+  _globals['_CALLERUSAGE_QUOTA']._serialized_start=3502
+  _globals['_CALLERUSAGE_QUOTA']._serialized_end=3613
+  _globals['_GENERATIONSERVICE']._serialized_start=4023
+  _globals['_GENERATIONSERVICE']._serialized_end=4467
 # @@protoc_insertion_point(module_scope)

@@ -36,6 +36,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 from tokenwire.v1 import config_pb2 as _config_pb2
 from tokenwire.v1 import content_pb2 as _content_pb2
 import builtins as _builtins
@@ -278,6 +279,7 @@ class GenerateResponse(_message.Message):
     GROUNDING_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     COMPLETED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """0, 1, 2, ... without a gap."""
     text: _builtins.str
@@ -306,6 +308,13 @@ class GenerateResponse(_message.Message):
     def completed(self) -> Global___Completed:
         """The last message, exactly once, right before the status OK."""
 
+    @_builtins.property
+    def failed(self) -> _status_pb2.Status:
+        """The last message of a stream that fails behind its first one, with the status that follows: for whoever reads the
+        stream as lines of HTTP, where no status follows. Only for callers that send the metadata `tokenwire-failed:
+        in-stream`, and not where the caller doesn't read, or is gone.
+        """
+
     def __init__(
         self,
         *,
@@ -317,12 +326,13 @@ class GenerateResponse(_message.Message):
         grounding: Global___Grounding | None = ...,
         logprobs: Global___Logprobs | None = ...,
         completed: Global___Completed | None = ...,
+        failed: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "grounding", b"grounding", "logprobs", b"logprobs", "reasoning", b"reasoning", "started", b"started", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "failed", b"failed", "grounding", b"grounding", "logprobs", b"logprobs", "reasoning", b"reasoning", "started", b"started", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "grounding", b"grounding", "logprobs", b"logprobs", "reasoning", b"reasoning", "sequence", b"sequence", "started", b"started", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "event", b"event", "failed", b"failed", "grounding", b"grounding", "logprobs", b"logprobs", "reasoning", b"reasoning", "sequence", b"sequence", "started", b"started", "text", b"text", "tool_call", b"tool_call"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text", "reasoning", "tool_call", "grounding", "logprobs", "completed"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["started", "text", "reasoning", "tool_call", "grounding", "logprobs", "completed", "failed"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -134,3 +135,8 @@ def read(line: str) -> dict[str, Any]:
     """A line of JSON, or of server-sent events."""
     message: dict[str, Any] = json.loads(line.removeprefix("data: "))
     return message
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from service.admission import api_keys
 from tests.certificates import Authority
-from tests.edge.conftest import Running, read, running_edge, running_service
+from tests.edge.conftest import Running, children, read, running_edge, running_service
 from tests.marks import needs_file_modes
 from tests.ports import free_port
 from tokenwire.cli import edge
@@ -126,11 +125,6 @@ def test_flags_that_are_wrong(capsys: pytest.CaptureFixture[str], flags: list[st
     with pytest.raises(SystemExit, match="2"):
         edge.main(flags)
     assert words in capsys.readouterr().err
-
-
-def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(line) for line in found.stdout.split()]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -67,7 +67,7 @@ async def running_edge(*flags: str) -> AsyncIterator[Edge]:
             await reading  # to the end: Envoy, which writes to the same pipe, has ended too
     finally:
         if process.returncode is None:
-            process.kill()
+            process.terminate()  # killed it would leave Envoy behind
             await process.wait()
 
 
@@ -75,20 +75,35 @@ async def _read(stream: asyncio.StreamReader, said: list[str]) -> None:
     said.extend([line.decode() async for line in stream])
 
 
+@dataclass
+class Service:
+    """A service over the real ChatVertexAI over a local Vertex."""
+
+    server: Server
+    address: str
+    stopping: "asyncio.Task[None] | None" = None
+
+    def stop(self, grace: float) -> "asyncio.Task[None]":
+        """Let it drain; once."""
+        self.stopping = self.stopping or asyncio.create_task(self.server.stop(grace))
+        return self.stopping
+
+
 @asynccontextmanager
-async def running_service(emulator: Emulator, **settings: Any) -> AsyncIterator[tuple[Server, str]]:
-    """The service over the real ChatVertexAI over this local Vertex; and its address."""
+async def running_service(emulator: Emulator, **settings: Any) -> AsyncIterator[Service]:
+    """It serves; it has ended on leaving."""
     from service.providers.gemini.over_grpc import VertexProvider  # noqa: PLC0415 - ten seconds that others needn't pay
 
     told = Settings(port=0, emulator=emulator.address, **settings)
     model = VertexProvider.local(emulator.address, told.offers, project="project", location="us-central1")
     server = Server(told)
-    port = await server.start()
+    service = Service(server, f"127.0.0.1:{await server.start()}")
     try:
         await server.announce_serving(Retrying(model, Policy()))
-        yield server, f"127.0.0.1:{port}"
+        yield service
     finally:
-        await server.stop(0)
+        server.hurry()
+        await service.stop(0)
         await model.close()
 
 
@@ -105,9 +120,9 @@ async def running() -> AsyncIterator[Running]:
     """One for all tests that change nothing of it."""
     async with AsyncExitStack() as stack:
         emulator = await stack.enter_async_context(Emulator(relay=True))
-        _, service = await stack.enter_async_context(running_service(emulator))
-        edge = await stack.enter_async_context(running_edge("--replica", service, "--allow-origin", ORIGIN))
-        yield Running(emulator, service, edge)
+        service = await stack.enter_async_context(running_service(emulator))
+        edge = await stack.enter_async_context(running_edge("--replica", service.address, "--allow-origin", ORIGIN))
+        yield Running(emulator, service.address, edge)
 
 
 ORIGIN = "https://allowed.example"

@@ -213,8 +213,8 @@ async def test_no_prompt_no_answer_and_no_key_in_what_envoy_writes(vertex: Emula
         ("GET", "/v1/generate?prompt=CANARY-PROMPT", {"headers": {"sec-fetch-site": "cross-site"}}),
     ]
     async with (
-        running_service(vertex, api_keys=str(keys)) as (_, address),
-        running_edge("--replica", address) as watched,
+        running_service(vertex, api_keys=str(keys)) as service,
+        running_edge("--replica", service.address) as watched,
     ):
         async with watched.client(headers=headers) as client:
             answered = [(await client.request(method, path, **more)).text for method, path, more in asks]

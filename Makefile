@@ -123,6 +123,10 @@ bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--q
 demo: $(VENV)/.run ## Local model, service, answer, chat page; ARGS=--once ends after the answer
 	@trap : INT; $(BIN)/tokenwire demo $(ARGS) || [ $$? -eq 130 ]  # Ctrl-C is how it ends, and no error
 
+.PHONY: edge
+edge: $(VENV)/.run ## The same behind Envoy, for curl and browsers (docs/http.md)
+	@trap : INT; $(BIN)/tokenwire demo --edge $(ARGS) || [ $$? -eq 130 ]
+
 .PHONY: picture
 picture: $(VENV)/.dev tools ## Take the README's picture anew (docs/page.gif)
 	@$(BIN)/python -m tests.picture

@@ -64,7 +64,7 @@ released: $(VENV)/.dev ## Promise the contract as it stands now (at a release); 
 	@$(BIN)/buf build --path protos/tokenwire --exclude-source-info -o protos/released.binpb
 
 .PHONY: check
-check: $(VENV)/.dev ## Format, lint, types, contract, stub currency, import rules
+check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -73,6 +73,7 @@ check: $(VENV)/.dev ## Format, lint, types, contract, stub currency, import rule
 	@mkdir -p build
 	@$(BIN)/buf build --path protos/tokenwire -o build/contract.binpb
 	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --exclude-imports
+	@cd deploy/envoy && $(abspath $(BIN))/envoy -c envoy.yaml --mode validate --disable-hot-restart --log-level warning
 	@$(BIN)/python -m pytest --quiet tests/test_stubs.py tests/test_layers.py
 
 # ---- tests -------------------------------------------------------------------------------------------------------
@@ -121,6 +122,10 @@ bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--q
 .PHONY: demo
 demo: $(VENV)/.run ## Local model, service, answer, chat page; ARGS=--once ends after the answer
 	@trap : INT; $(BIN)/tokenwire demo $(ARGS) || [ $$? -eq 130 ]  # Ctrl-C is how it ends, and no error
+
+.PHONY: edge
+edge: $(VENV)/.run ## The same behind Envoy, for curl and browsers (docs/http.md)
+	@trap : INT; $(BIN)/tokenwire demo --edge $(ARGS) || [ $$? -eq 130 ]
 
 .PHONY: picture
 picture: $(VENV)/.dev tools ## Take the README's picture anew (docs/page.gif)

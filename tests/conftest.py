@@ -77,6 +77,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Tests that start processes, by what their paths begin with; `make quick` leaves them out.
 _WITH_PROCESSES = (
     "bench/",
+    "edge/",
     "faults/",
     "gateway_ui/test_main.py",
     "hostile/",

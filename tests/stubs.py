@@ -1,6 +1,7 @@
 """Generates the committed stubs; `python -m tests.stubs [DIRECTORY]` writes them into the tree, or elsewhere.
 
-One generator, run by `make protos` and by the test that proves the committed stubs current.
+So is the contract as Envoy reads it, a set of descriptors. One generator, run by `make protos` and by the test that
+proves all of this current.
 """
 
 import sys
@@ -16,6 +17,10 @@ SETS = (
     ("protos", "tokenwire/v1/*.proto", "."),
     (".", "vertex_emulator/protos/*.proto", "."),
 )
+
+# Envoy writes an error's details as JSON only if it knows their messages, which no message of the contract names.
+DESCRIPTORS = Path("deploy/envoy/tokenwire.binpb")
+DETAILS = ("google/rpc/status.proto", "google/rpc/error_details.proto")
 
 
 def generate(target: Path) -> list[Path]:
@@ -46,16 +51,29 @@ def generate(target: Path) -> list[Path]:
                 arguments[-1:-1] = [f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}"]
             if protoc.main(arguments) != 0:
                 sys.exit(f"protoc failed on {proto.relative_to(ROOT)}")
+    _describe(target)
     for path in committed(target):
         # In the wheel the emulator stands below another package.
-        path.write_text(path.read_text().replace("from vertex_emulator.protos import", "from . import"))
+        if path.suffix in {".py", ".pyi"}:
+            path.write_text(path.read_text().replace("from vertex_emulator.protos import", "from . import"))
     return committed(target)
 
 
+def _describe(target: Path) -> None:
+    """Write the contract, and all that it imports, for Envoy."""
+    out = target / DESCRIPTORS
+    out.parent.mkdir(parents=True, exist_ok=True)
+    builtin = Path(sysconfig.get_paths()["purelib"]) / "grpc_tools" / "_proto"
+    folders = [f"-I{ROOT}/protos", f"-I{ROOT}/protos/third_party", f"-I{builtin}"]
+    contract = sorted(str(path) for path in (ROOT / "protos/tokenwire/v1").glob("*.proto"))
+    if protoc.main(["protoc", *folders, "--include_imports", f"--descriptor_set_out={out}", *contract, *DETAILS]) != 0:
+        sys.exit(f"protoc failed on {DESCRIPTORS}")
+
+
 def committed(root: Path = ROOT) -> list[Path]:
-    """The stubs that stand below `root`."""
+    """What stands below `root`: the stubs, and what Envoy reads."""
     folders = [(root / place / pattern).parent for _, pattern, place in SETS]
-    return sorted(path for folder in folders for path in folder.glob("*_pb2*.py*"))
+    return sorted([root / DESCRIPTORS, *(path for folder in folders for path in folder.glob("*_pb2*.py*"))])
 
 
 if __name__ == "__main__":

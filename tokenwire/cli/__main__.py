@@ -15,6 +15,7 @@ COMMANDS = {
     "count": ("cli.count", "count the tokens of a question"),
     "usage": ("cli.usage", "tell what a caller has used of its quotas"),
     "ui": ("gateway_ui.__main__", "serve the chat page"),
+    "edge": ("cli.edge", "run Envoy in front of it, for HTTP and browsers"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
     "demo": ("cli.demo", "run all of these together, without an account"),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from tokenwire.cli import envoy_configuration
 from tokenwire.cli.programs import program
 
 QUESTION = "What is baseball?"
@@ -45,13 +46,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire demo") -> 
         "question", nargs="?", default=QUESTION, metavar="PROMPT", help=f'the question (default: "{QUESTION}")'
     )
     parser.add_argument("--once", action="store_true", help="end after the answer, without the page")
+    parser.add_argument("--edge", action="store_true", help="start Envoy in front of the service too, for HTTP")
     options = parser.parse_args(argv)
     # Whatever ends the demo, its children end first. (nohup has SIGHUP ignored.)
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
     try:
-        return _demo(options.question, once=options.once)
+        return _demo(options.question, once=options.once, edge=options.edge)
     except KeyboardInterrupt:
         return 130
     except DemoError as error:
@@ -70,7 +72,7 @@ def _stop_listening() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _demo(question: str, *, once: bool) -> int:
+def _demo(question: str, *, once: bool, edge: bool) -> int:
     from tokenwire.cli import ask, terminal  # noqa: PLC0415 - --help answers without them
 
     weights = program("vertex_emulator.answerers.weights")
@@ -100,13 +102,24 @@ def _demo(question: str, *, once: bool) -> int:
         children.start("page", "ui", "--port", str(page_port), "--address", f"127.0.0.1:{port}")
         children.wait("Opening the page", lambda: _listens(page_port))
         body = '{"prompt":"What is baseball?"}'
+        by_http = by_curl = ""
+        if edge:
+            edge_port = _port(8080)
+            shown = envoy_configuration.folder() / "page.html"
+            children.start(
+                *("edge", "edge", "--host", "localhost", "--port", str(edge_port), "--page", str(shown)),
+                *("--replica", f"127.0.0.1:{port}"),
+            )
+            children.wait("Starting Envoy", lambda: _listens(edge_port))
+            by_http = f"\n  HTTP          http://localhost:{edge_port}"
+            by_curl = f"\n  curl -N localhost:{edge_port}/v1/generate -d '{body}'"
         print(
             f"""
   Chat page     http://localhost:{page_port}
   gRPC service  localhost:{port}
-  Local Vertex  localhost:{vertex_port}
+  Local Vertex  localhost:{vertex_port}{by_http}
 
-Try, in another terminal:
+Try, in another terminal:{by_curl}
   grpcurl -plaintext -d '{body}' localhost:{port} tokenwire.v1.GenerationService/Generate
   {_command()} ask "Why is the sky blue?" --address localhost:{port}
 

@@ -1,0 +1,157 @@
+"""The real Envoy, as `tokenwire edge` runs it, in front of the real service over the real ChatVertexAI."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from service.providers.retry import Policy, Retrying
+from service.runtime.server import Server
+from service.settings import Settings
+from tests.ports import free_port
+from vertex_emulator.emulator import Emulator
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A running `tokenwire edge`."""
+
+    process: asyncio.subprocess.Process
+    port: int
+    scheme: str = "http"
+    said: list[str] = field(default_factory=list)
+    """What it and Envoy have written so far; all of it once it has ended."""
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://localhost:{self.port}"
+
+    @property
+    def address(self) -> str:
+        return f"localhost:{self.port}"
+
+    def client(self, **settings: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, timeout=30, trust_env=False, **settings)
+
+
+@asynccontextmanager
+async def running_edge(*flags: str) -> AsyncIterator[Edge]:
+    """It listens. Leaving, it ends as by Ctrl-C, and nothing of it is left."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tokenwire.cli", "edge", "--host", "localhost", "--port", str(port), *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        limit=1 << 20,
+    )
+    edge = Edge(process, port, "https" if "--tls-key" in flags else "http")
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while not edge.said or "Envoy listening on" not in edge.said[-1]:
+                line = await process.stdout.readline()
+                assert line, "".join(edge.said)
+                edge.said.append(line.decode())
+        reading = asyncio.ensure_future(_read(process.stdout, edge.said))
+        yield edge
+        process.terminate()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+            await reading  # to the end: Envoy, which writes to the same pipe, has ended too
+    finally:
+        if process.returncode is None:
+            process.terminate()  # killed it would leave Envoy behind
+            await process.wait()
+
+
+async def _read(stream: asyncio.StreamReader, said: list[str]) -> None:
+    said.extend([line.decode() async for line in stream])
+
+
+@dataclass
+class Service:
+    """A service over the real ChatVertexAI over a local Vertex."""
+
+    server: Server
+    address: str
+    stopping: "asyncio.Task[None] | None" = None
+
+    def stop(self, grace: float) -> "asyncio.Task[None]":
+        """Let it drain; once."""
+        self.stopping = self.stopping or asyncio.create_task(self.server.stop(grace))
+        return self.stopping
+
+
+@asynccontextmanager
+async def running_service(emulator: Emulator, **settings: Any) -> AsyncIterator[Service]:
+    """It serves; it has ended on leaving."""
+    from service.providers.gemini.over_grpc import VertexProvider  # noqa: PLC0415 - ten seconds that others needn't pay
+
+    told = Settings(port=0, emulator=emulator.address, **settings)
+    model = VertexProvider.local(emulator.address, told.offers, project="project", location="us-central1")
+    server = Server(told)
+    service = Service(server, f"127.0.0.1:{await server.start()}")
+    try:
+        await server.announce_serving(Retrying(model, Policy()))
+        yield service
+    finally:
+        server.hurry()
+        await service.stop(0)
+        await model.close()
+
+
+@dataclass(frozen=True)
+class Running:
+    emulator: Emulator
+    service: str
+    """Its address."""
+    edge: Edge
+
+
+@pytest.fixture(scope="session")
+async def running() -> AsyncIterator[Running]:
+    """One for all tests that change nothing of it."""
+    async with AsyncExitStack() as stack:
+        emulator = await stack.enter_async_context(Emulator(relay=True))
+        service = await stack.enter_async_context(running_service(emulator))
+        edge = await stack.enter_async_context(running_edge("--replica", service.address, "--allow-origin", ORIGIN))
+        yield Running(emulator, service.address, edge)
+
+
+ORIGIN = "https://allowed.example"
+
+
+@pytest.fixture
+def vertex(running: Running) -> Emulator:
+    """Plays what the test tells it to."""
+    running.emulator.reset()
+    return running.emulator
+
+
+@pytest.fixture
+def edge(running: Running) -> Edge:
+    return running.edge
+
+
+@pytest.fixture
+async def http(edge: Edge) -> AsyncIterator[httpx.AsyncClient]:
+    async with edge.client() as client:
+        yield client
+
+
+def read(line: str) -> dict[str, Any]:
+    """A line of JSON, or of server-sent events."""
+    message: dict[str, Any] = json.loads(line.removeprefix("data: "))
+    return message
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]

@@ -1,0 +1,233 @@
+"""`tokenwire edge` says in one sentence why it can't begin, ends without a trace, and tells nobody what was asked."""
+
+import asyncio
+import builtins
+import importlib.util
+import os
+import signal
+import socket
+import ssl
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.admission import api_keys
+from tests.certificates import Authority
+from tests.edge.conftest import Running, children, read, running_edge, running_service
+from tests.marks import needs_file_modes
+from tests.ports import free_port
+from tokenwire.cli import edge
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer, status
+
+ASK = {"prompt": "What is baseball?"}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """What it says where it doesn't even start Envoy."""
+    assert edge.main(flags) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    return told.err
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Any:
+    """It takes signals over."""
+    before = {number: signal.getsignal(number) for number in edge.STOP}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("module", ["envoy", "yaml"])
+def test_without_its_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str) -> None:
+    real = importlib.util.find_spec
+
+    def find(name: str, *rest: Any) -> ModuleSpec | None:
+        return None if name == module else real(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    assert "extra 'edge'" in refusal(capsys)
+
+
+def test_help_needs_no_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        assert name not in ("envoy", "yaml", "grpc")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SystemExit, match="0"):
+        edge.main(["--help"])
+    assert "--replica HOST:PORT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--port", "--admin-port"])
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--port", str(free_port())] if flag == "--admin-port" else []
+        told = refusal(capsys, *flags, flag, port)
+    assert f"{flag} {port} on 127.0.0.1 can't be used: Address already in use" in told
+    assert f"Give {flag} another one" in told
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nowhere.invalid"])
+def test_a_host_that_is_not_this_machine(capsys: pytest.CaptureFixture[str], host: str) -> None:
+    assert "Give --host an address of this machine" in refusal(capsys, "--host", host, "--port", str(free_port()))
+
+
+def test_certificates_that_can_not_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    authority = Authority()
+    certificate, key = authority.sign("localhost").write(tmp_path)
+    _, other = authority.sign("localhost").write(tmp_path, "other")
+    _, locked = authority.sign("localhost", encrypted=True).write(tmp_path, "locked")
+    nothing = tmp_path / "nothing"
+    nothing.write_text("nothing")
+    pairs = [
+        ((certificate,), "--tls-certificate and --tls-key are wanted together"),
+        ((f"{tmp_path}/none", key), f"--tls-certificate {tmp_path}/none can't be read: No such file"),
+        ((certificate, f"{tmp_path}/none"), f"--tls-key {tmp_path}/none can't be read: No such file"),
+        ((certificate, other), "the key isn't that of the certificate"),
+        ((str(nothing), key), "they aren't PEM"),
+        ((certificate, str(nothing)), "they aren't PEM"),
+        ((certificate, locked), "a key without one is wanted"),
+    ]
+    for paths, words in pairs:
+        flags = [part for pair in zip(("--tls-certificate", "--tls-key"), paths, strict=False) for part in pair]
+        assert words in refusal(capsys, *flags)
+
+
+@needs_file_modes
+def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "--page" in (told := refusal(capsys, "--page", str(tmp_path)))
+    assert "can't be read" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--replica", "https://a:1"], "HOST:PORT is wanted"),
+        (["--replica", "a:99999"], "HOST:PORT is wanted"),
+        (["--allow-origin", "example.com"], "https://HOST"),
+        (["--allow-origin", "https://example.com/page"], "without a path"),
+        (["--threads", "0"], "1 to 1024"),
+        (["--port", "0"], "1 to 65535"),
+    ],
+)
+def test_flags_that_are_wrong(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        edge.main(flags)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tokenwire.cli", "edge", "--port", str(free_port())),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert process.stdout is not None
+    assert b"Envoy listening on" in await process.stdout.readline()
+    (envoy,) = children(process.pid)
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
+    for _ in range(2):  # a terminal's Ctrl-C may come several times
+        process.send_signal(number)
+    assert await process.wait() == 0
+    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(envoy, 0)
+
+
+async def test_if_envoy_dies_so_does_the_command() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tokenwire.cli", "edge", "--port", str(free_port())),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    assert b"Envoy listening on" in await process.stdout.readline()
+    (envoy,) = children(process.pid)
+    os.kill(envoy, signal.SIGKILL)
+    rest = (await process.stdout.read()).decode()
+    assert await process.wait() == 1
+    assert "Envoy has ended by itself, with -9" in rest
+
+
+async def test_tls_and_both_of_its_protocols(running: Running, vertex: Emulator, tmp_path: Path) -> None:
+    vertex.script.play(answer("a"), answer("b"))
+    authority = Authority()
+    certificate, key = authority.sign("localhost", "127.0.0.1").write(tmp_path)
+    (tmp_path / "ca.pem").write_bytes(authority.pem)
+    trusted = ssl.create_default_context(cadata=authority.pem.decode())
+    flags = ("--replica", running.service, "--tls-certificate", certificate, "--tls-key", key)
+    async with running_edge(*flags) as running_tls:
+        async with running_tls.client(verify=trusted) as client:
+            response = await client.post("/v1/generate", json=ASK)
+            assert "completed" in read(response.text.splitlines()[-1])
+        asked = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tokenwire.cli", "ask", "hi", "--address", running_tls.url),
+            *("--ca", str(tmp_path / "ca.pem")),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert (await asked.communicate())[0] == b"b\n"
+
+
+async def test_administration_is_of_this_machine_alone_and_off_unless_asked_for(running: Running) -> None:
+    port = free_port()
+    flags = ("--replica", running.service, "--admin-port", str(port))
+    async with running_edge(*flags) as administered, administered.client() as client:
+        assert "healthy" in (await client.get(f"http://127.0.0.1:{port}/clusters")).text
+        told = (await client.get(f"http://127.0.0.1:{port}/config_dump")).json()
+    assert told["configs"][0]["bootstrap"]["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
+    with pytest.raises(SystemExit):
+        edge.main(["--admin-host", "0.0.0.0"])
+
+
+async def test_no_prompt_no_answer_and_no_key_in_what_envoy_writes(vertex: Emulator, tmp_path: Path) -> None:
+    """Neither of calls that succeed, nor of those that fail, are refused, or are no calls at all."""
+    keys = tmp_path / "keys"
+    _, key = api_keys.new(str(keys), "somebody")
+    vertex.script.play(default=answer("CANARY-ANSWER ", status("INTERNAL", "CANARY-ERROR")))
+    headers = {"authorization": f"Bearer {key}"}
+    asks: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/v1/generate", {"json": {"prompt": "CANARY-PROMPT"}}),
+        ("GET", "/v1/generate?prompt=CANARY-PROMPT", {}),
+        ("GET", "/v1/generate?prompt=CANARY-PROMPT&CANARY-FIELD=1", {}),
+        ("GET", "/v1/generate?prompt=CANARY-PROMPT&config.temperature=CANARY", {}),
+        ("GET", "/v1/CANARY?prompt=CANARY-PROMPT", {}),
+        ("GET", "/?prompt=CANARY-PROMPT", {}),
+        ("POST", "/v1/generate", {"content": '{"prompt": "CANARY-PROMPT'}),
+        ("POST", "/v1/generate", {"content": "CANARY-PROMPT"}),
+        ("POST", "/v1/generate", {"content": '{"prompt": "a", "config": {"temperature": "CANARY-PROMPT"}}'}),
+        ("POST", "/v1/countTokens", {"json": {"prompt": "CANARY-PROMPT"}}),
+        ("POST", "/v1/generate?access_token=CANARY-KEY", {"json": {"prompt": "CANARY-PROMPT"}}),
+        ("GET", "/v1/generate?prompt=CANARY-PROMPT", {"headers": {"sec-fetch-site": "cross-site"}}),
+    ]
+    async with (
+        running_service(vertex, api_keys=str(keys)) as service,
+        running_edge("--replica", service.address) as watched,
+    ):
+        async with watched.client(headers=headers) as client:
+            answered = [(await client.request(method, path, **more)).text for method, path, more in asks]
+        async with watched.client() as client:
+            refused = await client.get(
+                "/v1/generate?prompt=CANARY-PROMPT", headers={"authorization": "Bearer CANARY-KEY"}
+            )
+            assert refused.status_code == 401
+    assert "CANARY-ANSWER" in answered[0]
+    assert "CANARY-ANSWER" in answered[1]
+    said = "".join(watched.said)
+    assert said.count("/v1/generate") == len([path for _, path, _ in asks if path.startswith("/v1/generate")]) + 1
+    # The path of a call that doesn't exist is told as it is.
+    assert "CANARY" not in said.replace("/v1/CANARY ", "")
+    assert key not in said
+    assert key.partition("_")[2] not in said

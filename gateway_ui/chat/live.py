@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import grpc
+
 from tokenwire import Answer, InvalidRequestError, TokenwireError
 
 from .conversation import UNSEEN, UNSEEN_NOT_BEGUN, Arrival, Exchange
@@ -37,7 +39,8 @@ class Live:
 
     Once nobody has looked for `alone` seconds, and the page is `open_elsewhere` no more or has been for too long, the
     answer is cancelled and marked as stopped. `save` is called within a second of whatever comes, by a thread of its
-    own since a disk may be slow, and in the end. `then` is called behind that, unless the answer was given up so.
+    own since a disk may be slow, and in the end. `then` is called behind that, unless the answer was given up so: with
+    whether the service itself has gone away.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Live:
         alone: float = _ALONE_SECONDS,
         open_elsewhere: Callable[[], bool] = lambda: False,
         elsewhere: float = _ELSEWHERE_SECONDS,
-        then: Callable[[], object] = lambda: None,
+        then: Callable[[bool], object] = lambda _: None,
     ) -> None:
         self.exchange = exchange
         self.shown = 0
@@ -136,10 +139,12 @@ class Live:
 
     def _run(self) -> None:
         problem: str | None = None
+        away = False
         try:
             with self._answer:
                 self._read()
         except TokenwireError as error:
+            away = error.code is grpc.StatusCode.UNAVAILABLE and not error.reason.startswith("UPSTREAM_")
             too_long = isinstance(error, InvalidRequestError) and self.exchange.follows_up
             problem = str(error) + (" If this conversation has become too long, start a new one." if too_long else "")
         except Exception:
@@ -155,7 +160,7 @@ class Live:
         self._keeping.join()
         self._save()
         if self.exchange.problem not in (UNSEEN, UNSEEN_NOT_BEGUN):
-            self._then()
+            self._then(away)
 
     def _keep(self) -> None:
         """Save what has come, by the clock: what comes next may be long in coming."""

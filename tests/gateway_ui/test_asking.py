@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 
 from gateway_ui import actions, app, asking, conversations, sidebar
@@ -17,7 +18,7 @@ from gateway_ui.input import attachments
 from gateway_ui.input.attachments import Attachment
 from gateway_ui.sidebar import Choices
 from gateway_ui.tab import Tab
-from tests.tokenwire.fake_service import FakeService, completed
+from tests.tokenwire.fake_service import FakeService, Refusal, completed
 from tokenwire import Client, inline, model, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
@@ -156,6 +157,34 @@ def test_what_waits_is_asked_when_its_turn_comes_though_no_tab_shows_its_convers
         ]
         assert [one.message for one in talk.waiting] == [user("refused")]
         assert [one.problem for one in talk.conversation.path()] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kept"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "", True),
+        (grpc.StatusCode.UNAVAILABLE, "DRAINING", True),
+        (grpc.StatusCode.UNAVAILABLE, "UPSTREAM_UNAVAILABLE", False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_BUSY", False),
+    ],
+)
+def test_what_waits_is_not_spent_on_a_service_that_has_gone_away(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: Any, reason: str, *, kept: bool
+) -> None:
+    service.will_answer("a", Refusal(code, reason))
+    service.will_answer("b", completed())
+    with Client(service.address) as client:
+        monkeypatch.setattr(asking, "client_of", lambda _: client)
+        talk = Talk("0" * 64, Conversation(), waiting=[Waiting(user("one")), Waiting(user("two"))])
+        desk = Desk(Store(tmp_path / "page.sqlite3"), lambda _: True)
+        desk.shows("tab", talk)
+        asking.ask(desk, talk, CHOICES)
+        live: Any = talk.live
+        live.thread.join(10)
+        assert [one.trouble for one in talk.waiting] == ([asking.AWAY] if kept else [])
+        live = talk.live
+        live.thread.join(10)
+        assert [one.question for one in talk.conversation.path()] == [user("one"), *([] if kept else [user("two")])]
 
 
 @pytest.mark.parametrize("why", ["the browser has closed the page", "it was deleted", "nobody looked for long"])

@@ -243,7 +243,7 @@ def test_what_comes_next_comes_when_all_is_saved_unless_nobody_looked(
 ) -> None:
     gate = threading.Event()
     service.will_answer("a", gate, completed())
-    one = live(then=lambda: saved.append("then"))
+    one = live(then=lambda _: saved.append("then"))
     until(one, "a")
     if unseen:
         one.stop(unseen=True)

@@ -17,6 +17,7 @@ from .generation.provider import Provider
 from .providers import registry
 from .providers.retry import Budget, Policy, Retrying, budgets
 from .runtime import address, stop, workers
+from .runtime.cores import cores
 from .runtime.handover import Handover
 from .runtime.observed import Observed
 from .runtime.secured import Secured
@@ -46,7 +47,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         secured = Secured.of(settings)  # here, and not in each worker
         if settings.exposed and settings.insecure:
             call_log.warn("anybody who reaches %s can call: it lacks TLS or proofs of who calls", settings.address)
-        count = settings.workers or (workers.cores() if workers.possible() else 1)
+        count = settings.workers or (cores() if workers.possible() else 1)
         # Process 1 of a container has other processes to bury: that is for a parent to do, not for a server. But a Unix
         # domain socket can't be handed over.
         if settings.socket_path or (count == 1 and os.getpid() != 1):

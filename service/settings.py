@@ -211,7 +211,7 @@ class Settings:
         0,
         "TOKENWIRE_WORKERS",
         whole(0, 256),
-        "processes that share the port; 0 is one for each core (on Linux, else one)",
+        "processes that share the port; 0 is one for each core that a container may use (on Linux, else one)",
     )
     slots: int = setting(500, "TOKENWIRE_SLOTS", whole(1, 100_000), "streams at once; more wait in the queue")
     slots_per_caller: int = setting(

@@ -35,11 +35,6 @@ def possible() -> bool:
     return sys.platform == "linux"
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def reserve(host: str, port: int) -> socket.socket:
     """Hold a port that workers then share, without listening on it. Raises OSError if somebody else has it."""
     # Nobody may have it yet: a stranger who shares the port would take some of our calls without a word.

@@ -86,7 +86,7 @@ def page() -> None:
     exchange_view.style()
     tab = this_tab()
     above = _input(tab)
-    told = reader(tab.taken, tab.back, tab.done)
+    told = reader(tab.taken, tab.back, tab.done, tab.draft_of())
     if not told.owner:
         # The browser says in a moment who it is, and the script runs again.
         return

@@ -79,6 +79,7 @@ class Tab:
         if self.talk is not None and not self.restores:
             self.left.append((self.talk, self.settings))
         self.before, self.talk, self.restores = self.talk, talk, True
+        self.back = None  # it goes into the input of the conversation that it comes from, or stays in the drawer
 
     def settle(self, desk: Desk) -> None:
         """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise.
@@ -90,6 +91,13 @@ class Tab:
             self.left.pop(0)
         if not self.restores:  # else the fields don't say yet what is kept
             self.settings = _settle(desk, self.shown(), self.settings)
+
+    def draft_of(self) -> tuple[str, bool] | None:
+        """Whose draft stands in the input: the id, and whether nothing was asked there, nor is about to be."""
+        if (talk := self.talk) is None:
+            return None
+        asked = self.typed or talk.waiting or talk.dropped or talk.conversation.exchanges
+        return talk.conversation.id, not asked
 
     def shown(self) -> Talk:
         """The conversation that is shown, once there is one."""

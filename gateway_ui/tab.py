@@ -32,6 +32,14 @@ class Unread:
     problems: list[str] = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Unsaid:
+    """Calls of tools whose results were to be sent while their fields were empty, by their places."""
+
+    exchange: str
+    places: frozenset[int]
+
+
 @dataclass
 class Tab:
     """One tab.
@@ -73,6 +81,7 @@ class Tab:
     back: tuple[str, str] | None = None
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None
+    unsaid: Unsaid | None = None
 
     def open(self, talk: Talk) -> None:
         """Show another conversation. Nothing of Streamlit is touched, so a second click doesn't undo this one."""

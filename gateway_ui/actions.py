@@ -5,7 +5,7 @@ import streamlit as st
 from tokenwire import tool, tool_result, user
 
 from .chat.conversation import Waiting, broken_json, response, result_names
-from .tab import Unread, shared_desk, this_tab
+from .tab import Unread, Unsaid, shared_desk, this_tab
 
 # Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
 # are ids: with the objects, each conversation that was ever shown in a tab would stay in memory, with its files.
@@ -102,6 +102,10 @@ def answer_calls(exchange: str) -> None:
     # A second click may come when they have been sent already.
     if (one := talk.conversation.exchange(exchange)) is not None and one is talk.conversation.last:
         written = [st.session_state[f"result-{exchange}-{place}"] for place in range(len(one.tool_calls))]
+        if empty := frozenset(place for place, text in enumerate(written) if not text.strip()):
+            tab.unread, tab.unsaid = None, Unsaid(exchange, empty)
+            return
+        tab.unsaid = None
         problems = [
             f"{name} begins like JSON, but can't be read: {wrong}."
             for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)

@@ -86,7 +86,7 @@ def page() -> None:
     exchange_view.style()
     tab = this_tab()
     above = _input(tab)
-    told = reader(tab.taken, tab.back, tab.done)
+    told = reader(tab.taken, tab.back, tab.done, tab.draft_of())
     if not told.owner:
         # The browser says in a moment who it is, and the script runs again.
         return
@@ -407,9 +407,13 @@ def _others(talk: Talk, exchange: Exchange) -> None:
 def _results_form(exchange: Exchange) -> None:
     """Let a person run what the model asked for, and say what came of it."""
     with st.form(f"results-{exchange.id}"):
+        unsaid = this_tab().unsaid
+        empty = unsaid.places if unsaid is not None and unsaid.exchange == exchange.id else ()
         for place, name in enumerate(result_names(exchange.tool_calls)):
             key = f"result-{exchange.id}-{place}"
             st.text_area(label(name), key=key, placeholder="JSON, or plain text", height=80)
+            if place in empty:
+                exchange_view.problem(f"Not sent: {name} is empty. Say what the tool gave; if nothing, write null.")
         unread = this_tab().unread
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))

@@ -20,7 +20,7 @@ _FEW = 5
 
 
 def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
-    """The conversation of this tab: the one in its address, else a new one."""
+    """The conversation of this tab: the one in its address, else a new one. The script runs again when it is found."""
     if tab.talk is None or tab.talk.owner != owner:
         wanted = st.query_params.get("c", "")
         talk = desk.talk(owner, wanted)
@@ -29,6 +29,7 @@ def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
             # Deleted, or another browser's: which of both, nobody is told.
             tab.not_here = talk.conversation.id
             st.query_params.pop("c", None)
+        st.rerun()  # so that the browser is told whose draft stands in the input
     return tab.shown()
 
 

@@ -32,6 +32,14 @@ class Unread:
     problems: list[str] = field(compare=False)
 
 
+@dataclass(frozen=True)
+class Unsaid:
+    """Calls of tools whose results were to be sent while their fields were empty, by their places."""
+
+    exchange: str
+    places: frozenset[int]
+
+
 @dataclass
 class Tab:
     """One tab.
@@ -73,12 +81,14 @@ class Tab:
     back: tuple[str, str] | None = None
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None
+    unsaid: Unsaid | None = None
 
     def open(self, talk: Talk) -> None:
         """Show another conversation. Nothing of Streamlit is touched, so a second click doesn't undo this one."""
         if self.talk is not None and not self.restores:
             self.left.append((self.talk, self.settings))
         self.before, self.talk, self.restores = self.talk, talk, True
+        self.back = None  # it goes into the input of the conversation that it comes from, or stays in the drawer
 
     def settle(self, desk: Desk) -> None:
         """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise.
@@ -90,6 +100,13 @@ class Tab:
             self.left.pop(0)
         if not self.restores:  # else the fields don't say yet what is kept
             self.settings = _settle(desk, self.shown(), self.settings)
+
+    def draft_of(self) -> tuple[str, bool] | None:
+        """Whose draft stands in the input: the id, and whether nothing was asked there, nor is about to be."""
+        if (talk := self.talk) is None:
+            return None
+        asked = self.typed or talk.waiting or talk.dropped or talk.conversation.exchanges
+        return talk.conversation.id, not asked
 
     def shown(self) -> Talk:
         """The conversation that is shown, once there is one."""

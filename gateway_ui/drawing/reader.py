@@ -33,11 +33,17 @@ class Told(NamedTuple):
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
 
 
-def reader(taken: int, back: tuple[str, str] | None = None, done: Sequence[str] = ()) -> Told:
+def reader(
+    taken: int,
+    back: tuple[str, str] | None = None,
+    done: Sequence[str] = (),
+    shown: tuple[str, bool] | None = None,
+) -> Told:
     """Set it up, and tell it how many questions were taken from the input.
 
     `back`: id and words of a question that go back into the input if that is empty. `done`: the beginnings of the keys
-    of fields whose drafts are to be forgotten, all since the page was loaded.
+    of fields whose drafts are to be forgotten, all since the page was loaded. `shown`: the id of the conversation whose
+    draft stands in the input, and whether nothing has been asked in it; None: it isn't known yet.
     """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
@@ -53,6 +59,7 @@ def reader(taken: int, back: tuple[str, str] | None = None, done: Sequence[str] 
             "taken": taken,
             "back": back,
             "done": [*done],
+            "shown": shown,
         },
         key="reader",
         on_browser_change=lambda: None,

@@ -234,6 +234,42 @@ async def test_two_calls_of_one_tool_are_told_apart_and_broken_json_is_said_befo
     await expect(page.messages.nth(2)).to_contain_text("Result of weather (2 of 2)")
 
 
+async def test_an_empty_result_is_said_beside_its_field_and_not_sent(chat: Open, service: FakeService) -> None:
+    clock, weather = tool_call("clock", {}, id_="c-1"), tool_call("weather", {}, id_="c-2")
+    service.will_answer(clock, weather, completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "What time is it, and how is the weather?")
+    of_clock, of_weather = (page.tab.get_by_label(f"Result of {name}") for name in ("clock", "weather"))
+    said = page.tab.get_by_test_id("stForm").locator(".tw-problem")
+    send = page.tab.get_by_role("button", name="Send", exact=True)
+    why = "Not sent: Result of {} is empty. Say what the tool gave; if nothing, write null."
+    await page.settled()
+    await send.click()
+    await expect(said).to_have_text([why.format("clock"), why.format("weather")])
+    await page.settled()
+    await of_clock.fill("noon")
+    await of_weather.fill(" ")
+    await send.click()
+    await expect(said).to_have_text([why.format("weather")])
+    await page.photograph("tool-result-empty")
+    # However often it is tried, and what was written stays.
+    await page.settled()
+    await send.click()
+    await page.settled()
+    await expect(said).to_have_text([why.format("weather")])
+    await expect(of_clock).to_have_value("noon")
+    assert len(service.requests) == 1
+    await of_weather.fill("null")
+    service.will_answer("It is noon.", completed())
+    await send.click()
+    await expect(page.answer()).to_contain_text("It is noon.")
+    results = service.requests[1].messages[-1]
+    assert results == tool(
+        tool_result(clock.tool_call, {"result": "noon"}), tool_result(weather.tool_call, {"result": None})
+    )
+
+
 async def test_sources_are_links_that_lead_nowhere_unasked(chat: Open, service: FakeService) -> None:
     service.will_answer("A game.", SOURCES, completed())
     page = await chat()

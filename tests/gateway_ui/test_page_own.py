@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,89 @@ async def test_what_is_no_number_does_not_stand_in_a_field_for_numbers(chat: Ope
     await box.press("Tab")
     assert not await box.evaluate("field => field.validity.badInput")
     await expect(box).to_have_value("")
+
+
+async def test_each_conversation_has_its_own_draft(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await page.settled()
+    await page.input.fill("And who invented it?")
+    await anew(page)
+    await expect(page.input).to_have_value("")
+    await answered(page, "What is cricket?")
+    await page.settled()
+    await page.input.fill("How long\nis a match?")
+    for _ in range(2):
+        await reopened(page, "What is baseball?")
+        await expect(page.input).to_have_value("And who invented it?")
+        await reloaded(page)
+        await expect(page.input).to_have_value("And who invented it?")
+        await reopened(page, "What is cricket?")
+        await expect(page.input).to_have_value("How long\nis a match?")
+    await page.input.press("Enter")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert list(service.requests[-1].messages)[::2] == [user("What is cricket?"), user("How long\nis a match?")]
+    # Sent once, it is no draft any more.
+    await expect(page.input).to_have_value("")
+    await reloaded(page)
+    await expect(page.messages).to_have_count(4)
+    await expect(page.input).to_have_value("")
+    await reopened(page, "What is baseball?")
+    await expect(page.input).to_have_value("And who invented it?")
+    await page.input.fill("")
+    await reloaded(page)
+    await expect(page.messages).to_have_count(2)
+    await expect(page.input).to_have_value("")
+
+
+async def test_a_new_conversation_keeps_its_draft_until_something_is_asked(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await anew(page)
+    await page.settled()
+    await page.input.fill("What is cricket?")
+    await reloaded(page)
+    await expect(page.input).to_have_value("What is cricket?")
+    await reopened(page, "What is baseball?")
+    await expect(page.input).to_have_value("")
+    await anew(page)
+    await expect(page.input).to_have_value("What is cricket?")
+    gate = threading.Event()
+    service.will_answer("It is ", gate, "a game.", completed())
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("It is")
+    # While its first answer is being written, the next draft is its own already.
+    await page.input.fill("And golf?")
+    await page.tab.reload()
+    await expect(page.answer()).to_contain_text("It is")
+    await expect(page.input).to_have_value("And golf?")
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await expect(page.input).to_have_value("")
+    gate.set()
+    await reopened(page, "What is cricket?")
+    await expect(page.answer()).to_contain_text("It is a game.")
+    await expect(page.input).to_have_value("And golf?")
+
+
+async def test_what_is_typed_while_a_conversation_is_being_opened_goes_on_from_its_draft(chat: Open) -> None:
+    page = await chat()
+    await answered(page, "What is baseball?")
+    await page.settled()
+    await page.input.fill("And who")
+    await anew(page)
+    await expect(page.input).to_have_value("")
+    await page.input.fill("What is")
+    listed = page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?")
+    # In one turn of the browser: no script can have run in between.
+    await listed.evaluate("""button => {
+      button.click();
+      const input = document.querySelector('[data-testid="stChatInputTextArea"]');
+      input.focus();
+      document.execCommand("insertText", false, "invented it?");
+    }""")
+    await expect(page.messages).to_have_count(2)
+    await expect(page.input).to_have_value("And who\ninvented it?")
+    await anew(page)
+    await expect(page.input).to_have_value("What is")

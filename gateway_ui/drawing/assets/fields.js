@@ -1,11 +1,13 @@
-// Keeps what is being typed into a form. Streamlit forgets it as soon as the form isn't drawn, such as when another
-// conversation is opened, and so does the browser when the page is loaded anew. It is this tab's alone.
+// Keeps what is being typed into a form, and the draft of each conversation. Streamlit forgets a form as soon as it isn't
+// drawn, such as when another conversation is opened, and so does the browser all of it when the page is loaded anew. It
+// is this tab's alone.
 (() => {
   if (window.tokenwireDrafts) return;
   const FIELD = '[class*="st-key-edit-"] textarea, [class*="st-key-result-"] textarea';
   const PREFIX = "tokenwire-draft:";
   const FRAMES = 20;
   const OF_EDIT = /^tokenwire-draft:edit-([0-9a-f]+)-words$/;
+  const EMPTY = "tokenwire-empty";
 
   // A browser may have been told to keep nothing: then nothing is kept.
   const kept = () => {
@@ -59,9 +61,55 @@
     if (target.matches?.('input[type="number"]') && target.validity.badInput) write(target, "");
   }, true);
 
+  // The drafts of questions, as they are in this page: the browser may have no room for them.
+  const questions = new Map();
+  const question = (id) => questions.get(id) ?? kept()?.getItem(`${PREFIX}question-${id}`) ?? "";
+  const keepQuestion = (id, text) => {
+    questions.set(id, text);
+    kept()?.removeItem(`${PREFIX}question-${id}`);
+    try {
+      if (text) kept()?.setItem(`${PREFIX}question-${id}`, text);
+    } catch {
+      // There is no room for it.
+    }
+  };
+  // The conversation that was shown last of those in which nothing has been asked. Nothing leads back to such a one, so
+  // the next one that is empty, as after a reload, takes its draft.
+  let empty = kept()?.getItem(EMPTY) ?? "";
+  const setEmpty = (id) => {
+    empty = id;
+    try {
+      kept()?.setItem(EMPTY, id);
+    } catch {
+      // There is no room for it.
+    }
+  };
+
   let forgotten = 0;
   let told = ""; // the session that knows what is being edited
   window.tokenwireDrafts = {
+    keepQuestion,
+    // A question has been sent in this conversation: a new one takes no draft of it.
+    asked(id) {
+      if (id === empty) setEmpty("");
+    },
+    // Whose draft stands in the input already may have become new, or been asked in.
+    stays(id, isNew) {
+      if (!isNew) this.asked(id);
+      else if (!question(empty)) setEmpty(id);
+    },
+    // The draft of the conversation that is shown from now on; `isNew`: nothing has been asked in it.
+    questionOf(id, isNew) {
+      if (!isNew) this.asked(id);
+      else if (id !== empty) {
+        if (empty && !question(id)) {
+          keepQuestion(id, question(empty));
+          keepQuestion(empty, "");
+        }
+        setEmpty(id);
+      }
+      return question(id);
+    },
     // Forget what was sent or cancelled: all of it since the session began, by the beginnings of its keys.
     forget(session, done) {
       if (session !== told) forgotten = 0;

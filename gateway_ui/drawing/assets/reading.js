@@ -39,6 +39,9 @@ class Input {
   stale = new WeakSet(); // files that were uploaded to a process of the page that has ended
   lost = ""; // what was refused of a draft's files, once Streamlit has cleared it away with a question that went before
   knowingly = false; // whether a question goes without the refused files
+  shown = null; // the conversation that the script shows, as {id, isNew}
+  draftOf = ""; // the id of the one whose draft stands there; empty: another one is about to be shown
+  lostOf = new Map(); // what was `lost` of the drafts of other conversations
 
   constructor() {
     this.refusal = document.createElement("div");
@@ -54,6 +57,7 @@ class Input {
       else if (event.target.closest?.(OPENS)) this.opens(event);
     }, true);
     document.addEventListener("input", (event) => this.makesWhole(event), true);
+    document.addEventListener("input", ({ target }) => { if (target.matches?.(INPUT)) this.keeps(); }, true);
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
@@ -148,13 +152,19 @@ class Input {
       return;
     }
     this.goes();
+    if (this.shown) window.tokenwireDrafts.asked(this.shown.id);
     // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
-    drawn().then(() => { if (!this.empty()) this.sent = this.taken; });
+    drawn().then(() => {
+      if (!this.empty()) this.sent = this.taken;
+      this.keeps();
+    });
   }
 
   // One run of the script may see both, and wouldn't know which came first; or one would end what the other had begun.
   opens(event) {
     if (this.sending) return;
+    // What is typed from now on is for the other one.
+    this.putsAside();
     if (!this.held.length && this.free()) {
       this.goes();
       return;
@@ -174,6 +184,46 @@ class Input {
     this.session = session;
   }
 
+  // Each conversation has its own draft.
+  keeps() {
+    // While a question is sent that was held, it stands in the place of the draft.
+    if (this.draftOf && !this.sending) window.tokenwireDrafts.keepQuestion(this.draftOf, document.querySelector(INPUT).value);
+  }
+
+  putsAside() {
+    const input = document.querySelector(INPUT);
+    if (!this.draftOf || this.composing || !input) return;
+    this.keeps();
+    this.lostOf.set(this.draftOf, this.lost);
+    this.draftOf = this.lost = "";
+    this.refusal.remove(); // it speaks of the words that stood there
+    if (input.value) this.write(input, "");
+  }
+
+  // Put the draft of the conversation that is shown into the input. Until a click on another one has been taken, what
+  // the script tells is of the one before.
+  bringsBack() {
+    const input = document.querySelector(INPUT);
+    if (!this.shown || this.shown.id === this.draftOf || !input) return;
+    if (this.sending || this.composing || !this.free() || this.held.some(({ key }) => key)) return;
+    const { lost } = this;
+    const { value: before, selectionStart, selectionEnd } = input;
+    this.putsAside();
+    const draft = window.tokenwireDrafts.questionOf(this.shown.id, this.shown.isNew);
+    // What has been typed meanwhile goes on from there.
+    const text = [draft, input.value].filter(Boolean).join("\n");
+    if (text !== input.value) this.write(input, text);
+    if (text === before) input.setSelectionRange(selectionStart, selectionEnd);
+    this.draftOf = this.shown.id;
+    this.lost = this.lostOf.get(this.draftOf) ?? (text === before ? lost : "");
+    this.keeps();
+  }
+
+  shows(id, isNew) {
+    this.shown = { id, isNew };
+    if (id === this.draftOf) window.tokenwireDrafts.stays(id, isNew);
+  }
+
   took(count) {
     this.taken = Math.max(this.taken, count);
     this.release();
@@ -181,6 +231,7 @@ class Input {
 
   // Send the next text that waits, in the place of the draft that stands there meanwhile. No key comes in between.
   async release() {
+    this.bringsBack();
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
     this.sending = true;
@@ -210,7 +261,7 @@ class Input {
     const input = document.querySelector(INPUT);
     if (!input || id === this.back) return false;
     this.back = id;
-    if (input.value || document.querySelector(FILE) || this.held.length || this.sending) return false;
+    if (!this.draftOf || input.value || document.querySelector(FILE) || this.held.length || this.sending) return false;
     this.write(input, text);
     return true;
   }
@@ -515,6 +566,7 @@ export default ({ data, setStateValue }) => {
   }
   window.tokenwireInput ??= new Input();
   window.tokenwireInput.meets(data.session);
+  if (data.shown) window.tokenwireInput.shows(...data.shown);
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);
   const edited = window.tokenwireDrafts.edited(data.session);

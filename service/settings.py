@@ -380,6 +380,11 @@ class Settings:
         return _is_exposed(self.host)
 
     @classmethod
+    def variables(cls) -> Mapping[str, str]:
+        """By the field of each setting: its variable."""
+        return {one.name: source(one).variable for one in fields(cls)}
+
+    @classmethod
     def names(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Mapping[str, str]:
         """By the field of each setting, what to call it in messages: the flag that sets it, else its variable."""
         flags, _ = _flags(parser(cls, ""), argv)

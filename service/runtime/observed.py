@@ -33,8 +33,11 @@ class Observed(NamedTuple):
     """Models, as `Traces` wants them; None: no traces are sent."""
 
     @classmethod
-    def of(cls, settings: Settings, *, traces: bool = False, workers: int = 1) -> Self:
-        """As the settings have it; it listens from here on. `traces`: whether they are sent. Raises SettingError."""
+    def of(cls, settings: Settings, *, traces: bool = False, workers: int = 0) -> Self:
+        """As the settings have it; it listens from here on. `traces`: whether they are sent. Raises SettingError.
+
+        `workers` as `Metrics` has them.
+        """
         traced = settings.telemetry_names if traces else None
         metrics = Metrics(
             settings.telemetry_names,

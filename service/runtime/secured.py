@@ -27,7 +27,7 @@ class Secured(NamedTuple):
 
         `names`: what to call settings in messages, as `Settings.names` tells it; None: by their variables.
         """
-        names = names or Settings.names((), {})
+        names = names or Settings.variables()
         wrong: list[str] = []
         asked = stop.asked_anew()
         certificates, identity = None, Identity()

@@ -55,7 +55,7 @@ class Certificates:
         With `client_ca` a client has to show a certificate of one of these authorities. `names`: what to call the
         settings in messages, as `Settings.names` tells it; None: by their variables.
         """
-        self._names = names or Settings.names((), {})
+        self._names = names or Settings.variables()
         self._paths = {"tls_certificate": certificate, "tls_key": key}
         if client_ca:
             self._paths["tls_client_ca"] = client_ca

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from .call_record import CallRecord
-from .numbers import Counter, Gauge, Histogram, Number
+from .numbers import Counter, Gauge, Histogram, Number, share
 
 METHODS = {
     "Generate": "tokenwire.v1.GenerationService/Generate",
@@ -50,9 +50,9 @@ class Metrics:
         reasons: Sequence[str] = (),
         fallback: str = "",
         redis: bool = False,
-        workers: int = 1,
+        workers: int = 0,
     ) -> None:
-        """To be made before the workers are forked, who then `join`.
+        """To be made before the workers are forked, who then `join`; no `workers`: this process is the only one.
 
         `models`: by the public name of each on offer, its provider's name in OpenTelemetry. `reasons` of errors.
         `fallback`: the model that may answer for another one. `redis`: whether callers are counted there.
@@ -141,7 +141,7 @@ class Metrics:
         self.lag = Histogram(
             "tokenwire_event_loop_lag_seconds", "By how much the event loop was late, four times a second", _LAGS
         )
-        worker = [(str(one),) for one in range(workers)]
+        worker = [(str(one),) for one in range(max(1, workers))]
         self.started = Gauge(
             "tokenwire_worker_start_time_seconds", "When each worker began, as Unix time", ("worker",), worker
         )
@@ -160,8 +160,8 @@ class Metrics:
         self._parent = workers
         self._worker = 0
         self._redis = (0, 0)
-        for one in self.all:
-            one.share(workers + 1)
+        if workers:
+            share(self.all, workers + 1)
 
     def join(self, worker: int) -> None:
         """Count as this worker from here on."""

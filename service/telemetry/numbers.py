@@ -52,14 +52,17 @@ class Number:
         self._places = {one: place * cells for place, one in enumerate(known)}
         self._other = (len(known) - 1) * cells
         self._cells = cells
-        self._rows: list[memoryview[float]] = []
-        self.share(1)
+        self.use([memoryview(bytearray(self.size * 8)).cast("d")])
 
-    def share(self, rows: int) -> None:
-        """Begin anew with so many rows. To be called before the workers are forked, who then `join`."""
-        size = len(self._places) * self._cells
-        self._rows = [memoryview(mmap.mmap(-1, size * 8)).cast("d") for _ in range(rows)]
-        self._row = self._rows[0]
+    @property
+    def size(self) -> int:
+        """How many numbers a row takes."""
+        return len(self._places) * self._cells
+
+    def use(self, rows: Sequence["memoryview[float]"]) -> None:
+        """Begin anew in these rows, which other processes may share: in the first of them, unless told to `join`."""
+        self._rows = rows
+        self._row = rows[0]
 
     def join(self, row: int) -> None:
         """Count in this row from here on; what one before has counted there stays."""
@@ -75,6 +78,16 @@ class Number:
         """Where it stands. A label that was never said beforehand is only shown where it has come."""
         found = [Sample(labels, self._sum(place)) for labels, place in self._places.items()]
         return [one for one in found if one.value or OTHER not in one.labels]
+
+
+def share(numbers: Iterable[Number], rows: int) -> None:
+    """Have all of these begin anew in so many rows of memory that forked processes share: to be called before."""
+    found = [*numbers]
+    memory = [memoryview(mmap.mmap(-1, 8 * sum(one.size for one in found))).cast("d") for _ in range(rows)]
+    begin = 0
+    for one in found:
+        one.use([row[begin : begin + one.size] for row in memory])
+        begin += one.size
 
 
 class Counter(Number):

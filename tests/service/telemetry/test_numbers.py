@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.telemetry.numbers import OTHER, Counter, Gauge, Histogram, Number, Sample
+from service.telemetry.numbers import OTHER, Counter, Gauge, Histogram, Number, Sample, share
 from tests.marks import needs_fork
 
 LABELS = ("a", "b")
@@ -16,7 +16,7 @@ KNOWN = [("x", "1"), ("x", "2"), ("y", "1")]
 
 
 def shared(number: Any, rows: int) -> Any:
-    number.share(rows)
+    share([Counter("other", "text"), number], rows)
     return number
 
 

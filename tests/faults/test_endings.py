@@ -103,13 +103,13 @@ async def test_an_answer_without_a_single_message_is_cut(upstream: Emulator, ser
 
 async def test_a_connection_to_upstream_that_is_reset_is_told_at_once(upstream: Emulator, served: ServerChild) -> None:
     async with served.caller() as caller:
-        for _ in range(10):
-            upstream.script.play(answer("one ", "two", wait_for("read"), cut()))
+        for number in range(10):
+            upstream.script.play(answer("one ", "two", wait_for(f"read {number}"), cut()))
             call = caller.start()
             while (await call.read()).text != "two":
                 pass
             begin = time.monotonic()
-            upstream.open_gate("read")
+            upstream.open_gate(f"read {number}")
             messages, error = await fate(call)
             record("upstream reset", 1000 * (time.monotonic() - begin))
             assert messages == []

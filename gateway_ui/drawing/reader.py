@@ -9,13 +9,15 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
-# The last one is what Streamlit calls.
 _SCRIPTS = ("markdown.js", "focus.js", "fields.js", "drawer.js", "reading.js")
 
+# Streamlit sends a component whole with each run in which anything of it is another. What is large and never changes
+# is one of its own, and sent once.
+_CODE = st.components.v2.component(
+    "tokenwire_code", js="\n".join((_ASSETS / name).read_text() for name in _SCRIPTS), isolate_styles=False
+)
 _COMPONENT = st.components.v2.component(
-    "tokenwire_reader",
-    js="\n".join((_ASSETS / name).read_text() for name in _SCRIPTS),
-    isolate_styles=False,
+    "tokenwire_reader", js=(_ASSETS / "reader.js").read_text(), isolate_styles=False
 )
 
 COOKIE = "tokenwire_browser"
@@ -51,6 +53,7 @@ def reader(
     context = get_script_run_ctx()
     # Another one for the same tab means that the page's process is another one.
     session = "" if context is None else context.session_id
+    _CODE(key="code", height=0)
     result: Any = _COMPONENT(
         data={
             "cookie": COOKIE,

@@ -559,7 +559,7 @@ const browser = async (name) => {
   return known(name) || secret(); // without cookies it lives as long as this tab
 };
 
-export default ({ data, setStateValue }) => {
+window.tokenwireReader ??= ({ data, setStateValue }) => {
   if (!window.tokenwireReading) {
     const main = document.querySelector(START_OF_PAGE);
     if (main) window.tokenwireReading = new Reading(main);
@@ -575,3 +575,5 @@ export default ({ data, setStateValue }) => {
   if (data.known || window.tokenwireBrowser) return;
   window.tokenwireBrowser = browser(data.cookie).then((found) => setStateValue("browser", found));
 };
+
+export default () => {}; // what is called with each run is reader.js

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from playwright.async_api import BrowserContext, Page, async_playwright
+from playwright.async_api import BrowserContext, Error, Page, async_playwright
 
 from tests.ports import free_port
 
@@ -114,6 +114,9 @@ async def tab(browser: BrowserContext, request: pytest.FixtureRequest) -> AsyncI
     yield tab
     if request.node.stash.get(_FAILED, False):
         request.node.add_report_section("teardown", "page", await tab.inner_text("body"))
+    with suppress(Error):  # it stands nowhere, or is closed
+        # Streamlit keeps there whether the drawer stands open: the next test is another person's.
+        await tab.evaluate("() => localStorage.clear()")
     await tab.close()
     assert not outside
 

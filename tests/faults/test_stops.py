@@ -340,7 +340,7 @@ DEMO = """
 import signal, sys
 from pathlib import Path
 from tokenwire.cli import demo
-def run(question, *, once):
+def run(question, **_):
     with demo._Children(Path(question)) as children:
         children.start("model", "emulator", "--mind", "script", "--port", "0")
         print(children._running[0][1].pid, flush=True)

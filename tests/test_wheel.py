@@ -148,7 +148,7 @@ def test_it_holds_what_the_tree_holds_byte_for_byte(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     packed = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
     tree = {}
-    for package in ("tokenwire", "service", "gateway_ui", "vertex_emulator"):
+    for package in ("tokenwire", "service", "gateway_ui", "vertex_emulator", "deploy/envoy"):
         for path in (ROOT / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 above = "" if package == "tokenwire" else "tokenwire/"

@@ -58,6 +58,7 @@ class Metrics:
         `fallback`: the model that may answer for another one. `redis`: whether callers are counted there.
         """
         self._providers = models
+        self._reasons = frozenset(reasons)
         names = tuple(models)
         each = [(one,) for one in names]
         asked = [("chat", models[one], one, one) for one in names]
@@ -203,6 +204,13 @@ class Metrics:
             self.special_tokens.add(model, "reasoning", by=record.tokens_reasoning or 0)
             if code == "OK" and record.first is not None and record.tokens_out > 1:
                 self.each_token.observe((seconds - record.first) / (record.tokens_out - 1), *about)
+
+    def outcome(self, error: BaseException) -> str:
+        """How an attempt ended that this has ended."""
+        if not isinstance(error, Exception):
+            return CANCELLED
+        reason = getattr(error, "reason", "")  # errors of libraries have one, too, which may say anything
+        return reason if isinstance(reason, str) and reason in self._reasons else "INTERNAL"
 
     def redis(self, *, up: bool, losses: int, undecided: int) -> None:
         """Take note of how it stands with Redis: what this worker has seen of it since it began."""

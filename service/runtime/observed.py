@@ -34,7 +34,7 @@ class Observed(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, *, traces: bool = False, workers: int = 0) -> Self:
-        """As the settings have it; it listens from here on. `traces`: whether they are sent. Raises SettingError.
+        """As the settings have it; takes the port. `traces`: whether they are sent. Raises SettingError.
 
         `workers` as `Metrics` has them.
         """
@@ -53,7 +53,6 @@ class Observed(NamedTuple):
             listening = socket.socket(family, kind, protocol)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
-            listening.listen(_BACKLOG)
         except OSError as error:
             raise metrics_refusal(settings, error) from error
         # Several processes wait for it: one that comes too late for a client must not wait there for another.
@@ -73,6 +72,8 @@ class Observed(NamedTuple):
             if self.listening is not None:
                 from ..telemetry.prometheus import served  # noqa: PLC0415 - only needed here
 
+                # Not before: a client is to be refused while nobody answers, and not to wait.
+                self.listening.listen(_BACKLOG)
                 await stack.enter_async_context(served(self.watch.metrics.all, readings, self.listening))
             yield
 

@@ -1,4 +1,4 @@
-"""Whoever watches a service in production: takes its spans, and reads its metrics every five seconds."""
+"""Stands in for monitoring: takes the spans of a service, and reads its metrics every five seconds."""
 
 import socket
 import threading
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 @contextmanager
 def watching() -> Iterator[Watcher]:
-    """It watches until it is left; on threads of this process, whose time is nobody's figure."""
+    """It watches until it is left. It runs in threads of this process, whose CPU time is not measured."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     watcher, over = Watcher(f"http://127.0.0.1:{server.server_address[1]}", []), threading.Event()
 

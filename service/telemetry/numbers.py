@@ -1,6 +1,6 @@
 """Numbers that all workers of a server count together: counters, gauges and histograms in shared memory.
 
-Each worker counts in a row of its own, and whoever looks reads all rows: there is no lock that a dying worker could
+Each worker counts in a row of its own, and a reader adds all rows up: there is no lock that a dying worker could
 keep, no file that it could leave behind, and what it had counted stays. What a label may be is said beforehand, so that
 nothing a caller chooses can ever become one.
 """
@@ -37,7 +37,7 @@ class Reading(NamedTuple):
 
 
 class Number:
-    """What all kinds have in common. Counting is for the event loop alone, looking for anybody."""
+    """What all kinds have in common. Only the event loop counts; any thread may look."""
 
     kind: ClassVar[str]
 

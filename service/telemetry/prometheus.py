@@ -78,21 +78,21 @@ class _Server(WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing: a client that leaves in the middle is none of the server's trouble."""
+        """Ignored: a client that leaves in the middle needs no line in the log."""
 
 
 class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE_SECONDS
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the library
-        """Nothing: Prometheus asks every few seconds."""
+        """Ignored: Prometheus asks every few seconds, and no request needs a line in the log."""
 
 
 @asynccontextmanager
 async def served(
     numbers: Iterable[Number], read: Callable[[], Iterable[Reading]], listening: socket.socket
 ) -> AsyncIterator[None]:
-    """Within, answer whoever connects, with what `read` gives on the running event loop beside the numbers.
+    """Within, answer each client with the numbers, and with what `read` gives on the running event loop.
 
     Other processes may wait on the same socket, which doesn't block; it stays open.
     """

@@ -1,4 +1,4 @@
-"""Several replicas behind one Envoy: whoever goes away takes no new call with it."""
+"""Several replicas behind one Envoy: one that goes away takes no new call with it."""
 
 import asyncio
 import os

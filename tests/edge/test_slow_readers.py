@@ -1,4 +1,4 @@
-"""Whoever doesn't read holds a bounded part of an answer, and nobody else's."""
+"""A caller that doesn't read holds a bounded part of an answer, and holds up no other caller."""
 
 import socket
 from contextlib import ExitStack

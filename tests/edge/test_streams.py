@@ -178,7 +178,7 @@ async def test_an_answer_that_was_cut_short_says_so(http: httpx.AsyncClient, ver
 
 
 @pytest.mark.parametrize(("method", "headers"), WAYS)
-async def test_whoever_goes_away_cancels_upstream(
+async def test_a_caller_that_goes_away_cancels_upstream(
     http: httpx.AsyncClient, vertex: Emulator, method: str, headers: dict[str, str]
 ) -> None:
     vertex.script.play(answer("Baseball ", silence()))

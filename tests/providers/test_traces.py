@@ -1,4 +1,4 @@
-"""Whatever carries an attempt upstream, its trace goes on there."""
+"""The trace of an attempt goes on upstream, by each provider."""
 
 from typing import Any
 

@@ -163,7 +163,7 @@ def _free_addresses(host: str, port: int, flag: str) -> list[str]:
     found: list[str] = []
     try:
         for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
-            # Envoy shares its port with whoever else does, and would get a part of the connections only.
+            # Envoy shares its port with any program that shares it too, and would get only a part of the connections.
             try:
                 socket.create_server(address[:2], family=family).close()
             except OSError as error:

@@ -310,9 +310,9 @@ class GenerateResponse(_message.Message):
 
     @_builtins.property
     def failed(self) -> _status_pb2.Status:
-        """The last message of a stream that fails behind its first one, with the status that follows: for whoever reads the
-        stream as lines of HTTP, where no status follows. Only for callers that send the metadata `tokenwire-failed:
-        in-stream`, and not where the caller doesn't read, or is gone.
+        """The last message of a stream that fails after its first message. It is the same status that follows as the call's.
+        For callers over HTTP, who get no status at the end of a stream. Only sent to callers that send the metadata
+        `tokenwire-failed: in-stream`, and not to a caller that doesn't read, or is gone.
         """
 
     def __init__(

@@ -71,7 +71,7 @@ async def test_so_is_a_server_that_goes(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("metadata", [(), (("tokenwire-failed", ""),), (("tokenwire-failed", "yes"),)])
-async def test_whoever_does_not_want_it_hears_the_status_alone(
+async def test_a_caller_that_does_not_want_it_hears_the_status_alone(
     serve: Serve, metadata: tuple[tuple[str, str], ...]
 ) -> None:
     served = await serve(FakeProvider([Started(MODEL), Text("a"), UpstreamCut("The model ended the call")]))

@@ -33,7 +33,7 @@ def found(number: Number) -> dict[tuple[str, ...], Sample]:
         )
     )
 )
-def test_whoever_counts_all_of_it_is_there_and_under_no_other_labels_than_those_known(
+def test_all_that_is_counted_in_any_row_is_there_and_only_under_labels_that_are_known(
     counts: list[tuple[int, tuple[str, str], int]],
 ) -> None:
     counter = shared(Counter("n", "text", LABELS, KNOWN), 3)

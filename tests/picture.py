@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 from tests.browser import CHROMIUM_FLAGS
 from tests.ports import free_port
 from tokenwire import Client, TokenwireError
-from tokenwire.cli.demo import MODEL, WHAT_IT_TAKES
+from tokenwire.cli.running.demo import MODEL, WHAT_IT_TAKES
 
 GIF = Path(__file__).parents[1] / "docs" / "page.gif"
 FRAME_SECONDS = 0.2

@@ -18,9 +18,9 @@ OURS = {"tokenwire", "service", "gateway_ui", "vertex_emulator", "bench", "tests
 # By the longest name that fits: sets of extras, each of which is enough for the module beside what every caller has.
 NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
-    "tokenwire.cli.demo": [{"server", "local"}],
-    "tokenwire.cli.edge": [{"edge"}],
-    "tokenwire.cli.envoy_configuration": [{"edge"}],
+    "tokenwire.cli.running.demo": [{"server", "local"}],
+    "tokenwire.cli.running.edge": [{"edge"}],
+    "tokenwire.cli.running.envoy_configuration": [{"edge"}],
     "service": [{"server"}],
     "service.admission.redis_link": [{"server", "redis"}],
     "service.telemetry.traces": [{"server", "otel"}],

@@ -46,8 +46,8 @@ ONLY = {
     "google.auth": {"service.app", "service.providers.gemini.credentials"},
     "google.genai": {"service.providers.gemini.over_http"},
     "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
-    "envoy": {"tokenwire.cli.edge"},
-    "yaml": {"tokenwire.cli.envoy_configuration"},
+    "envoy": {"tokenwire.cli.running.edge"},
+    "yaml": {"tokenwire.cli.running.envoy_configuration"},
     "uvicorn": {"vertex_emulator.http.server"},
     "streamlit": {
         *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "asking", "conversations", "sidebar", "tab")),

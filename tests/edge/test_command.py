@@ -19,7 +19,7 @@ from tests.certificates import Authority
 from tests.edge.conftest import Running, children, read, running_edge, running_service
 from tests.marks import needs_file_modes
 from tests.ports import free_port
-from tokenwire.cli import edge
+from tokenwire.cli.running import edge
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, status
 

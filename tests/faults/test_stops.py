@@ -339,7 +339,7 @@ async def test_nohup_is_heeded(forkserver: ForkServer, upstream: Emulator) -> No
 DEMO = """
 import signal, sys
 from pathlib import Path
-from tokenwire.cli import demo
+from tokenwire.cli.running import demo
 def run(question, **_):
     with demo._Children(Path(question)) as children:
         children.start("model", "emulator", "--mind", "script", "--port", "0")

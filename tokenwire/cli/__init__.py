@@ -1,1 +1,1 @@
-"""The command `tokenwire`. Each subcommand lives with what it runs; here is only the list of them, and the demo."""
+"""The command `tokenwire`. Each subcommand lives with what it runs; here is only the list of them."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from tokenwire.cli.programs import program
+from tokenwire.cli.running.programs import program
 
 # name -> (module, as `program` finds it, whose `main(argv, prog=...)` runs it, the line that help shows)
 COMMANDS = {
@@ -15,9 +15,9 @@ COMMANDS = {
     "count": ("cli.count", "count the tokens of a question"),
     "usage": ("cli.usage", "tell what a caller has used of its quotas"),
     "ui": ("gateway_ui.__main__", "serve the chat page"),
-    "edge": ("cli.edge", "run Envoy in front of it, for HTTP and browsers"),
+    "edge": ("cli.running.edge", "run Envoy in front of it, for HTTP and browsers"),
     "emulator": ("vertex_emulator.__main__", "run a local Vertex AI: SmolLM2, or a script for tests"),
-    "demo": ("cli.demo", "run all of these together, without an account"),
+    "demo": ("cli.running.demo", "run all of these together, without an account"),
 }
 
 HELP = """usage: tokenwire COMMAND [OPTIONS]

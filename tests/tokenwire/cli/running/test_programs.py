@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 
 import service
-from tokenwire.cli.programs import program
+from tokenwire.cli.running.programs import program
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from tokenwire.cli import envoy_configuration
-from tokenwire.cli.programs import program
+from tokenwire.cli.running import envoy_configuration
+from tokenwire.cli.running.programs import program
 
 QUESTION = "What is baseball?"
 STOP_SECONDS = 10  # for a child to end by itself before it is killed

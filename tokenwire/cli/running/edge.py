@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tokenwire.cli import arguments, envoy_configuration
+from tokenwire.cli import arguments
+from tokenwire.cli.running import envoy_configuration
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080

@@ -15,10 +15,11 @@ from typing import Any, Self
 import pytest
 
 from tests.marks import needs_terminal
-from tokenwire.cli import ask, demo
+from tokenwire.cli import ask
+from tokenwire.cli.running import demo
 from vertex_emulator.answerers import weights
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Commands that start programs, and end them: the demo, and Envoy in front of the service."""

@@ -53,7 +53,7 @@ ONLY = {
         *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "asking", "conversations", "sidebar", "tab")),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },
-    "PIL": {"gateway_ui.input.attachments"},
+    "PIL": {"gateway_ui.input.images"},
     "markdown_it": {
         f"gateway_ui.drawing.markdown.{name}"
         for name in (

@@ -15,7 +15,7 @@ from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Excha
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
 from gateway_ui.input import attachments
-from gateway_ui.input.attachments import Attachment
+from gateway_ui.input.attached import Attachment
 from gateway_ui.sidebar import Choices
 from gateway_ui.tab import Tab
 from tests.tokenwire.fake_service import FakeService, Refusal, completed

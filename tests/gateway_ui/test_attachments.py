@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
-from gateway_ui.input import attachments
+from gateway_ui.input import attachments, images
+from gateway_ui.input.attached import Attachment
 from gateway_ui.input.attachments import attach, attach_all, described, endings, hint, inline_bytes, too_much
 from tests.marks import needs_peak
 from tokenwire import inline, user
@@ -412,27 +413,27 @@ def test_the_largest_image_of_each_format_takes_the_memory_that_is_said(
     data = picture(form, side, side, mode, **options)
     command = [sys.executable, "-c", PEAK, str(len(data))]
     told = subprocess.run(command, input=data + first, capture_output=True, check=True).stdout
-    assert int(told) < 1.5 * attachments._MOST_DECODED_BYTES / MB
+    assert int(told) < 1.5 * images._MOST_DECODED_BYTES / MB
 
 
 def test_images_of_all_tabs_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted, alone = attachments._fitted, []
+    fitted, alone = images._fitted, []
 
-    def look(*arguments: Any) -> attachments.Attachment:
-        alone.append(not attachments._ONE_AT_A_TIME.acquire(blocking=False))
+    def look(*arguments: Any) -> Attachment:
+        alone.append(not images._ONE_AT_A_TIME.acquire(blocking=False))
         return fitted(*arguments)
 
-    monkeypatch.setattr(attachments, "_fitted", look)
+    monkeypatch.setattr(images, "_fitted", look)
     attach("a.png", picture("PNG"), ["image"])
     assert alone == [True]
-    assert attachments._ONE_AT_A_TIME.acquire(blocking=False), "and nobody waits for ever"
-    attachments._ONE_AT_A_TIME.release()
+    assert images._ONE_AT_A_TIME.acquire(blocking=False), "and nobody waits for ever"
+    images._ONE_AT_A_TIME.release()
 
 
 def test_an_image_made_smaller_in_strips_has_no_seams() -> None:
     data = photo("PNG", 4000, 3900, noise=200)
     whole = shown(data).resize((3072, 2995), Image.Resampling.LANCZOS)
-    strips = attachments._shrunk(shown(data))
+    strips = images._shrunk(shown(data))
     assert strips.size == whole.size
     assert max(ImageChops.difference(whole, strips).tobytes()) <= 1
 

@@ -12,7 +12,8 @@ from tokenwire.v1.config_pb2 import GenerationConfig, GoogleSearch, Tool
 from tokenwire.v1.generation_service_pb2 import CallerUsage, GenerateRequest, Model
 
 from .input import attachments
-from .input.schemas import read_schema, read_tools
+from .input.schemas import read_schema
+from .input.tools import read_tools
 
 _ARTICLE_SECONDS_PER_LETTER = 0.02
 

@@ -6,7 +6,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway_ui.input.schemas import PastedError, read_schema, read_tools
+from gateway_ui.input.pasted import PastedError
+from gateway_ui.input.schemas import read_schema
+from gateway_ui.input.tools import read_tools
 from service.contract import rules, schema_rules
 from service.contract.values import plain
 from service.errors import Violation

@@ -1,4 +1,4 @@
-"""JSON that was pasted: read as it stands there, what of it can't be sent, and how mistakes are told, with their paths."""
+"""Pasted JSON: read as it stands there, what of it can't be sent, and how mistakes are told, with their paths."""
 
 import difflib
 import itertools

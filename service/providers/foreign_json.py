@@ -78,3 +78,18 @@ def fault(place: str) -> errors.UpstreamFault:
     return errors.UpstreamFault(
         f"The model's server answered with a chunk whose {place} is nothing that can be read", metadata={"field": place}
     )
+
+
+def is_object(value: Any) -> bool:
+    """Whether it is one of JSON."""
+    return isinstance(value, Mapping)
+
+
+def object_or_empty(value: Any) -> Mapping[str, Any]:
+    """The object; an empty one for what is none, where nothing is lost by that."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def list_or_empty(value: Any) -> Sequence[Any]:
+    """The list; an empty one for what is none, where nothing is lost by that."""
+    return value if isinstance(value, list) else ()

@@ -11,7 +11,7 @@ Source: https://cloud.google.com/vertex-ai/generative-ai/docs/reference/rest/v1b
 
 import base64
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,18 +21,16 @@ from ...generation.events import (
     Event,
     Finished,
     FinishReason,
-    Grounding,
     Logprobs,
     SafetyRating,
-    Source,
-    Support,
     Text,
     TokenLogprob,
     Usage,
 )
 from ...generation.prompt import Reasoning, ToolCall
-from ..foreign_json import fault, json_list, json_object, plain, text_of
+from ..foreign_json import fault, is_object, json_list, json_object, list_or_empty, object_or_empty, plain, text_of
 from ..half_characters import Words
+from .grounding import Said, Sources, citations
 from .prompts import OWN_ID, Json
 
 LONGEST_PIECE_CHARACTERS = 512 * 1024
@@ -45,10 +43,6 @@ _COUNTS = {
     "cached_tokens": "cachedContentTokenCount",
     "total_tokens": "totalTokenCount",
 }
-
-_LONGEST_CITED_CHARACTERS = 128 * 1024
-_MOST_PLACED = 500
-"""Of an answer whose text is looked at for the places of what rests on sources: each costs some 30 us then."""
 
 ABOUT_PARTS = frozenset({"thought", "thoughtSignature", "videoMetadata", "mediaResolution", "partMetadata"})
 """What a part may hold beside what it says."""
@@ -116,144 +110,6 @@ def unknown_part(kind: str) -> errors.UpstreamFault:
     return errors.UpstreamFault(text, metadata={"part": kind})
 
 
-class _Text:
-    """The answer's text so far, in which Gemini tells the places of what rests on sources."""
-
-    def __init__(self) -> None:
-        self._pieces: list[str] | None = []
-        """None: it is not looked at any more."""
-        self._length = 0
-        self._placed = 0
-        """How many supports have been looked for."""
-
-    def add(self, piece: str) -> None:
-        self._length += len(piece)
-        if self._length > _LONGEST_CITED_CHARACTERS:
-            self._pieces = None
-        if self._pieces is not None:
-            self._pieces.append(piece)
-
-    def placed(self, supports: Sequence[tuple[Support, int]]) -> tuple[Support, ...]:
-        """Each at its place in the text; Gemini tells it in one of the answer's parts, of whichever message."""
-        if not supports:
-            return ()
-        self._placed += len(supports)
-        if self._placed > _MOST_PLACED:
-            self._pieces = None
-        whole = "".join(self._pieces or ()).encode(errors="surrogatepass")
-        return tuple(_placed(support, part, whole) for support, part in supports)
-
-
-def _placed(support: Support, part: int, whole: bytes) -> Support:
-    """At the place where its own words stand in the text, if there is but one; else as told, or not told.
-
-    Which part is which, where an answer comes in many messages, nobody says; a place in the first is one in the text.
-    """
-    words = support.text.encode(errors="surrogatepass")
-    if words and not part and whole[support.start : support.end] == words:
-        return support
-    start = whole.find(words) if words else -1
-    if start >= 0 and whole.find(words, start + 1) < 0:
-        return replace(support, start=start, end=start + len(words))
-    return replace(support, start=None, end=None) if part else support
-
-
-class _Sources:
-    """What the answer rests on, as far as it has been told. Sources may come before or behind what rests on them."""
-
-    def __init__(self) -> None:
-        self._all: tuple[Source, ...] = ()
-        self._early: tuple[tuple[Support, int], ...] = ()
-        """Those whose sources have not come."""
-
-    def grounding(self, candidate: Json, text: _Text, *, last: bool) -> Grounding | None:
-        """What this message tells of it, with all the sources that its supports point to; None: nothing.
-
-        `text` is the answer's so far; `last`: no more sources will come.
-        """
-        found = _mapping(candidate.get("groundingMetadata"))
-        sources = tuple(map(_source, _list(found.get("groundingChunks"))))
-        queries = tuple(
-            words
-            for name in ("webSearchQueries", "retrievalQueries")
-            for one in _list(found.get(name))
-            if (words := plain(one))
-        )
-        supports = tuple(map(_support, filter(_is_mapping, _list(found.get("groundingSupports")))))
-        # All so far, told again, or some more.
-        self._all = sources if sources[: len(self._all)] == self._all else self._all + sources
-        again = set(supports)
-        supports = (*(one for one in self._early if one not in again), *supports)
-        early = () if last else (place for place, (one, _) in enumerate(supports) if _highest(one) >= len(self._all))
-        ready = next(iter(early), len(supports))
-        supports, self._early = supports[:ready], supports[ready:]
-        told = text.placed(supports)
-        if max(map(_highest, told), default=-1) >= len(sources):
-            sources = self._all
-        # What points beyond all sources points to nothing.
-        told = tuple(
-            replace(one, sources=tuple(place for place in one.sources if place < len(sources))) for one in told
-        )
-        grounding = Grounding(sources=sources, supports=told, queries=queries)
-        return None if grounding == Grounding() else grounding
-
-
-def _citations(candidate: Json) -> Iterator[Grounding]:
-    if cited := list(filter(_is_mapping, _list(_mapping(candidate.get("citationMetadata")).get("citations")))):
-        yield Grounding(
-            sources=tuple(
-                Source(uri=plain(one.get("uri")), title=plain(one.get("title")), license=plain(one.get("license")))
-                for one in cited
-            ),
-            supports=tuple(
-                Support(text="", sources=(place,), start=_index(one, "startIndex", 0), end=_index(one, "endIndex"))
-                for place, one in enumerate(cited)
-            ),
-        )
-
-
-def _source(chunk: Any) -> Source:
-    """One that can't be read keeps its place: others are pointed to by theirs."""
-    kinds = [value for value in _mapping(chunk).values() if isinstance(value, Mapping)]
-    told = kinds[0] if kinds else {}
-    return Source(uri=plain(told.get("uri")), title=plain(told.get("title")))
-
-
-def _support(support: Json) -> tuple[Support, int]:
-    """With its place in a part, and that part's number."""
-    segment = _mapping(support.get("segment"))
-    told = Support(
-        text=plain(segment.get("text")),
-        sources=tuple(one for one in _list(support.get("groundingChunkIndices")) if json_values.count(one) is not None),
-        start=_index(segment, "startIndex", 0) if segment else None,
-        end=_index(segment, "endIndex"),
-    )
-    return told, json_values.count(segment.get("partIndex")) or 0
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _mapping(value: Any) -> Json:
-    """The object; an empty one for what is none, where nothing is lost by that."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> Sequence[Any]:
-    """The list; an empty one for what is none, where nothing is lost by that."""
-    return value if isinstance(value, list) else ()
-
-
-def _highest(support: Support) -> int:
-    return max(support.sources, default=-1)
-
-
-def _index(holder: Json, field: str, default: int | None = None) -> int | None:
-    """One that upstream can't mean is as good as none."""
-    return json_values.count(holder.get(field, default))
-
-
 def _tokens(result: Any) -> Iterator[TokenLogprob]:
     """Those whose probability is told; 0 would be certainty."""
     place = "candidates.logprobsResult"
@@ -299,8 +155,8 @@ class Answer:
         self.usage: Usage | None = None
         self.model_version = ""
         self._ratings: Any = None
-        self._sources = _Sources()
-        self._text = _Text()
+        self._sources = Sources()
+        self._text = Said()
         self._ids: set[str] = set()
         self._words, self._thoughts = Words(f"{_PARTS}.text"), Words(f"{_PARTS}.text")
 
@@ -326,7 +182,7 @@ class Answer:
                 self._text.add(event.text)
         if (grounding := self._sources.grounding(candidate, self._text, last=bool(self.reason))) is not None:
             said.append(grounding)
-        said += _citations(candidate)
+        said += citations(candidate)
         if tokens := tuple(_tokens(candidate.get("logprobsResult"))):
             said.append(Logprobs(tokens))
         return said
@@ -358,10 +214,10 @@ class Answer:
 
     def _look_at_end(self, response: Json, candidate: Json) -> None:
         self.model_version = plain(response.get("modelVersion")) or self.model_version
-        usage = _mapping(response.get("usageMetadata"))
+        usage = object_or_empty(response.get("usageMetadata"))
         if any(map(usage.get, _COUNTS.values())):  # else it counts nothing
             self.usage = latest(_usage(usage), self.usage)
-        feedback = _mapping(response.get("promptFeedback"))
+        feedback = object_or_empty(response.get("promptFeedback"))
         if blocked := _told(feedback, "blockReason"):
             self.reason, self.blocked = blocked, True
             self._ratings = feedback.get("safetyRatings")
@@ -401,7 +257,7 @@ class Answer:
             upstream_reason=self.reason,
             usage=self.usage,
             model_version=self.model_version,
-            safety_ratings=tuple(map(_rating, filter(_is_mapping, _list(self._ratings)))),
+            safety_ratings=tuple(map(_rating, filter(is_object, list_or_empty(self._ratings)))),
         )
 
 

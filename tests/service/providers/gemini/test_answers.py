@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.generation.events import Event, FinishReason, Grounding, Logprobs, Support
-from service.providers.gemini import answers
+from service.providers.gemini import answers, grounding
 
 Json = dict[str, Any]
 
@@ -55,7 +55,7 @@ def test_a_place_in_the_first_part_is_told_as_it_came_where_its_words_do_not_say
 def test_only_so_many_places_are_looked_for() -> None:
     answer = answers.Answer()
     answer.said("a b")
-    told = [{"text": "b", "partIndex": 1, "endIndex": 1}] * (answers._MOST_PLACED - 1)
+    told = [{"text": "b", "partIndex": 1, "endIndex": 1}] * (grounding._MOST_PLACED - 1)
     few = supports(answer.read(message(groundingMetadata=grounded(*told))))
     assert {(one.start, one.end) for one in few} == {(2, 3)}
     many = supports(answer.read(message("c", groundingMetadata=grounded(*told, *told), finishReason="STOP")))
@@ -65,7 +65,7 @@ def test_only_so_many_places_are_looked_for() -> None:
 def test_a_long_answer_is_not_kept_for_the_sake_of_places() -> None:
     answer = answers.Answer()
     for _ in range(3):
-        answer.said("word " * (answers._LONGEST_CITED_CHARACTERS // 10))
+        answer.said("word " * (grounding._LONGEST_CITED_CHARACTERS // 10))
     answer.said("end")
     told = [{"text": "end", "endIndex": 3}, {"text": "end", "partIndex": 1, "endIndex": 3}]
     first, second = supports(answer.read(message(groundingMetadata=grounded(*told), finishReason="STOP")))

@@ -20,19 +20,10 @@ from .chat.live import Live
 from .drawing import exchange_view
 from .drawing.plain import label
 from .drawing.reader import reader
-from .drawing.typewriter import Typewriter
+from .following import FRAME_SECONDS, TICK_SECONDS, follow, outlast
 from .input import attachments
 from .sidebar import Choices
 from .tab import Tab, shared_desk, this_tab
-
-# Streamlit sees that something was clicked only when the script touches the page, so it does so at least this often.
-_TICK_SECONDS = 0.25
-# A browser can't use more pictures a second than this.
-_FRAME_SECONDS = 0.03
-# The line under a running answer tells seconds. A message of its own with each picture would double what is sent.
-_NOTE_SECONDS = 0.2
-# Drawing may take a fifth of a core, and less where many tabs are drawn at once: then each picture takes longer.
-_REST = 4.0
 
 # gRPC waits for up to a second before it tries again to connect. A question isn't to fail of that.
 _RECONNECT_SECONDS = 1.5
@@ -182,7 +173,7 @@ def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
         except TokenwireError as error:
             if time.monotonic() >= end:
                 return [], str(error)
-        time.sleep(_FRAME_SECONDS)
+        time.sleep(FRAME_SECONDS)
 
 
 def _connection(trouble: str) -> None:
@@ -273,7 +264,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 # What stood there before doesn't belong to an answer that is being written.
                 below = st.empty() if running else st.container()
                 if live is not None and running:
-                    _follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
+                    follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
                     stop.empty()
                     if exchange.problem:
                         # What was true of the service before may not be any more.
@@ -287,7 +278,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 with below:
                     _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
-        _outlast(live, stop, partial(shown.is_old, talk))
+        outlast(live, stop, partial(shown.is_old, talk))
         if talk.waiting or shown.is_old(talk):
             st.rerun()
 
@@ -420,21 +411,6 @@ def _results_form(exchange: Exchange) -> None:
         st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
 
 
-def _outlast(live: Live, stop: Any, is_old: Callable[[], bool]) -> None:
-    """Wait for the end of an answer that isn't drawn, since another one stands in its place, and take Stop away.
-
-    `is_old`: tells whether what stands on the page has changed, so that it is to be drawn anew.
-    """
-    touched = st.empty()
-    with live.looked_at():
-        while not live.exchange.ended:
-            time.sleep(_TICK_SECONDS)
-            touched.empty()
-            if is_old():
-                st.rerun()
-    stop.empty()
-
-
 def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
     """Wait until the files of all questions have been prepared, and show what came of it.
 
@@ -444,35 +420,6 @@ def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
     while not shown.is_old(talk):
         if not any(one.preparing for one in shown.waiting):
             return
-        time.sleep(_TICK_SECONDS)
+        time.sleep(TICK_SECONDS)
         touched.empty()
     st.rerun()
-
-
-def _follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, is_old: Callable[[], bool]) -> None:
-    """Show the answer until it has ended and everything is on the page.
-
-    `is_old`: tells whether what else stands on the page has changed, so that it is to be drawn anew.
-    """
-    exchange = live.exchange
-    with live.looked_at():
-        typewriter = Typewriter(time.monotonic(), shown=live.shown)
-        version, noted = 0, 0.0
-        while True:
-            begin = time.monotonic()
-            ended, available = exchange.ended, len(exchange.text)
-            shown = typewriter.advance(available, begin, seconds_per_letter=seconds_per_letter)
-            live.shown = shown
-            drawn.update(shown)
-            if ended and shown == available:
-                break
-            if begin - noted >= _NOTE_SECONDS:
-                noted = begin
-                drawn.note(time.monotonic())
-                if is_old():
-                    st.rerun()
-            rest = _REST * (time.monotonic() - begin)
-            time.sleep(min(max(_FRAME_SECONDS, rest), _TICK_SECONDS))
-            if shown == available:
-                version = live.wait(version, _TICK_SECONDS)
-    drawn.note()

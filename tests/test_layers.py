@@ -50,7 +50,10 @@ ONLY = {
     "yaml": {"tokenwire.cli.running.envoy_configuration"},
     "uvicorn": {"vertex_emulator.http.server"},
     "streamlit": {
-        *(f"gateway_ui.{name}" for name in ("__main__", "actions", "app", "asking", "conversations", "sidebar", "tab")),
+        *(
+            f"gateway_ui.{name}"
+            for name in ("__main__", "actions", "app", "asking", "conversations", "following", "sidebar", "tab")
+        ),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },
     "PIL": {"gateway_ui.input.images"},

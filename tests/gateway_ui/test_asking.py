@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway_ui import actions, app, asking, conversations, sidebar
+from gateway_ui import actions, app, asking, conversations, following, sidebar
 from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
@@ -346,7 +346,7 @@ def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(app, "time", clock)
+    monkeypatch.setattr(following, "time", clock)
     exchange = Exchange(user("one"), GenerateRequest(), Meter(asked_at=0))
 
     class Live:
@@ -367,7 +367,7 @@ def test_the_words_are_drawn_as_they_come_and_the_seconds_below_them_five_times_
         update=lambda shown: drawn.append(("words", shown)), note=lambda now=None: drawn.append(("note", now))
     )
     live: Any = Live()
-    app._follow(live, drawing, 0.0, lambda: False)
+    following.follow(live, drawing, 0.0, lambda: False)
     assert [shown for kind, shown in drawn if kind == "words"] == [*range(101)]
     *running, last = [now for kind, now in drawn if kind == "note"]
     assert last is None

@@ -122,7 +122,7 @@ _BAD_WORDS = re.compile(
 
 _LINE = re.compile(r"(\S+) .*code=(\w+) .* request_id=(storm-[\w-]+)(?: .*reason=(\w+))?")
 
-_UNNAMED = re.compile(r"Generate code=(\w+) seconds=[\d.]+ reason=(\w+)$")
+_UNNAMED = re.compile(r"Generate code=(\w+) seconds=[\d.]+ reason=(\w+)(?: worker=\d+)?$")
 
 _NAME_BYTES = re.compile(rb"(storm-[\w-]+);")
 

@@ -115,9 +115,9 @@ class Running:
     edge: Edge
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def running() -> AsyncIterator[Running]:
-    """One for all tests that change nothing of it."""
+    """One for all tests here that change nothing of it. Envoy asks its health twice a second, which others see."""
     async with AsyncExitStack() as stack:
         emulator = await stack.enter_async_context(Emulator(relay=True))
         service = await stack.enter_async_context(running_service(emulator))

@@ -19,7 +19,7 @@ from .chat.desk import Desk, Talk
 from .chat.live import Live
 from .drawing import exchange_view
 from .drawing.plain import label
-from .drawing.reader import reader
+from .drawing.reader import Told, reader
 from .following import FRAME_SECONDS, TICK_SECONDS, follow, outlast
 from .input import attachments
 from .sidebar import Choices
@@ -76,21 +76,21 @@ def page() -> None:
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     exchange_view.style()
     tab = this_tab()
+    told = None
+    if tab.talk is None:
+        told = reader(tab.taken, tab.back, tab.done, tab.draft_of())
+        if not told.owner:
+            # The browser says in a moment who it is, and the script runs again. There is no input until then: what it
+            # says ends the run that a question begins, and Streamlit forgets what was typed if that comes too early.
+            return
     above = _input(tab)
-    told = reader(tab.taken, tab.back, tab.done, tab.draft_of())
-    if not told.owner:
-        # The browser says in a moment who it is, and the script runs again.
-        return
+    told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of())
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner)
     if (context := get_script_run_ctx()) is not None:
         desk.shows(context.session_id, talk)
     _remember_old_answers(tab, talk)
-    if any(one.id == told.returned for one in talk.dropped):
-        desk.forget(talk, told.returned)
-    if tab.reopened != [*told.edited]:
-        tab.reopened = [*told.edited]
-        tab.editing.update(tab.reopened)
+    _follow_browser(tab, desk, talk, told)
 
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(tab.typed or asking.to_check(talk))
@@ -128,6 +128,15 @@ def page() -> None:
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, shown, choices, above)
     _outlast_preparing(talk, shown)
+
+
+def _follow_browser(tab: Tab, desk: Desk, talk: Talk, told: Told) -> None:
+    """Forget the question that the browser has put back into its input, and open those that were being edited."""
+    if any(one.id == told.returned for one in talk.dropped):
+        desk.forget(talk, told.returned)
+    if tab.reopened != [*told.edited]:
+        tab.reopened = [*told.edited]
+        tab.editing.update(tab.reopened)
 
 
 def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:

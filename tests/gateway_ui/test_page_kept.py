@@ -815,6 +815,22 @@ async def test_a_file_sent_while_the_service_is_away_is_looked_at_when_it_is_the
         assert list(service.requests[0].messages) == [user(inline(picture(), "image/png"), "What is this?")]
 
 
+async def test_nothing_can_be_typed_before_the_browser_has_said_who_it_is(
+    tab: Page, page_at: PageAt, service: FakeService
+) -> None:
+    """What it says ends the run that a question begins, and Streamlit may forget the question then."""
+    await tab.add_init_script(
+        """() => 0; window.order = [];
+        new MutationObserver(() => {
+            if (!window.order.length && document.querySelector('[data-testid="stChatInputTextArea"]')) {
+                window.order.push(document.cookie.includes("tokenwire_browser"));
+            }
+        }).observe(document, {childList: true, subtree: true});"""
+    )
+    await opened(tab, page_at(service.address))
+    assert await tab.evaluate("() => window.order") == [True]
+
+
 async def test_two_tabs_that_a_fresh_browser_opens_at_once_are_of_one_browser(
     tab: Page, page_at: PageAt, service: FakeService
 ) -> None:

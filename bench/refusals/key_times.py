@@ -64,7 +64,7 @@ def measured(identity: Identity, makers: Mapping[str, Callable[[], str]], tries:
     calls = [(kind, _Context(makers[kind]())) for kind in order]
     for kind, context in calls:
         begin = time.perf_counter_ns()
-        _, why = identity.caller(context)
+        _, why = identity.proof(context)
         found[kind].append(time.perf_counter_ns() - begin)
         if why != "unknown key":
             raise ValueError(f"a key that is {kind} was not refused: {why!r}")

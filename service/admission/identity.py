@@ -31,6 +31,14 @@ class IdentityError(Exception):
     """The files can't be used; the message has a line for each mistake."""
 
 
+class Proof(NamedTuple):
+    """Who has been proven to call."""
+
+    caller: Caller
+    refused: str = ""
+    """Why no proof was taken, for the log: then it is anybody."""
+
+
 class _Known(NamedTuple):
     """What the files say; replaced as one, so that a call meets the old or the new."""
 
@@ -91,25 +99,23 @@ class Identity:
         """Whether callers have to show who they are."""
         return any(self._paths.values())
 
-    def caller(self, context: Context) -> tuple[Caller, str]:
-        """Who calls, and "", or anybody and why not, for the log. Raises NotReady."""
+    def proof(self, context: Context) -> Proof:
+        """Who calls. Raises NotReady."""
         if not self.is_asked:
-            return ANYBODY, ""
+            return Proof(ANYBODY)
         known = self._known
         certificates = context.auth_context().get("x509_pem_cert", ()) if self._certificates else ()
         for pem in certificates:
             for name in _names(pem):
                 if (found := known.callers.by_certificate.get(name)) is not None:
-                    return found, ""
+                    return Proof(found)
         shown = [value for key, value in context.invocation_metadata() if key == "authorization"]
         if len(shown) != 1:
-            return (
-                ANYBODY,
-                "several tokens" if shown else "its certificate has no entry" if certificates else "no token",
-            )
+            why = "several tokens" if shown else "its certificate has no entry" if certificates else "no token"
+            return Proof(ANYBODY, why)
         scheme, _, token = str(shown[0]).partition(" ")
         if scheme.lower() != "bearer" or not token:
-            return ANYBODY, "no bearer token"
+            return Proof(ANYBODY, "no bearer token")
         return _by_token(token, known) if token.count(".") == 2 else _by_key(token, known)  # as a JWT has
 
     @property
@@ -239,29 +245,29 @@ class Identity:
         return found
 
 
-def _by_key(key: str, known: _Known) -> tuple[Caller, str]:
+def _by_key(key: str, known: _Known) -> Proof:
     # By its hash: what a caller can find out by the time that this takes is about bits that it can't choose.
     found = known.keys.get(api_keys.hashed(key))
     if found is None:
-        return ANYBODY, "unknown key"
+        return Proof(ANYBODY, "unknown key")
     name, callers = found.name, known.callers
     # A key of the name of an entry is that entry's, though it isn't listed there.
-    return callers.by_api_key.get(name) or callers.by_name.get(name) or callers.unnamed(name), ""
+    return Proof(callers.by_api_key.get(name) or callers.by_name.get(name) or callers.unnamed(name))
 
 
-def _by_token(token: str, known: _Known) -> tuple[Caller, str]:
+def _by_token(token: str, known: _Known) -> Proof:
     try:
         subject = known.tokens.verified(token)
     except Refused as why:
-        return ANYBODY, str(why)
+        return Proof(ANYBODY, str(why))
     except NoKeysYet:
         raise NotReady("The server is starting; ask again in a moment", retry_after=1) from None
     found = known.callers.by_token.get((subject.issuer, subject.name))
     if found is not None:
-        return found, ""
+        return Proof(found)
     if any(one.name == subject.issuer and one.admits_all for one in known.callers.issuers):
-        return known.callers.unnamed(f"{subject.issuer}:{subject.name}"), ""
-    return ANYBODY, "unknown subject"
+        return Proof(known.callers.unnamed(f"{subject.issuer}:{subject.name}"))
+    return Proof(ANYBODY, "unknown subject")
 
 
 @lru_cache(maxsize=1000)

@@ -15,6 +15,7 @@ import grpc.aio
 from google.rpc import status_pb2
 
 from ..admission.callers import ANYBODY
+from ..admission.identity import Proof
 from ..errors import CallError
 from ..telemetry.call_record import CallRecord
 from .time_limits import TimeLimits
@@ -39,6 +40,8 @@ class Call:
         """Whether the last message is among them."""
         self.failed: Callable[[int, status_pb2.Status], Any] | None = None
         """Makes of its sequence number and a status the message that says so; None: the status is enough."""
+        self.proof: Proof | None = None
+        """What was found of who calls before anything else; None: it isn't known yet."""
         self.caller = ANYBODY
         """Who has been proven to call; nobody has to until `Guard` has asked."""
         self.connection = str(context.peer())

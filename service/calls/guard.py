@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from grpc_status import rpc_status
 
-from ..admission.identity import Identity, refusal
+from ..admission.identity import Identity, Proof, refusal
 from ..errors import CallError, Draining, InternalError, UpstreamError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
@@ -213,14 +213,17 @@ class Guard(grpc.aio.ServerInterceptor):
             answer = self._known(answer)
 
         async def run(_: Any, context: Context) -> None:
+            proof = None
             # While the server stops, a refused call takes the usual way too: its status may have to wait.
-            if asks and not (self._draining or self._unsent is not None) and self._refusals.refused(name, context):
-                return
+            if asks and not (self._draining or self._unsent is not None):
+                proof = self._refusals.proof(name, context)
+                if proof is not None and proof.refused:
+                    return
             record = CallRecord(name)
             self._watch.opened(record, context.invocation_metadata() or ())
             code = "CANCELLED"
             try:
-                failure = await self._ended(answer, context, method, record)
+                failure = await self._ended(answer, context, method, record, proof)
                 if failure is not None:
                     failure = _told(context, failure)
                     record.reason, record.quota = failure.reason, failure.metadata.get("quota", "")
@@ -249,7 +252,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """The same for callers only that say who they are, before anything of their request is read."""
 
         async def known(call: Call, context: Context) -> None:
-            call.caller, call.record.refused = self._identity.caller(context)
+            call.caller, call.record.refused = call.proof or self._identity.proof(context)
             if call.record.refused:
                 call.record.peer = host(call.connection)
                 raise refusal()
@@ -270,11 +273,14 @@ class Guard(grpc.aio.ServerInterceptor):
         if self._settings.log_upstream_text:
             record.said = failure.said.encode("ascii", "backslashreplace").decode()[:_MOST_SAID_CHARACTERS]
 
-    async def _ended(self, answer: Answer, context: Context, method: str, record: CallRecord) -> CallError | None:
-        """Have the handler answer; what its caller is told if it fails."""
+    async def _ended(
+        self, answer: Answer, context: Context, method: str, record: CallRecord, proof: Proof | None
+    ) -> CallError | None:
+        """Have the handler answer; what its caller is told if it fails. `proof`: None: it isn't known yet."""
         call = None
         try:
             call = self._opened(context, method, record)
+            call.proof = proof
             async with call.time_limits:
                 if self._draining or not self._open.is_set():
                     await self._held_back(method)

@@ -11,7 +11,7 @@ from typing import Any
 import grpc.aio
 from grpc_status import rpc_status
 
-from ..admission.identity import Identity, refusal
+from ..admission.identity import Identity, Proof, refusal
 from ..errors import CallError
 from ..telemetry import call_log
 from ..telemetry.call_record import CallRecord
@@ -40,25 +40,26 @@ class Refusals:
         """Calls of this period without a line, by why they were refused."""
         self._period: asyncio.TimerHandle | None = None
 
-    def refused(self, name: str, context: Context) -> bool:
-        """Have gRPC refuse a call of this method, once its handler returns.
+    def proof(self, name: str, context: Context) -> Proof | None:
+        """Who calls this method. If it is nobody, gRPC refuses the call, once its handler returns.
 
-        False where its caller has a proof, and where the keys to check it are still missing: the handler raises the
-        error for that.
+        None where the keys to check it are still missing: the handler raises the error for that.
         """
         try:
-            _, why = self._identity.caller(context)
+            found = self._identity.proof(context)
         except CallError:
-            return False
-        if not why:
-            return False
+            return None
+        if found.refused:
+            self._refuse(name, context, found.refused)
+        return found
+
+    def _refuse(self, name: str, context: Context, why: str) -> None:
         context.set_trailing_metadata(_STATUS.trailing_metadata)
         context.set_code(_STATUS.code)
         context.set_details(_STATUS.details)
         logged = self._has_line(why)
         record = CallRecord(name, refused=why, reason=_REASON, peer=host(context.peer()) if logged else "")
         self._watch.ended(record, _STATUS.code.name, logged=logged)
-        return True
 
     def _has_line(self, why: str) -> bool:
         """Whether the log still has one for a call that is refused for this."""

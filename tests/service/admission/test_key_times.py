@@ -59,9 +59,9 @@ def test_only_the_hash_of_the_whole_key_is_ever_looked_up(path: str) -> None:
     asked = Asked(identity._known.keys)
     identity._known = identity._known._replace(keys=asked)
     wrong = [secret[:-1] + "-", secret[:-1], secret + "a", secret.lower(), "tw_", "x"]
-    assert identity.caller(Context(secret))[1] == ""
+    assert identity.proof(Context(secret))[1] == ""
     for key in wrong:
-        assert identity.caller(Context(key))[1] == "unknown key"
+        assert identity.proof(Context(key))[1] == "unknown key"
     assert asked.by == [api_keys.hashed(key) for key in (secret, *wrong)]
     assert {len(one) for one in asked.by} == {64}
 
@@ -80,7 +80,7 @@ def steps(identity: Identity, key: str) -> list[tuple[str, int]]:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        assert identity.caller(Context(key))[1] == "unknown key"
+        assert identity.proof(Context(key))[1] == "unknown key"
     finally:
         sys.settrace(before)
     return found

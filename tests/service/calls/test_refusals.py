@@ -43,7 +43,7 @@ async def test_it_looks_to_callers_as_it_does_where_the_server_has_more_to_do(
 ) -> None:
     served = await serve(FakeProvider(HELLO), api_keys=keys)
     at_once = [await refused(served, *metadata) for metadata in SHOWN.values()]
-    monkeypatch.setattr(Refusals, "refused", lambda *_: False)
+    monkeypatch.setattr(Refusals, "proof", lambda *_: None)
     assert [await refused(served, *metadata) for metadata in SHOWN.values()] == at_once
     assert len({str(one) for one in at_once}) == 1
     assert at_once[0][0] is grpc.StatusCode.UNAUTHENTICATED

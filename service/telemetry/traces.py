@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -25,6 +26,8 @@ from .numbers import OTHER
 _SERVICE = "tokenwire"
 _W3C = TraceContextTextMapPropagator()
 _HEADERS = ("traceparent", "tracestate")
+_NONE = Context()
+"""In which there is no span to go on from."""
 
 # Those for which a server's span is an error, by OpenTelemetry's conventions: the others are the caller's own doing.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -50,7 +53,7 @@ class Traces:
         carrier = {name: value for name, value in metadata if name in _HEADERS}
         record.span = self._tracer.start_span(
             method,
-            context=_W3C.extract(carrier),
+            context=_W3C.extract(carrier) if carrier else _NONE,
             kind=SpanKind.SERVER,
             attributes={"rpc.system.name": "grpc", "rpc.method": method},
         )
@@ -81,7 +84,10 @@ class Traces:
 
     def attempt(self, record: CallRecord | None, model: str) -> "Attempt":
         """An attempt to have this model answer, for this call, begins."""
-        parent = trace.set_span_in_context(record.span) if record is not None and record.span is not None else None
+        span: Span | None = record.span if record is not None else None
+        if span is not None and not span.is_recording():
+            return Attempt(span)  # a span of its own would tell nobody anything: the call's goes on upstream
+        parent = trace.set_span_in_context(span) if span is not None else None
         about = _about(self._models, model, "")
         return Attempt(self._tracer.start_span(f"chat {model}", context=parent, kind=SpanKind.CLIENT, attributes=about))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, NoReturn
 
 import grpc.aio
@@ -21,6 +21,7 @@ from ..calls.health import NAME as HEALTH
 from ..calls.health import Health
 from ..calls.receive import Receiver
 from ..calls.servicer import Servicer
+from ..calls.stopping.connections import opened
 from ..errors import reasons
 from ..generation.provider import Provider
 from ..settings import Settings
@@ -46,6 +47,8 @@ _TOGETHER_SECONDS = LONGEST_HOLD_SECONDS + 0.3
 _ROOM_AROUND_PROMPT_BYTES = 1024 * 1024
 
 _LOOK_SECONDS = 0.25
+_LOOKS_PER_COUNT = 8
+"""Connections are counted every two seconds."""
 
 _NOBODY_ELSE = 0o177
 """What a Unix domain socket must not allow: only this user may read and write it."""
@@ -134,19 +137,24 @@ class Server:
         if self._secured.is_followed:
             self._following = asyncio.create_task(self._secured.follow())
         if self._settings.metrics_port:
-            self._watching = asyncio.create_task(self._look())
+            self._watching = asyncio.create_task(self._look((port, self._settings.metrics_port)))
         return port
 
-    async def _look(self) -> NoReturn:
-        """Tell of what nothing happens to tell of."""
+    async def _look(self, ports: Collection[int]) -> NoReturn:
+        """Tell of what nothing happens to tell of. At these ports callers and Prometheus come in."""
         loop = asyncio.get_running_loop()
+        looks = 0
         while True:
             begin = loop.time()
             await asyncio.sleep(_LOOK_SECONDS)
             self._watch.look(max(0.0, loop.time() - begin - _LOOK_SECONDS))
+            if not looks % _LOOKS_PER_COUNT:
+                # Beside the calls: of thousands of connections it takes a while.
+                self._watch.metrics.connected(await asyncio.to_thread(opened, ports))
             if self._in_redis is not None:
                 state = self._in_redis.state
                 self._watch.metrics.redis(up=state.up, losses=state.losses, undecided=state.undecided)
+            looks += 1
 
     def _listen(self, address: str) -> int:
         if self._secured.certificates is None:

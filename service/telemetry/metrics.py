@@ -146,6 +146,12 @@ class Metrics:
         self.started = Gauge(
             "tokenwire_worker_start_time_seconds", "When each worker began, as Unix time", ("worker",), worker
         )
+        self.connections = Gauge(
+            "tokenwire_opened_connections",
+            "Connections that a worker has opened: to upstream; to Redis, a collector or issuers where these are set",
+            ("worker",),
+            worker,
+        )
         self.redis_up = Gauge(
             "tokenwire_redis_up",
             "Whether each worker counts in Redis; not there where none is set",
@@ -211,6 +217,10 @@ class Metrics:
             return CANCELLED
         reason = getattr(error, "reason", "")  # errors of libraries have one, too, which may say anything
         return reason if isinstance(reason, str) and reason in self._reasons else "INTERNAL"
+
+    def connected(self, count: int) -> None:
+        """Take note of how many connections this process has opened."""
+        self.connections.set(count, str(self._worker))
 
     def redis(self, *, up: bool, losses: int, undecided: int) -> None:
         """Take note of how it stands with Redis: what this worker has seen of it since it began."""

@@ -4,8 +4,10 @@ import ipaddress
 import os
 import socket
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 Peer = tuple[str, int]
@@ -46,6 +48,25 @@ def connections() -> dict[Peer, int]:
 
 def peer_of(number: int) -> Peer | None:
     """The other side of this file; None if it is no TCP connection, or nothing any more."""
+    found = _sides(number)
+    return None if found is None else _normal(*found[1][:2])
+
+
+def opened(accepted: Collection[int]) -> int:
+    """How many TCP connections this process has opened itself: all but those that came to these ports of its own.
+
+    Takes a millisecond for some hundred files.
+    """
+    found = 0
+    with suppress(OSError):
+        for file in Path("/proc/self/fd").iterdir():
+            sides = _sides(int(file.name))
+            found += sides is not None and sides[0][1] not in accepted
+    return found
+
+
+def _sides(number: int) -> tuple[tuple[Any, ...], tuple[Any, ...]] | None:
+    """The addresses of this file's own side and of the other; None if it is no TCP connection."""
     try:
         if not stat.S_ISSOCK(os.fstat(number).st_mode):
             return None
@@ -53,9 +74,9 @@ def peer_of(number: int) -> Peer | None:
     except OSError:
         return None
     try:
-        if borrowed.family not in (socket.AF_INET, socket.AF_INET6):
+        if borrowed.family not in (socket.AF_INET, socket.AF_INET6) or borrowed.type != socket.SOCK_STREAM:
             return None
-        return _normal(*borrowed.getpeername()[:2])
+        return borrowed.getsockname(), borrowed.getpeername()
     except OSError:
         return None
     finally:

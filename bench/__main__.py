@@ -1,6 +1,6 @@
 """`make bench`: tokenwire beside a raw pass-through, plain ChatVertexAI, and what articles show. In one go.
 
-python -m bench                 # everything, about ten minutes; writes docs/benchmark.md and docs/benchmark.svg
+python -m bench                 # everything, a quarter of an hour; writes docs/benchmark.md and docs/benchmark.svg
 python -m bench --quick         # a look, a minute or two; writes no page
 """
 
@@ -53,6 +53,18 @@ PEERS = (
             "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
             "OTEL_TRACES_SAMPLER_ARG": "0.01",
         },
+    ),
+    Peer(
+        "envoy",
+        "vertex",
+        "Envoy that passes upstream's call through, one thread",
+        ("-m", "bench.peers.envoy", "UPSTREAM"),
+    ),
+    Peer(
+        "edge-1",
+        "tokenwire",
+        "tokenwire, one worker, behind Envoy, one thread",
+        ("-m", "bench.peers.behind_envoy", "UPSTREAM"),
     ),
     Peer("tokenwire-2", "tokenwire", "tokenwire, two workers", SERVICE, {"TOKENWIRE_WORKERS": "2"}),
 )

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 
 from bench import lifecycle
+from bench.edge import stamps
 from bench.figures import percentile
 from bench.processes import cpu_seconds, memory_bytes
 from bench.refusals import flooding
@@ -236,6 +237,7 @@ _WHAT = {
     "serving": lifecycle.serving,
     "kill": lifecycle.kill,
     "flood": flooding.flood,
+    "stamped": stamps.stamped,
 }
 
 

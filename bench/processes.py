@@ -119,7 +119,7 @@ def _address(name: str, popen: subprocess.Popen[bytes], log: Path) -> str:
     give_up = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up:
         text = log.read_text(errors="replace")
-        if found := re.search(r"(?:listening on |running on http://)([\w.]+:\d+)", text):
+        if found := re.search(r"(?:listening on |running on )(?:http://)?([\w.]+:\d+)", text):
             return found[1]
         if popen.poll() is not None:
             raise BenchError(f"{name} ended with {popen.returncode} before it listened:\n{text[-2000:]}")

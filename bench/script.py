@@ -21,6 +21,9 @@ _PIECES = (
     " to see it land.",
 )
 
+STAMP = "0" * 20
+"""In place of a piece: the upstream puts there when it sent it, in nanoseconds of `time.monotonic_ns`."""
+
 _TOKENS_PER_PIECE = 4
 _PROMPT_TOKENS = 12
 
@@ -34,21 +37,25 @@ class Script:
     """Seconds between two chunks; 0 is as fast as they can be written."""
     hold: bool = False
     """Whether the last chunk waits until the upstream is told to release it."""
+    stamped: bool = False
+    """Whether each chunk says when it was sent, in place of words."""
 
     def __str__(self) -> str:
-        return f"chunks={self.chunks} interval={self.interval:g}{' hold' if self.hold else ''}"
+        more = f"{' hold' if self.hold else ''}{' stamped' if self.stamped else ''}"
+        return f"chunks={self.chunks} interval={self.interval:g}{more}"
 
     @classmethod
     def find(cls, request: bytes) -> Self:
         """Read it from a request's bytes, wherever the prompt is in them. Raises ValueError if there is none."""
-        found = re.search(rb"chunks=(\d+) interval=([\d.e-]+)( hold)?", request)
+        found = re.search(rb"chunks=(\d+) interval=([\d.e-]+)( hold)?( stamped)?", request)
         if found is None:
             raise ValueError(f"the prompt holds no script such as {cls(chunks=100, interval=0.05)}")
-        return cls(chunks=int(found[1]), interval=float(found[2]), hold=found[3] is not None)
+        hold, stamped = (part is not None for part in found.groups()[2:])
+        return cls(chunks=int(found[1]), interval=float(found[2]), hold=hold, stamped=stamped)
 
     @property
     def text(self) -> str:
-        """The whole answer."""
+        """The whole answer, unless it is stamped."""
         return "".join(piece(index) for index in range(self.chunks))
 
 
@@ -57,9 +64,13 @@ def piece(index: int) -> str:
     return _PIECES[index % len(_PIECES)]
 
 
-def chunk(index: int, *, last: bool) -> bytes:
-    """A chunk as Vertex sends it: usage is cumulative, the finish reason comes with the last."""
-    candidate = vertex.Candidate(content=vertex.Content(role="model", parts=[vertex.Part(text=piece(index))]))
+def chunk(index: int, *, last: bool, text: str = "") -> bytes:
+    """A chunk as Vertex sends it: usage is cumulative, the finish reason comes with the last.
+
+    `text`: in place of this chunk's own.
+    """
+    part = vertex.Part(text=text or piece(index))
+    candidate = vertex.Candidate(content=vertex.Content(role="model", parts=[part]))
     if last:
         candidate.finish_reason = vertex.Candidate.STOP
     output = (index + 1) * _TOKENS_PER_PIECE

@@ -11,9 +11,10 @@ callers are.
 import asyncio
 import struct
 import sys
+import time
 from dataclasses import dataclass, field
 
-from bench.script import RELEASE, Script, chunk
+from bench.script import RELEASE, STAMP, Script, chunk
 
 LONGEST = 20_000
 """Chunks in one answer at most."""
@@ -28,6 +29,7 @@ _END_HEADERS = 0x4
 _PADDED = 0x8
 _INITIAL_WINDOW_SIZE = 0x4
 _DEFAULT_WINDOW_BYTES = 65_535
+_STAMP = STAMP.encode()
 _GRPC_PREFIX_BYTES = 5
 
 # ":status: 200" from the static table, content-type by its name there.
@@ -72,6 +74,8 @@ class Stream:
     """When the next chunk is to be sent, on the loop's clock."""
     held: bool = False
     """Whether the last chunk waits to be released."""
+    stamped: bool = False
+    """Whether each chunk is to say when it was sent."""
     timer: asyncio.TimerHandle | None = None
 
 
@@ -83,9 +87,12 @@ class Answers:
         self._more = [Chunk.of(chunk(index, last=False)) for index in range(LONGEST)]
         self._phase = 0.0
 
-    def chunks(self, count: int) -> list[Chunk]:
+    def chunks(self, script: Script) -> list[Chunk]:
         """A whole answer."""
-        return [*self._more[: count - 1], Chunk.of(chunk(count - 1, last=True))]
+        last = script.chunks - 1
+        if script.stamped:
+            return [Chunk.of(chunk(index, last=index == last, text=STAMP)) for index in range(script.chunks)]
+        return [*self._more[:last], Chunk.of(chunk(last, last=True))]
 
     def phase(self) -> float:
         """The next stream's, in parts of its interval."""
@@ -189,9 +196,9 @@ class Connection(asyncio.Protocol):
             stream.chunks = [Chunk.of(b"")]
         else:
             script = Script.find(stream.request)
-            stream.chunks = self._answers.chunks(script.chunks)
+            stream.chunks = self._answers.chunks(script)
             stream.interval = script.interval
-            stream.held = script.hold
+            stream.held, stream.stamped = script.hold, script.stamped
             if script.interval:
                 stream.due = self._loop.time() + self._answers.phase() * script.interval
         self._send(stream)
@@ -216,7 +223,10 @@ class Connection(asyncio.Protocol):
                 break
             self._window -= len(data.body)
             stream.window -= len(data.body)
-            out += (data.head, stream.number, data.body)
+            body = data.body
+            if stream.stamped:
+                body = body.replace(_STAMP, b"%020d" % time.monotonic_ns())
+            out += (data.head, stream.number, body)
             stream.next += 1
             stream.due += stream.interval
         if stream.next > last:

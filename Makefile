@@ -114,7 +114,7 @@ soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refres
 	@$(BIN)/python -m tests.hostile.report
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Measure tokenwire beside its peers, ten minutes; ARGS=--quick for a look
+bench: $(VENV)/.dev ## Measure tokenwire beside its peers, a quarter of an hour; ARGS=--quick for a look
 	@$(BIN)/python -m bench $(ARGS)
 
 # ---- run ---------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ KEPT = Path("build/bench.json")
 
 SERVICE = ("-m", "service", "--emulator", "UPSTREAM", "--port", "0")
 
+KNOWN = (*SERVICE, "--api-keys", "FOLDER/keys", "--callers", "FOLDER/callers.toml")
+
 PEERS = (
     Peer("raw", "vertex", "raw pass-through on grpc.aio", ("-m", "bench.peers.raw", "UPSTREAM")),
     Peer("plain", "tokenwire", "plain ChatVertexAI.astream on grpc.aio", ("-m", "bench.peers.plain", "UPSTREAM")),
@@ -43,10 +45,13 @@ PEERS = (
     Peer("tokenwire", "tokenwire", "tokenwire, every default on", SERVICE),
     Peer("tokenwire-1", "tokenwire", "tokenwire, one worker", SERVICE, {"TOKENWIRE_WORKERS": "1"}),
     Peer(
+        "known-1", "tokenwire", "the same, callers known by a key and held to quotas", KNOWN, {"TOKENWIRE_WORKERS": "1"}
+    ),
+    Peer(
         "full-1",
         "tokenwire",
-        "the same with all on: callers known by a key and held to quotas, metrics, 1 % of traces",
-        (*SERVICE, "--api-keys", "FOLDER/keys", "--callers", "FOLDER/callers.toml", "--metrics-port", "METRICS"),
+        "the same with metrics and 1 % of traces as well",
+        (*KNOWN, "--metrics-port", "METRICS"),
         {
             "TOKENWIRE_WORKERS": "1",
             "OTEL_EXPORTER_OTLP_ENDPOINT": "COLLECTOR",
@@ -148,11 +153,14 @@ def with_files(peer: Peer, folder: Path, watcher: Watcher) -> Peer:
     """The same, where it wants files of callers, made in this folder with a key for the load client, and is watched."""
     if not any("FOLDER" in word for word in peer.command):
         return peer
+    folder = folder / peer.name
+    folder.mkdir()
     (folder / "callers.toml").write_text(CALLERS)
     _, secret = api_keys.new(str(folder / "keys"), "app")
-    port = free_port()
-    watcher.metrics.append(port)
-    command = tuple(word.replace("FOLDER", str(folder)).replace("METRICS", str(port)) for word in peer.command)
+    command = tuple(word.replace("FOLDER", str(folder)) for word in peer.command)
+    if "METRICS" in command:
+        watcher.metrics.append(port := free_port())
+        command = tuple(str(port) if word == "METRICS" else word for word in command)
     extra = {name: value.replace("COLLECTOR", watcher.collector) for name, value in peer.extra.items()}
     return replace(peer, command=command, extra=extra, token=secret)
 

@@ -87,7 +87,7 @@ def test_a_script_is_found_as_it_was_written(script: Script) -> None:
 
 
 def test_a_tiny_run_yields_figures() -> None:
-    peers = [peer for peer in PEERS if peer.name in ("raw", "tokenwire", "full-1")]
+    peers = [peer for peer in PEERS if peer.name in ("raw", "tokenwire", "known-1", "full-1", "envoy", "edge-1")]
     names = {peer.name: peer.text for peer in peers}
     run = Run(peers, ("memory", "hundred", "burst", "requests", "first"), 1, TINY)
     run.all()

@@ -181,9 +181,8 @@ async def test_a_key_that_is_revoked_is_refused(
 ) -> None:
     made, secret = api_keys.new(setting.keys, "leaver")
     await _until_known(stub, secret)
-    await server.said(
-        "caller=leaver"
-    )  # the log is a little behind; this line stands behind what it says of the new key
+    # The log is a little behind; this line stands behind what it says of the new key.
+    await server.said("caller=leaver")
     async with attack("a revoked key"):
         said = sum("callers are read anew" in line for line in server.log)
         api_keys.revoke(setting.keys, made.id)

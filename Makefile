@@ -64,7 +64,7 @@ released: $(VENV)/.dev ## Promise the contract as it stands now (at a release); 
 	@$(BIN)/buf build --path protos/tokenwire --exclude-source-info -o protos/released.binpb
 
 .PHONY: check
-check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, import rules
+check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, import rules, known vulnerabilities
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -75,6 +75,7 @@ check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, impo
 	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --exclude-imports
 	@cd deploy/envoy && $(abspath $(BIN))/envoy -c envoy.yaml --mode validate --disable-hot-restart --log-level warning
 	@$(BIN)/python -m pytest --quiet tests/test_stubs.py tests/test_layers.py
+	@$(BIN)/python -m tests.audit requirements/run.txt
 
 # ---- tests -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ ARGS ?=
 # Processes that run tests side by side: one more than two cores, since a good part of the tests waits. Each file of tests
 # stays in one.
 JOBS ?= 3
+AT_ONCE = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Without cached bytecode, importing ChatVertexAI takes three times as long, each time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -96,12 +97,16 @@ tools:
 	  { echo "Install $$missing, or set CHROMIUM to a Chrome or Chromium binary"; exit 1; }; }
 
 .PHONY: test
-test: $(VENV)/.dev tools ## Run every test but the long ones; screenshots of the page land in build/screenshots
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not soak" $(ARGS)
+test: $(VENV)/.dev tools ## Run the tests for every change, in less than eight minutes on two cores
+	@$(BIN)/python -m pytest $(AT_ONCE) -m "not soak and not thorough" $(ARGS)
+
+.PHONY: thorough
+thorough: $(VENV)/.dev tools ## Run all that make test leaves out, in ten minutes more; screenshots of the page land in build/screenshots
+	@$(BIN)/python -m pytest $(AT_ONCE) -m "thorough and not soak" $(ARGS)
 
 .PHONY: quick
 quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, with fewer examples, in about a minute
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=quick -m "not soak and not process and not browser and not smollm2 and not thorough" $(ARGS)
+	@$(BIN)/python -m pytest $(AT_ONCE) --hypothesis-profile=quick -m "not soak and not process and not browser and not smollm2 and not thorough" $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md

@@ -63,7 +63,7 @@ pytest_plugins = ["tests.browser", "tests.redis_server", "tests.tokenwire.fixtur
 
 # How long an example takes is the machine's matter.
 hypothesis.settings.register_profile("tokenwire", deadline=None)
-hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)  # `make quick`; make test has them all
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=15)  # `make quick`; the others have them all
 hypothesis.settings.load_profile("tokenwire")
 
 # Tests read what servers log as a person would; JSON has a test of its own.
@@ -102,8 +102,24 @@ _WITH_PROCESSES = (
 )
 
 
-def _has_processes(path: Path) -> bool:
-    return str(path.relative_to(Path(__file__).parent)).startswith(_WITH_PROCESSES)
+# Tests that take most of the time, by what their paths begin with: `make thorough` has them, `make test` doesn't. Each
+# goes into something that others have a look at as well: the page in a browser, a server's stop, attacks, replicas.
+_THOROUGH = (
+    "bench/",
+    "faults/test_drain.py",
+    "faults/test_stops.py",
+    "faults/test_surroundings.py",
+    "faults/test_unfinished.py",
+    *(f"gateway_ui/test_page_{what}.py" for what in ("answers", "kept", "looks", "own", "reading", "settings")),
+    "hostile/",
+    "service/runtime/test_replicas.py",
+    "service/runtime/test_secured.py",
+    "test_wheel.py",
+)
+
+
+def _is_in(paths: tuple[str, ...], path: Path) -> bool:
+    return str(path.relative_to(Path(__file__).parent)).startswith(paths)
 
 
 def _is_quick(item: pytest.Item) -> bool:
@@ -111,15 +127,20 @@ def _is_quick(item: pytest.Item) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Don't even import what `make quick` leaves out."""
-    left_out = "not process" in config.option.markexpr and collection_path.is_file() and _has_processes(collection_path)
+    """Don't even import what `make quick` or `make test` leaves out."""
+    left_out = collection_path.is_file() and any(
+        f"not {mark}" in config.option.markexpr and _is_in(paths, collection_path)
+        for mark, paths in (("process", _WITH_PROCESSES), ("thorough", _THOROUGH))
+    )
     return True if left_out else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if _has_processes(item.path):
+        if _is_in(_WITH_PROCESSES, item.path):
             item.add_marker("process")
+        if _is_in(_THOROUGH, item.path):
+            item.add_marker("thorough")
     # Files are shared out in this order: the longest last would leave one process alone with it.
     items.sort(key=lambda item: (item.path.parent.name != "simulation", _is_quick(item)))
 

@@ -24,7 +24,8 @@ The server runs as one worker, which can be watched from outside, except where t
 
 Measured on {machine}, on {dates}; figures are the median and the largest of so many tries.
 `make soak` measures them anew and fails if one is beyond its bound. `make test` and `make thorough` assert the same
-with looser bounds (ten times as long in the median), because a machine that is busy with something else makes figures say little.
+with looser bounds (ten times as long in the median), because a machine that is busy with something else makes figures
+say little.
 """
 
 TAIL = """\

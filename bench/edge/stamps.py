@@ -7,6 +7,7 @@ import asyncio
 import re
 import socket
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -20,8 +21,10 @@ from bench.script import STAMP, Script
 from bench.targets import Tokenwire, now
 from tokenwire.v1 import generation_service_pb2 as pb
 
-_STAMP = re.compile(rb"\d{%d}" % len(STAMP))
+# An id in hexadecimal digits may have as many decimal ones, though not with so many zeros, nor from its beginning on.
+_STAMP = re.compile(rb"(?<![0-9a-f])000\d{%d}" % (len(STAMP) - 3))
 _SMALL_BYTES = 4096
+_TAIL_BYTES = 300
 _PATIENCE_SECONDS = 60.0
 
 
@@ -54,9 +57,13 @@ async def stamped(told: dict[str, Any]) -> dict[str, Any]:
     # The first chunk has the way of a request in it.
     late = [came - sent for answer in found for came, sent in answer[1:]]
     gaps = [later[0] - earlier[0] - script.interval for answer in found for earlier, later in pairwise(answer[1:])]
-    whole = sum(len(answer) == script.chunks for answer in found)
+    errors = Counter(
+        f"{len(answer)} of {script.chunks} chunks, at last {readers.last.get(index, '')}"
+        for index, answer in enumerate(found)
+        if len(answer) != script.chunks
+    )
     return {
-        "errors": {} if whole == count else {f"{count - whole} of {count} answers aren't whole": count - whole},
+        "errors": errors,
         "late_ms": _spread(late),
         "gap_over_ms": _spread(gaps),
         "memory": memory,
@@ -76,6 +83,8 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 class _Grpc:
     def __init__(self, channels: Sequence[grpc.aio.Channel]) -> None:
+        self.last: dict[int, str] = {}
+        """What came last of an answer that isn't whole."""
         self._channels = channels
         self._calls: list[Any] = [channel.unary_stream(Tokenwire.method) for channel in channels]
 
@@ -84,6 +93,8 @@ class _Grpc:
         arrived = []
         while (message := await call.read()) is not grpc.aio.EOF:
             arrived.append((now(), message))
+        if await call.code() is not grpc.StatusCode.OK:
+            self.last[index] = f"{await call.code()}: {await call.details()}"
         return [(came, int(found[0]) / 1e9) for came, message in arrived if (found := _STAMP.search(message))]
 
     async def close(self) -> None:
@@ -101,15 +112,19 @@ class _Sse:
     """Each on a connection of its own, as browsers have it with EventSource over HTTP/1.1."""
 
     def __init__(self, address: str) -> None:
+        self.last: dict[int, str] = {}
+        """What came last of an answer that isn't whole."""
         self._host, _, port = address.partition(":")
         self._port = int(port)
 
     async def read(self, script: Script, index: int) -> list[tuple[float, float]]:
-        del index
         loop = asyncio.get_running_loop()
         _, reader = await loop.create_connection(lambda: _Reader(loop), self._host, self._port)
         reader.ask(f"/v1/generate?prompt={quote(str(script))}", self._host)
-        return await reader.over
+        found = await reader.over
+        if len(found) != script.chunks:
+            self.last[index] = repr(reader.tail)
+        return found
 
     async def close(self) -> None:
         """Nothing: each connection has ended with its answer."""
@@ -121,7 +136,8 @@ class _Reader(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.over: asyncio.Future[list[tuple[float, float]]] = loop.create_future()
         self._found: list[tuple[float, float]] = []
-        self._left = b""
+        self.tail = b""
+        """The last that came: a stamp may have come in part."""
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,12 +148,12 @@ class _Reader(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         came = now()
-        data = self._left + data
+        data = self.tail + data
         end = 0
         for found in _STAMP.finditer(data):
             self._found.append((came, int(found[0]) / 1e9))
             end = found.end()
-        self._left = data[max(end, len(data) - 64) :]
+        self.tail = data[max(end, len(data) - _TAIL_BYTES) :]
         if b'"completed"' in data:
             self._transport.close()
 

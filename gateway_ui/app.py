@@ -10,17 +10,17 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from tokenwire import TokenwireError, default_address
-from tokenwire.v1.generation_service_pb2 import CallerUsage, Model
+from tokenwire import default_address
+from tokenwire.v1.generation_service_pb2 import Model
 
-from . import actions, asking, conversations, sidebar
+from . import actions, asking, conversations, offer, sidebar
 from .chat.conversation import Exchange, Waiting, result_names
 from .chat.desk import Desk, Talk
 from .chat.live import Live
 from .drawing import exchange_view
 from .drawing.plain import label
 from .drawing.reader import Told, reader
-from .following import FRAME_SECONDS, TICK_SECONDS, follow, outlast
+from .following import TICK_SECONDS, follow, outlast
 from .input import attachments
 from .sidebar import Choices
 from .tab import Tab, shared_desk, this_tab
@@ -37,20 +37,6 @@ _THERE_SECONDS = 20.0
 
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
-
-
-@st.cache_data(ttl=60, show_spinner=False)
-def _models(address: str) -> list[Model]:
-    return asking.client_of(address).models(timeout=2)
-
-
-@st.cache_data(ttl=15, show_spinner=False)
-def _usage(address: str) -> list[CallerUsage]:
-    """Whom the service takes us for, and what is used; nothing where it asks nobody."""
-    try:
-        return asking.client_of(address).usage(timeout=2)
-    except TokenwireError:
-        return []
 
 
 def _input(tab: Tab) -> DeltaGenerator:
@@ -95,7 +81,7 @@ def page() -> None:
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(tab.typed or asking.to_check(talk))
     _keep_typed(tab, desk, talk)
-    models, trouble = _offered(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
+    models, trouble = offer.models(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
     tab.settle(desk)
     _restore(tab, models)
@@ -105,7 +91,7 @@ def page() -> None:
     with st.sidebar:
         st.subheader("tokenwire")
         _connection(trouble)
-        sidebar.account([] if trouble else _usage(default_address()))
+        sidebar.account([] if trouble else offer.usage(default_address()))
         conversations.new_button(desk, talk)
         # Over the settings, but drawn after them: a question that is asked now is in the list.
         list_ = st.container()
@@ -173,18 +159,6 @@ def _remember_old_answers(tab: Tab, talk: Talk) -> None:
         tab.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
-def _offered(address: str, *, patience: float = 0.0) -> tuple[list[Model], str]:
-    """The models, and what is wrong when there are none after so many seconds of trying."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            return _models(address), ""
-        except TokenwireError as error:
-            if time.monotonic() >= end:
-                return [], str(error)
-        time.sleep(FRAME_SECONDS)
-
-
 def _connection(trouble: str) -> None:
     """Say whether the service is there, and notice by itself when that changes."""
 
@@ -194,8 +168,8 @@ def _connection(trouble: str) -> None:
             st.session_state.looked = trouble  # the first run of it, with what the script has found a moment ago
         else:
             if not trouble:
-                _models.clear()
-            if bool(_offered(default_address())[1]) != bool(trouble):
+                offer.forget_models()
+            if bool(offer.models(default_address())[1]) != bool(trouble):
                 st.rerun()
         state = exchange_view.words(trouble or f"Connected to {default_address()}")
         st.html(
@@ -277,7 +251,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                     stop.empty()
                     if exchange.problem:
                         # What was true of the service before may not be any more.
-                        _models.clear()
+                        offer.forget_models()
                     if talk.waiting or shown.is_old(talk):
                         st.rerun()
                     below = below.container()

@@ -52,7 +52,10 @@ ONLY = {
     "streamlit": {
         *(
             f"gateway_ui.{name}"
-            for name in ("__main__", "actions", "app", "asking", "conversations", "following", "sidebar", "tab")
+            for name in (
+                *("__main__", "actions", "app", "asking", "conversations", "following"),
+                *("offer", "sidebar", "tab"),
+            )
         ),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),
     },

@@ -106,6 +106,9 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
         "runner.magicEnabled": "false",
         # A full collection after each run, for which all threads stand still: with 20 tabs up to a second together.
         "runner.postScriptGC": "false",
+        # For how many ends of a run a browser keeps a large message that isn't drawn; twice as many as else, and more:
+        # it is told of one before a run waits, too (leftovers.py).
+        "global.maxCachedMessageAge": "6",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).

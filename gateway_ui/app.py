@@ -13,7 +13,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from tokenwire import default_address
 from tokenwire.v1.generation_service_pb2 import Model
 
-from . import actions, asking, conversations, offer, sidebar
+from . import actions, asking, conversations, leftovers, offer, sidebar
 from .chat.conversation import Exchange, Waiting, result_names
 from .chat.desk import Desk, Talk
 from .chat.live import Live
@@ -176,7 +176,8 @@ def _connection(trouble: str) -> None:
             f'<div class="tw-state" role="status"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>'
         )
 
-    look()
+    with _place_of_its_own():
+        look()
 
 
 class _Shown(NamedTuple):
@@ -205,6 +206,15 @@ class _Shown(NamedTuple):
         return self.of(talk).state != self.state
 
 
+def _place_of_its_own() -> DeltaGenerator:
+    """Give a container for a fragment, alone.
+
+    Where a fragment runs before the browser has been told of what the script has drawn for it, Streamlit leaves that
+    out, and what stands behind it would come one place too early.
+    """
+    return st.container()
+
+
 def _elsewhere(is_old: Callable[[], bool]) -> None:
     """Notice by itself what another tab does, once the script has run to its end: whether what is drawn `is_old`."""
 
@@ -213,7 +223,8 @@ def _elsewhere(is_old: Callable[[], bool]) -> None:
         if is_old():
             st.rerun()
 
-    look()
+    with _place_of_its_own():
+        look()
 
 
 def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
@@ -400,6 +411,7 @@ def _outlast_preparing(talk: Talk, shown: _Shown) -> None:
     Whatever is clicked meanwhile ends this run.
     """
     touched = st.empty()
+    leftovers.clear()
     while not shown.is_old(talk):
         if not any(one.preparing for one in shown.waiting):
             return

@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from . import leftovers
 from .chat.live import Live
 from .drawing import exchange_view
 from .drawing.typewriter import Typewriter
@@ -26,6 +27,7 @@ def outlast(live: Live, stop: Any, is_old: Callable[[], bool]) -> None:
     `is_old`: tells whether what stands on the page has changed, so that it is to be drawn anew.
     """
     touched = st.empty()
+    leftovers.clear()
     with live.looked_at():
         while not live.exchange.ended:
             time.sleep(TICK_SECONDS)
@@ -53,8 +55,10 @@ def follow(live: Live, drawn: exchange_view.Drawing, seconds_per_letter: float, 
             if ended and shown == available:
                 break
             if begin - noted >= _NOTE_SECONDS:
-                noted = begin
                 drawn.note(time.monotonic())
+                if not noted:
+                    leftovers.clear()  # until the answer ends, this run draws nothing else
+                noted = begin
                 if is_old():
                     st.rerun()
             rest = _REST * (time.monotonic() - begin)

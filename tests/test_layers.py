@@ -54,7 +54,7 @@ ONLY = {
             f"gateway_ui.{name}"
             for name in (
                 *("__main__", "actions", "app", "asking", "conversations", "following"),
-                *("offer", "sidebar", "tab"),
+                *("leftovers", "offer", "sidebar", "tab"),
             )
         ),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),

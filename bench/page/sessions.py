@@ -40,6 +40,8 @@ class Session:
         self._new = ""
         """The ids of the input and of the button for a new conversation."""
         self._fragments: dict[str, asyncio.Task[None]] = {}
+        self._finished: int = ForwardMsg.FINISHED_EARLY_FOR_RERUN
+        """How the last run of the script, or of a fragment, has finished."""
         self._idle = asyncio.Event()
         self.asked_at = 0.0
         """In seconds since 1970, as all times here."""
@@ -150,12 +152,19 @@ class Session:
                 for fragment in message.stop_auto_rerun.fragment_ids:
                     if task := self._fragments.pop(fragment, None):
                         task.cancel()
-            case "script_finished" if message.script_finished == ForwardMsg.FINISHED_SUCCESSFULLY:
-                self._idle.set()
-            case "script_finished" if message.script_finished == ForwardMsg.FINISHED_WITH_COMPILE_ERROR:
-                raise BenchError("the page's script has failed")
+            case "script_finished":
+                self._finished = message.script_finished
+            case "session_status_changed" if not message.session_status_changed.script_is_running:
+                self._end()
             case _:
                 pass  # how the page looks
+
+    def _end(self) -> None:
+        """Take note of the end of a run. It has said before how it finishes, maybe long before: when all was drawn."""
+        if self._finished == ForwardMsg.FINISHED_WITH_COMPILE_ERROR:
+            raise BenchError("the page's script has failed")
+        if self._finished == ForwardMsg.FINISHED_SUCCESSFULLY:
+            self._idle.set()
 
     def _draw(self, element: Element, now: float) -> None:
         match element.WhichOneof("type"):

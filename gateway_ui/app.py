@@ -28,12 +28,8 @@ from .tab import Tab, shared_desk, this_tab
 # gRPC waits for up to a second before it tries again to connect. A question isn't to fail of that.
 _RECONNECT_SECONDS = 1.5
 
-# How often a tab looks for what another one has asked in the same conversation.
+# How often a tab looks for what another one has asked in the same conversation, and whether the service is there.
 _OTHERS_SECONDS = 1.5
-
-# How often the service is looked for while it is away, and looked after while it is there.
-_AWAY_SECONDS = 2.0
-_THERE_SECONDS = 20.0
 
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
@@ -90,7 +86,7 @@ def page() -> None:
         talk.notes.pop(0)
     with st.sidebar:
         st.subheader("tokenwire")
-        _connection(trouble)
+        _connection(trouble, known=bool(models))
         sidebar.account([] if trouble else offer.usage(default_address()))
         conversations.new_button(desk, talk)
         # Over the settings, but drawn after them: a question that is asked now is in the list.
@@ -110,7 +106,13 @@ def page() -> None:
     with list_:
         conversations.drawer(desk, talk, actions.undrop)
     shown = _Shown.of(talk)
-    _elsewhere(lambda: shown.is_old(talk) or conversations.listed(desk, talk) != listed)
+    _elsewhere(
+        lambda: (
+            shown.is_old(talk)
+            or conversations.listed(desk, talk) != listed
+            or offer.have_changed(default_address(), models, trouble)
+        )
+    )
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
     _talk(talk, shown, choices, above)
     _outlast_preparing(talk, shown)
@@ -136,7 +138,7 @@ def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
         tab.typed.pop(0)
 
 
-def _restore(tab: Tab, models: list[Model]) -> None:
+def _restore(tab: Tab, models: Sequence[Model]) -> None:
     """Have the drawer say what it did in this conversation, once it is opened."""
     conversation = tab.shown().conversation
     if tab.restores and tab.before is not None and not conversation.settings and conversation.last is None:
@@ -159,25 +161,11 @@ def _remember_old_answers(tab: Tab, talk: Talk) -> None:
         tab.old_answers = {one.id for one in talk.conversation.exchanges if one.ended}
 
 
-def _connection(trouble: str) -> None:
-    """Say whether the service is there, and notice by itself when that changes."""
-
-    @st.fragment(run_every=_AWAY_SECONDS if trouble else _THERE_SECONDS)
-    def look() -> None:
-        if st.session_state.get("looked") != trouble:
-            st.session_state.looked = trouble  # the first run of it, with what the script has found a moment ago
-        else:
-            if not trouble:
-                offer.forget_models()
-            if bool(offer.models(default_address())[1]) != bool(trouble):
-                st.rerun()
-        state = exchange_view.words(trouble or f"Connected to {default_address()}")
-        st.html(
-            f'<div class="tw-state" role="status"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>'
-        )
-
-    with _place_of_its_own():
-        look()
+def _connection(trouble: str, *, known: bool) -> None:
+    """Say whether the service is there. `known`: whether some models are, in any case."""
+    said = f"{trouble} Its models are shown as they were." if known else trouble
+    state = exchange_view.words(said if trouble else f"Connected to {default_address()}")
+    st.html(f'<div class="tw-state" role="status"><span class="tw-{"off" if trouble else "on"}"></span>{state}</div>')
 
 
 class _Shown(NamedTuple):
@@ -206,24 +194,17 @@ class _Shown(NamedTuple):
         return self.of(talk).state != self.state
 
 
-def _place_of_its_own() -> DeltaGenerator:
-    """Give a container for a fragment, alone.
-
-    Where a fragment runs before the browser has been told of what the script has drawn for it, Streamlit leaves that
-    out, and what stands behind it would come one place too early.
-    """
-    return st.container()
-
-
 def _elsewhere(is_old: Callable[[], bool]) -> None:
-    """Notice by itself what another tab does, once the script has run to its end: whether what is drawn `is_old`."""
+    """Notice by itself what others do, once the script has run to its end: whether what is drawn `is_old`."""
 
     @st.fragment(run_every=_OTHERS_SECONDS)
     def look() -> None:
         if is_old():
             st.rerun()
 
-    with _place_of_its_own():
+    # Alone in a container. Where a fragment runs before the browser has been told of what the script has drawn for it,
+    # Streamlit leaves that out, and what stands behind it would come one place too early.
+    with st.container():
         look()
 
 
@@ -261,8 +242,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                     follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
                     stop.empty()
                     if exchange.problem:
-                        # What was true of the service before may not be any more.
-                        offer.forget_models()
+                        offer.doubt(default_address())
                     if talk.waiting or shown.is_old(talk):
                         st.rerun()
                     below = below.container()

@@ -1,7 +1,7 @@
 """The page's drawer: which model, and only what that model can take. What is unset isn't sent."""
 
 import html
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,7 +141,7 @@ def usable(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in refused}
 
 
-def drawer(of: str, models: list[Model]) -> Choices:
+def drawer(of: str, models: Sequence[Model]) -> Choices:
     """Draw it for the conversation `of`, by its id."""
     model = chosen(of, models)
     _pick(of, models, model)
@@ -177,7 +177,7 @@ def _field(of: str, name: str) -> dict[str, Any]:
     return {"key": _key(of, name), "persist_state": "session"}
 
 
-def _pick(of: str, models: list[Model], model: Model) -> None:
+def _pick(of: str, models: Sequence[Model], model: Model) -> None:
     """Draw the picker, which shows this model. What was picked stays so while the service is away."""
     key = _key(of, "model")
     if not models:

@@ -146,6 +146,8 @@ class FakeService(GenerationServiceServicer):
     # Seconds that each call brought along.
     scripts: list[tuple[Step, ...]] = field(default_factory=list)
     models: list[pb.Model] = field(default_factory=list)
+    lists: threading.Event = field(default_factory=threading.Event)
+    # Until it is set, nobody is told the models.
     arrived: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     running: int = 0
@@ -163,6 +165,7 @@ class FakeService(GenerationServiceServicer):
         self.deadlines.clear()
         self.scripts.clear()
         self.models[:] = MODELS
+        self.lists.set()
         self.arrived.clear()
         self.cancelled.clear()
         return self
@@ -211,6 +214,8 @@ class FakeService(GenerationServiceServicer):
         return pb.CountTokensResponse(total_tokens=42, model=request.model or "fake-1")
 
     def ListModels(self, _: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        while not self.lists.wait(0.01) and context.is_active():
+            pass
         if not self.models:
             context.abort(grpc.StatusCode.UNIMPLEMENTED, "no list")
         return pb.ListModelsResponse(models=self.models)

@@ -25,6 +25,15 @@ async def anew(page: Chat) -> None:
     await page.settled()
 
 
+async def left_with_draft(page: Chat, question: str, draft: str) -> None:
+    """Ask something, leave a draft of the next question, and begin a new conversation."""
+    await answered(page, question)
+    await page.settled()
+    await page.input.fill(draft)
+    await anew(page)
+    await expect(page.input).to_have_value("")
+
+
 async def reopened(page: Chat, name: str) -> None:
     await page.settled()
     listed = page.tab.locator(".st-key-conversations")
@@ -200,11 +209,7 @@ async def test_what_is_no_number_does_not_stand_in_a_field_for_numbers(chat: Ope
 
 async def test_each_conversation_has_its_own_draft(chat: Open, service: FakeService) -> None:
     page = await chat()
-    await answered(page, "What is baseball?")
-    await page.settled()
-    await page.input.fill("And who invented it?")
-    await anew(page)
-    await expect(page.input).to_have_value("")
+    await left_with_draft(page, "What is baseball?", "And who invented it?")
     await answered(page, "What is cricket?")
     await page.settled()
     await page.input.fill("How long\nis a match?")
@@ -264,11 +269,7 @@ async def test_a_new_conversation_keeps_its_draft_until_something_is_asked(chat:
 
 async def test_what_is_typed_while_a_conversation_is_being_opened_goes_on_from_its_draft(chat: Open) -> None:
     page = await chat()
-    await answered(page, "What is baseball?")
-    await page.settled()
-    await page.input.fill("And who")
-    await anew(page)
-    await expect(page.input).to_have_value("")
+    await left_with_draft(page, "What is baseball?", "And who")
     await page.input.fill("What is")
     listed = page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?")
     # In one turn of the browser: no script can have run in between.

@@ -222,49 +222,30 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
                 icon=":material/stop:",
                 help="Or press Escape",
             )
-    slots = _slots("exchanges", max(len(path), 1))
     if not path:
-        with slots[0]:
-            _welcome()
-    for exchange, slot in zip(path, slots, strict=False):
+        _welcome()
+    for exchange in path:
         last = exchange is path[-1]
-        running = live is not None and live.exchange is exchange
-        with slot:
-            with st.chat_message("user", avatar=":material/person:"):
-                _asked(exchange)
-            with st.chat_message("assistant", avatar=":material/bolt:"):
-                place = talk.conversation.alternatives(exchange).index(exchange)
-                new = exchange.id not in this_tab().old_answers
-                drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, place=place, new=new)
-                # What stood there before doesn't belong to an answer that is being written.
-                below = st.empty() if running else st.container()
-                if live is not None and running:
-                    follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
-                    stop.empty()
-                    if exchange.problem:
-                        offer.doubt(default_address())
-                    if talk.waiting or shown.is_old(talk):
-                        st.rerun()
-                    below = below.container()
-                else:
-                    drawn.update()
-                    drawn.note()
-                with below:
-                    _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
+        with st.chat_message("user", avatar=":material/person:"):
+            _asked(exchange)
+        with st.chat_message("assistant", avatar=":material/bolt:"):
+            new = exchange.id not in this_tab().old_answers
+            drawn = exchange_view.Drawing(exchange, borders=choices.borders and last, new=new)
+            if live is not None and live.exchange is exchange:
+                follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
+                stop.empty()
+                if exchange.problem:
+                    offer.doubt(default_address())
+                if talk.waiting or shown.is_old(talk):
+                    st.rerun()
+            else:
+                drawn.update()
+                drawn.note()
+            _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
         outlast(live, stop, partial(shown.is_old, talk))
         if talk.waiting or shown.is_old(talk):
             st.rerun()
-
-
-def _slots(name: str, count: int) -> list[Any]:
-    """So many places, one below the other. Streamlit takes away what isn't drawn any more only when the script ends."""
-    before = st.session_state.get(name, 0)
-    st.session_state[name] = count
-    slots = [st.container() for _ in range(count)]
-    for _ in range(before - count):
-        st.empty()
-    return slots
 
 
 def _welcome() -> None:
@@ -276,8 +257,8 @@ def _welcome() -> None:
 
 def _waiting(waiting: Sequence[Waiting]) -> None:
     """What isn't asked yet: because an answer is being written, or because it can't be."""
-    for place, (slot, one) in enumerate(zip(_slots("cards", len(waiting)), waiting, strict=True)):
-        with slot, st.container(key=f"waiting-{place}", border=True):
+    for place, one in enumerate(waiting):
+        with st.container(key=f"waiting-{place}", border=True):
             exchange_view.waiting(one.message, one.all_names, one.trouble, preparing=one.preparing)
             with st.container(horizontal=True):
                 if one.preparing:
@@ -311,24 +292,17 @@ def _asked(exchange: Exchange) -> None:
         with st.container(horizontal=True):
             st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
             st.form_submit_button("Cancel", on_click=actions.leave, args=(exchange.id,))
-    # Where the question stood, with its files: Streamlit would show that until the script ends, below the form.
-    for _ in range(2 * len(exchange.question.parts) + 1):
-        st.empty()
 
 
 def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
     """What can be done with an answer that has ended. `left_out`: no later question brings it along."""
-    # A place for whatever comes and goes: else Streamlit would show it until the script ends, to be clicked in vain.
-    note = st.empty()
     if left_out:
-        with note:
-            exchange_view.left_out()
+        exchange_view.left_out()
     with st.container(horizontal=True, vertical_alignment="center", key=f"actions-{exchange.id}"):
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
-        retry = st.empty()
         if last:
-            retry.button(
+            st.button(
                 "Retry",
                 key=f"retry-{exchange.id}",
                 on_click=actions.retry,
@@ -337,10 +311,8 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
                 icon=":material/refresh:",
             )
         _others(talk, exchange)
-    results = st.empty()
     if last and exchange.tool_calls and not exchange.problem:
-        with results.container():
-            _results_form(exchange)
+        _results_form(exchange)
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")

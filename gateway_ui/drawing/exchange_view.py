@@ -109,22 +109,13 @@ def left_out() -> None:
 class Drawing:
     """One answer on the page; draws again only what has changed."""
 
-    def __init__(self, exchange: Exchange, *, borders: bool, place: int = 0, new: bool = False) -> None:
-        """`place`: which of the alternatives it is. Nothing of the one before is to stay while it is being written.
-
-        `new`: it has come since its conversation was opened, so it is to be read out, once.
-        """
+    def __init__(self, exchange: Exchange, *, borders: bool, new: bool = False) -> None:
+        """`new`: it has come since its conversation was opened, so it is to be read out, once."""
         self._exchange = exchange
         self._new = new
         self._borders = borders
         self._fold: Any = None
-        # Streamlit keeps what stood in a container until the script ends, so the next answer gets another one.
-        for _ in range(place % 2):
-            st.empty()
-        body = st.container(key=f"answer-{exchange.id}")
-        for _ in range(1 - place % 2):
-            st.empty()
-        with body:
+        with st.container(key=f"answer-{exchange.id}"):
             self._fold_place, self._words = st.empty(), st.container(key=f"words-{exchange.id}")
             self._calls, self._sources, self._note = st.empty(), st.empty(), st.empty()
         self._tail = self._words.empty()

@@ -18,7 +18,6 @@ from typing import Protocol, Self
 import grpc
 
 from tokenwire.base import AnswerBase, ClientBase
-from tokenwire.connection import Connection
 from tokenwire.v1.config_pb2 import Tool
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import (
@@ -121,7 +120,7 @@ class Client(ClientBase[Answer]):
         self._borrowed = channel is not None
         if channel is None:
             assert self.connection is not None
-            channel = _channel(self.connection)
+            channel = self.connection.channel()
         self._channel = channel
         self._stub = GenerationServiceStub(self._channel)
 
@@ -180,10 +179,3 @@ class Client(ClientBase[Answer]):
             return list(self._stub.GetUsage(request, timeout=timeout, metadata=self._metadata()).callers)
         except grpc.RpcError as error:
             raise self._failed(error, timeout) from error
-
-
-def _channel(connection: Connection) -> grpc.Channel:
-    credentials = connection.credentials()
-    if credentials is None:
-        return grpc.insecure_channel(connection.target.name, connection.options())
-    return grpc.secure_channel(connection.target.name, credentials, connection.options())

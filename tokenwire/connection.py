@@ -213,6 +213,13 @@ class Connection:
             return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
         return _CHANNEL_OPTIONS
 
+    def channel(self) -> grpc.Channel:
+        """A blocking one, which connects with its first call. Raises as `credentials` does."""
+        credentials = self.credentials()
+        if credentials is None:
+            return grpc.insecure_channel(self.target.name, self.options())
+        return grpc.secure_channel(self.target.name, credentials, self.options())
+
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """To be sent with each call."""
         token = self._token.read()

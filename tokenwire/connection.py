@@ -213,12 +213,16 @@ class Connection:
             return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0))
         return _CHANNEL_OPTIONS
 
-    def channel(self) -> grpc.Channel:
-        """A blocking one, which connects with its first call. Raises as `credentials` does."""
+    def channel(self, server_name: str = "") -> grpc.Channel:
+        """A blocking one, which connects with its first call. Raises as `credentials` does.
+
+        `server_name`: whose certificate is wanted, if not that of the address.
+        """
         credentials = self.credentials()
         if credentials is None:
             return grpc.insecure_channel(self.target.name, self.options())
-        return grpc.secure_channel(self.target.name, credentials, self.options())
+        named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
+        return grpc.secure_channel(self.target.name, credentials, (*self.options(), *named))
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """To be sent with each call."""

@@ -11,6 +11,7 @@ COMMANDS = {
     "keys": ("service.keys", "make, list and revoke API keys"),
     "ask": ("cli.ask", "stream an answer to the terminal"),
     "chat": ("cli.chat", "talk with a model in the terminal"),
+    "health": ("cli.health", "tell whether the service serves"),
     "models": ("cli.models", "list what the service offers"),
     "count": ("cli.count", "count the tokens of a question"),
     "usage": ("cli.usage", "tell what a caller has used of its quotas"),

@@ -5,12 +5,14 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from tokenwire import Client, TokenwireError, file, user
 from tokenwire.cli import arguments
 from tokenwire.cli.terminal import say
 from tokenwire.client import Answer
+from tokenwire.connection import Connection, Identity
 from tokenwire.v1.config_pb2 import GenerationConfig
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
@@ -60,14 +62,27 @@ class WrongQuestionError(Exception):
     """It can't be asked; the message says why."""
 
 
-def client(options: argparse.Namespace) -> Client:
-    """Make a client of what `arguments.add_address` has added. Raises WrongQuestionError where it can't be one."""
+@contextmanager
+def usable() -> Iterator[None]:
+    """Raise WrongQuestionError for what `arguments.add_address` has added and can't be used."""
     try:
-        return Client(options.address, **arguments.identity(options))
+        yield
     except ValueError as error:
         raise WrongQuestionError(f"The service can't be called: {error}.") from error
     except OSError as error:
         raise WrongQuestionError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+
+def client(options: argparse.Namespace) -> Client:
+    """Make a client of what `arguments.add_address` has added. Raises WrongQuestionError where it can't be one."""
+    with usable():
+        return Client(options.address, **arguments.identity(options))
+
+
+def connection(options: argparse.Namespace) -> Connection:
+    """Make the same for calls of another service at that address. Raises WrongQuestionError."""
+    with usable():
+        return Connection(options.address, Identity.found(arguments.identity(options)))
 
 
 def prompt(options: argparse.Namespace) -> str:

@@ -235,20 +235,15 @@ def _listens(port: int) -> bool:
 
 def _serving(port: int) -> bool:
     """Ask the service itself whether it is ready."""
-    import grpc  # noqa: PLC0415 - --help answers without it
+    from tokenwire import TokenwireError  # noqa: PLC0415 - --help answers without it
+    from tokenwire.cli import health  # noqa: PLC0415 - --help answers without it
+    from tokenwire.connection import Connection, Identity  # noqa: PLC0415 - --help answers without it
 
+    address = f"127.0.0.1:{port}"
     try:
-        from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - --help answers without it
-    except ModuleNotFoundError:
-        return False  # nor will the service start; its last words say which extra it needs
-
-    # A proxy of the environment is for the world outside.
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return health.state(address, Connection(address, Identity()), timeout=2) == health.SERVING
+    except TokenwireError:
+        return False
 
 
 if __name__ == "__main__":

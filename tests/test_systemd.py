@@ -1,0 +1,153 @@
+"""deploy/systemd: systemd's own tools find nothing wrong, and what it says of the server is true."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.app import EXIT_SETTING
+from service.runtime.server import _FAREWELL_SECONDS
+from service.settings import Settings
+from tests.confined import UNKNOWN
+from tests.ports import free_port
+from tokenwire import AsyncClient
+from tokenwire.cli.__main__ import COMMANDS
+from vertex_emulator.emulator import Emulator
+from vertex_emulator.script import answer
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "deploy/systemd"
+UNIT = (FOLDER / "tokenwire.service").read_text()
+ANALYZE = shutil.which("systemd-analyze")
+
+needs_systemd = pytest.mark.skipif(
+    ANALYZE is None, reason="only systemd itself can say what it makes of a unit, and it isn't installed here"
+)
+
+
+def told(option: str) -> list[str]:
+    """All that the unit says of an option."""
+    return re.findall(rf"^{option}=(.*)$", UNIT, re.MULTILINE)
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit with its drop-in, and with a program that is there."""
+    folder = tmp_path / "tokenwire.service.d"
+    folder.mkdir()
+    shutil.copy(FOLDER / "google-key.conf", folder)
+    found = tmp_path / "tokenwire.service"
+    here = str(Path(sys.executable).with_name("tokenwire"))
+    found.write_text(UNIT.replace("/opt/tokenwire/bin/tokenwire", here))
+    return found
+
+
+def analyze(*arguments: str | Path) -> str:
+    command = [str(ANALYZE), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@needs_systemd
+def test_systemd_finds_nothing_wrong_with_it(unit: Path) -> None:
+    assert analyze("verify", "--man=false", unit) == ""
+
+
+@needs_systemd
+def test_systemd_would_find_what_is_wrong(unit: Path) -> None:
+    (unit.with_suffix(".service.d") / "wrong.conf").write_text("[Service]\nNoSuchOption=1\nTimeoutStopSec=soon\n")
+    said = subprocess.run([str(ANALYZE), "verify", unit], capture_output=True, text=True, check=False).stderr
+    assert "NoSuchOption" in said
+    assert "soon" in said
+
+
+@needs_systemd
+def test_systemd_finds_it_well_confined(unit: Path) -> None:
+    """Its measure goes from 0 to 10, and above 2 it no longer says OK."""
+    assert "OK" in analyze("security", "--offline=true", "--threshold=20", "--no-pager", unit)
+
+
+def test_a_stop_takes_no_longer_than_it_may() -> None:
+    settings = Settings()
+    (most,) = told("TimeoutStopSec")
+    assert float(most) > settings.drain_delay + settings.grace + _FAREWELL_SECONDS
+    assert told("KillMode") == ["mixed"]
+
+
+def test_what_it_runs_is_the_server_and_a_reload_is_the_signal_for_it() -> None:
+    (command,) = told("ExecStart")
+    path, name = command.split(" ")
+    assert path.endswith("/bin/tokenwire")
+    assert COMMANDS[name][0] == "service.__main__"
+    assert told("ExecReload") == ["/bin/kill -HUP $MAINPID"]
+    assert told("RestartPreventExitStatus") == [str(EXIT_SETTING)]
+
+
+def test_it_waits_for_no_word_that_the_server_does_not_say() -> None:
+    says = [path for path in (ROOT / "service").rglob("*.py") if "NOTIFY_SOCKET" in path.read_text()]
+    assert told("Type") == ["exec"] if not says else ["notify"]
+
+
+def calls(*groups: str) -> set[str]:
+    """All system calls of groups, such as "@process"."""
+    found: set[str] = set()
+    for group in groups:
+        lines = [line.strip() for line in analyze("syscall-filter", "--no-pager", group).splitlines()[1:]]
+        named = [line for line in lines if line and not line.startswith("#")]
+        found |= {line for line in named if not line.startswith("@")}
+        found |= calls(*(line for line in named if line.startswith("@")))
+    return found
+
+
+def confinement() -> dict[str, Any]:
+    """What the unit leaves to the server, for `tests.confined`."""
+    allowed: set[str] = set()
+    for line in told("SystemCallFilter"):
+        groups = line.removeprefix("~").split()
+        allowed = allowed - calls(*groups) if line.startswith("~") else allowed | calls(*groups)
+    families = [getattr(socket, name) for line in told("RestrictAddressFamilies") for name in line.split()]
+    assert told("MemoryDenyWriteExecute") == ["yes"]
+    assert told("SystemCallErrorNumber") == ["EPERM"]
+    return {"calls": sorted(allowed), "families": families, "executable": False}
+
+
+@needs_systemd
+@pytest.mark.process
+async def test_the_server_serves_and_drains_with_what_the_unit_leaves_to_it(emulator: Emulator) -> None:
+    """System calls, kinds of sockets, and no memory that can be both written and run."""
+    emulator.script.play(default=answer("Base", "ball."))
+    address = f"127.0.0.1:{free_port()}"
+    flags = ("--port", address.partition(":")[2], "--workers", "2", "--emulator", emulator.address)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.confined", json.dumps(confinement())),
+        *(sys.executable, "-m", "tokenwire.cli", "serve", *flags),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    said = []
+    async with asyncio.timeout(100):
+        async for line in process.stdout:
+            said.append(line.decode())
+            if "ready after" in said[-1]:
+                break
+        else:
+            if await process.wait() == UNKNOWN:
+                pytest.skip("this kernel can't refuse such memory by a call: Linux 6.3 is the first")
+            pytest.fail("".join(said))
+    async with AsyncClient(address) as client, client.generate("What is baseball?") as pieces:
+        assert "".join([piece async for piece in pieces.text()]) == "Baseball."
+    process.send_signal(signal.SIGTERM)
+    rest, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, rest.decode()
+    assert "warning" not in "".join(said).lower()

@@ -74,6 +74,7 @@ check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, impo
 	@mkdir -p build
 	@$(BIN)/buf build --path protos/tokenwire -o build/contract.binpb
 	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --exclude-imports
+	@$(BIN)/hadolint deploy/image/Containerfile
 	@cd deploy/envoy && $(abspath $(BIN))/envoy -c envoy.yaml --mode validate --disable-hot-restart --log-level warning
 	@$(BIN)/python -m pytest --quiet tests/test_stubs.py tests/test_layers.py
 	@$(BIN)/python -m tests.audit requirements/run.txt
@@ -98,7 +99,7 @@ tools:
 
 .PHONY: test
 test: $(VENV)/.dev tools ## Run the tests for every change, in less than eight minutes on two cores
-	@$(BIN)/python -m pytest $(AT_ONCE) -m "not soak and not thorough" $(ARGS)
+	@$(BIN)/python -m pytest $(AT_ONCE) -m "not soak and not thorough and not image" $(ARGS)
 
 .PHONY: thorough
 thorough: $(VENV)/.dev tools ## Run all that make test leaves out, in ten minutes more; screenshots of the page land in build/screenshots
@@ -107,6 +108,15 @@ thorough: $(VENV)/.dev tools ## Run all that make test leaves out, in ten minute
 .PHONY: quick
 quick: $(VENV)/.dev ## Run the tests that need no process, browser or model, with fewer examples, in about a minute
 	@$(BIN)/python -m pytest $(AT_ONCE) --hypothesis-profile=quick -m "not soak and not process and not browser and not smollm2 and not thorough" $(ARGS)
+
+# As root: buildah changes its root.
+.PHONY: image
+image: $(VENV)/.dev ## Build the images, and prove what docs/operations.md promises of them (root; ARGS=-s tells their sizes)
+	@missing=""; \
+	for program in buildah mmdebstrap; do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	[ -z "$$missing" ] || { echo "Installing$$missing with apt-get"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+	@$(BIN)/python -m pytest -m image tests/test_image.py $(ARGS)
 
 .PHONY: soak
 soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md

@@ -90,6 +90,7 @@ _WITH_PROCESSES = (
     "service/runtime/test_workers.py",
     "service/test_main.py",
     "test_end_to_end.py",
+    "test_image.py",
     "test_readme.py",
     "test_recipes.py",
     "test_snippets.py",

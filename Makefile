@@ -75,6 +75,7 @@ check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, impo
 	@$(BIN)/buf build --path protos/tokenwire -o build/contract.binpb
 	@$(BIN)/buf breaking build/contract.binpb --against protos/released.binpb --exclude-imports
 	@$(BIN)/hadolint deploy/image/Containerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose/compose.yaml
 	@cd deploy/envoy && $(abspath $(BIN))/envoy -c envoy.yaml --mode validate --disable-hot-restart --log-level warning
 	@$(BIN)/python -m pytest --quiet tests/test_stubs.py tests/test_layers.py
 	@$(BIN)/python -m tests.audit requirements/run.txt

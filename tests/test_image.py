@@ -188,7 +188,8 @@ def base(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Base:
     ]
     (suite,) = re.findall(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
     tree = folder / "base.tar"
-    run("mmdebstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", suite, tree, *sources)
+    packages = "python3,python3-pip,python3-venv,ca-certificates"
+    run("mmdebstrap", "--variant=minbase", f"--include={packages}", suite, tree, *sources)
     sys.stdout.write(f"base: {tree.stat().st_size / MEGABYTE:.0f} MB\n")
     container = storage.buildah("from", "scratch")
     storage.buildah("add", container, tree, "/")
@@ -291,6 +292,7 @@ def test_nothing_is_in_it_that_builds_or_installs(server: Image) -> None:
         for module in ("pip", "ensurepip", "setuptools", "hatchling"):
             code, said = server.said(python, "-c", f"import {module}")
             assert (code, f"No module named '{module}'" in said) == (1, True), (python, module)
+    assert server.said("/usr/bin/python3", "-c", "import json") == (0, ""), "it misses what was taken out"
     assert not (server.root / "build").exists()
     assert list((server.root / "tmp").iterdir()) == []
 

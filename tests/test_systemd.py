@@ -122,6 +122,7 @@ def confinement() -> dict[str, Any]:
 
 @needs_systemd
 @pytest.mark.process
+@pytest.mark.thorough
 async def test_the_server_serves_and_drains_with_what_the_unit_leaves_to_it(emulator: Emulator) -> None:
     """System calls, kinds of sockets, and no memory that can be both written and run."""
     emulator.script.play(default=answer("Base", "ball."))

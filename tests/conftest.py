@@ -111,7 +111,7 @@ _THOROUGH = (
     "faults/test_stops.py",
     "faults/test_surroundings.py",
     "faults/test_unfinished.py",
-    *(f"gateway_ui/test_page_{what}.py" for what in ("answers", "kept", "looks", "own", "reading", "settings")),
+    "gateway_ui/test_page_",
     "hostile/",
     "service/runtime/test_replicas.py",
     "service/runtime/test_secured.py",

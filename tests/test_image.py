@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx
 import pytest
 
 from tests.edge.conftest import children
@@ -36,7 +37,7 @@ CONTAINERFILE = ROOT / "deploy/image/Containerfile"
 MEGABYTE = 1_000_000
 
 # All of it, the base of Debian's packages with it, which is larger than what registries have.
-LARGEST_SERVER, LARGEST_EDGE = 750 * MEGABYTE, 400 * MEGABYTE
+LARGEST_SERVER, LARGEST_EDGE, LARGEST_PAGE = 750 * MEGABYTE, 400 * MEGABYTE, 800 * MEGABYTE
 
 
 def lacking() -> str:
@@ -257,6 +258,11 @@ def edge(build: Build) -> Image:
     return build("localhost/tokenwire-edge", "edge")
 
 
+@pytest.fixture(scope="module")
+def page(build: Build) -> Image:
+    return build("localhost/tokenwire-ui", "ui")
+
+
 def test_it_says_how_it_is_run(server: Image) -> None:
     config = server.config
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
@@ -273,9 +279,10 @@ def test_it_says_how_it_is_run(server: Image) -> None:
     assert server.said("tokenwire", "--version") == (0, f"tokenwire {project['version']}\n")
 
 
-def test_it_is_no_larger_than_is_promised(server: Image, edge: Image) -> None:
+def test_it_is_no_larger_than_is_promised(server: Image, edge: Image, page: Image) -> None:
     assert server.size < LARGEST_SERVER
     assert edge.size < LARGEST_EDGE
+    assert page.size < LARGEST_PAGE
 
 
 def test_nothing_is_in_it_that_builds_or_installs(server: Image) -> None:
@@ -469,6 +476,17 @@ async def test_the_edge_runs_envoy_and_its_health_is_that_of_the_replicas_behind
         assert await asyncio.to_thread(edge.said, *check, TOKENWIRE_ADDRESS=f"localhost:{front}") == (0, "SERVING\n")
         async with AsyncClient(f"127.0.0.1:{front}") as client, client.generate("What is baseball?") as pieces:
             assert "".join([piece async for piece in pieces.text()]) == "Baseball."
+        os.kill(contained.pid, signal.SIGTERM)
+        assert await asyncio.wait_for(contained.process.wait(), 60) == 0
+
+
+async def test_the_page_is_served_too(page: Image) -> None:
+    port = free_port()
+    flags = ("--host", "0.0.0.0", "--port", str(port), "--name", "page.example")
+    async with running(page.command("tokenwire", "ui", *flags, TOKENWIRE_PAGE_DATA="/tmp/page"), "URL") as contained:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            asked = await client.get(f"http://127.0.0.1:{port}/_stcore/health", headers={"host": "page.example"})
+        assert (asked.status_code, asked.text) == (200, "ok")
         os.kill(contained.pid, signal.SIGTERM)
         assert await asyncio.wait_for(contained.process.wait(), 60) == 0
 

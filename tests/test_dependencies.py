@@ -18,7 +18,6 @@ OURS = {"tokenwire", "service", "gateway_ui", "vertex_emulator", "bench", "tests
 # By the longest name that fits: sets of extras, each of which is enough for the module beside what every caller has.
 NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
-    "tokenwire.cli.running.demo": [{"server", "local"}],
     "tokenwire.cli.running.edge": [{"edge"}],
     "tokenwire.cli.running.envoy_configuration": [{"edge"}],
     "service": [{"server"}],
@@ -35,6 +34,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "vertex_emulator.answerers.smollm2": [{"local"}],
     "vertex_emulator.answerers.weights": [{"local"}],
     "bench": [{"server", "dev"}],
+    "bench.edge": [{"server", "edge", "dev"}],
     "bench.page": [{"server", "ui", "dev"}],
     "bench.page.sessions": [{"ui", "dev"}],
     "bench.page.stamped": [{"server", "dev"}],

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -71,16 +71,21 @@ def page_at(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageAt]:
 
 
 @asynccontextmanager
-async def chromium(profile: Path) -> AsyncIterator[BrowserContext]:
+async def chromium(profile: Path, *, without: Sequence[str] = ()) -> AsyncIterator[BrowserContext]:
     """Headless Chromium with the profile of this folder, one of its own.
 
-    It keeps Streamlit's scripts there as it has compiled them: a tab takes half of the CPU time then.
+    It keeps Streamlit's scripts there as it has compiled them: a tab takes half of the CPU time then. `without` are
+    flags that playwright gives it by itself, and here not.
     """
     executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     # Without one playwright takes its own, where `playwright install chromium` has been run.
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch_persistent_context(
-            profile, executable_path=executable, args=CHROMIUM_FLAGS, viewport={"width": 1100, "height": 800}
+            profile,
+            executable_path=executable,
+            args=CHROMIUM_FLAGS,
+            ignore_default_args=without,
+            viewport={"width": 1100, "height": 800},
         )
         yield browser
         await browser.close()

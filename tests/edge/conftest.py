@@ -11,10 +11,12 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.async_api import BrowserContext, Page
 
 from service.providers.retry import Policy, Retrying
 from service.runtime.server import Server
 from service.settings import Settings
+from tests.browser import chromium
 from tests.ports import free_port
 from vertex_emulator.emulator import Emulator
 
@@ -144,6 +146,25 @@ def edge(running: Running) -> Edge:
 async def http(edge: Edge) -> AsyncIterator[httpx.AsyncClient]:
     async with edge.client() as client:
         yield client
+
+
+@pytest.fixture(scope="package")
+async def keeping_browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BrowserContext]:
+    """It keeps pages that were left, with all that runs in them, as readers' browsers do and playwright's doesn't."""
+    profile = tmp_path_factory.mktemp("keeping-browser")
+    async with chromium(profile, without=["--disable-back-forward-cache"]) as browser:
+        yield browser
+
+
+@pytest.fixture
+async def kept_tab(keeping_browser: BrowserContext) -> AsyncIterator[Page]:
+    """A tab of such a browser. What is shown last has to be of the same origin as the page that was left."""
+    tab = await keeping_browser.new_page()
+    await tab.add_init_script("addEventListener('pagehide', ({ persisted }) => { localStorage.kept = persisted; })")
+    yield tab
+    kept = await tab.evaluate("localStorage.kept")
+    await tab.close()
+    assert kept == "true", "the page that was left has not been kept"
 
 
 def read(line: str) -> dict[str, Any]:

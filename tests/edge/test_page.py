@@ -76,6 +76,17 @@ async def test_who_stops_or_closes_the_tab_cancels_upstream(
         await tab.close()
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_leaves_the_page_cancels_upstream(shown: Edge, vertex: Emulator, kept_tab: Page, way: str) -> None:
+    vertex.script.play(answer("Baseball ", silence()))
+    await kept_tab.goto(shown.url)
+    await kept_tab.get_by_role("button", name=way).click()
+    await expect(kept_tab.locator("output")).to_have_text("Baseball ")
+    await kept_tab.goto(f"{shown.url}/v1/models")
+    await vertex.wait_until(lambda emulator: not emulator.open_calls)
+    assert [call.code for call in vertex.calls] == [grpc.StatusCode.CANCELLED]
+
+
 async def test_a_page_of_another_origin_can_not_call(
     shown: Edge, running: Running, vertex: Emulator, browser: BrowserContext
 ) -> None:

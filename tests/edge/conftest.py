@@ -176,3 +176,15 @@ def read(line: str) -> dict[str, Any]:
 def children(pid: int) -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [int(line) for line in found.stdout.split()]
+
+
+async def ended(client: httpx.AsyncClient) -> str:
+    """How a call has ended: "completed" by its last line, "cut" without one, else what came."""
+    lines: list[str] = []
+    try:
+        async with client.stream("POST", "/v1/generate", json={"prompt": "What is baseball?"}) as response:
+            async for line in response.aiter_lines():
+                lines.append(line)  # noqa: PERF401 - what came before a cut counts
+    except httpx.RemoteProtocolError:  # how HTTP/1.1 tells of a cut
+        return "cut"
+    return "completed" if response.status_code == 200 and "completed" in read(lines[-1]) else "\n".join(lines)

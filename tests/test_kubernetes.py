@@ -399,10 +399,18 @@ def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(made: Ren
             assert secret["metadata"]["namespace"] == namespace["metadata"]["name"]
             held |= {(secret["metadata"]["name"], key) for key in secret["data"]}
     options = made.edge_options
-    wanted = {("tokenwire-tls", Path(path).name) for path in (options.tls_certificate, options.tls_key)}
-    for pod in made.pods.values():
-        for secret in (volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume):
-            wanted |= {(secret["secretName"], item["key"]) for item in secret.get("items", ())}
+    paths = {Path(path) for path in (options.tls_certificate, options.tls_key)}
+    wanted: set[tuple[str, str]] = set()
+    for name, pod in made.pods.items():
+        mounted = {one["name"]: Path(one["mountPath"]) for one in made.container(name)["volumeMounts"]}
+        for volume in (one for one in pod["spec"]["volumes"] if "secret" in one):
+            secret = volume["secret"]
+            # Without a list all keys are files of their own name.
+            keys = [item["key"] for item in secret.get("items", ())] or [
+                path.name for path in paths if path.parent == mounted[volume["name"]]
+            ]
+            assert keys
+            wanted |= {(secret["secretName"], key) for key in keys}
     assert held == wanted
 
 

@@ -234,13 +234,13 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
             if live is not None and live.exchange is exchange:
                 follow(live, drawn, choices.seconds_per_letter, partial(shown.is_old, talk))
                 stop.empty()
-                if exchange.problem:
-                    offer.doubt(default_address())
                 if talk.waiting or shown.is_old(talk):
                     st.rerun()
             else:
                 drawn.update()
                 drawn.note()
+            if last and exchange.problem:
+                offer.doubt(default_address())
             _actions(talk, exchange, last=last, left_out=exchange.id in left_out)
     if live is not None and live.exchange not in path:
         outlast(live, stop, partial(shown.is_old, talk))

@@ -98,10 +98,10 @@ async def running_service(emulator: Emulator, **settings: Any) -> AsyncIterator[
     """It serves; it has ended on leaving."""
     from service.providers.gemini.over_grpc import VertexProvider  # noqa: PLC0415 - ten seconds that others needn't pay
 
-    told = Settings(port=0, emulator=emulator.address, **settings)
+    told = Settings(**{"port": 0, "emulator": emulator.address, **settings})
     model = VertexProvider.local(emulator.address, told.offers, project="project", location="us-central1")
     server = Server(told)
-    service = Service(server, f"127.0.0.1:{await server.start()}")
+    service = Service(server, f"{told.host}:{await server.start()}")
     try:
         await server.announce_serving(Retrying(model, Policy()))
         yield service

@@ -181,7 +181,7 @@ def test_envoy_is_in_front_of_the_replicas(settings: Settings) -> None:
     assert within(EDGE, options.tls_key)
     assert EDGE["ports"] == [f"{options.port}:{options.port}"]
     assert EDGE["environment"]["TOKENWIRE_ADDRESS"] == f"https://localhost:{options.port}"
-    assert seconds(EDGE["stop_grace_period"]) > edge.STOP_SECONDS
+    assert seconds(EDGE["stop_grace_period"]) > options.grace + edge.STOP_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(OURS))

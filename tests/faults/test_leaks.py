@@ -1,4 +1,7 @@
-"""No prompt, answer, instruction, project or credential is told to anybody else: not in logs, not in statuses."""
+"""No prompt, answer, instruction, project or credential is told: not in logs, metrics, traces or statuses.
+
+What Envoy logs of calls is looked at in tests/edge/test_command.py.
+"""
 
 import asyncio
 import signal
@@ -8,11 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import httpx
 from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc.error_details_pb2 import DebugInfo, ErrorInfo, Help, LocalizedMessage, QuotaFailure
 
+from service.admission import api_keys
+from tests.collector import collecting
 from tests.faults.processes import ServerChild, pieces, server
+from tests.ports import free_port
 from tokenwire.v1 import content_pb2 as pb
+from tokenwire.v1.generation_service_pb2 import GenerateRequest
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, message_bytes, silence, status, text_bytes, thought
 
@@ -22,6 +30,7 @@ CANARIES = {
     "instruction": "canary-finch",
     "project": "canary-heron-1",
     "key": "canary-stork",
+    "token": "canary-swan",
 }
 ALL = " ".join(CANARIES.values())
 
@@ -86,11 +95,11 @@ ANSWERS = {
 }
 
 
-async def ask(served: ServerChild, word: str, **fields: Any) -> Any:
+async def ask(served: ServerChild, word: str, token: str = "", timeout: float | None = None, **fields: Any) -> Any:  # noqa: ASYNC109 - the call's
     """How a call ended: its error, or None."""
     async with served.caller() as caller:
-        call = caller.start(
-            f"{CANARIES['prompt']} {word}",
+        request = GenerateRequest(
+            prompt=f"{CANARIES['prompt']} {word}",
             system_instruction=CANARIES["instruction"],
             messages=[
                 pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text=CANARIES["prompt"])]),
@@ -98,56 +107,70 @@ async def ask(served: ServerChild, word: str, **fields: Any) -> Any:
             ],
             **fields,
         )
+        metadata = (("authorization", f"Bearer {token or CANARIES['token']}"),)
         try:
-            async for _ in call:
+            async for _ in caller.stub.Generate(request, timeout=timeout, metadata=metadata):
                 pass
         except grpc.aio.AioRpcError as error:
             return error
         return None
 
 
-async def test_nothing_said_in_confidence_is_in_logs_or_statuses(upstream: Emulator, tmp_path: Path) -> None:
-    async with (
-        Trap().open() as trap,
-        server(
-            upstream.address,
-            "--log-level",
-            "debug",
-            module=("tests.faults.leaky",),
-            environ=environ(trap, tmp_path),
-        ) as leaky,
-    ):
-        ended = {}
-        for word, one in ANSWERS.items():
+async def test_nothing_said_in_confidence_is_told_to_those_who_watch(upstream: Emulator, tmp_path: Path) -> None:
+    keys, port = str(tmp_path / "keys"), free_port()
+    _, key = api_keys.new(keys, "somebody")
+    with collecting() as collector:
+        async with (
+            Trap().open() as trap,
+            server(
+                upstream.address,
+                *("--log-level", "debug", "--api-keys", keys, "--metrics-port", str(port)),
+                module=("tests.faults.leaky",),
+                environ={**environ(trap, tmp_path), "OTEL_EXPORTER_OTLP_ENDPOINT": collector.address},
+            ) as leaky,
+        ):
+            ended = {}
+            for word, one in ANSWERS.items():
+                upstream.reset()
+                upstream.script.play(one)
+                ended[word] = await ask(leaky, word, key)
             upstream.reset()
-            upstream.script.play(one)
-            ended[word] = await ask(leaky, word)
-        upstream.reset()
-        upstream.script.play(answer(CANARIES["answer"], silence(), uses=0))
-        ended["late"] = await ask(leaky, "late", timeout=0.3)
-        ended["bug"] = await ask(leaky, "bug")
-        ended["invalid"] = await ask(leaky, "invalid", config={"temperature": 3})
-        async with leaky.caller() as caller:
-            call = caller.start(CANARIES["prompt"])
-            await pieces(call, 1)
-            call.cancel()
-        await leaky.said("code=CANCELLED")
-        leaky.signal(signal.SIGTERM)
-        assert await asyncio.wait_for(leaky.process.wait(), 30) == 0
-        await leaky.said("stopped")
-        assert not trap.knocked.is_set(), "prompts would have been sent to LangSmith"
+            upstream.script.play(answer(CANARIES["answer"], silence(), uses=0))
+            ended["late"] = await ask(leaky, "late", key, timeout=0.3)
+            ended["bug"] = await ask(leaky, "bug", key)
+            ended["invalid"] = await ask(leaky, "invalid", key, config={"temperature": 3})
+            ended["nobody"] = await ask(leaky, "nobody")
+            async with leaky.caller() as caller:
+                call = caller.stub.Generate(
+                    GenerateRequest(prompt=CANARIES["prompt"]), metadata=(("authorization", f"Bearer {key}"),)
+                )
+                await pieces(call, 1)
+                call.cancel()
+            await leaky.said("code=CANCELLED")
+            async with httpx.AsyncClient(trust_env=False) as client:
+                metrics = (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+            leaky.signal(signal.SIGTERM)
+            assert await asyncio.wait_for(leaky.process.wait(), 30) == 0
+            await leaky.said("stopped")
+            assert not trap.knocked.is_set(), "prompts would have been sent to LangSmith"
     assert ended.pop("plain") is None
     assert all(ended.values()), ended
     for word, error in ended.items():
         statuses = f"{error} {error.details()} {error.trailing_metadata()} {error.initial_metadata()}"
-        assert not told_in(statuses), word
-    assert not told_in(leaky.words), leaky.words
+        assert not told_in(statuses, key), word
+    assert not told_in(leaky.words, key), leaky.words
     assert "says something that is not shown" in leaky.words
     assert "builtins.RuntimeError" in leaky.words
+    assert "refused=" in leaky.words
+    assert 'tokenwire_errors_total{reason="UPSTREAM_REJECTED"} 1.0' in metrics
+    assert not told_in(metrics, key), metrics
+    assert len(collector.spans) > len(ended)
+    for body in collector.bodies:
+        assert not told_in(body.decode("latin-1"), key), body
 
 
-def told_in(words: str) -> set[str]:
-    return {canary for canary in (*CANARIES.values(), "canary") if canary in words}
+def told_in(words: str, *more: str) -> set[str]:
+    return {canary for canary in (*CANARIES.values(), "canary", *more) if canary in words}
 
 
 async def test_the_trap_is_sprung_when_tracing_is_switched_on(upstream: Emulator, tmp_path: Path) -> None:

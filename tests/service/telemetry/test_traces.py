@@ -1,6 +1,7 @@
 """Spans of calls and attempts, as a collector gets them."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -197,6 +198,23 @@ async def test_a_collector_that_is_away_costs_spans_and_is_told_once(
         await until("traces are taken again")
     assert sum("traces are not taken" in line for line in lines) == 1
     assert {span.kind for span in collector.spans} == {Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT}
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["nobody listens", "nobody answers"])
+async def test_calls_go_on_where_no_collector_answers(
+    trace: Trace, lines: list[str], monkeypatch: pytest.MonkeyPatch, *, listens: bool
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        if listens:
+            port.listen()  # connections are made, and nobody ever takes them
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port.getsockname()[1]}")
+        async with asyncio.timeout(30), trace(FakeProvider(ANSWER)) as stub:
+            while not any("traces are not taken, and lost" in line for line in lines):
+                await ask(stub)  # it is answered
+    assert sum("traces are not taken" in line for line in lines) == 1
 
 
 async def test_without_traces_the_callers_is_in_the_log_all_the_same(serve: Serve, lines: list[str]) -> None:

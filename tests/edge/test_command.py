@@ -121,6 +121,8 @@ def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
         (["--allow-origin", "https://example.com/page"], "without a path"),
         (["--threads", "0"], "1 to 1024"),
         (["--port", "0"], "1 to 65535"),
+        (["--memory", "63"], "64 or more MB are wanted"),
+        (["--memory", "1G"], "64 or more MB are wanted"),
         (["--grace", "long"], "0 to 3600 seconds are wanted"),
         (["--grace", "-1"], "0 to 3600 seconds are wanted"),
     ],

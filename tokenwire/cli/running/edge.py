@@ -24,6 +24,8 @@ from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
 DEFAULT_REPLICA = "127.0.0.1:50051"
+DEFAULT_MEMORY = 512  # MiB
+SMALLEST_MEMORY = 64  # for a few requests of 16 MiB, and what Envoy allocates for itself
 
 START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
 STOP_SECONDS = 10  # for it to end before it is killed
@@ -96,6 +98,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--threads", type=_positive, metavar="COUNT", help="that Envoy works with (default: as many as processors)"
     )
     parser.add_argument(
+        "--memory",
+        type=_megabytes,
+        default=DEFAULT_MEMORY,
+        metavar="MB",
+        help="that Envoy may hold for callers; beyond three quarters requests that are still being sent are cut off, "
+        "beyond 95 %% new calls are refused, and running ones go on (default: %(default)s)",
+    )
+    parser.add_argument(
         "--grace",
         type=_seconds,
         default=0.0,
@@ -129,6 +139,13 @@ def _positive(text: str) -> int:
     """How many."""
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1024):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads: 1 to 1024 is wanted")
+    return int(text)
+
+
+def _megabytes(text: str) -> int:
+    """How much memory, in MiB."""
+    if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) >= SMALLEST_MEMORY):
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: {SMALLEST_MEMORY} or more MB are wanted")
     return int(text)
 
 
@@ -225,6 +242,7 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str])
             tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
             page=options.page,
             admin=admin,
+            memory=options.memory << 20,
         )
         file = Path(folder) / "envoy.json"
         file.write_text(json.dumps(told))

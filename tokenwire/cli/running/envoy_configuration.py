@@ -24,11 +24,12 @@ def filled_in(
     tls: tuple[str, str] | None = None,
     page: str | None = None,
     admin: envoy_drain.Admin | None = None,
+    memory: int | None = None,
 ) -> dict[str, Any]:
     """deploy/envoy/envoy.yaml, filled in.
 
     `addresses` to listen on are of IP; `tls` is the files of a certificate and its key; `admin` is where Envoy's
-    administration is to listen, if anywhere.
+    administration is to listen, if anywhere; `memory` is how many bytes it may hold, if not as many as the file says.
     """
     import yaml  # noqa: PLC0415 - an extra
 
@@ -48,6 +49,9 @@ def filled_in(
     (cluster,) = told["static_resources"]["clusters"]
     (group,) = cluster["load_assignment"]["endpoints"]
     group["lb_endpoints"] = [{"endpoint": {"address": _address(*split(replica))}} for replica in replicas]
+    if memory:
+        (heap,) = _holding(told["overload_manager"], "max_heap_size_bytes")
+        heap["max_heap_size_bytes"] = memory
     if isinstance(admin, str):
         told["admin"] = {"address": {"pipe": {"path": admin, "mode": 0o600}}}
     elif admin:

@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tests.certificates import Authority
 from tests.edge.conftest import Edge, Running, children, ended, read, running_edge, running_service
 from tests.marks import needs_file_modes
 from tests.ports import free_port
+from tokenwire import AsyncClient, TokenwireError
 from tokenwire.cli.running import edge
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, status, wait_for
@@ -284,9 +287,73 @@ async def test_no_prompt_no_answer_and_no_key_in_what_envoy_writes(vertex: Emula
             assert refused.status_code == 401
     assert "CANARY-ANSWER" in answered[0]
     assert "CANARY-ANSWER" in answered[1]
+    lines = access_log(watched)
+    assert [line["path"] for line in lines] == [path.partition("?")[0] for _, path, _ in asks] + ["/v1/generate"]
     said = "".join(watched.said)
-    assert said.count("/v1/generate") == len([path for _, path, _ in asks if path.startswith("/v1/generate")]) + 1
     # The path of a call that doesn't exist is told as it is.
-    assert "CANARY" not in said.replace("/v1/CANARY ", "")
+    assert "CANARY" not in said.replace("/v1/CANARY", "")
     assert key not in said
     assert key.partition("_")[2] not in said
+
+
+def access_log(edge: Edge) -> list[dict[str, Any]]:
+    """A line for each call. All else that Envoy says is no JSON."""
+    return [json.loads(line) for line in edge.said if line.startswith("{")]
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+async def test_the_access_log_tells_who_called_and_how_it_went(running: Running, vertex: Emulator) -> None:
+    vertex.script.play(answer("Baseball."), answer(status("INVALID_ARGUMENT")))
+    async with running_edge("--replica", running.service) as watched, watched.client() as client:
+        await client.post("/v1/generate", json=ASK, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
+        await client.post("/v1/generate", json=ASK)
+        await client.get("/nothing?a=b")
+    (answered, failed, refused) = access_log(watched)
+    assert answered["milliseconds"] >= 0
+    assert answered["bytes_in"] == failed["bytes_in"] > 0
+    assert answered["bytes_out"] > failed["bytes_out"] > 0
+    assert datetime.fromisoformat(answered["time"]) <= datetime.fromisoformat(refused["time"])
+    told = ("caller", "method", "path", "protocol", "status", "flags", "replica", "trace_id")
+    assert [[line.get(name) for name in told] for line in (answered, failed, refused)] == [
+        ["127.0.0.1", "POST", "/v1/generate", "HTTP/1.1", 200, "-", running.service, TRACE],
+        ["127.0.0.1", "POST", "/v1/generate", "HTTP/1.1", 400, "-", running.service, None],
+        ["127.0.0.1", "GET", "/nothing", "HTTP/1.1", 404, "-", None, None],
+    ]
+
+
+async def test_the_access_log_tells_the_status_of_grpc(running: Running, vertex: Emulator) -> None:
+    vertex.script.play(answer("Baseball."), answer(status("INVALID_ARGUMENT")))
+    async with running_edge("--replica", running.service) as watched, AsyncClient(watched.address) as client:
+        async with client.generate("What is baseball?") as call:
+            assert [word async for word in call.text()] == ["Baseball."]
+        with pytest.raises(TokenwireError):
+            async with client.generate("What is baseball?") as call:
+                [word async for word in call.text()]
+    answered, failed = access_log(watched)
+    assert (answered["status"], answered["grpc_status"], answered["protocol"]) == (200, "0", "HTTP/2")
+    assert (failed["status"], failed["grpc_status"]) == (200, "3")
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        'CANARY","status":200}',
+        f"00-{TRACE}-00f067aa0ba902b7-01-CANARY",
+        f"00-{TRACE}-00f067aa0ba902b7-01, 00-{TRACE}-CANARY",
+        f"00-{TRACE.upper()}-00f067aa0ba902b7-01",
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+    ],
+)
+async def test_nobody_forges_a_line_of_the_access_log(running: Running, traceparent: str) -> None:
+    path = '/v1/a","status":200}{"%0a%22\\'
+    async with running_edge("--replica", running.service) as watched:
+        reader, writer = await asyncio.open_connection("localhost", watched.port)
+        headers = f"Host: a\r\nX-Forwarded-For: 192.0.2.1\r\ntraceparent: {traceparent}\r\nConnection: close"
+        writer.write(f"GET {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+        await reader.read()
+        writer.close()
+    (line,) = access_log(watched)
+    assert (line["path"], line["status"], line.get("trace_id"), line["caller"]) == (path, 404, None, "127.0.0.1")
+    assert "CANARY" not in "".join(watched.said)

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -128,6 +129,7 @@ def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
         (["--memory", "1G"], "64 or more MB are wanted"),
         (["--grace", "long"], "0 to 3600 seconds are wanted"),
         (["--grace", "-1"], "0 to 3600 seconds are wanted"),
+        (["--drain-delay", "3601"], "0 to 3600 seconds are wanted"),
     ],
 )
 def test_flags_that_are_wrong(capsys: pytest.CaptureFixture[str], flags: list[str], words: str) -> None:
@@ -207,6 +209,25 @@ async def test_when_the_grace_is_over_calls_are_cut(running: Running, vertex: Em
             assert await edge.process.wait() == 0
         assert await call == "cut"
     assert any("The grace is over: 1 calls are cut" in line for line in edge.said)
+
+
+async def test_it_takes_calls_until_load_balancers_have_noticed_that_it_goes(
+    running: Running, vertex: Emulator
+) -> None:
+    vertex.script.play(default=answer("Baseball."))
+    async with running_edge("--replica", running.service, "--drain-delay", "3") as edge, edge.client() as client:
+        assert (await client.get("/healthz")).status_code == 200
+        began = time.monotonic()
+        edge.process.terminate()
+        while (health := await client.get("/healthz")).status_code == 200:
+            pass
+        assert health.status_code == 503
+        assert await ended(client) == "completed"
+        assert edge.process.returncode is None
+        async with asyncio.timeout(30):
+            assert await edge.process.wait() == 0
+        assert time.monotonic() - began >= 3
+    assert [line["path"] for line in access_log(edge)] == ["/v1/generate"]
 
 
 async def test_if_envoy_dies_so_does_the_command() -> None:

@@ -46,7 +46,7 @@ class EdgeError(Exception):
 def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> int:
     """Run Envoy until SIGINT, SIGTERM or SIGHUP, and return the exit code."""
     options = _parser(prog).parse_args(argv)
-    envoy = _Envoy(options.grace)
+    envoy = _Envoy(options.drain_delay, options.grace)
     # Whatever ends this, Envoy ends first. (nohup has SIGHUP ignored.)
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -112,6 +112,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="that running calls may go on after SIGTERM, Ctrl-C or SIGHUP, while callers are told to connect "
         "elsewhere; a second signal ends all (default: 0)",
+    )
+    parser.add_argument(
+        "--drain-delay",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="before that, in which it takes new calls and /healthz says 503, so that load balancers that look now and "
+        "then notice (default: 0)",
     )
     return parser
 
@@ -229,11 +237,11 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str])
     flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
         admin: envoy_drain.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
-        if options.grace:
+        if options.grace or options.drain_delay:
             # For itself: a socket that nobody else may open.
             admin = admin or str(Path(folder) / "admin")
-            # Envoy closes what it drains after that time: not before the grace is over.
-            flags += ["--drain-strategy", "immediate", "--drain-time-s", str(2 * LONGEST_GRACE_SECONDS)]
+            # Envoy closes what it drains after that time: not before the delay and the grace are over.
+            flags += ["--drain-strategy", "immediate", "--drain-time-s", str(3 * LONGEST_GRACE_SECONDS)]
         told = envoy_configuration.filled_in(
             addresses=addresses,
             port=options.port,
@@ -275,9 +283,10 @@ def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Seque
 class _Envoy:
     """Envoy in a process of its own, which ends with this one."""
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, delay: float, grace: float) -> None:
         self.stopped = False
         """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
+        self._delay = delay
         self._grace = grace
         self._admin: envoy_drain.Admin | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -287,18 +296,19 @@ class _Envoy:
         again, self.stopped = self.stopped, True
         if self._child is None:
             return
-        if self._grace and self._admin and not again:
+        if (self._delay or self._grace) and self._admin and not again:
             threading.Thread(target=self._drain, args=(self._admin,), daemon=True).start()
         else:
             self._end()
 
     def _drain(self, admin: envoy_drain.Admin) -> None:
         """Returns once it is to end, which is said by a second signal, as by whoever sends one."""
-        say(f"Draining: running calls have {self._grace:g} s")
-        end = time.monotonic() + self._grace
+        say(f"Draining: running calls have {self._delay + self._grace:g} s")
+        noticed = time.monotonic() + self._delay
+        end = noticed + self._grace
         try:
             envoy_drain.begin(admin)
-            while (left := envoy_drain.open_calls(admin)) and time.monotonic() < end:
+            while ((left := envoy_drain.open_calls(admin)) and time.monotonic() < end) or time.monotonic() < noticed:
                 time.sleep(LOOK_SECONDS)
             if left:
                 say(f"The grace is over: {left} calls are cut")

@@ -14,7 +14,11 @@ _OPEN = "http.edge.downstream_rq_active"
 
 
 def begin(admin: Admin) -> None:
-    """Tell callers with each answer to connect elsewhere; what runs goes on. Raises OSError if it doesn't answer."""
+    """Tell callers with each answer to connect elsewhere, and load balancers by /healthz; what runs goes on.
+
+    Raises OSError if it doesn't answer.
+    """
+    _asked(admin, "POST", "/healthcheck/fail")
     _asked(admin, "POST", "/drain_listeners?graceful&skip_exit")
 
 

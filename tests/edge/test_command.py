@@ -74,11 +74,11 @@ def test_help_needs_no_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "--replica HOST:PORT" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flag", ["--port", "--admin-port"])
+@pytest.mark.parametrize("flag", ["--port", "--admin-port", "--metrics-port"])
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str], flag: str) -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = str(taken.getsockname()[1])
-        flags = ["--port", str(free_port())] if flag == "--admin-port" else []
+        flags = ["--port", str(free_port())] if flag != "--port" else []
         told = refusal(capsys, *flags, flag, port)
     assert f"{flag} {port} on 127.0.0.1 can't be used: Address already in use" in told
     assert f"Give {flag} another one" in told

@@ -53,7 +53,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> 
             signal.signal(number, envoy.stop)
     try:
         _check(options)
-        return _run(envoy, options, _free_addresses(options.host, options.port, "--port"))
+        metrics = []
+        if options.metrics_port:
+            metrics = _free_addresses(options.metrics_host, options.metrics_port, "--metrics-port", "--metrics-host")
+        return _run(envoy, options, _free_addresses(options.host, options.port, "--port", "--host"), metrics)
     except EdgeError as error:
         say(str(error))
         return EXIT_FAILED
@@ -93,6 +96,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         type=arguments.port,
         metavar="PORT",
         help="of Envoy's own administration, on this machine only (default: none)",
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=arguments.port,
+        metavar="PORT",
+        help="on which Prometheus finds Envoy's metrics at /metrics (default: none)",
+    )
+    parser.add_argument(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address of that port, which asks nobody who reads it: 0.0.0.0 is for networks of your own "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--threads", type=_positive, metavar="COUNT", help="that Envoy works with (default: as many as processors)"
@@ -180,7 +196,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.page:
         _check_readable(options.page, "--page")
     if options.admin_port:
-        _free_addresses("127.0.0.1", options.admin_port, "--admin-port")
+        _free_addresses("127.0.0.1", options.admin_port, "--admin-port", "--host")
 
 
 def _check_certificate(certificate: str, key: str) -> None:
@@ -206,7 +222,7 @@ def _check_readable(path: str, flag: str) -> None:
         ) from error
 
 
-def _free_addresses(host: str, port: int, flag: str) -> list[str]:
+def _free_addresses(host: str, port: int, flag: str, host_flag: str) -> list[str]:
     """This machine's addresses of that name, on which nobody listens: Envoy takes no names. Raises EdgeError."""
     found: list[str] = []
     try:
@@ -224,22 +240,23 @@ def _free_addresses(host: str, port: int, flag: str) -> list[str]:
         why = (error.strerror or "it failed").partition(" (")[0]  # Python adds the address, and we say it already
         remedy = f"Give {flag} another one, or end what listens there"
         if (error.errno or 0) < 0 or error.errno == errno.EADDRNOTAVAIL:  # below zero: the resolver's numbers
-            remedy = "Give --host an address of this machine"
+            remedy = f"Give {host_flag} an address of this machine"
         elif error.errno in (errno.EACCES, errno.EPERM):
             remedy = f"Give {flag} one that this user may have, such as {DEFAULT_PORT}"
         raise EdgeError(f"{flag} {port} on {host} can't be used: {why}. {remedy}") from error
     return found
 
 
-def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str]) -> int:
+def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str], metrics: Sequence[str]) -> int:
     """Returns once a signal has ended it; raises EdgeError if Envoy ends by itself."""
     replicas = options.replica or [DEFAULT_REPLICA]
     flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
         admin: envoy_drain.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
-        if options.grace or options.drain_delay:
+        if options.grace or options.drain_delay or metrics:
             # For itself: a socket that nobody else may open.
             admin = admin or str(Path(folder) / "admin")
+        if options.grace or options.drain_delay:
             # Envoy closes what it drains after that time: not before the delay and the grace are over.
             flags += ["--drain-strategy", "immediate", "--drain-time-s", str(3 * LONGEST_GRACE_SECONDS)]
         told = envoy_configuration.filled_in(
@@ -251,6 +268,8 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str])
             page=options.page,
             admin=admin,
             memory=options.memory << 20,
+            metrics=metrics,
+            metrics_port=options.metrics_port or 0,
         )
         file = Path(folder) / "envoy.json"
         file.write_text(json.dumps(told))

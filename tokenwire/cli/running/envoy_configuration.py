@@ -25,11 +25,15 @@ def filled_in(
     page: str | None = None,
     admin: envoy_drain.Admin | None = None,
     memory: int | None = None,
+    metrics: Sequence[str] = (),
+    metrics_port: int = 0,
 ) -> dict[str, Any]:
     """deploy/envoy/envoy.yaml, filled in.
 
     `addresses` to listen on are of IP; `tls` is the files of a certificate and its key; `admin` is where Envoy's
-    administration is to listen, if anywhere; `memory` is how many bytes it may hold, if not as many as the file says.
+    administration is to listen, if anywhere; `memory` is how many bytes it may hold, if not as many as the file says;
+    `metrics` are addresses of IP as well: at their `metrics_port`, /metrics tells what the administration counts, which
+    is wanted then.
     """
     import yaml  # noqa: PLC0415 - an extra
 
@@ -56,6 +60,11 @@ def filled_in(
         told["admin"] = {"address": {"pipe": {"path": admin, "mode": 0o600}}}
     elif admin:
         told["admin"] = {"address": _address(*admin)}
+    if metrics:
+        endpoints = [{"lb_endpoints": [{"endpoint": {"address": told["admin"]["address"]}}]}]
+        assignment = {"cluster_name": "administration", "endpoints": endpoints}
+        told["static_resources"]["clusters"].append({"name": "administration", "load_assignment": assignment})
+        told["static_resources"]["listeners"] += [_metrics(_address(one, metrics_port)) for one in metrics]
     return told
 
 
@@ -125,4 +134,40 @@ def _page(path: str) -> dict[str, Any]:
                 "disabled": True,
             }
         },
+    }
+
+
+def _metrics(address: dict[str, Any]) -> dict[str, Any]:
+    """A listener that passes on one question to Envoy's administration, which could do much else."""
+    the_question = [
+        {"name": ":method", "string_match": {"exact": "GET"}},
+        {"name": ":path", "string_match": {"exact": "/metrics"}},  # a query would be passed on, too
+    ]
+    routes = [
+        {
+            "match": {"path": "/metrics", "headers": the_question},
+            "route": {"cluster": "administration", "prefix_rewrite": "/stats/prometheus"},
+        },
+        {"match": {"prefix": "/"}, "direct_response": {"status": 404}},
+    ]
+    router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
+    manager = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+    told = {
+        "@type": f"type.googleapis.com/{manager}",
+        "stat_prefix": "metrics",
+        "stream_idle_timeout": "10s",
+        "request_timeout": "10s",
+        "common_http_protocol_options": {"idle_timeout": "300s"},
+        "route_config": {"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": routes}]},
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": router}}],
+    }
+    return {
+        "name": "metrics",
+        "address": address,
+        # They are wanted most when there is too much of all else.
+        "ignore_global_conn_limit": True,
+        "bypass_overload_manager": True,
+        "filter_chains": [
+            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": told}]}
+        ],
     }

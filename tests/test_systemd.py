@@ -92,6 +92,22 @@ def test_what_it_runs_is_the_server_and_a_reload_is_the_signal_for_it() -> None:
     assert told("RestartPreventExitStatus") == [str(EXIT_SETTING)]
 
 
+PAGE = (ROOT / "docs/operations.md").read_text()
+(SECTION,) = re.findall(r"^## systemd\n(.*?)^## ", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_its_user_has_the_name_of_no_group_that_the_page_makes() -> None:
+    """A dynamic user is called as its unit is, and systemd takes no name that a group has already (217/USER)."""
+    assert told("DynamicUser") == ["yes"]
+    (user,) = told("User") or ["tokenwire"]  # the unit's own name
+    made = re.findall(r"^groupadd --system (\S+)$", SECTION, re.MULTILINE)
+    assert made == told("SupplementaryGroups")
+    assert user not in made
+    assert set(re.findall(r"--group (\S+)", SECTION)) == set(made)
+    # Nor does the page make such a user.
+    assert "useradd" not in SECTION
+
+
 def test_it_waits_for_no_word_that_the_server_does_not_say() -> None:
     says = [path for path in (ROOT / "service").rglob("*.py") if "NOTIFY_SOCKET" in path.read_text()]
     assert told("Type") == ["exec"] if not says else ["notify"]

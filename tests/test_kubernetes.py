@@ -264,6 +264,25 @@ def _rules(policy: Object) -> Iterator[tuple[str, Object]]:
         yield "to", rule
 
 
+# Whom pods ask for names: kube-dns or CoreDNS; NodeLocal DNSCache; Cloud DNS of GKE, at the metadata server's address.
+_DNS = ("kube-system", "169.254.20.10/32", "169.254.169.254/32")
+
+
+def test_every_pod_asks_for_names_wherever_the_cluster_has_them_answered(made: Rendered) -> None:
+    """By UDP, and by TCP where an answer is long; no policy that lets out lets a pod out to names by halves."""
+    asked: dict[str, set[tuple[str, str]]] = {}
+    for policy in made.all("NetworkPolicy"):
+        (own,) = made.matching(policy["spec"]["podSelector"]["matchLabels"])
+        for rule in policy["spec"].get("egress", ()):
+            for port in (one for one in rule["ports"] if one["port"] == 53):
+                for peer in rule["to"]:
+                    labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                    whom = labels.get("kubernetes.io/metadata.name") or peer["ipBlock"]["cidr"]
+                    asked.setdefault(own, set()).add((whom, port["protocol"]))
+    wanted = {(server, protocol) for server in _DNS for protocol in ("UDP", "TCP")}
+    assert asked == dict.fromkeys(made.pods, wanted)
+
+
 def test_network_policies_let_through_what_is_needed_and_name_ports_that_are_there(made: Rendered) -> None:
     let: set[tuple[str, str, str, str | int]] = set()
     for policy in made.all("NetworkPolicy"):
@@ -282,12 +301,10 @@ def test_network_policies_let_through_what_is_needed_and_name_ports_that_are_the
     assert let == {
         ("tokenwire-edge", "from", "", "https"),
         ("tokenwire-edge", "to", "tokenwire", "grpc"),
-        ("tokenwire-edge", "to", "kube-system", 53),
-        ("tokenwire-edge", "to", "169.254.20.10/32", 53),
+        *(("tokenwire-edge", "to", server, 53) for server in _DNS),
         ("tokenwire", "from", "tokenwire-edge", "grpc"),
         ("tokenwire", "from", "monitoring", "metrics"),
-        ("tokenwire", "to", "kube-system", 53),
-        ("tokenwire", "to", "169.254.20.10/32", 53),
+        *(("tokenwire", "to", server, 53) for server in _DNS),
         ("tokenwire", "to", "0.0.0.0/0", 443),
         ("tokenwire", "to", "169.254.169.254/32", 80),
         ("tokenwire", "to", "169.254.169.252/32", 988),

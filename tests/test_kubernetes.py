@@ -342,6 +342,27 @@ def test_a_rollout_takes_none_away_before_another_serves(made: Rendered) -> None
         assert one["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
+# How old an answer of a cluster's DNS may be: caches of kube-dns, of CoreDNS and of each node keep one that long.
+_DNS_CACHE_SECONDS = 30
+
+
+def test_a_rollout_takes_none_away_before_envoy_can_know_another(made: Rendered) -> None:
+    envoy = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
+    (cluster,) = envoy["static_resources"]["clusters"]
+    # Envoy's own default where it isn't told, and then it asks for the new one's health.
+    asks = float(cluster.get("dns_refresh_rate", "5s").removesuffix("s"))
+    (check,) = cluster["health_checks"]
+    heard = asks + _DNS_CACHE_SECONDS + float(check["timeout"].removesuffix("s"))
+    for one in made.all("Deployment"):
+        waits = one["spec"]["minReadySeconds"]
+        assert waits >= heard, one["metadata"]["name"]
+        assert f"ready for {waits} s" in " ".join(SECTION.split())
+        # A rollout whose pods take all the time that they may to start, and this, is none that has failed.
+        starts = made.container(one["metadata"]["name"])["startupProbe"]
+        most = starts["periodSeconds"] * starts["failureThreshold"] + waits
+        assert one["spec"]["progressDeadlineSeconds"] > most
+
+
 def test_the_autoscaler_goes_by_a_metric_that_the_service_exports(made: Rendered) -> None:
     (scaler,) = made.all("HorizontalPodAutoscaler")
     target = scaler["spec"]["scaleTargetRef"]

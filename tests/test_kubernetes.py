@@ -201,8 +201,20 @@ def test_a_stop_has_the_time_that_all_of_its_steps_take(made: Rendered) -> None:
     # What the comments say is what is counted.
     text = (FOLDER / "base/replica.yaml").read_text(), (FOLDER / "base/edge.yaml").read_text()
     assert [f"{total:g} s." in told for told, total in zip(text, (replica, edge_), strict=True)] == [True, True]
-    # A call that brings no deadline ends within either's grace.
-    assert min(settings.grace, options.grace) >= settings.default_deadline
+
+
+def test_no_call_may_last_longer_than_a_stop_lets_it(made: Rendered) -> None:
+    """Whatever deadline it brings, and whatever the callers file says; else a rollout would cut it."""
+    settings, options = made.settings, made.edge_options
+    grace = min(settings.grace, options.grace)
+    assert settings.max_deadline <= grace
+    assert settings.default_deadline <= grace
+    (told,) = (one["data"]["callers.toml"] for one in made.all("ConfigMap") if "callers.toml" in one["data"])
+    for text in (told, (FOLDER / "base/callers.toml").read_text()):
+        callers = Callers.parse(text, "callers.toml")
+        for caller in (callers.defaults, *callers.by_name.values()):
+            # None: as the server has it. More than that would be promised and not kept.
+            assert (caller.longest_deadline or 0) <= settings.max_deadline, caller.name
 
 
 def _seconds_before(container: Object) -> float:

@@ -217,6 +217,17 @@ def test_no_call_may_last_longer_than_a_stop_lets_it(made: Rendered) -> None:
             assert (caller.longest_deadline or 0) <= settings.max_deadline, caller.name
 
 
+# GKE's health check of nodes for `externalTrafficPolicy: Local`, by which it drops one that has no edge any more.
+_LOAD_BALANCER_ASKS_SECONDS, _LOAD_BALANCER_DROPS_AFTER = 8, 3
+
+
+def test_an_edge_stays_until_load_balancers_have_dropped_its_node(made: Rendered) -> None:
+    """An edge without calls ends at once when it is told to, and connections that still come are refused."""
+    drops = _LOAD_BALANCER_ASKS_SECONDS * _LOAD_BALANCER_DROPS_AFTER
+    # An answer of the last round may take a second or more.
+    assert _seconds_before(made.container("tokenwire-edge")) >= drops + 5
+
+
 def _seconds_before(container: Object) -> float:
     """Of preStop."""
     found: float = container["lifecycle"]["preStop"]["sleep"]["seconds"]

@@ -360,6 +360,33 @@ def test_every_pod_is_as_confined_as_kubernetes_restricted_profile_asks(made: Re
         assert {"cpu", "memory"} == container["resources"]["limits"].keys() == container["resources"]["requests"].keys()
 
 
+def test_who_empties_nodes_takes_a_part_of_the_pods_whatever_their_number(made: Rendered) -> None:
+    (scaler,) = made.all("HorizontalPodAutoscaler")
+    fewest = {"tokenwire": scaler["spec"]["minReplicas"]}
+    for one in made.all("PodDisruptionBudget"):
+        name = one["metadata"]["name"]
+        part = int(re.fullmatch(r"(\d+)%", str(one["spec"]["maxUnavailable"]))[1]) / 100  # type: ignore[index]
+        pods = fewest.get(name) or made.one("Deployment", name)["spec"]["replicas"]
+        # Kubernetes rounds up: some may always go, and some always stay.
+        assert 1 <= math.ceil(pods * part) <= pods / 2
+
+
+def test_the_address_is_in_ones_own_network_unless_its_owner_says_otherwise(made: Rendered, tmp_path: Path) -> None:
+    service = made.one("Service", "tokenwire")
+    internal = "networking.gke.io/load-balancer-type"
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert service["metadata"]["annotations"][internal] == "Internal"
+    # And what the comment says makes it reachable by those that it names alone.
+    shutil.copytree(FOLDER, tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes/overlays/example/kustomization.yaml"
+    told = re.sub(rf"^ +{internal}: Internal\n", "", overlay.read_text(), flags=re.MULTILINE)
+    overlay.write_text(told.replace("# loadBalancerSourceRanges:", "loadBalancerSourceRanges:"))
+    opened = Rendered(overlay.parent).one("Service", "tokenwire")
+    kubernetes_validate.validate(opened, VERSION, strict=True)
+    assert internal not in opened["metadata"]["annotations"]
+    assert opened["spec"]["loadBalancerSourceRanges"] == ["203.0.113.0/24"]
+
+
 def test_a_rollout_takes_none_away_before_another_serves(made: Rendered) -> None:
     for one in made.all("Deployment"):
         assert one["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0

@@ -3,6 +3,7 @@
 No cluster has run it: names, ports, selectors, settings, flags and times are held against each other instead.
 """
 
+import json
 import math
 import re
 import shlex
@@ -21,7 +22,7 @@ from service.admission.callers import Callers
 from service.runtime import server
 from service.settings import Settings
 from tests.certificates import Authority
-from tests.test_deploy import NAMES, RULES, metrics_in
+from tests.test_deploy import DASHBOARD, NAMES, RULES, metrics_in
 from tokenwire.cli.running import edge
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ OVERLAYS = sorted(path.parent for path in FOLDER.glob("overlays/*/kustomization.
 VERSION = "1.37"
 
 # Kinds that aren't Kubernetes' own, whose schemas no package has.
-_UNCHECKED = {"PodMonitor"}
+_UNCHECKED = {"PodMonitor", "PrometheusRule"}
 _TOLD = re.compile(r"^# (?P<what>.*)$", re.MULTILINE)
 
 Object = Mapping[str, Any]
@@ -101,6 +102,13 @@ class Rendered:
 @pytest.fixture(scope="module", params=OVERLAYS, ids=lambda folder: folder.name)
 def made(request: pytest.FixtureRequest) -> Rendered:
     return Rendered(request.param)
+
+
+def copied(to: Path) -> Path:
+    """The manifests and what of deploy/ they take, to be changed."""
+    for name in ("kubernetes", "grafana"):
+        shutil.copytree(ROOT / "deploy" / name, to / "deploy" / name)
+    return to / "deploy/kubernetes"
 
 
 def test_there_is_an_overlay() -> None:
@@ -377,8 +385,7 @@ def test_the_address_is_in_ones_own_network_unless_its_owner_says_otherwise(made
     assert service["spec"]["type"] == "LoadBalancer"
     assert service["metadata"]["annotations"][internal] == "Internal"
     # And what the comment says makes it reachable by those that it names alone.
-    shutil.copytree(FOLDER, tmp_path / "kubernetes")
-    overlay = tmp_path / "kubernetes/overlays/example/kustomization.yaml"
+    overlay = copied(tmp_path) / "overlays/example/kustomization.yaml"
     told = re.sub(rf"^ +{internal}: Internal\n", "", overlay.read_text(), flags=re.MULTILINE)
     overlay.write_text(told.replace("# loadBalancerSourceRanges:", "loadBalancerSourceRanges:"))
     opened = Rendered(overlay.parent).one("Service", "tokenwire")
@@ -438,6 +445,25 @@ def test_prometheus_finds_the_metrics_under_the_name_that_the_alerts_go_by(made:
     assert f'up{{job="{job}"}}' in (RULES / "alerts.yaml").read_text()
 
 
+def test_the_alerts_reach_the_cluster_as_they_are_tested(made: Rendered) -> None:
+    (rule,) = made.all("PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((RULES / "alerts.yaml").read_text()), (
+        "below `spec:` of prometheus-rule.yaml put what this says: "
+        "sed '/^#/d; s/^\\(.\\)/  \\1/' deploy/prometheus/alerts.yaml"
+    )
+
+
+def test_the_operator_of_the_helm_chart_heeds_the_monitor_and_the_rules(made: Rendered) -> None:
+    """It looks for a label with the name of its release."""
+    found = [one["metadata"]["labels"] for kind in ("PodMonitor", "PrometheusRule") for one in made.all(kind)]
+    assert [labels["release"] for labels in found] == ["prometheus"] * 2
+
+
+def test_the_dashboard_reaches_the_cluster_where_grafana_looks_for_it(made: Rendered) -> None:
+    (found,) = [one for one in made.all("ConfigMap") if "grafana_dashboard" in one["metadata"].get("labels", {})]
+    assert json.loads(found["data"]["tokenwire.json"]) == DASHBOARD
+
+
 def test_who_changes_a_setting_rolls_the_replicas_and_who_changes_a_caller_does_not(made: Rendered) -> None:
     names = [one["metadata"]["name"] for one in made.all("ConfigMap")]
     assert [name for name in names if re.fullmatch(r"tokenwire-settings-\w{10}", name)]
@@ -454,7 +480,7 @@ COMMANDS = [
 
 
 def test_the_overlay_that_the_page_makes_is_valid_and_the_readers_own(tmp_path: Path) -> None:
-    shutil.copytree(FOLDER, tmp_path / "deploy/kubernetes")
+    copied(tmp_path)
     own = "export PROJECT=own-project LOCATION=europe-west4 REGISTRY=own.registry HOST=own.host"
     steps = [one for one in COMMANDS if one.startswith(("cp ", "sed "))]
     assert len(steps) == 2

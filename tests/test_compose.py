@@ -6,6 +6,7 @@ It isn't run: that takes Docker, and images that come from a registry.
 import json
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,6 +112,34 @@ def test_every_service_is_confined_and_asked_for_its_health(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
+def test_no_service_can_take_all_of_the_machine(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cpus"] > 0
+    assert re.fullmatch(r"\d+[mg]", service["mem_limit"])
+    assert service["pids_limit"] > 0
+    # What is written there is memory.
+    for folder in service.get("tmpfs", []):
+        assert re.fullmatch(r"/[\w/]+:size=\d+m", folder)
+
+
+SECTION = (ROOT / "docs/operations.md").read_text().partition("\n## Compose\n")[2].partition("\n## ")[0]
+
+
+def test_who_made_the_secrets_can_write_them_and_others_get_no_further_than_their_folder(tmp_path: Path) -> None:
+    """As the page makes them: `cat new > secrets/keys` is how a file changes that is mounted."""
+    folder = tmp_path / "secrets"
+    (mkdir,) = re.findall(r"^mkdir .*secrets.*$", SECTION, re.MULTILINE)
+    (chmod,) = re.findall(r"^chmod .*secrets.*$", SECTION, re.MULTILINE)
+    assert "cat new > secrets/keys" in SECTION
+    subprocess.run(["sh", "-ec", f"umask 077\n{mkdir}\necho old > secrets/keys\n{chmod}"], cwd=tmp_path, check=True)
+    assert oct(folder.stat().st_mode & 0o777) == "0o700"
+    mode = (folder / "keys").stat().st_mode
+    assert mode & stat.S_IWUSR
+    assert mode & stat.S_IROTH
+    assert not mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@pytest.mark.parametrize("name", SERVICES)
 def test_no_secret_stands_in_the_file(name: str) -> None:
     for variable, value in SERVICES[name].get("environment", {}).items():
         if re.search("PASSWORD|SECRET|TOKEN_FILE|KEY|CREDENTIALS", variable):
@@ -180,6 +209,7 @@ def test_envoy_is_in_front_of_the_replicas(settings: Settings) -> None:
     assert within(EDGE, options.tls_certificate)
     assert within(EDGE, options.tls_key)
     assert EDGE["ports"] == [f"{options.port}:{options.port}"]
+    assert options.threads == EDGE["cpus"]
     assert EDGE["environment"]["TOKENWIRE_ADDRESS"] == f"https://localhost:{options.port}"
     assert seconds(EDGE["stop_grace_period"]) > options.grace + edge.STOP_SECONDS
 

@@ -1,7 +1,9 @@
 """What deploy/ holds is valid, and fits what the service really exports."""
 
+import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from service.telemetry.call_record import CallRecord
 from service.telemetry.metrics import Metrics
 from service.telemetry.prometheus import families
 from tests.test_readme import readings
+from tokenwire.cli import health
 
 ROOT = Path(__file__).parents[1]
 RULES = ROOT / "deploy/prometheus"
@@ -164,6 +167,40 @@ def test_each_alert_says_where_it_is_told_what_to_do(name: str) -> None:
 
 def test_prometheus_takes_what_the_service_tells_without_a_word_of_blame() -> None:
     assert promtool("check", "metrics", given=told()) == ""
+
+
+PAGE = (ROOT / "docs/operations.md").read_text()
+COMMANDS = [
+    shlex.split(command.replace("\\\n", " "), comments=True)
+    for example in re.findall(r"^```bash\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    for command in re.split(r"(?<!\\)\n", example.strip())
+    if command.startswith(("docker ", "buildah "))
+]
+CONTAINERFILE = (ROOT / "deploy/image/Containerfile").read_text()
+
+
+def test_an_image_is_asked_for_its_health_as_it_serves() -> None:
+    """The page says how, by TLS; a check of the image's own couldn't know, and would ask in plain text."""
+    assert "\nHEALTHCHECK" not in CONTAINERFILE
+    (run,) = (words for words in COMMANDS if words[:2] == ["docker", "run"])
+    told = dict(itertools.pairwise(run))
+    program, command, *flags = shlex.split(told["--health-cmd"])
+    assert (program, command) == ("tokenwire", "health")
+    options = health._parser("tokenwire health").parse_args(flags)
+    (port,) = re.findall(r"^EXPOSE (\d+)$", CONTAINERFILE, re.MULTILINE)
+    assert options.address == f"https://localhost:{port}"
+    assert options.ca
+    assert options.server_name
+    # Its own words come before it is ended.
+    assert float(told["--health-timeout"].removesuffix("s")) > options.timeout
+
+
+def test_each_image_that_the_page_builds_says_what_it_was_made_of() -> None:
+    builds = [words for words in COMMANDS if words[1] == "build"]
+    assert len(builds) == 4
+    for words in builds:
+        assert "REVISION=$(git rev-parse HEAD)" in " ".join(words)
+    assert re.search(r'image\.revision="\$\{REVISION\}"', CONTAINERFILE)
 
 
 def test_envoy_takes_its_configuration_as_it_stands_in_the_tree() -> None:

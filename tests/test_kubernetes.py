@@ -20,6 +20,7 @@ import yaml
 
 from service.admission.callers import Callers
 from service.runtime import server
+from service.runtime.cores import cores
 from service.settings import Settings
 from tests.certificates import Authority
 from tests.test_deploy import DASHBOARD, NAMES, RULES, metrics_in
@@ -392,6 +393,34 @@ def test_the_address_is_in_ones_own_network_unless_its_owner_says_otherwise(made
     kubernetes_validate.validate(opened, VERSION, strict=True)
     assert internal not in opened["metadata"]["annotations"]
     assert opened["spec"]["loadBalancerSourceRanges"] == ["203.0.113.0/24"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="quotas are those of Linux")
+def test_a_replica_has_as_many_workers_as_processors_in_its_quota(
+    made: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of one are rounded up, so a quota that isn't whole has a worker more than it has processors."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "mine").write_text("0::/\n")
+    limit = made.container("tokenwire")["resources"]["limits"]["cpu"]
+
+    def workers(quota: str) -> int:
+        (tmp_path / "cpu.max").write_text(f"{float(quota) * 100_000:.0f} 100000\n")
+        return cores(cgroups=tmp_path, mine=tmp_path / "mine")
+
+    assert workers(limit) == float(limit)
+    assert workers("2.5") == 3
+    assert made.settings.workers == 0
+    assert "rounded up" in (FOLDER / "base/replica.yaml").read_text().partition("# As many workers")[2][:80]
+
+
+def test_the_contents_of_the_page_name_every_part_of_it_and_the_page_of_scale() -> None:
+    (contents,) = re.findall(r"\n\n(- \[.*?)\n\n", PAGE[:3000], re.DOTALL)
+    named = set(re.findall(r"^- \[([^]]+)\]\(#", contents, re.MULTILINE))
+    assert named == set(
+        re.findall(r"^## (.+)$", re.sub(r"^```.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    )
+    assert "(scale.md)" in contents
 
 
 def test_a_rollout_takes_none_away_before_another_serves(made: Rendered) -> None:

@@ -24,6 +24,7 @@ from service.runtime.cores import cores
 from service.settings import Settings
 from tests.certificates import Authority
 from tests.test_deploy import DASHBOARD, NAMES, RULES, metrics_in
+from tokenwire.cli import health
 from tokenwire.cli.running import edge
 
 ROOT = Path(__file__).parents[1]
@@ -568,6 +569,21 @@ def test_what_the_page_names_is_there(made: Rendered) -> None:
     assert f"[{account['namespace']}/{account['name']}]" in SECTION
     tags = {made.container(name)["image"].rpartition("/")[2] for name in made.pods}
     assert tags == {one.rpartition("/")[2] for one in COMMANDS if one.startswith("docker push")}
+
+
+def test_who_looks_whether_policies_are_heeded_asks_a_replica_from_where_nobody_may(made: Rendered) -> None:
+    """A name that isn't there would look as a policy does that is heeded."""
+    (run,) = (shlex.split(one.partition("||")[0]) for one in COMMANDS if one.startswith("kubectl run policy-check"))
+    command, *flags = run[run.index("--") + 1 :]
+    assert command == "health"
+    host, _, port = health._parser("tokenwire health").parse_args(flags).address.partition(":")
+    name, _, namespace = host.partition(".")
+    service = made.one("Service", name)
+    assert service["metadata"]["namespace"] == namespace != run[run.index("--namespace") + 1]
+    assert made.matching(service["spec"]["selector"]) == ["tokenwire"]
+    assert int(port) == made.settings.port
+    image = run[run.index("--image") + 1]
+    assert image.rpartition("/")[2] == made.container("tokenwire")["image"].rpartition("/")[2]
 
 
 def test_the_page_tells_the_times_of_a_stop_as_they_are(made: Rendered) -> None:

@@ -48,9 +48,15 @@ def _input(tab: Tab) -> DeltaGenerator:
         )
     if typed is not None:
         if typed.text.strip() or typed.files:
-            tab.typed.append((tab.talk, typed))
+            tab.typed.append((tab.talk, typed, asking.id_of(_session(), tab.taken + 1)))
         tab.taken += 1
     return above
+
+
+def _session() -> str:
+    """This tab's, as Streamlit calls it; another one for the same tab once the page is loaded anew."""
+    context = get_script_run_ctx()
+    return "" if context is None else context.session_id
 
 
 def page() -> None:
@@ -60,23 +66,24 @@ def page() -> None:
     tab = this_tab()
     told = None
     if tab.talk is None:
-        told = reader(tab.taken, tab.back, tab.done, tab.draft_of())
+        told = reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
         if not told.owner:
             # The browser says in a moment who it is, and the script runs again. There is no input until then: what it
             # says ends the run that a question begins, and Streamlit forgets what was typed if that comes too early.
             return
     above = _input(tab)
-    told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of())
+    told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner)
-    if (context := get_script_run_ctx()) is not None:
-        desk.shows(context.session_id, talk)
+    if session := _session():
+        desk.shows(session, talk)
     _remember_old_answers(tab, talk)
     _follow_browser(tab, desk, talk, told)
 
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(tab.typed or asking.to_check(talk))
     _keep_typed(tab, desk, talk)
+    _tell_of_sent(tab, desk, talk, told.asks)
     models, trouble = offer.models(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
     tab.settle(desk)
@@ -130,12 +137,27 @@ def _follow_browser(tab: Tab, desk: Desk, talk: Talk, told: Told) -> None:
 def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
     """Put each question to the conversation that it was typed in, to be asked. Nothing here touches the page."""
     while tab.typed:
-        of, typed = tab.typed[0]
+        of, typed, number = tab.typed[0]
         if of is None or of.owner != talk.owner:  # typed before the browser had said who it is
             of = talk
-        desk.put(of, asking.question(typed))
+        desk.put(of, asking.question(typed, number))
         tab.unasked.append((of, tab.choices))
         tab.typed.pop(0)
+
+
+def _tell_of_sent(tab: Tab, desk: Desk, talk: Talk, asks: object) -> None:
+    """Tell the browser once whether a question has come that it has sent. The script runs again for that."""
+    sent = asking.Sent.read(asks)
+    if sent is None or (tab.answer is not None and tab.answer[0] == sent.asked_with):
+        return
+    if sent.session == _session():
+        taken = sent.number <= tab.taken
+    else:
+        taken = not desk.gives_back(
+            talk.owner, sent.of or talk.conversation.id, asking.id_of(sent.session, sent.number)
+        )
+    tab.answer = sent.asked_with, taken
+    st.rerun()
 
 
 def _restore(tab: Tab, models: Sequence[Model]) -> None:

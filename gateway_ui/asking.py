@@ -3,9 +3,10 @@
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import streamlit as st
 
@@ -29,11 +30,36 @@ def client_of(address: str) -> Client:
     return Client(address)
 
 
-def question(typed: Any) -> Waiting:
-    """What was typed into the input, as Streamlit gives it, as a question that waits."""
+def id_of(session: str, number: int) -> str:
+    """The id of a question, which the browser can tell by, too: the thing of this number that came in a session."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, f"{session} {number}").hex
+
+
+class Sent(NamedTuple):
+    """A question that a browser has sent, and doesn't know whether it has come."""
+
+    asked_with: str
+    """Another one each time that the browser asks."""
+    session: str
+    number: int
+    of: str
+    """The conversation's id; empty: the browser didn't know it yet."""
+
+    @classmethod
+    def read(cls, said: object) -> Self | None:
+        """Of what a browser says; None where it says nothing of the kind."""
+        match said:
+            case [str(asked_with), str(session), int(number), str(of)]:
+                return cls(asked_with, session, number, of)
+            case _:
+                return None
+
+
+def question(typed: Any, number: str) -> Waiting:
+    """What was typed into the input, as Streamlit gives it, as a question that waits. `number`: its id."""
     text = user(typed.text) if typed.text.strip() else Message()
     files = [(file.name, file.getvalue()) for file in typed.files]
-    return Waiting(text, files=files, unchecked=bool(files))
+    return Waiting(text, files=files, unchecked=bool(files), id=number)
 
 
 def to_check(talk: Talk) -> list[Waiting]:
@@ -129,7 +155,12 @@ def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
         desk.put(talk, waiting)
         return False
     exchange = Exchange(
-        waiting.message, asked, Meter(asked_at=time.monotonic()), follows_up=bool(history), names=waiting.names
+        waiting.message,
+        asked,
+        Meter(asked_at=time.monotonic()),
+        follows_up=bool(history),
+        names=waiting.names,
+        id=waiting.id,
     )
     if not desk.ask(talk, waiting, exchange):
         return False

@@ -50,8 +50,8 @@ class Tab:
 
     talk: Talk | None = None
     """The conversation that is shown; None: the browser hasn't said yet whose tab this is."""
-    typed: list[tuple[Talk | None, Any]] = field(default_factory=list)
-    """What isn't kept yet, as Streamlit gives it, each with the conversation that was shown."""
+    typed: list[tuple[Talk | None, Any, str]] = field(default_factory=list)
+    """What isn't kept yet, as Streamlit gives it, each with the conversation that was shown, and the question's id."""
     taken: int = 0
     """So many questions, and clicks that open a conversation, have come. The browser holds others back until then."""
     unasked: list[tuple[Talk, Choices | None]] = field(default_factory=list)
@@ -78,6 +78,8 @@ class Tab:
     """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
     done: list[str] = field(default_factory=list)
     """What was sent or cancelled, by the beginnings of its fields' keys: the browser keeps no draft of it any more."""
+    answer: tuple[str, bool] | None = None
+    """What the browser asked last with about a question on its way, and whether that has been taken."""
     back: tuple[str, str] | None = None
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None

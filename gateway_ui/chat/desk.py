@@ -70,6 +70,8 @@ class Desk:
         self._tabs: dict[str, tuple[str, str]] = {}
         """Tabs, and of what each shows the owner and the number."""
         self._open: weakref.WeakValueDictionary[tuple[str, str], Talk] = weakref.WeakValueDictionary()
+        self._given_back: set[tuple[str, str]] = set()
+        """Owners and ids of questions whose words went back into the browser's input. Coming late, they aren't asked."""
         self._lock = threading.Lock()
 
     def talk(self, owner: str, number: str = "") -> Talk:
@@ -138,10 +140,21 @@ class Desk:
     def put(self, talk: Talk, one: Waiting) -> None:
         """Have a question wait, or keep what has changed about one that does."""
         with talk.asking:
+            if (talk.owner, one.id) in self._given_back:
+                return
             talk.deleted = False
             if not any(other is one for other in talk.waiting):
                 talk.waiting.append(one)
             one.kept = self.store.wait(talk.owner, talk.conversation, one)
+
+    def gives_back(self, owner: str, number: str, sent: str) -> bool:
+        """Whether a question isn't in the conversation of this number, by its id: then it never will be."""
+        talk = self.talk(owner, number)
+        with talk.asking:
+            ids = {one.id for one in (*talk.waiting, *talk.dropped)} | {one.id for one in talk.conversation.exchanges}
+            if sent not in ids:
+                self._given_back.add((owner, sent))
+            return sent not in ids
 
     def drop(self, talk: Talk, one: Waiting) -> None:
         """Have it wait no more, which can be undone."""

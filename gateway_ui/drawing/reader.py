@@ -33,6 +33,8 @@ class Told(NamedTuple):
     """The id of the last question whose words went back into the input."""
     edited: Sequence[str] = ()
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
+    asks: object = None
+    """What became of a question that was on its way, as it came: see `asking.Sent`. None: nothing of the kind."""
 
 
 def reader(
@@ -40,12 +42,14 @@ def reader(
     back: tuple[str, str] | None = None,
     done: Sequence[str] = (),
     shown: tuple[str, bool] | None = None,
+    answer: tuple[str, bool] | None = None,
 ) -> Told:
     """Set it up, and tell it how many questions were taken from the input.
 
     `back`: id and words of a question that go back into the input if that is empty. `done`: the beginnings of the keys
     of fields whose drafts are to be forgotten, all since the page was loaded. `shown`: the id of the conversation whose
     draft stands in the input, and whether nothing has been asked in it; None: it isn't known yet.
+    `answer`: what the browser asked last with, and whether the question that it asked about has been taken.
     """
     known = st.context.cookies.get(COOKIE, "")
     if len(known) < _SECRET_LENGTH:
@@ -63,11 +67,13 @@ def reader(
             "back": back,
             "done": [*done],
             "shown": shown,
+            "answer": answer,
         },
         key="reader",
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,
         on_edited_change=lambda: None,
+        on_asks_change=lambda: None,
         height=0,
     )
-    return Told(known or result.browser or "", result.returned or "", result.edited or ())
+    return Told(known or result.browser or "", result.returned or "", result.edited or (), result.asks)

@@ -295,7 +295,7 @@ def test_a_question_goes_to_the_conversation_that_it_was_typed_in(tmp_path: Path
     others = Talk("1" * 64, Conversation())
     tab = Tab(now, choices=CHOICES)
     for of, words in ((before, "one"), (None, "two"), (others, "three"), (now, "four")):
-        tab.typed.append((of, SimpleNamespace(text=words, files=[])))
+        tab.typed.append((of, SimpleNamespace(text=words, files=[]), words))
     app._keep_typed(tab, desk, now)
     said = [[one.message.parts[0].text for one in talk.waiting] for talk in (before, now, others)]
     assert said == [["one"], ["two", "three", "four"], []]

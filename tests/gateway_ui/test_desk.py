@@ -153,3 +153,15 @@ def test_a_browser_is_elsewhere_as_long_as_one_of_its_tabs_shows_another_convers
         there.add("1")
         desk.shows("1", other)
         assert desk.is_elsewhere(mine)
+
+
+def test_a_question_that_a_browser_has_had_back_is_not_asked_when_it_comes_late(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "page.sqlite3")) as store:
+        desk = Desk(store)
+        mine, came, late = desk.talk(ME), Waiting(user("Why?")), Waiting(user("And then?"))
+        desk.put(mine, came)
+        assert not desk.gives_back(ME, mine.conversation.id, came.id)
+        assert desk.gives_back(ME, mine.conversation.id, late.id)
+        desk.put(mine, late)
+        assert mine.waiting == [came]
+        assert desk.gives_back("1" * 64, mine.conversation.id, came.id)  # somebody else's isn't told

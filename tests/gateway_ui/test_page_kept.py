@@ -522,7 +522,7 @@ def wait_for_half(data: Path) -> None:
 
 
 @contextlib.contextmanager
-def serving(port: int, address: str, data: Path) -> Iterator[None]:
+def serving(port: int, address: str, data: Path) -> "Iterator[subprocess.Popen[str]]":
     """The page as a process of its own, killed in the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway_ui", "--port", str(port), "--address", address],
@@ -533,7 +533,7 @@ def serving(port: int, address: str, data: Path) -> Iterator[None]:
     )
     try:
         wait_for_port(port, process)
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()

@@ -88,7 +88,16 @@
   let forgotten = 0;
   let told = ""; // the session that knows what is being edited
   window.tokenwireDrafts = {
+    question,
     keepQuestion,
+    // Where the words of a question go that was lost on its way. Nothing leads back to a conversation in which nothing has
+    // been asked: see `empty`.
+    placeOf({ of, isNew }, shown) {
+      if (!of || (isNew && shown.isNew)) return shown.id;
+      if (!isNew) return of;
+      if (!question(empty)) setEmpty(of);
+      return empty;
+    },
     // A question has been sent in this conversation: a new one takes no draft of it.
     asked(id) {
       if (id === empty) setEmpty("");

@@ -15,6 +15,7 @@ const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[
 const EDITS = '[class*="st-key-edit-"]';
 // Whatever was sent that long ago without having been taken never will be.
 const LOST_MS = 10_000;
+const SENT = "tokenwire-sent"; // what has been sent, or is to be, and that the script may not have
 const RELEASE_MS = 200;
 const COOKIE_MS = 100;
 const CONNECTION = "data-test-connection-state"; // of the websocket, as Streamlit tells it
@@ -42,8 +43,17 @@ class Input {
   shown = null; // the conversation that the script shows, as {id, isNew}
   draftOf = ""; // the id of the one whose draft stands there; empty: another one is about to be shown
   lostOf = new Map(); // what was `lost` of the drafts of other conversations
+  // The question on its way, until the script says that it has taken it: its words and files' names, the conversation, and
+  // which one of the session it is. The connection, the page's process or this page may end before.
+  pending = null;
+  doubted = false; // whether the script is to say what became of it
+  asked = ""; // what it was asked with
+  askedAt = 0;
+  back = []; // what goes back into the input, since it was never asked; the last one first
 
   constructor() {
+    const { pending = null, back = [] } = this.recalls();
+    Object.assign(this, { pending, back, doubted: true });
     this.refusal = document.createElement("div");
     this.refusal.className = "tw-refusal tw-problem";
     this.refusal.setAttribute("role", "alert");
@@ -62,6 +72,7 @@ class Input {
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
     setInterval(() => this.release(), RELEASE_MS);
+    setInterval(() => this.asks(), RELEASE_MS);
     setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
   }
 
@@ -78,6 +89,82 @@ class Input {
 
   free() {
     return this.sent <= this.taken || Date.now() - this.sentAt >= LOST_MS;
+  }
+
+  // Whether something may be sent. Whether a question that was on its way is lost is to be known before.
+  ready() {
+    return this.free() && !this.pending;
+  }
+
+  // A reload forgets all but this.
+  recalls() {
+    try {
+      return JSON.parse(window.sessionStorage.getItem(SENT)) ?? {};
+    } catch {
+      return {};
+    }
+  }
+
+  remembers() {
+    const back = [...this.back, ...this.held.filter(({ key }) => !key)];
+    try {
+      if (this.pending || back.length) window.sessionStorage.setItem(SENT, JSON.stringify({ pending: this.pending, back }));
+      else window.sessionStorage.removeItem(SENT);
+    } catch {
+      // There is no room for it.
+    }
+  }
+
+  reaches(isLost) {
+    if (isLost) this.doubted = true;
+  }
+
+  // Only a run of the script that begins from now on knows whether the question has come.
+  asks() {
+    const connected = document.querySelector(`[${CONNECTION}]`)?.getAttribute(CONNECTION) === "CONNECTED";
+    if (!this.pending || !connected || !this.shown || !this.tell) return;
+    const since = Date.now() - Math.max(this.askedAt, this.sentAt ?? 0);
+    if (!this.doubted && since < LOST_MS) return;
+    this.doubted = false;
+    this.asked = crypto.getRandomValues(new Uint32Array(2)).join("-");
+    this.askedAt = Date.now();
+    const { session, number, of } = this.pending;
+    this.tell("asks", [this.asked, session, number, of]);
+  }
+
+  hears(asked, taken) {
+    if (!this.pending || asked !== this.asked) return;
+    this.asked = ""; // the answer is told with each run from now on, and is of this question alone
+    if (!taken) {
+      this.back.unshift(this.pending);
+      this.sent = this.taken;
+    }
+    this.pending = null;
+    this.remembers();
+  }
+
+  // Put what was never asked before what has been typed since.
+  putsBack() {
+    const input = document.querySelector(INPUT);
+    while (this.back.length && this.shown && this.draftOf === this.shown.id) {
+      if (this.sending || this.composing || !input || input.disabled) return;
+      const one = this.back.at(-1), drafts = window.tokenwireDrafts, to = drafts.placeOf(one, this.shown);
+      const lost = (one.files ?? []).map((name) => `${name} can't go along: It was lost on its way.`).join(" ");
+      // Nothing leads back to the draft of its conversation either, where another one stands in for that.
+      const left = to === one.of ? "" : drafts.question(one.of);
+      if (left) drafts.keepQuestion(one.of, "");
+      const after = (text) => [one.text, left, text].filter(Boolean).join("\n");
+      if (to === this.draftOf) {
+        this.write(input, after(input.value));
+        this.lost = [lost, this.lost].filter(Boolean).join(" ");
+        if (lost) this.tells(this.lost);
+      } else {
+        drafts.keepQuestion(to, after(drafts.question(to)));
+        this.lostOf.set(to, [lost, this.lostOf.get(to)].filter(Boolean).join(" "));
+      }
+      this.back.pop();
+      this.remembers();
+    }
   }
 
   // Enter clicks the button, whatever else is held down: which keys send is told here alone, not by Streamlit, too.
@@ -139,7 +226,7 @@ class Input {
       this.tells(refused);
       return;
     }
-    const waits = !this.sending && (this.held.length || !this.free());
+    const waits = !this.sending && (this.held.length || !this.ready());
     if (this.empty() || waits) {
       event.preventDefault();
       event.stopImmediatePropagation();
@@ -147,15 +234,27 @@ class Input {
     if (this.empty()) return;
     const input = document.querySelector(INPUT);
     if (waits) {
-      this.held.push({ text: input.value, knowingly: this.knowingly });
+      const isNew = this.draftOf === this.shown?.id && this.shown.isNew;
+      this.held.push({ text: input.value, knowingly: this.knowingly, of: this.draftOf, isNew });
+      this.remembers();
       this.write(input, "");
       return;
     }
     this.goes();
+    const files = Array.from(document.querySelectorAll(FILE)).filter((chip) => !this.wrong(chip))
+      .map((chip) => chip.querySelector('[data-testid="stFileChipName"]')?.title ?? "A file");
+    const { id: of = "", isNew = true } = this.shown ?? {};
+    this.pending = { text: input.value, files, of, isNew, session: this.session, number: this.sent };
+    this.doubted = false;
+    this.remembers();
     if (this.shown) window.tokenwireDrafts.asked(this.shown.id);
     // What still stands there wasn't sent, for whatever reason: nothing may wait for it.
     drawn().then(() => {
-      if (!this.empty()) this.sent = this.taken;
+      if (!this.empty()) {
+        this.sent = this.taken;
+        this.pending = null;
+        this.remembers();
+      }
       this.keeps();
     });
   }
@@ -165,7 +264,7 @@ class Input {
     if (this.sending) return;
     // What is typed from now on is for the other one.
     this.putsAside();
-    if (!this.held.length && this.free()) {
+    if (!this.held.length && this.ready()) {
       this.goes();
       return;
     }
@@ -180,6 +279,7 @@ class Input {
     if (this.session && this.session !== session) {
       document.querySelectorAll(FILE).forEach((chip) => this.stale.add(chip));
       this.sent = this.taken = 0;
+      this.doubted = true;
     }
     this.session = session;
   }
@@ -226,14 +326,19 @@ class Input {
 
   took(count) {
     this.taken = Math.max(this.taken, count);
+    if (this.pending?.session === this.session && this.pending.number <= this.taken) {
+      this.pending = null;
+      this.remembers();
+    }
     this.release();
   }
 
   // Send the next text that waits, in the place of the draft that stands there meanwhile. No key comes in between.
   async release() {
     this.bringsBack();
+    this.putsBack();
     const input = document.querySelector(INPUT);
-    if (this.sending || !this.held.length || !this.free() || this.composing || !input || input.disabled) return;
+    if (this.sending || !this.held.length || !this.ready() || this.composing || !input || input.disabled) return;
     this.sending = true;
     if (this.held[0].key) {
       const button = document.querySelector(`.${this.held.shift().key} button`);
@@ -250,6 +355,7 @@ class Input {
     document.querySelector(SEND)?.click();
     // What was refused after it had been written stood there for the draft.
     if (this.sentAt !== before) this.lost = this.held.shift().knowingly ? "" : refused;
+    this.remembers();
     await drawn();
     this.write(input, draft);
     input.setSelectionRange(selectionStart, selectionEnd);
@@ -259,8 +365,8 @@ class Input {
   // Whether these words stand in the input now. They are offered with each run of the script, and taken once at most.
   takesBack(id, text) {
     const input = document.querySelector(INPUT);
-    if (!input || id === this.back) return false;
-    this.back = id;
+    if (!input || id === this.offered) return false;
+    this.offered = id;
     if (!this.draftOf || input.value || document.querySelector(FILE) || this.held.length || this.sending) return false;
     this.write(input, text);
     return true;
@@ -354,6 +460,7 @@ class Reading {
   // While the page's own process is away, what it said of the service is old.
   reaches() {
     const lost = document.querySelector(`[${CONNECTION}]`)?.getAttribute(CONNECTION) !== "CONNECTED";
+    window.tokenwireInput?.reaches(lost);
     document.body.classList.toggle("tw-unreachable", lost);
     this.lost.textContent = lost ? "The page isn't reachable; trying again" : "";
   }
@@ -565,8 +672,10 @@ window.tokenwireReader ??= ({ data, setStateValue }) => {
     if (main) window.tokenwireReading = new Reading(main);
   }
   window.tokenwireInput ??= new Input();
+  window.tokenwireInput.tell = setStateValue;
   window.tokenwireInput.meets(data.session);
   if (data.shown) window.tokenwireInput.shows(...data.shown);
+  if (data.answer) window.tokenwireInput.hears(...data.answer);
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);
   const edited = window.tokenwireDrafts.edited(data.session);

@@ -1,0 +1,156 @@
+"""A question that was on its way when the connection, the page or its process ended is neither lost nor doubled."""
+
+import asyncio
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, WebSocketRoute, expect
+
+from tests.browser import PageAt
+from tests.gateway_ui.chat import happened
+from tests.gateway_ui.test_page_kept import TYPE, again, answered, opened, serving
+from tests.ports import free_port
+from tests.tokenwire.fake_service import FakeService, completed
+from tokenwire import user
+
+pytestmark = pytest.mark.browser
+
+
+class Line:
+    """The tab's websocket: what it says may be lost from some moment on, and what it is told."""
+
+    def __init__(self) -> None:
+        self.sockets: list[WebSocketRoute] = []
+        self.mute = self.deaf = False
+        self.swallowed = asyncio.Event()
+
+    def open(self, socket: WebSocketRoute) -> None:
+        self.sockets.append(socket)
+        server = socket.connect_to_server()
+
+        def said(message: str | bytes) -> None:
+            if self.mute:
+                self.swallowed.set()
+            else:
+                server.send(message)
+
+        def told(message: str | bytes) -> None:
+            if not self.deaf:
+                socket.send(message)
+
+        socket.on_message(said)
+        server.on_message(told)
+
+    async def breaks(self) -> None:
+        """It is closed, and the next one is whole."""
+        self.mute = self.deaf = False
+        await self.sockets[-1].close(code=1001)
+
+
+@pytest.fixture
+async def line(tab: Page) -> Line:
+    line = Line()
+    await tab.route_web_socket("**", line.open)
+    return line
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+async def test_a_question_that_is_sent_as_the_pages_process_dies_stands_in_the_input_again(
+    tab: Page, service: FakeService, tmp_path: Path, asked_before: bool
+) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    with serving(port, service.address, tmp_path) as process:
+        page = await opened(tab, f"http://localhost:{port}")
+        if asked_before:
+            await answered(page, "one")
+            await page.settled()
+        process.send_signal(signal.SIGSTOP)
+        await tab.evaluate(TYPE, ["What is baseball?\n", "And cricket?\n", "A draft"])
+        await expect(page.input).to_have_value("A draft")
+    await expect(lost).to_be_visible()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await expect(page.input).to_have_value("What is baseball?\nA draft")
+        # What hadn't left the tab is asked in its turn.
+        await expect(page.answer()).to_contain_text("tokens in")
+        await page.settled()
+        await expect(page.input).to_have_value("What is baseball?\nA draft")
+        await page.input.press("Enter")
+        await expect(page.messages).to_have_count(4 + 2 * asked_before)
+        await expect(page.answer()).to_contain_text("tokens in")
+        await expect(page.input).to_have_value("")
+    said = [one.messages[-1] for one in service.requests][asked_before:]
+    assert said == [user("And cricket?"), user("What is baseball?\nA draft")]
+
+
+async def test_a_question_that_is_lost_with_the_connection_stands_in_the_input_again(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line
+) -> None:
+    page = await opened(tab, page_at(service.address))
+    await answered(page, "one")
+    await page.settled()
+    line.mute = True
+    await page.ask("What is baseball?")
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await expect(page.input).to_have_value("")
+    await line.breaks()
+    await expect(page.input).to_have_value("What is baseball?")
+    await page.settled()
+    assert len(service.requests) == 1
+    await page.input.press("Enter")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    await expect(page.input).to_have_value("")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is baseball?")]
+
+
+@pytest.mark.parametrize("reloads", [False, True])
+async def test_a_question_that_came_before_the_connection_was_lost_does_not_stand_there_again(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line, reloads: bool
+) -> None:
+    page = await opened(tab, page_at(service.address))
+    await answered(page, "one")
+    await page.settled()
+    gate = threading.Event()
+    service.will_answer("Half ", gate, "and half.", completed())
+    service.arrived.clear()
+    line.deaf = True
+    await page.ask("What is baseball?")
+    assert await happened(service.arrived)
+    if reloads:
+        line.deaf = False
+        await again(page)
+    else:
+        await line.breaks()
+    await expect(page.answer()).to_contain_text("Half")
+    # It knows that it needn't ask any more.
+    await tab.wait_for_function("() => sessionStorage.getItem('tokenwire-sent') === null")
+    await expect(page.input).to_have_value("")
+    gate.set()
+    await answered(page, "one")
+    await expect(page.input).to_have_value("")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is baseball?"), user("one")]
+
+
+async def test_a_question_that_never_left_stands_in_the_input_of_its_conversation_after_a_reload(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line
+) -> None:
+    page = await opened(tab, page_at(service.address))
+    await answered(page, "one")
+    await page.settled()
+    line.mute = True
+    await tab.evaluate(TYPE, ["two\n", "three\n", "A draft"])
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    line.mute = False
+    await again(page)
+    await expect(page.input).to_have_value("two\nthree\nA draft")
+    await page.settled()
+    await tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await expect(page.input).to_have_value("")
+    await again(page)
+    await expect(page.input).to_have_value("")
+    assert len(service.requests) == 1

@@ -71,7 +71,7 @@ class Desk:
         """Tabs, and of what each shows the owner and the number."""
         self._open: weakref.WeakValueDictionary[tuple[str, str], Talk] = weakref.WeakValueDictionary()
         self._given_back: set[tuple[str, str]] = set()
-        """Owners and ids of questions whose words went back into the browser's input. Coming late, they aren't asked."""
+        """Owners and ids of questions whose words went back into the input. Coming late, they aren't asked."""
         self._lock = threading.Lock()
 
     def talk(self, owner: str, number: str = "") -> Talk:

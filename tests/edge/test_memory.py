@@ -2,15 +2,18 @@
 
 import asyncio
 import re
+import resource
 import shutil
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.edge.conftest import Edge, Running, children, ended, running_edge
+from tests.ports import free_port
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, wait_for
 
@@ -67,6 +70,13 @@ def most_memory(pid: int) -> int:
     return int(found[1]) >> 10
 
 
+async def answered(client: httpx.AsyncClient) -> httpx.Response:
+    """An answer to a small call; new connections are refused for as long as all memory is taken."""
+    while True:
+        with suppress(httpx.TransportError):
+            return await client.post("/v1/generate", json={"prompt": "What is baseball?"})
+
+
 @pytest.mark.parametrize("upload", [over_http_1, over_http_2])
 async def test_unfinished_requests_are_cut_off_and_running_answers_go_on(
     running: Running, vertex: Emulator, upload: Callable[[Edge], Coroutine[Any, Any, None]]
@@ -83,7 +93,8 @@ async def test_unfinished_requests_are_cut_off_and_running_answers_go_on(
             while len(sending) > MEMORY // MEGABYTES:
                 _, left = await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
                 sending = list(left)
-        small = await client.post("/v1/generate", json={"prompt": "What is baseball?"})
+        async with asyncio.timeout(30):
+            small = await answered(client)
         assert small.status_code == 200 or small.json()["code"] == 14
         assert small.status_code in (200, 503)
         assert not call.done()
@@ -92,3 +103,30 @@ async def test_unfinished_requests_are_cut_off_and_running_answers_go_on(
         assert most_memory(envoy) < BOUND
         for one in sending:
             one.cancel()
+
+
+CONNECTIONS = 3000
+SMALL = 64  # MiB
+BEGUN = b"GET /v1/models HTTP/1.1\r\nHost: edge\r\nx: " + b"a" * 30_000
+
+
+async def test_connections_are_refused_when_memory_is_full() -> None:
+    port = free_port()
+    few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(20_000, most), most))
+    writers: list[asyncio.StreamWriter] = []
+    try:
+        async with running_edge("--memory", str(SMALL), "--admin-port", str(port)) as edge, edge.client() as client:
+            (envoy,) = children(edge.process.pid)
+            counter = f"http://127.0.0.1:{port}/stats?filter=listener.127.*overload_reject"
+            while (await client.get(counter)).text.endswith(": 0\n"):
+                assert len(writers) < CONNECTIONS
+                for _ in range(100):
+                    _, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+                    writer.write(BEGUN)
+                    writers.append(writer)
+            assert most_memory(envoy) < 2 * SMALL + 100
+            for writer in writers:
+                writer.transport.abort()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))

@@ -289,7 +289,8 @@ async def test_the_model_is_shown_as_soon_as_the_service_is_there_and_stays_pick
     await page.ask("Where are you?")
     await expect(page.problem()).to_contain_text("is not running")
     await expect(sidebar).to_contain_text("is not running")
-    await expect(picker).to_have_value("")
+    await expect(sidebar).to_contain_text("Its models are shown as they were")
+    await expect(picker).to_have_value("fake-2")
     with Running(address):
         await expect(sidebar).to_contain_text("Connected to")
         await expect(picker).to_have_value("fake-2")

@@ -383,7 +383,8 @@ class Contained:
 
     def has_written(self) -> list[Path]:
         """What it has put where it could."""
-        return list(Path(f"/proc/{self.pid}/root/tmp").iterdir())
+        root = Path(f"/proc/{self.pid}/root")
+        return list((root / "tmp").iterdir())
 
 
 @asynccontextmanager

@@ -396,7 +396,9 @@ def test_the_address_is_in_ones_own_network_unless_its_owner_says_otherwise(made
     assert opened["spec"]["loadBalancerSourceRanges"] == ["203.0.113.0/24"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="quotas are those of Linux")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="cores() reads a quota from Linux's cgroups, and looks for none elsewhere"
+)
 def test_a_replica_has_as_many_workers_as_processors_in_its_quota(
     made: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,4 +14,4 @@ def skipped_where_refused(what: str) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        pytest.skip(f"needs {what}; here that failed: {refused}")
+        pytest.skip(f"the fault can't be made without {what}; the kernel said: {refused}")

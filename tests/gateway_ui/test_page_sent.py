@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Page, WebSocketRoute, expect
 
 from tests.browser import PageAt
-from tests.gateway_ui.chat import happened
+from tests.gateway_ui.chat import Chat, happened
 from tests.gateway_ui.test_page_kept import TYPE, again, answered, opened, serving
 from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, completed
@@ -56,6 +56,14 @@ async def line(tab: Page) -> Line:
     return line
 
 
+async def asked_once(tab: Page, url: str) -> Chat:
+    """The page, with a question and its answer in it."""
+    page = await opened(tab, url)
+    await answered(page, "one")
+    await page.settled()
+    return page
+
+
 @pytest.mark.parametrize("asked_before", [False, True])
 async def test_a_question_that_is_sent_as_the_pages_process_dies_stands_in_the_input_again(
     tab: Page, service: FakeService, tmp_path: Path, asked_before: bool
@@ -89,9 +97,7 @@ async def test_a_question_that_is_sent_as_the_pages_process_dies_stands_in_the_i
 async def test_a_question_that_is_lost_with_the_connection_stands_in_the_input_again(
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:
-    page = await opened(tab, page_at(service.address))
-    await answered(page, "one")
-    await page.settled()
+    page = await asked_once(tab, page_at(service.address))
     line.mute = True
     await page.ask("What is baseball?")
     await asyncio.wait_for(line.swallowed.wait(), 20)
@@ -111,9 +117,7 @@ async def test_a_question_that_is_lost_with_the_connection_stands_in_the_input_a
 async def test_a_question_that_came_before_the_connection_was_lost_does_not_stand_there_again(
     tab: Page, page_at: PageAt, service: FakeService, line: Line, reloads: bool
 ) -> None:
-    page = await opened(tab, page_at(service.address))
-    await answered(page, "one")
-    await page.settled()
+    page = await asked_once(tab, page_at(service.address))
     gate = threading.Event()
     service.will_answer("Half ", gate, "and half.", completed())
     service.arrived.clear()
@@ -138,9 +142,7 @@ async def test_a_question_that_came_before_the_connection_was_lost_does_not_stan
 async def test_a_question_that_never_left_stands_in_the_input_of_its_conversation_after_a_reload(
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:
-    page = await opened(tab, page_at(service.address))
-    await answered(page, "one")
-    await page.settled()
+    page = await asked_once(tab, page_at(service.address))
     line.mute = True
     await tab.evaluate(TYPE, ["two\n", "three\n", "A draft"])
     await asyncio.wait_for(line.swallowed.wait(), 20)

@@ -27,7 +27,7 @@ from typing import Any, Literal, NoReturn, cast
 
 import grpc.aio
 
-from tests.faults.processes import BLOCKED, ServerChild, eventually
+from tests.faults.processes import BLOCKED, ServerChild, blamed, eventually
 
 Loop = Literal["uvloop", "asyncio"]
 
@@ -138,7 +138,7 @@ class ForkServer:
             yield child
             # One that imports everything itself is run as users run it: nobody has put a watch in it.
             if "ready after" in child.words and not around.get("cold"):
-                BLOCKED.extend(await child.blocked(around.get("loop", "uvloop")))
+                BLOCKED.extend(blamed(await child.blocked(around.get("loop", "uvloop"))))
         finally:
             child.group(signal.SIGKILL)
             await child.process.wait()

@@ -7,8 +7,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,21 @@ async def server(
         await eventually(lambda: len(child.workers()) == workers)  # and the one that greeted has gone
         yield child
         if module[:1] == LAUNCHER:
-            BLOCKED.extend(await child.blocked())
+            BLOCKED.extend(blamed(await child.blocked()))
 
 
-BLOCKED: list[float] = []
-"""Milliseconds: of each server process the longest for which its event loop was blocked."""
+BLOCKED: list[tuple[float, str]] = []
+"""Of each server process the longest for which its event loop was blocked, in ms, and the test that ended it."""
+
+
+def blamed(milliseconds: Iterable[float]) -> Iterator[tuple[float, str]]:
+    """As `BLOCKED` has them."""
+    return ((one, os.environ["PYTEST_CURRENT_TEST"]) for one in milliseconds)
+
+
+def written_at(line: str) -> float:
+    """When a line of the log was written, in seconds of `time.time`: the end of the millisecond that it tells."""
+    return datetime.fromisoformat(line.split(maxsplit=1)[0]).timestamp() + 0.001
 
 
 @asynccontextmanager

@@ -21,6 +21,8 @@ _PIECES = (
     " to see it land.",
 )
 
+_LARGE_CHARACTERS = 32_768
+
 STAMP = "0" * 20
 """In place of a piece: the upstream puts there when it sent it, in nanoseconds of `time.monotonic_ns`."""
 
@@ -39,29 +41,38 @@ class Script:
     """Whether the last chunk waits until the upstream is told to release it."""
     stamped: bool = False
     """Whether each chunk says when it was sent, in place of words."""
+    large: bool = False
+    """Whether each chunk has 32 KB of text, so that whoever doesn't read has soon had all that finds room."""
 
     def __str__(self) -> str:
         more = f"{' hold' if self.hold else ''}{' stamped' if self.stamped else ''}"
+        more += " large" if self.large else ""
         return f"chunks={self.chunks} interval={self.interval:g}{more}"
 
     @classmethod
     def find(cls, request: bytes) -> Self:
         """Read it from a request's bytes, wherever the prompt is in them. Raises ValueError if there is none."""
-        found = re.search(rb"chunks=(\d+) interval=([\d.e-]+)( hold)?( stamped)?", request)
+        found = re.search(rb"chunks=(\d+) interval=([\d.e-]+)( hold)?( stamped)?( large)?", request)
         if found is None:
             raise ValueError(f"the prompt holds no script such as {cls(chunks=100, interval=0.05)}")
-        hold, stamped = (part is not None for part in found.groups()[2:])
-        return cls(chunks=int(found[1]), interval=float(found[2]), hold=hold, stamped=stamped)
+        hold, stamped, large = (part is not None for part in found.groups()[2:])
+        return cls(chunks=int(found[1]), interval=float(found[2]), hold=hold, stamped=stamped, large=large)
 
     @property
     def text(self) -> str:
         """The whole answer, unless it is stamped."""
-        return "".join(piece(index) for index in range(self.chunks))
+        return "".join(large(index) if self.large else piece(index) for index in range(self.chunks))
 
 
 def piece(index: int) -> str:
     """The text of the chunk with this index."""
     return _PIECES[index % len(_PIECES)]
+
+
+def large(index: int) -> str:
+    """The same, 32 KB long."""
+    words = piece(index)
+    return (words * (_LARGE_CHARACTERS // len(words) + 1))[:_LARGE_CHARACTERS]
 
 
 def chunk(index: int, *, last: bool, text: str = "") -> bytes:

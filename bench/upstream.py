@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from bench.script import RELEASE, STAMP, Script, chunk
+from bench.script import RELEASE, STAMP, Script, chunk, large
 
 LONGEST = 20_000
 """Chunks in one answer at most."""
@@ -85,6 +85,8 @@ class Answers:
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
         self._more = [Chunk.of(chunk(index, last=False)) for index in range(LONGEST)]
+        self._large: dict[int, list[Chunk]] = {}
+        """Answers of large chunks, by the index of the last."""
         self._phase = 0.0
 
     def chunks(self, script: Script) -> list[Chunk]:
@@ -92,6 +94,11 @@ class Answers:
         last = script.chunks - 1
         if script.stamped:
             return [Chunk.of(chunk(index, last=index == last, text=STAMP)) for index in range(script.chunks)]
+        if script.large:
+            if last not in self._large:  # megabytes, and many ask for the same
+                whole = (chunk(index, last=index == last, text=large(index)) for index in range(script.chunks))
+                self._large[last] = [Chunk.of(one) for one in whole]
+            return self._large[last]
         return [*self._more[:last], Chunk.of(chunk(last, last=True))]
 
     def phase(self) -> float:

@@ -36,8 +36,8 @@ class Size:
     reader_chunks: int = 20
     reader_interval: float = 0.5
     stalled: int = 100
-    stalled_chunks: int = 10_000
-    settle: float = 10.0
+    stalled_chunks: int = 500
+    """More than finds room anywhere."""
 
 
 QUICK = Size(
@@ -48,8 +48,7 @@ QUICK = Size(
     reader_chunks=6,
     reader_interval=0.05,
     stalled=2,
-    stalled_chunks=15_000,
-    settle=0.5,
+    stalled_chunks=500,
 )
 
 
@@ -116,7 +115,7 @@ def readers(size: Size) -> bool:
             told = {"kind": "sse", "address": envoy.address, "streams": size.readers, "spread": 1.0}
             told |= {"chunks": size.reader_chunks, "interval": size.reader_interval}
             if stalled:
-                told |= {"stalled": size.stalled, "stalled_chunks": size.stalled_chunks, "settle": size.settle}
+                told |= {"stalled": size.stalled, "stalled_chunks": size.stalled_chunks}
             told |= {"memory": {"Envoy": envoy.tree, "the service": replica.tree}, "metrics": f"127.0.0.1:{port}"}
             results[stalled].append(asked(told))
     alone, beside = (

@@ -142,6 +142,11 @@ def _close(replicas: list[tuple[ExitStack, Process]]) -> None:
         stack.close()
 
 
+def _look(control: ControlClient, names: dict[int, Sequence[bytes]]) -> None:
+    """Add the calls that have reached upstream, by their numbers: it keeps the latest 10,000 only."""
+    names.update((call.number, _NAME.findall(call.request.value)) for call in control.calls())
+
+
 async def rolled(*, restarts: int, streams: int, a_second: float, stream_seconds: float) -> Outcome:
     """Restart the two in turn, so many times in all."""
     outcome = Outcome()
@@ -155,6 +160,7 @@ async def rolled(*, restarts: int, streams: int, a_second: float, stream_seconds
             answer("word", uses=0, user_text="short;"),
         ]
         control.load(Script(answers=told))
+        names: dict[int, Sequence[bytes]] = {}
         replicas = [_replica(upstream, free_port()) for _ in range(2)]
         stack.callback(_close, replicas)
         envoy = stack.enter_context(edge(*(process.address for _, process in replicas)))
@@ -163,8 +169,10 @@ async def rolled(*, restarts: int, streams: int, a_second: float, stream_seconds
             for number in range(restarts):
                 await asyncio.to_thread(_restart, replicas, number % 2, upstream)
                 await asyncio.sleep(1)  # as long as Envoy may take to find it
+                await asyncio.to_thread(_look, control, names)
                 print(f"restart {number + 1}: {dict(outcome.failed) or 'no call has failed'}", flush=True)
-        reached = Counter(name for call in control.calls() for name in _NAME.findall(call.request.value))
+        _look(control, names)
+    reached = Counter(name for found in names.values() for name in found)
     outcome.doubled = sum(count > 1 for count in reached.values())
     outcome.lost = len(callers.whole - {name.decode() for name in reached})
     return outcome

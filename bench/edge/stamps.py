@@ -16,7 +16,7 @@ from urllib.parse import quote
 import grpc.aio
 
 from bench.figures import percentile
-from bench.processes import memory_bytes
+from bench.processes import cpu_seconds, memory_bytes
 from bench.script import STAMP, Script
 from bench.targets import Tokenwire, now
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -26,20 +26,26 @@ _STAMP = re.compile(rb"(?<![0-9a-f])000\d{%d}" % (len(STAMP) - 3))
 _SMALL_BYTES = 4096
 _TAIL_BYTES = 300
 _PATIENCE_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
+_QUIET_LOOKS = 2
+_IDLE_PART = 0.1
+"""Of a processor: what service and Envoy take that only look after themselves."""
 
 
 async def stamped(told: dict[str, Any]) -> dict[str, Any]:
     """Read so many answers at once; in ms, how late chunks were, and by how much gaps were longer than the script's.
 
-    `stalled`: how many further callers ask for `stalled_chunks` at once, and read nothing; they have asked `settle`
-    seconds before the others begin, and are there until the others have ended. `memory`: processes by name, of which
-    the memory in MB is told then; `metrics`: the address that says how many streams are open then.
+    `stalled`: how many further callers ask for `stalled_chunks` large chunks at once, and read nothing. The others
+    begin once all of them have stalled, so that none of the processes in `memory` has anything to do. They are there
+    until the others have ended. `memory`: processes by name, of which the memory in MB is told then; `metrics`: the
+    address that says how many streams are open then.
     """
     script = Script(chunks=told["chunks"], interval=told["interval"], stamped=True)
     # As fast as it goes, so that all that would hold it is full.
-    flood = Script(chunks=told.get("stalled_chunks", 1))
+    flood = Script(chunks=told.get("stalled_chunks", 1), large=True)
     stalled = [await _stall(told["address"], flood) for _ in range(told.get("stalled", 0))]
-    await asyncio.sleep(told.get("settle", 0.0))
+    if stalled:
+        await _settled([pid for pids in told["memory"].values() for pid in pids])
     count = told["streams"]
     readers = await _grpc(told["address"], count) if told["kind"] == "grpc" else _Sse(told["address"])
 
@@ -69,6 +75,16 @@ async def stamped(told: dict[str, Any]) -> dict[str, Any]:
         "memory": memory,
         "held": held,
     }
+
+
+async def _settled(pids: Sequence[int]) -> None:
+    """Wait until these processes have nothing to do any more."""
+    async with asyncio.timeout(_PATIENCE_SECONDS):
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            before = cpu_seconds(pids)
+            await asyncio.sleep(_LOOK_SECONDS)
+            quiet = quiet + 1 if cpu_seconds(pids) - before < _IDLE_PART * _LOOK_SECONDS else 0
 
 
 def _open_streams(address: str) -> int:

@@ -96,11 +96,20 @@ def show(exchange: str) -> None:
         shared_desk().keep(talk)
 
 
+def begin_results(exchange: str) -> None:
+    this_tab().answering.add(exchange)
+
+
+def leave_results(exchange: str) -> None:
+    """Show the form no more; what was typed into it comes back with it."""
+    this_tab().answering.discard(exchange)
+
+
 def answer_calls(exchange: str) -> None:
     tab = this_tab()
     talk = tab.shown()
     # A second click may come when they have been sent already.
-    if (one := talk.conversation.exchange(exchange)) is not None and one is talk.conversation.last:
+    if (one := talk.conversation.exchange(exchange)) is not None and talk.waits_for_results(one):
         written = [st.session_state[f"result-{exchange}-{place}"] for place in range(len(one.tool_calls))]
         if empty := frozenset(place for place, text in enumerate(written) if not text.strip()):
             tab.unread, tab.unsaid = None, Unsaid(exchange, empty)
@@ -118,6 +127,8 @@ def answer_calls(exchange: str) -> None:
                 tab.unread = unread
                 return
         tab.unread = None
+        tab.answering.discard(exchange)
         tab.done.append(f"result-{exchange}")
         results = [tool_result(call, response(text)) for call, text in zip(one.tool_calls, written, strict=True)]
-        shared_desk().put(talk, Waiting(tool(*results)))
+        # Where something else has been asked since, that stays as an alternative.
+        shared_desk().put(talk, Waiting(tool(*results), instead=talk.conversation.following(one)))

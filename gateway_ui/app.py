@@ -75,6 +75,7 @@ def page() -> None:
     told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner)
+    conversations.go(tab, desk, told.owner, told.went)
     if session := _session():
         desk.shows(session, talk)
     _remember_old_answers(tab, talk)
@@ -106,8 +107,8 @@ def page() -> None:
         asking.ask(desk, left, said or choices, models, unknown)
     asking.ask(desk, talk, choices, models, unknown)
     tab.unasked.clear()
-    if talk.waiting or talk.conversation.exchanges:
-        st.query_params["c"] = talk.conversation.id
+    if not talk.is_new() or tab.is_set_up():
+        conversations.address(tab, talk.conversation.id)
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     listed = conversations.listed(desk, talk)
     with list_:
@@ -163,6 +164,7 @@ def _tell_of_sent(tab: Tab, desk: Desk, talk: Talk, asks: object) -> None:
 def _restore(tab: Tab, models: Sequence[Model]) -> None:
     """Have the drawer say what it did in this conversation, once it is opened."""
     conversation = tab.shown().conversation
+    was_set_up = bool(conversation.settings)
     if tab.restores and tab.before is not None and not conversation.settings and conversation.last is None:
         # A new one goes on with what was chosen, which stands there to be seen.
         conversation.settings = sidebar.usable(tab.before.conversation.settings)
@@ -172,6 +174,7 @@ def _restore(tab: Tab, models: Sequence[Model]) -> None:
     if tab.restores:
         sidebar.restore(conversation.id, kept, models)
         tab.restores, tab.before, tab.settings = False, None, sidebar.settings(conversation.id)
+        tab.given = None if was_set_up else tab.settings
     else:
         sidebar.prefer(conversation.id, kept, models)
 
@@ -333,8 +336,17 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
                 icon=":material/refresh:",
             )
         _others(talk, exchange)
-    if last and exchange.tool_calls and not exchange.problem:
-        _results_form(exchange)
+    if talk.waits_for_results(exchange):
+        if last or exchange.id in this_tab().answering:
+            _results_form(exchange, last=last)
+        else:
+            st.button(
+                "Answer the calls",
+                key=f"answer-calls-{exchange.id}",
+                on_click=actions.begin_results,
+                args=(exchange.id,),
+                help="What has been asked since stays as another version",
+            )
     if exchange.pieces:
         # Charts are large, so only those are drawn that someone looks at.
         fold = st.expander("Chunks", key=f"chunks-{exchange.id}", type="compact", on_change="rerun")
@@ -363,8 +375,11 @@ def _others(talk: Talk, exchange: Exchange) -> None:
     st.html(f'<span class="tw-place">{place + 1} of {len(all_)}</span>')
 
 
-def _results_form(exchange: Exchange) -> None:
-    """Let a person run what the model asked for, and say what came of it."""
+def _results_form(exchange: Exchange, *, last: bool) -> None:
+    """Let a person run what the model asked for, and say what came of it.
+
+    `last`: nothing has been asked since. Else it can be left, and what was typed comes back with it.
+    """
     with st.form(f"results-{exchange.id}"):
         unsaid = this_tab().unsaid
         empty = unsaid.places if unsaid is not None and unsaid.exchange == exchange.id else ()
@@ -376,7 +391,10 @@ def _results_form(exchange: Exchange) -> None:
         unread = this_tab().unread
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))
-        st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
+        with st.container(horizontal=True):
+            st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
+            if not last:
+                st.form_submit_button("Not now", on_click=actions.leave_results, args=(exchange.id,))
 
 
 def _outlast_preparing(talk: Talk, shown: _Shown) -> None:

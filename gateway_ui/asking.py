@@ -16,12 +16,14 @@ from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, Model
 
 from .chat.conversation import Exchange, Waiting
-from .chat.desk import Desk, Talk
+from .chat.desk import WAITED_IN_VAIN, Desk, Talk
 from .chat.live import Live
 from .input import attachments
 from .sidebar import Choices
 
 AWAY = "The service has gone away while it waited."
+SETTLED = "What kept it from being asked is settled: it can be asked now."
+OTHER_MODEL = "Another model is chosen by now, which may take what was refused."
 
 
 @st.cache_resource
@@ -83,6 +85,7 @@ def _prepare(desk: Desk, talk: Talk, one: Waiting, model: Model) -> None:
         if talk.waits(one.id) is None or talk.deleted:  # not to be asked any more, or only when it is back
             return
         one.unchecked = False
+        one.refused_of = attachments.kinds(model)
         one.trouble = " ".join(problems)
         # By their place: two files may have one name.
         taken = {added.place for added in attached}
@@ -107,6 +110,10 @@ def ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), 
     with talk.asking:
         talk.request, talk.trouble = choices.request, choices.trouble
         model = next((one for one in models if one.name == choices.request.model), Model())
+        for one in talk.waiting:
+            if one.trouble and (trouble := _trouble_now(talk, one, model, "" if models else unknown)) != one.trouble:
+                one.trouble = trouble
+                desk.put(talk, one)
         for one in to_check(talk):
             if not models:
                 one.trouble = unknown
@@ -117,6 +124,31 @@ def ask(desk: Desk, talk: Talk, choices: Choices, models: Sequence[Model] = (), 
                 work = (desk, talk, one, model)
                 threading.Thread(target=_prepare, args=work, name="tokenwire-prepare", daemon=True).start()
         _ask_next(desk, talk)
+
+
+def _trouble_now(talk: Talk, one: Waiting, model: Model, unknown: str) -> str:
+    """Say what is to be said by now of a question that could not be asked; never nothing: it would be asked by itself.
+
+    `model`: the one that is chosen. `unknown`: why none is known; empty: some are.
+    """
+    if one.trouble in (AWAY, WAITED_IN_VAIN):
+        return one.trouble  # it has happened, and stays so
+    if one.unchecked:
+        return unknown or SETTLED
+    if one.files:
+        is_other = not unknown and one.refused_of not in (None, attachments.kinds(model))
+        return OTHER_MODEL if is_other else one.trouble
+    return _refusal(talk, one, _history(talk, one)) or SETTLED
+
+
+def _history(talk: Talk, one: Waiting) -> list[Message]:
+    """The turns that come before a question."""
+    return talk.conversation.history(model=talk.request.model, then=one.message, before=one.instead)
+
+
+def _refusal(talk: Talk, one: Waiting, history: Sequence[Message]) -> str:
+    """Why a question can't be asked as it is; empty: it can."""
+    return talk.trouble or attachments.too_much([*history, one.message])
 
 
 def _go_on(desk: Desk, talk: Talk, away: bool) -> None:
@@ -148,9 +180,9 @@ def _ask_next(desk: Desk, talk: Talk) -> None:
 def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
     """Ask it if that can be done; else it says why not, or another process has asked it."""
     client = client_of(default_address())  # from here on nothing touches the page, which could end this run
-    conversation, asked = talk.conversation, talk.request
-    history = conversation.history(model=asked.model, then=waiting.message, before=waiting.instead)
-    waiting.trouble = talk.trouble or attachments.too_much([*history, waiting.message])
+    asked = talk.request
+    history = _history(talk, waiting)
+    waiting.trouble = _refusal(talk, waiting, history)
     if waiting.trouble:
         desk.put(talk, waiting)
         return False

@@ -22,15 +22,46 @@ _FEW = 5
 def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
     """The conversation of this tab: the one in its address, else a new one. The script runs again when it is found."""
     if tab.talk is None or tab.talk.owner != owner:
-        wanted = st.query_params.get("c", "")
-        talk = desk.talk(owner, wanted)
-        tab.open(talk)
-        if wanted not in ("", talk.conversation.id):
-            # Deleted, or another browser's: which of both, nobody is told.
-            tab.not_here = talk.conversation.id
-            st.query_params.pop("c", None)
+        _follow_address(tab, desk, owner, st.query_params.get("c", ""))
         st.rerun()  # so that the browser is told whose draft stands in the input
     return tab.shown()
+
+
+def go(tab: Tab, desk: Desk, owner: str, went: object) -> None:
+    """Open what the browser's Back or Forward has led to, once. The script runs again then."""
+    match went:
+        case [str(word), str(number)] if word != tab.went:
+            tab.went = word
+            _follow_address(tab, desk, owner, number)
+            tab.taken += 1
+            st.rerun()
+
+
+def address(tab: Tab, number: str) -> None:
+    """Have the browser's address name a conversation, empty: a new one. Its Back leads to what it named before."""
+    if tab.address == number:
+        return
+    if number:
+        st.query_params["c"] = number
+    else:
+        st.query_params.pop("c", None)
+    tab.address = number
+
+
+def _follow_address(tab: Tab, desk: Desk, owner: str, number: str) -> None:
+    """Open the conversation that the browser's address names."""
+    tab.address = number
+    _show(tab, desk, owner, number)
+    if number not in ("", tab.shown().conversation.id):
+        # Deleted, or another browser's: which of both, nobody is told.
+        tab.not_here = tab.shown().conversation.id
+        address(tab, "")
+
+
+def _show(tab: Tab, desk: Desk, owner: str, number: str) -> None:
+    """Show a conversation; without a number the new one that was set up and left, else another new one."""
+    begun = None if number else tab.set_up()
+    tab.open(begun if begun is not None and begun.owner == owner else desk.talk(owner, number))
 
 
 def new_button(desk: Desk, talk: Talk) -> None:
@@ -80,12 +111,9 @@ def _list_more(shown: int) -> None:
 
 def _open(desk: Desk, owner: str, number: str = "") -> None:
     tab = this_tab()
-    tab.open(desk.talk(owner, number))
+    _show(tab, desk, owner, number)
     tab.taken += 1
-    if number:
-        st.query_params["c"] = number
-    else:
-        st.query_params.pop("c", None)
+    address(tab, number)
 
 
 def _this_one(desk: Desk, talk: Talk) -> None:

@@ -1,6 +1,7 @@
 """What a tab of the page knows from one run of its script to the next, and what all tabs share."""
 
 import gc
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,8 +65,16 @@ class Tab:
     """Conversations that were left since the drawer was drawn last, each with what it said of them then."""
     before: Talk | None = None
     """The one that was left last, until the fields of the next one are set: a new one goes on with its settings."""
+    given: dict[str, Any] | None = None
+    """What the drawer said of a new conversation before anything was changed; None: it had been set up before."""
+    begun: tuple[Talk, dict[str, Any] | None] | None = None
+    """The new conversation that was left last, and what was `given` in it: it may have been set up, to be asked in."""
     restores: bool = True
     """Whether the fields are to say what they did in the conversation that has just been opened."""
+    address: str = ""
+    """The conversation that the browser's address names; empty: a new one."""
+    went: str = ""
+    """The word with which the browser told last where its Back or Forward led."""
     opened: str = ""
     old_answers: set[str] = field(default_factory=set)
     """The answers that were there when this conversation was opened: they aren't read out."""
@@ -74,6 +83,8 @@ class Tab:
     deleted: str = ""
     editing: set[str] = field(default_factory=set)
     """The exchanges whose questions are being edited, in any conversation."""
+    answering: set[str] = field(default_factory=set)
+    """The exchanges whose calls are being answered, though something else has been asked since."""
     reopened: list[str] = field(default_factory=list)
     """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
     done: list[str] = field(default_factory=list)
@@ -89,8 +100,21 @@ class Tab:
         """Show another conversation. Nothing of Streamlit is touched, so a second click doesn't undo this one."""
         if self.talk is not None and not self.restores:
             self.left.append((self.talk, self.settings))
+            if self.talk.is_new():
+                self.begun = self.talk, self.given
         self.before, self.talk, self.restores = self.talk, talk, True
         self.back = None  # it goes into the input of the conversation that it comes from, or stays in the drawer
+
+    def set_up(self) -> Talk | None:
+        """Give the new conversation that was set up and left with nothing asked in it; None: there is none."""
+        if self.begun is None:
+            return None
+        talk, given = self.begun
+        return talk if talk.is_new() and _differ(given, talk.conversation.settings) else None
+
+    def is_set_up(self) -> bool:
+        """Whether the drawer has been changed since the conversation was opened."""
+        return not self.restores and _differ(self.given, self.settings)
 
     def settle(self, desk: Desk) -> None:
         """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise.
@@ -107,8 +131,7 @@ class Tab:
         """Whose draft stands in the input: the id, and whether nothing was asked there, nor is about to be."""
         if (talk := self.talk) is None:
             return None
-        asked = self.typed or talk.waiting or talk.dropped or talk.conversation.exchanges
-        return talk.conversation.id, not asked
+        return talk.conversation.id, talk.is_new() and not self.typed
 
     def shown(self) -> Talk:
         """The conversation that is shown, once there is one."""
@@ -121,8 +144,14 @@ def _settle(desk: Desk, talk: Talk, seen: dict[str, Any]) -> dict[str, Any]:
     said = sidebar.settings(talk.conversation.id)
     if not talk.conversation.settings or seen != said:
         talk.conversation.settings = {**talk.conversation.settings, **said}
-        desk.store.settle(talk.owner, talk.conversation)
+        # A new conversation is kept as soon as somebody has set it up.
+        desk.store.settle(talk.owner, talk.conversation, begin=_differ(seen, said))
     return said
+
+
+def _differ(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    """Whether somebody has changed a setting. A model that wasn't there before is the first one on offer."""
+    return before is None or any(value != before[name] for name, value in now.items() if name in before)
 
 
 def this_tab() -> Tab:

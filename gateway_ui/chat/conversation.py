@@ -172,6 +172,8 @@ class Waiting:
     """Names and bytes of files that don't go along: refused, or not looked at yet."""
     unchecked: bool = False
     """Whether its files wait for a model to be known, which says what it takes."""
+    refused_of: list[str] | None = field(default=None, kw_only=True)
+    """The kinds of files that the model takes by which these were refused; None: it isn't known."""
     preparing: bool = field(default=False, kw_only=True)
     """Whether a thread looks at its files just now."""
     dropped: bool = field(default=False, kw_only=True)
@@ -297,6 +299,15 @@ class Conversation:
     def exchange(self, id: str) -> Exchange | None:  # noqa: A002  # as an exchange calls it
         """Give the exchange of this id; None: it is another conversation's."""
         return next((one for one in self.exchanges if one.id == id), None)
+
+    def following(self, exchange: Exchange) -> Exchange | None:
+        """Give the exchange that is shown behind this one; None: it is the last."""
+        return self.shown.get(exchange)
+
+    def has_answered(self, exchange: Exchange) -> bool:
+        """Whether what is shown behind an answer brings the results of its tool calls."""
+        following = self.following(exchange)
+        return following is not None and following.question.role == ROLE_TOOL
 
     def path(self) -> list[Exchange]:
         """Give what is shown, oldest first."""

@@ -278,7 +278,14 @@ def _prepare(base: sqlite3.Connection, now: float) -> None:
                 base.execute(statement)
         base.execute(f"PRAGMA application_id = {_APPLICATION}")
         base.execute(f"PRAGMA user_version = {_VERSION}")
-        base.execute("DELETE FROM conversation WHERE deleted < ?", (now - PURGED_AFTER_DAYS * 86400,))
+        long_ago = now - PURGED_AFTER_DAYS * 86400
+        base.execute("DELETE FROM conversation WHERE deleted < ?", (long_ago,))
+        # Set up, and nothing was ever asked.
+        base.execute(
+            "DELETE FROM conversation WHERE updated < ? AND title = '' AND key NOT IN (SELECT conversation FROM exchange)"
+            " AND key NOT IN (SELECT conversation FROM waiting)",
+            (long_ago,),
+        )
 
 
 @contextmanager

@@ -49,9 +49,20 @@ class Talk:
         drawn = live.shown < len(live.exchange.text) and live.exchange in self.conversation.path()
         return live if drawn else None
 
+    def is_new(self) -> bool:
+        """Whether nothing has been asked in it, nor was to be."""
+        return not (self.conversation.exchanges or self.waiting or self.dropped)
+
     def waits(self, waiting: str) -> Waiting | None:
         """Give the question of this id that waits; None: it is gone already."""
         return next((one for one in self.waiting if one.id == waiting), None)
+
+    def waits_for_results(self, exchange: Exchange) -> bool:
+        """Whether an answer's tool calls have no results, neither asked with nor waiting to be."""
+        if exchange.problem or not exchange.tool_calls or self.conversation.has_answered(exchange):
+            return False
+        called = {call.id for call in exchange.tool_calls}
+        return not any(part.tool_result.tool_call_id in called for one in self.waiting for part in one.message.parts)
 
     def stop(self) -> None:
         """End it, if there is one: also one that is being asked just now."""

@@ -155,9 +155,14 @@ class Store:
         title = _plain(one_line(title))
         return self._change(owner, id, "title = ?, title_folded = ?", (title, _folded(title)), "deleted IS NULL")
 
-    def settle(self, owner: str, conversation: Conversation) -> bool:
-        """Write a conversation's settings; False: nothing of it is stored yet. The first `save` writes them, too."""
-        return self._change(owner, conversation.id, "settings = ?", (json.dumps(conversation.settings),), "TRUE")
+    def settle(self, owner: str, conversation: Conversation, *, begin: bool = False) -> bool:
+        """Write a conversation's settings; False: nothing of it is stored yet. The first `save` writes them, too.
+
+        `begin`: where nothing of it is stored, it is begun with them. No list shows it until something is asked.
+        """
+        if self._change(owner, conversation.id, "settings = ?", (json.dumps(conversation.settings),), "TRUE"):
+            return True
+        return begin and self.save(owner, conversation)
 
     def delete(self, owner: str, id: str) -> bool:  # noqa: A002
         """Take a conversation off the list; `undelete` brings it back, for 30 days. False: there is none."""

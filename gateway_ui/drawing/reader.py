@@ -9,7 +9,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
-_SCRIPTS = ("markdown.js", "focus.js", "fields.js", "drawer.js", "reading.js")
+_SCRIPTS = ("markdown.js", "code.js", "focus.js", "fields.js", "drawer.js", "reading.js")
 
 # Streamlit sends a component whole with each run in which anything of it is another. What is large and never changes
 # is one of its own, and sent once.
@@ -33,6 +33,8 @@ class Told(NamedTuple):
     """The id of the last question whose words went back into the input."""
     edited: Sequence[str] = ()
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
+    went: object = None
+    """Where the browser's Back or Forward has led: [another word each time, a conversation's id; empty: a new one]."""
     asks: object = None
     """What became of a question that was on its way, as it came: see `asking.Sent`. None: nothing of the kind."""
 
@@ -74,6 +76,7 @@ def reader(
         on_returned_change=lambda: None,
         on_edited_change=lambda: None,
         on_asks_change=lambda: None,
+        on_went_change=lambda: None,
         height=0,
     )
-    return Told(known or result.browser or "", result.returned or "", result.edited or (), result.asks)
+    return Told(known or result.browser or "", result.returned or "", result.edited or (), result.went, result.asks)

@@ -332,7 +332,7 @@ def test_a_conversation_is_opened_before_streamlit_is_touched(tmp_path: Path, mo
             raise InterruptedError
 
     desk, talk = Desk(Store(tmp_path / "page.sqlite3")), Talk("0" * 64, Conversation())
-    tab = Tab(talk, restores=False)
+    tab = Tab(talk, restores=False, address=talk.conversation.id)
     for module in (conversations, sidebar):
         monkeypatch.setattr(module, "st", Ends())
     monkeypatch.setattr(conversations, "this_tab", lambda: tab)

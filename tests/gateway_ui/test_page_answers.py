@@ -270,6 +270,48 @@ async def test_an_empty_result_is_said_beside_its_field_and_not_sent(chat: Open,
     )
 
 
+async def test_calls_can_be_answered_though_something_else_has_been_asked_and_what_was_typed_is_there(
+    chat: Open, service: FakeService
+) -> None:
+    service.will_answer(WEATHER, completed())
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "How is it in Oslo?")
+    result = page.tab.get_by_label("Result of weather")
+    await result.fill('{"sky": "blue"}')
+    await page.ask("And what is baseball?")
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await expect(result).to_have_count(0)
+    answer, not_now = (
+        page.tab.get_by_role("button", name="Answer the calls"),
+        page.tab.get_by_role("button", name="Not now"),
+    )
+    await answer.click()
+    await expect(result).to_have_value('{"sky": "blue"}')
+    await page.settled()
+    await not_now.click()
+    await expect(result).to_have_count(0)
+    await page.settled()
+    await answer.click()
+    await expect(result).to_have_value('{"sky": "blue"}')
+    await page.photograph("tool-result-later")
+    service.will_answer("It is clear.", completed())
+    await page.settled()
+    await page.tab.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.answer()).to_contain_text("It is clear.")
+    await expect(page.answer()).to_contain_text("2 of 2")
+    question, asked, results = service.requests[2].messages
+    assert question == user("How is it in Oslo?")
+    assert asked.parts[0].tool_call == WEATHER.tool_call
+    assert results == tool(tool_result(WEATHER.tool_call, {"sky": "blue"}))
+    # What was asked instead is there, and leaves the calls without results: they can be sent again.
+    await page.settled()
+    await page.answer().get_by_role("button", name="Earlier").click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await answer.click()
+    await expect(result).to_have_value("")
+
+
 async def test_sources_are_links_that_lead_nowhere_unasked(chat: Open, service: FakeService) -> None:
     service.will_answer("A game.", SOURCES, completed())
     page = await chat()
@@ -312,6 +354,27 @@ async def test_an_answer_is_copied_as_the_model_wrote_it(chat: Open, tab: Page, 
     await page.messages.nth(1).get_by_role("button", name="Copy").click()
     await expect(page.messages.nth(1).get_by_role("button", name="Copied")).to_be_visible()
     assert await tab.evaluate("() => navigator.clipboard.readText()") == "A **game** ⚾\n"
+
+
+async def test_a_block_of_code_is_copied_whole_also_where_it_came_in_parts(
+    chat: Open, tab: Page, service: FakeService
+) -> None:
+    await tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    lines = "".join(f"    print({number})  # <b> & 'quotes'\n" for number in range(400))
+    service.will_answer(
+        "Run this:\n\n```python\ndef f():\n", *lines.splitlines(keepends=True), "```\n\nor `this`.", completed()
+    )
+    page = await chat()
+    await answered(page)
+    copy = page.answer().get_by_role("button", name="Copy code")
+    await expect(copy).to_have_count(1)
+    assert await tab.locator(".tw-code.tw-more").count() > 0
+    await page.answer().locator(".tw-code").first.hover()
+    await page.photograph("copy-code")
+    await copy.click()
+    await expect(page.answer().get_by_role("button", name="Copied")).to_be_attached()
+    assert await tab.evaluate("() => navigator.clipboard.readText()") == f"def f():\n{lines}"
+    await expect(copy).to_have_count(1)
 
 
 async def test_retry_asks_again_and_shows_another_answer(chat: Open, service: FakeService) -> None:

@@ -406,6 +406,71 @@ async def test_what_does_not_count_any_more_says_so(chat: Open, service: FakeSer
     await expect(page.messages.nth(1)).to_contain_text("Not sent along")
 
 
+async def test_back_and_forward_lead_from_conversation_to_conversation(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    new = page.tab.get_by_role("button", name="New conversation")
+    first = page.messages.first
+
+    async def empty() -> None:
+        await expect(page.messages).to_have_count(0)
+        await page.settled()
+
+    await answered(page, "one")
+    await page.settled()
+    await new.click()
+    await empty()
+    await answered(page, "two")
+    await page.input.fill("A draft")
+    await page.settled()
+    await page.tab.go_back()
+    await empty()
+    await expect(page.input).to_have_value("")
+    await page.tab.go_back()
+    await expect(first).to_contain_text("one")
+    await page.settled()
+    await page.tab.go_forward()
+    await empty()
+    await page.tab.go_forward()
+    await expect(first).to_contain_text("two")
+    await expect(page.input).to_have_value("A draft")
+    await page.settled()
+    await page.input.press("Enter")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert [part.text for one in service.requests[2].messages for part in one.parts][::2] == ["two", "A draft"]
+    # It leads on from the page, too.
+    for _ in range(4):
+        await page.tab.go_back()
+    await expect(page.input).to_have_count(0)
+
+
+async def test_what_kept_a_question_from_being_asked_is_told_as_it_is_by_now(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await page.open_settings()
+    await page.write("Temperature", "5")
+    await expect(page.tab.get_by_test_id("stSidebar").locator(".tw-problem")).to_have_count(1)
+    await page.ask("What is baseball?")
+    await expect(page.not_asked()).to_contain_text("Temperature is 5; must be 0 to 2.")
+    await page.settled()
+    await page.write("Temperature", "3")
+    await expect(page.not_asked()).to_contain_text("Temperature is 3; must be 0 to 2.")
+    await page.settled()
+    await page.write("Temperature", "1")
+    await expect(page.not_asked()).to_contain_text("What kept it from being asked is settled: it can be asked now.")
+    await page.settled()
+    await page.attach(UNREADABLE)
+    await page.ask("What is this?")
+    await expect(page.not_asked().nth(1)).to_contain_text("a.xyz can't be sent: this model takes")
+    await page.choose("fake-1")
+    await expect(page.not_asked().nth(1)).to_contain_text("Another model is chosen by now")
+    await page.not_asked().nth(1).get_by_role("button", name="Try again").click()
+    await expect(page.not_asked().nth(1)).to_contain_text("a.xyz can't be sent: this model takes no files.")
+    await page.not_asked().first.get_by_role("button", name="Ask", exact=True).click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    assert len(service.requests) == 1
+
+
 async def test_a_page_that_is_away_says_so_and_when_it_is_back(tab: Page, service: FakeService, tmp_path: Path) -> None:
     port = free_port()
     lost = tab.get_by_text("The page isn't reachable; trying again")
@@ -416,6 +481,9 @@ async def test_a_page_that_is_away_says_so_and_when_it_is_back(tab: Page, servic
         await expect(lost).to_have_count(0)
     await expect(lost).to_be_visible()
     await expect(connected).to_be_hidden()
+    # Streamlit's own words for it, which tell its reader to start a server, were there for a moment at most.
+    await tab.wait_for_function("tokenwireReading.dismissed")
+    await expect(tab.get_by_role("dialog")).to_have_count(0)
     with serving(port, service.address, tmp_path):
         await expect(lost).to_have_count(0)
         await expect(connected).to_be_visible()

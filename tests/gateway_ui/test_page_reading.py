@@ -252,6 +252,55 @@ async def test_the_answer_is_read_out_sentence_by_sentence(chat: Open, service: 
     await expect(voice.locator("p").last).to_have_text("A third without an end")
 
 
+async def test_what_was_read_out_goes_with_its_conversation(chat: Open) -> None:
+    page = await chat()
+    voice = page.tab.locator(".tw-voice p")
+    await page.ask("What is baseball?")
+    await expect(voice).to_have_text(["Hello there."])
+    await page.settled()
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await expect(voice).to_have_count(0)
+    await page.ask("And cricket?")
+    await expect(voice).to_have_text(["Hello there."])
+
+
+async def test_who_begins_a_conversation_has_the_cursor_in_the_input(chat: Open) -> None:
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    await page.settled()
+    new = page.tab.get_by_role("button", name="New conversation")
+    await new.click()
+    await expect(page.messages).to_have_count(0)
+    await expect(page.input).to_be_focused()
+    await page.settled()
+    await new.focus()
+    await page.tab.keyboard.press("Enter")
+    await page.tab.keyboard.type("And cricket?")
+    await expect(page.input).to_be_focused()
+    await page.tab.keyboard.press("Enter")
+    await expect(page.messages).to_have_count(2)
+
+
+async def test_the_list_shows_where_the_open_conversation_stands_in_it(chat: Open) -> None:
+    page = await chat()
+    first = ""
+    for number in range(14):
+        await page.tab.get_by_role("button", name="New conversation").click()
+        await expect(page.messages).to_have_count(0)
+        await page.settled()
+        await page.ask(f"Question {number}")
+        await expect(page.answer()).to_contain_text("tokens in")
+        await page.settled()
+        first = first or page.tab.url
+    listed = page.tab.locator(".st-key-conversations")
+    await expect(listed.get_by_role("button", name="Question 0", exact=True)).not_to_be_in_viewport()
+    await page.tab.goto(first)
+    await expect(page.messages.first).to_contain_text("Question 0")
+    await expect(listed.get_by_role("button", name="Question 0", exact=True)).to_be_in_viewport()
+
+
 async def test_words_are_read_out_whenever_their_element_comes(chat: Open) -> None:
     page = await chat()
     await page.tab.evaluate(

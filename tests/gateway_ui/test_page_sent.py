@@ -11,6 +11,7 @@ from playwright.async_api import Page, WebSocketRoute, expect
 from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, happened
 from tests.gateway_ui.test_page_kept import TYPE, again, answered, opened, serving
+from tests.gateway_ui.test_page_settings import PHOTO
 from tests.ports import free_port
 from tests.tokenwire.fake_service import FakeService, completed
 from tokenwire import user
@@ -156,3 +157,61 @@ async def test_a_question_that_never_left_stands_in_the_input_of_its_conversatio
     await again(page)
     await expect(page.input).to_have_value("")
     assert len(service.requests) == 1
+
+
+async def test_a_question_that_is_lost_says_which_file_was_lost_with_it(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    await page.choose("fake-2")
+    await page.attach(PHOTO)
+    line.mute = True
+    await page.ask("What is this?")
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await line.breaks()
+    await expect(page.input).to_have_value("What is this?")
+    lost = tab.get_by_role("alert").filter(has_text="photo.png can't go along: It was lost on its way.")
+    await expect(lost).to_be_visible()
+    await page.settled()
+    await page.input.press("Enter")
+    await expect(lost).to_be_visible()
+    await expect(page.input).to_have_value("What is this?")
+    assert len(service.requests) == 1
+    await tab.get_by_role("button", name="Ask without it").click()
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert service.requests[1].messages[-1] == user("What is this?")
+
+
+async def test_a_question_that_is_lost_while_another_conversation_is_opened_stands_in_its_own(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    line.mute = True
+    await page.ask("What is baseball?")
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await tab.get_by_role("button", name="New conversation").click()
+    await line.breaks()
+    await expect(page.messages).to_have_count(0)
+    await page.settled()
+    await expect(page.input).to_have_value("")
+    await tab.locator(".st-key-conversations").get_by_role("button", name="one").click()
+    await expect(page.messages).to_have_count(2)
+    await expect(page.input).to_have_value("What is baseball?")
+    assert len(service.requests) == 1
+
+
+async def test_a_question_that_is_lost_though_the_connection_stays_stands_in_the_input_again(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    line.mute = True
+    await page.ask("What is baseball?")
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    line.mute = False
+    await expect(page.input).to_have_value("What is baseball?")
+    await page.settled()
+    await page.input.press("Enter")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is baseball?")]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from PIL import Image
-from playwright.async_api import FilePayload, Page, expect
+from playwright.async_api import FilePayload, Locator, Page, expect
 
 from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, Open
@@ -542,6 +542,52 @@ async def test_a_conversation_keeps_its_settings(chat: Open, service: FakeServic
     await expect(system).to_have_value("Be brief.")
     await page.tab.locator(".st-key-conversations").get_by_role("button", name="What is golf?").click()
     await expect(system).to_have_value("Be long.")
+
+
+async def test_a_new_conversation_stays_as_it_was_set_up(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    await answered(page)
+    system = page.tab.get_by_role("textbox", name="System instruction")
+    new = page.tab.get_by_role("button", name="New conversation")
+    old = page.tab.locator(".st-key-conversations").get_by_role("button", name="What is baseball?")
+
+    async def opens(button: Locator, messages: int) -> None:
+        await page.settled()
+        await button.click()
+        await expect(page.messages).to_have_count(messages)
+        await page.settled()
+
+    await opens(new, 0)
+    await page.choose("fake-2")
+    await page.write("System instruction", "Be brief.")
+    await page.input.fill("A draft")
+    await opens(old, 2)
+    await expect(system).to_have_value("")
+    await expect(page.tab.locator(".tw-about")).to_have_attribute("data-model", "fake-1")
+    await opens(new, 0)
+    await expect(system).to_have_value("Be brief.")
+    await expect(page.tab.locator(".tw-about")).to_have_attribute("data-model", "fake-2")
+    await expect(page.input).to_have_value("A draft")
+    # Also once the page is loaded anew, and from there.
+    await page.tab.reload()
+    await expect(system).to_have_value("Be brief.")
+    await expect(page.tab.locator(".tw-about")).to_have_attribute("data-model", "fake-2")
+    await expect(page.input).to_have_value("A draft")
+    await opens(old, 2)
+    await opens(new, 0)
+    await expect(system).to_have_value("Be brief.")
+    await page.input.press("Enter")
+    await expect(page.answer()).to_contain_text("tokens in")
+    asked = service.requests[1]
+    assert (asked.messages[0], asked.model, asked.system_instruction) == (user("A draft"), "fake-2", "Be brief.")
+    # One that was only looked at goes on with what was chosen elsewhere.
+    await opens(new, 0)
+    await expect(page.input).to_have_value("")
+    await opens(old, 2)
+    await page.choose("fake-3")
+    await opens(new, 0)
+    await expect(page.tab.locator(".tw-about")).to_have_attribute("data-model", "fake-3")
+    await expect(system).to_have_value("")
 
 
 async def test_the_picker_shows_what_the_drawer_is_about(chat: Open) -> None:

@@ -437,6 +437,27 @@ def test_a_deleted_conversation_is_gone_until_it_is_brought_back(store: Store) -
     assert seen(loaded(store, talk)) == seen(talk)
 
 
+def test_a_conversation_that_was_set_up_is_kept_and_listed_once_something_is_asked(
+    store: Store, path: Path, clock: Clock
+) -> None:
+    begun = Conversation()
+    begun.settings = {"system": "Be brief."}
+    assert not store.settle(ME, begun)
+    assert store.load(ME, begun.id) is None
+    assert store.settle(ME, begun, begin=True)
+    found = store.load(ME, begun.id)
+    assert found is not None
+    assert found.settings == begun.settings
+    assert store.list(ME) == []
+    asked = Conversation()
+    assert store.settle(ME, asked, begin=True)
+    assert store.wait(ME, asked, Waiting(user("one")))
+    clock.now += 30 * DAY + 1
+    with closing(Store(path, clock=clock)) as later:
+        assert later.load(ME, begun.id) is None
+        assert [one.id for one in later.list(ME)] == [asked.id]
+
+
 def test_it_is_purged_thirty_days_later(store: Store, path: Path, clock: Clock) -> None:
     kept, gone = conversation(exchange("kept")), grown([(1, 0), (1, 1), (1, 2), (1, 1), (1, 0)])
     gone.add(exchange("a secret word"), gone.last)

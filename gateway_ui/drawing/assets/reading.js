@@ -5,12 +5,15 @@ const START_OF_PAGE = '[data-testid="stMain"]';
 const INPUT = 'textarea[data-testid="stChatInputTextArea"]';
 // Streamlit's lists, menus and dialogs, which Escape closes; one may stand open without having the focus.
 const OPEN = '[role="listbox"], [role="dialog"], [role="menu"], [data-testid="stMainMenuPopover"]';
+const DIALOG = '[data-testid="stDialog"]';
+const CONNECTION_ERROR = "Connection error"; // its title where the page's process is away
 const SEND = 'button[data-testid="stChatInputSubmitButton"]';
 const HALF = /\p{Cs}/gu; // of a character
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
   '[class*="st-key-undo-"]'].map((one) => `${one} button`).join(", ");
+const BEGINS = ".st-key-new";
 // What begins the edit of a question, and has the class of the form that then stands there.
 const EDITS = '[class*="st-key-edit-"]';
 // Whatever was sent that long ago without having been taken never will be.
@@ -30,12 +33,18 @@ const LOADED_MS = 5000;
 // The end of a sentence, of a line, or of a list's item, in Western and in Japanese writing.
 const SENTENCE = /[.!?…:](?=\s)|[。！？]|\n/g;
 
+const isQuestion = ({ text }) => text !== undefined;
+
+const nonce = () => crypto.getRandomValues(new Uint32Array(2)).join("-");
+
 // Streamlit forgets a question when another is sent before its script has seen the first: the second waits that long.
 // What stood in the input when it was sent is put aside, so that the next one can be written.
 class Input {
   sent = 0;
   taken = 0;
-  held = []; // what waits: questions, and clicks on what opens another conversation, as {text, knowingly} or {key}
+  // What waits: questions as {text, knowingly}, clicks on what opens another conversation as {key}, and ways back to one
+  // as {went}.
+  held = [];
   sending = false;
   stale = new WeakSet(); // files that were uploaded to a process of the page that has ended
   lost = ""; // what was refused of a draft's files, once Streamlit has cleared it away with a question that went before
@@ -71,6 +80,7 @@ class Input {
     document.addEventListener("compositionstart", () => { this.composing = true; }, true);
     document.addEventListener("compositionend", () => { this.composing = false; }, true);
     // It may be over only in a moment that nobody tells: when what is being composed is done, or when one was lost.
+    window.addEventListener("popstate", () => this.goesTo(new URLSearchParams(location.search).get("c") ?? ""));
     setInterval(() => this.release(), RELEASE_MS);
     setInterval(() => this.asks(), RELEASE_MS);
     setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
@@ -106,7 +116,7 @@ class Input {
   }
 
   remembers() {
-    const back = [...this.back, ...this.held.filter(({ key }) => !key)];
+    const back = [...this.back, ...this.held.filter(isQuestion)];
     try {
       if (this.pending || back.length) window.sessionStorage.setItem(SENT, JSON.stringify({ pending: this.pending, back }));
       else window.sessionStorage.removeItem(SENT);
@@ -126,7 +136,7 @@ class Input {
     const since = Date.now() - Math.max(this.askedAt, this.sentAt ?? 0);
     if (!this.doubted && since < LOST_MS) return;
     this.doubted = false;
-    this.asked = crypto.getRandomValues(new Uint32Array(2)).join("-");
+    this.asked = nonce();
     this.askedAt = Date.now();
     const { session, number, of } = this.pending;
     this.tell("asks", [this.asked, session, number, of]);
@@ -262,8 +272,9 @@ class Input {
   // One run of the script may see both, and wouldn't know which came first; or one would end what the other had begun.
   opens(event) {
     if (this.sending) return;
-    // What is typed from now on is for the other one.
+    // What is typed from now on is for the other one. Who begins a new one is about to type.
     this.putsAside();
+    if (event.target.closest(BEGINS)) focus(document.querySelector(INPUT));
     if (!this.held.length && this.ready()) {
       this.goes();
       return;
@@ -272,6 +283,20 @@ class Input {
     event.preventDefault();
     event.stopImmediatePropagation();
     this.held.push({ key });
+  }
+
+  // The browser's Back and Forward lead from one conversation to another. What its address names by then is told at once
+  // only where nothing is on its way, as with clicks.
+  goesTo(went) {
+    if (!this.shown || went === (this.shown.isNew ? "" : this.shown.id)) return;
+    this.putsAside();
+    this.held.push({ went });
+    this.release();
+  }
+
+  // Tell the script something that may be the same as before.
+  says(name, what) {
+    this.tell(name, [nonce(), what]);
   }
 
   // Another process of the page has none of the files that were uploaded before, and counts anew what it takes.
@@ -305,7 +330,7 @@ class Input {
   bringsBack() {
     const input = document.querySelector(INPUT);
     if (!this.shown || this.shown.id === this.draftOf || !input) return;
-    if (this.sending || this.composing || !this.free() || this.held.some(({ key }) => key)) return;
+    if (this.sending || this.composing || !this.free() || !this.held.every(isQuestion)) return;
     const { lost } = this;
     const { value: before, selectionStart, selectionEnd } = input;
     this.putsAside();
@@ -340,6 +365,12 @@ class Input {
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.ready() || this.composing || !input || input.disabled) return;
     this.sending = true;
+    if (this.held[0].went !== undefined) {
+      this.goes();
+      this.says("went", this.held.shift().went);
+      this.sending = false;
+      return;
+    }
     if (this.held[0].key) {
       const button = document.querySelector(`.${this.held.shift().key} button`);
       if (button) this.goes();
@@ -378,6 +409,11 @@ class Input {
     input.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
+
+// Where there is a keyboard: a phone's own would cover half of the page.
+const focus = (input) => {
+  if (innerWidth > 640) input?.focus({ preventScroll: true });
+};
 
 // React draws what an event has changed in the microtasks behind it.
 const drawn = async () => {
@@ -420,6 +456,7 @@ class Reading {
   known = new Set(); // the keys of the answers that have been read out
   segment = 0; // which of its segments is being read out
   heard = 0; // so many of that one's letters were
+  dismissed = false; // whether Streamlit has said that its server is away
 
   constructor(main) {
     this.main = main;
@@ -440,6 +477,7 @@ class Reading {
     main.append(this.toEnd, this.voice, this.lost);
     new MutationObserver(() => this.reaches())
       .observe(document.documentElement, { subtree: true, attributeFilter: [CONNECTION] });
+    new MutationObserver(() => this.dismisses()).observe(document.body, { childList: true });
     main.addEventListener("scroll", () => this.scrolled(), { passive: true });
     // Asked first of all, while what it closes still stands there.
     document.addEventListener("keydown", (event) => { this.mayStop = this.idle(event.target); }, true);
@@ -465,6 +503,16 @@ class Reading {
     this.lost.textContent = lost ? "The page isn't reachable; trying again" : "";
   }
 
+  // Streamlit's own words for that lie over the page, and tell its reader to start a server. Once a loss is enough.
+  dismisses() {
+    for (const dialog of document.querySelectorAll(DIALOG)) {
+      if (dialog.querySelector("h1, h2, h3, [role='heading'], header, p")?.textContent.includes(CONNECTION_ERROR)) {
+        dialog.querySelector('[aria-label="Close"]')?.click();
+        this.dismissed = true;
+      }
+    }
+  }
+
   // One look for all changes of a frame.
   soon() {
     if (this.waiting) return;
@@ -482,6 +530,7 @@ class Reading {
     if (questions > this.questions || this.answer) this.growsUntil = Date.now() + SETTLED_MS;
     this.questions = questions;
     this.edit();
+    if (this.key && !this.main.querySelector(`.${this.key}`)) this.voice.replaceChildren(); // another conversation is shown
     this.listen();
     if (this.following && Date.now() < this.growsUntil) this.main.scrollTop = this.main.scrollHeight;
     this.show();
@@ -535,7 +584,7 @@ class Reading {
   input() {
     const input = document.querySelector(INPUT);
     if (!input) return setTimeout(() => this.input(), 50);
-    if (document.activeElement === document.body && innerWidth > 640) input.focus({ preventScroll: true });
+    if (document.activeElement === document.body) focus(input);
   }
 
   listen() {
@@ -675,6 +724,7 @@ window.tokenwireReader ??= ({ data, setStateValue }) => {
   window.tokenwireInput.tell = setStateValue;
   window.tokenwireInput.meets(data.session);
   if (data.shown) window.tokenwireInput.shows(...data.shown);
+  if (data.shown) window.tokenwireDrawer.shows(data.shown[0]);
   if (data.answer) window.tokenwireInput.hears(...data.answer);
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);

@@ -282,8 +282,8 @@ def _prepare(base: sqlite3.Connection, now: float) -> None:
         base.execute("DELETE FROM conversation WHERE deleted < ?", (long_ago,))
         # Set up, and nothing was ever asked.
         base.execute(
-            "DELETE FROM conversation WHERE updated < ? AND title = '' AND key NOT IN (SELECT conversation FROM exchange)"
-            " AND key NOT IN (SELECT conversation FROM waiting)",
+            "DELETE FROM conversation WHERE updated < ? AND title = ''"
+            " AND key NOT IN (SELECT conversation FROM exchange) AND key NOT IN (SELECT conversation FROM waiting)",
             (long_ago,),
         )
 

@@ -21,7 +21,8 @@ _PIECES = (
     " to see it land.",
 )
 
-_LARGE_CHARACTERS = 32_768
+_LARGE_CHARACTERS = 15_000
+"""A frame of HTTP/2 has 16,384 bytes at most, and the upstream sends a chunk in one."""
 
 STAMP = "0" * 20
 """In place of a piece: the upstream puts there when it sent it, in nanoseconds of `time.monotonic_ns`."""
@@ -42,7 +43,7 @@ class Script:
     stamped: bool = False
     """Whether each chunk says when it was sent, in place of words."""
     large: bool = False
-    """Whether each chunk has 32 KB of text, so that whoever doesn't read has soon had all that finds room."""
+    """Whether each chunk has 15 KB of text, so that whoever doesn't read has soon had all that finds room."""
 
     def __str__(self) -> str:
         more = f"{' hold' if self.hold else ''}{' stamped' if self.stamped else ''}"
@@ -70,7 +71,7 @@ def piece(index: int) -> str:
 
 
 def large(index: int) -> str:
-    """The same, 32 KB long."""
+    """The same, 15 KB long."""
     words = piece(index)
     return (words * (_LARGE_CHARACTERS // len(words) + 1))[:_LARGE_CHARACTERS]
 

@@ -36,7 +36,7 @@ class Size:
     reader_chunks: int = 20
     reader_interval: float = 0.5
     stalled: int = 100
-    stalled_chunks: int = 500
+    stalled_chunks: int = 1_000
     """More than finds room anywhere."""
 
 
@@ -48,7 +48,7 @@ QUICK = Size(
     reader_chunks=6,
     reader_interval=0.05,
     stalled=2,
-    stalled_chunks=500,
+    stalled_chunks=1_000,
 )
 
 

@@ -18,7 +18,7 @@ import yaml
 from service.runtime.server import _FAREWELL_SECONDS
 from service.settings import Settings
 from tests.ports import free_port
-from tests.test_deploy import promtool
+from tests.test_deploy import JOBS, promtool
 from tokenwire.cli import health
 from tokenwire.cli.running import edge
 
@@ -154,7 +154,14 @@ def test_a_secret_that_is_named_is_given(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("edge", "replica"), ("replica", "redis"), ("prometheus", "replica"), ("grafana", "prometheus")]
+    ("one", "other"),
+    [
+        ("edge", "replica"),
+        ("replica", "redis"),
+        ("prometheus", "replica"),
+        ("prometheus", "edge"),
+        ("grafana", "prometheus"),
+    ],
 )
 def test_who_calls_another_is_on_one_network_with_it_and_on_no_second(one: str, other: str) -> None:
     """On two, the other's name would have an address in each."""
@@ -227,7 +234,9 @@ def flags(service: Mapping[str, Any]) -> dict[str, str]:
     return dict(flag.removeprefix("--").split("=", 1) for flag in service["command"])
 
 
-def test_prometheus_takes_its_configuration_and_reads_every_replica(settings: Settings, tmp_path: Path) -> None:
+def test_prometheus_takes_its_configuration_and_reads_every_replica_and_envoy(
+    settings: Settings, tmp_path: Path
+) -> None:
     configuration = Path(flags(PROMETHEUS)["config.file"])
     for path in mounts(PROMETHEUS):
         if path.startswith(f"{configuration.parent}/"):
@@ -235,12 +244,16 @@ def test_prometheus_takes_its_configuration_and_reads_every_replica(settings: Se
     said = promtool("check", "config", str(tmp_path / configuration.name))
     assert "1 rule files found" in said
     told = yaml.safe_load((tmp_path / configuration.name).read_text())
-    (job,) = told["scrape_configs"]
-    assert f'job="{job["job_name"]}"' in (tmp_path / "alerts.yaml").read_text()
-    assert job["dns_sd_configs"] == [
-        {"names": ["replica"], "type": "A", "port": settings.metrics_port, "refresh_interval": "15s"}
-    ]
-    assert settings.metrics_host == "0.0.0.0"
+    options = edge._parser("tokenwire edge").parse_args(EDGE["command"][1:])
+    assert {job["job_name"]: job["dns_sd_configs"] for job in told["scrape_configs"]} == {
+        job: [{"names": [name], "type": "A", "port": port, "refresh_interval": "15s"}]
+        for job, name, port in (
+            ("tokenwire", "replica", settings.metrics_port),
+            ("tokenwire-edge", "edge", options.metrics_port),
+        )
+    }
+    assert {job["job_name"] for job in told["scrape_configs"]} == JOBS
+    assert settings.metrics_host == options.metrics_host == "0.0.0.0"
     assert flags(PROMETHEUS)["storage.tsdb.path"] in mounts(PROMETHEUS)
 
 

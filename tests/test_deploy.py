@@ -92,6 +92,23 @@ def test_alerts_and_panels_ask_only_for_what_the_service_exports(name: str, expr
     assert found - NAMES - OF_THE_EDGE - _NOT_OURS == set()
 
 
+JOBS = set(re.findall(r'up\{job="([\w-]+)"\}', "".join(expression for _, expression in EXPRESSIONS)))
+"""How Prometheus has to call what it reads."""
+
+
+def test_no_alert_and_no_panel_takes_an_edge_for_a_replica() -> None:
+    """Nor somebody else's Envoy for an edge. tests/edge/test_metrics.py holds that Envoy's names are none of ours."""
+    assert set(JOBS) == {"tokenwire", "tokenwire-edge"}
+    for name, expression in EXPRESSIONS:
+        asked = metrics_in(expression)
+        of_edges = asked & OF_THE_EDGE
+        assert asked in (of_edges, asked - of_edges), name
+        for one in of_edges:
+            assert expression.count(one) == expression.count(f'{one}{{job="tokenwire-edge"'), name
+        # Both have it, so the job has to tell of whom it is.
+        assert len(re.findall(r"\bup\b", expression)) == len(re.findall(r'\bup\{job="', expression)), name
+
+
 def test_every_panel_is_valid_promql() -> None:
     rules = [
         {"record": f"panel:{number}", "expr": re.sub(r"\$__rate_interval", "5m", expression).replace("$instance", ".*")}

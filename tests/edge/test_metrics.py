@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.certificates import Authority
 from tests.edge.conftest import Running, running_edge
 from tests.ports import free_port
-from tests.test_deploy import OF_THE_EDGE
+from tests.test_deploy import NAMES, OF_THE_EDGE
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 
@@ -44,4 +44,6 @@ async def test_prometheus_finds_what_is_documented_and_nothing_but_metrics(
     )
     assert OF_THE_EDGE <= DOCUMENTED
     assert DOCUMENTED - names == set()
+    assert not {name for name in names if not name.startswith("envoy_")}
+    assert not {name for name in NAMES if name.startswith("envoy_")}
     assert "CANARY" not in told.text

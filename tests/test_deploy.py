@@ -32,7 +32,12 @@ _NOT_OURS = {"up", "ALERTS"}
 # tests/edge/test_metrics.py asks the real Envoy for them.
 OF_THE_EDGE = {
     "envoy_cluster_membership_healthy",
+    "envoy_cluster_upstream_rq_retry",
+    "envoy_http_downstream_cx_active",
+    "envoy_http_downstream_rq_active",
+    "envoy_http_downstream_rq_xx",
     "envoy_listener_ssl_certificate_expiration_unix_time_seconds",
+    "envoy_overload_envoy_resource_monitors_fixed_heap_pressure",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.certificates import Authority
 from tests.edge.conftest import Running, running_edge
 from tests.ports import free_port
-from tests.test_deploy import NAMES, OF_THE_EDGE
+from tests.test_deploy import EXPRESSIONS, NAMES, OF_THE_EDGE
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 
@@ -47,3 +47,20 @@ async def test_prometheus_finds_what_is_documented_and_nothing_but_metrics(
     assert not {name for name in names if not name.startswith("envoy_")}
     assert not {name for name in NAMES if name.startswith("envoy_")}
     assert "CANARY" not in told.text
+    # What alerts and panels select by is there; the job is Prometheus' to say.
+    asked = selections("\n".join(expression for _, expression in EXPRESSIONS))
+    assert {name for name, _ in asked} == OF_THE_EDGE
+    for name, labels in asked:
+        assert any(name == other and labels - {JOB} <= others for other, others in selections(told.text)), (
+            name,
+            labels,
+        )
+
+
+JOB = ("job", "tokenwire-edge")
+
+
+def selections(text: str) -> list[tuple[str, set[tuple[str, str]]]]:
+    """Metrics of Envoy and their labels, as PromQL selects them and as Prometheus reads them."""
+    found = re.findall(r"\b(envoy_\w+)\{([^}]*)\}", text)
+    return [(name, set(re.findall(r'(\w+)="([^"]*)"', labels))) for name, labels in found]

@@ -374,14 +374,12 @@ def test_every_pod_is_as_confined_as_kubernetes_restricted_profile_asks(made: Re
 
 
 def test_who_empties_nodes_takes_a_part_of_the_pods_whatever_their_number(made: Rendered) -> None:
-    (scaler,) = made.all("HorizontalPodAutoscaler")
-    fewest = {"tokenwire": scaler["spec"]["minReplicas"]}
     for one in made.all("PodDisruptionBudget"):
         name = one["metadata"]["name"]
         part = int(re.fullmatch(r"(\d+)%", str(one["spec"]["maxUnavailable"]))[1]) / 100  # type: ignore[index]
-        pods = fewest.get(name) or made.one("Deployment", name)["spec"]["replicas"]
+        fewest = made.one("HorizontalPodAutoscaler", name)["spec"]["minReplicas"]
         # Kubernetes rounds up: some may always go, and some always stay.
-        assert 1 <= math.ceil(pods * part) <= pods / 2
+        assert 1 <= math.ceil(fewest * part) <= fewest / 2
 
 
 def test_the_address_is_in_ones_own_network_unless_its_owner_says_otherwise(made: Rendered, tmp_path: Path) -> None:
@@ -456,9 +454,7 @@ def test_a_rollout_takes_none_away_before_envoy_can_know_another(made: Rendered)
 
 
 def test_the_autoscaler_goes_by_a_metric_that_the_service_exports(made: Rendered) -> None:
-    (scaler,) = made.all("HorizontalPodAutoscaler")
-    target = scaler["spec"]["scaleTargetRef"]
-    assert "replicas" not in made.one(target["kind"], target["name"])["spec"]
+    scaler = made.one("HorizontalPodAutoscaler", "tokenwire")
     (metric,) = scaler["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
     assert name in NAMES
@@ -467,8 +463,52 @@ def test_the_autoscaler_goes_by_a_metric_that_the_service_exports(made: Rendered
     assert rule["name"]["as"] == name
     query = re.sub(r"<<\.\w+>>", "x", rule["metricsQuery"].replace("{<<.LabelMatchers>>}", ""))
     assert metrics_in(query) | {rule["seriesQuery"].partition("{")[0]} <= NAMES
-    longest = made.settings.max_deadline
-    assert scaler["spec"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= longest
+
+
+def test_every_deployment_has_an_autoscaler_which_alone_says_how_many_there_are(made: Rendered) -> None:
+    targets = []
+    for scaler in made.all("HorizontalPodAutoscaler"):
+        target = scaler["spec"]["scaleTargetRef"]
+        deployment = made.one(target["kind"], target["name"])
+        assert target["apiVersion"] == deployment["apiVersion"]
+        assert "replicas" not in deployment["spec"]
+        assert 2 <= scaler["spec"]["minReplicas"] < scaler["spec"]["maxReplicas"]
+        # A pause isn't taken for the end while calls may still run that began before it.
+        down = scaler["spec"]["behavior"]["scaleDown"]
+        assert down["stabilizationWindowSeconds"] >= made.settings.max_deadline
+        targets.append(target["name"])
+    assert sorted(targets) == sorted(made.pods)
+
+
+def _milli(cpu: str) -> int:
+    """Thousandths of a core."""
+    return int(cpu.removesuffix("m")) if cpu.endswith("m") else round(1000 * float(cpu))
+
+
+_EDGE_SECONDS_PER_CHUNK = 80e-6
+"""CPU time, as docs/scale.md has it."""
+
+
+def edge_cores(made: Rendered) -> float:
+    """How busy the autoscaler keeps each edge."""
+    (metric,) = made.one("HorizontalPodAutoscaler", "tokenwire-edge")["spec"]["metrics"]
+    assert (metric["type"], metric["resource"]["name"]) == ("Resource", "cpu")
+    target = metric["resource"]["target"]
+    assert target["type"] == "Utilization"
+    requested = _milli(made.container("tokenwire-edge")["resources"]["requests"]["cpu"])
+    return requested * int(target["averageUtilization"]) / 100_000
+
+
+def test_edges_are_scaled_on_cpu_that_they_can_have_and_no_faster_than_they_drain(made: Rendered) -> None:
+    scaler, container = made.one("HorizontalPodAutoscaler", "tokenwire-edge"), made.container("tokenwire-edge")
+    # More than what is requested a full node needn't give: the target would never be reached, and nothing scaled.
+    assert edge_cores(made) < _milli(container["resources"]["requests"]["cpu"]) / 1000
+    for policy in scaler["spec"]["behavior"]["scaleDown"]["policies"]:
+        assert policy["periodSeconds"] >= made.pods["tokenwire-edge"]["spec"]["terminationGracePeriodSeconds"]
+    # As many as all replicas want, with every slot taken, at five chunks a second.
+    replicas = made.one("HorizontalPodAutoscaler", "tokenwire")["spec"]["maxReplicas"]
+    wanted = replicas * made.settings.slots * 5 * _EDGE_SECONDS_PER_CHUNK
+    assert scaler["spec"]["maxReplicas"] * edge_cores(made) >= wanted
 
 
 def test_prometheus_finds_the_metrics_under_the_name_that_the_alerts_go_by(made: Rendered) -> None:
@@ -541,6 +581,18 @@ def test_the_overlay_that_the_page_makes_is_valid_and_the_readers_own(tmp_path: 
     assert "example.com" not in told
     assert "your-project" not in told
     assert found.container("tokenwire")["image"] == "own.registry/tokenwire:0.1.0"
+
+
+def test_the_patch_that_the_page_has_for_the_number_of_edges_is_one(tmp_path: Path) -> None:
+    overlay = copied(tmp_path) / "overlays/example"
+    (patch,) = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)
+    changed = patch.replace("minReplicas: 3", "minReplicas: 4")
+    assert changed != patch
+    with (overlay / "kustomization.yaml").open("a") as file:  # of which patches are the last part
+        file.write(changed)
+    scaler = Rendered(overlay).one("HorizontalPodAutoscaler", "tokenwire-edge")
+    kubernetes_validate.validate(scaler, VERSION, strict=True)
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (4, 10)
 
 
 def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(made: Rendered, tmp_path: Path) -> None:
@@ -621,8 +673,8 @@ def test_the_page_of_scale_reckons_right() -> None:
     """From what it says it begins with; slots, threads and limits from the manifests and Envoy's own configuration."""
     page = (ROOT / "docs/scale.md").read_text()
     made = Rendered(FOLDER / "overlays/example")
-    (scaler,) = made.all("HorizontalPodAutoscaler")
-    filled = int(scaler["spec"]["metrics"][0]["pods"]["target"]["averageValue"])
+    scaler = made.one("HorizontalPodAutoscaler", "tokenwire")["spec"]
+    filled = int(scaler["metrics"][0]["pods"]["target"]["averageValue"])
     workers = int(made.container("tokenwire")["resources"]["limits"]["cpu"])
     threads = made.edge_options.threads
     stream_cores = 5 * 250e-6 + (1.6e-3 + 0.3e-3) / 30
@@ -630,7 +682,7 @@ def test_the_page_of_scale_reckons_right() -> None:
 
     def column(streams: int) -> list[str]:
         replicas = math.ceil(streams / filled)
-        edges = math.ceil(streams * 5 * 80e-6 / (0.6 * threads))
+        edges = math.ceil(round(streams * 5 * _EDGE_SECONDS_PER_CHUNK / edge_cores(made), 6))
         many = streams > filled
         used = streams * stream_cores
         memory = replicas * server_bytes + streams * stream
@@ -653,3 +705,13 @@ def test_the_page_of_scale_reckons_right() -> None:
     )
     told = [[cell.strip() for cell in row.strip("|").split("|")][1:] for row in table.splitlines()]
     assert list(map(list, zip(*told, strict=True))) == [column(one) for one in (filled, 10_000, 1_000_000)]
+    assert f"Envoys, {edge_cores(made):g} of a core each" in page
+    edges = made.one("HorizontalPodAutoscaler", "tokenwire-edge")["spec"]
+    for name, one in (("replicas", scaler), ("edges", edges)):
+        (row,) = re.findall(rf"^\| {name}: `minReplicas`, `maxReplicas` \|(.*)\|$", page, re.MULTILINE)
+        least_and_most = [tuple(map(int, cell.split(","))) for cell in row.split("|")]
+        assert least_and_most[0] == (one["minReplicas"], one["maxReplicas"])
+        # As many as these streams want.
+        for (least, most), streams in zip(least_and_most[1:], (10_000, 50_000), strict=True):
+            per_pod = filled if name == "replicas" else edge_cores(made) / (5 * _EDGE_SECONDS_PER_CHUNK)
+            assert least <= math.ceil(streams / per_pod) <= most

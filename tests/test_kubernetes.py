@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from service.admission.callers import Callers
-from service.runtime import server
 from service.runtime.cores import cores
 from service.settings import Settings
+from tests import stopping
 from tests.certificates import Authority
 from tests.test_deploy import DASHBOARD, JOBS, NAMES, RULES, metrics_in
 from tokenwire.cli import health
@@ -197,19 +197,11 @@ def test_the_edge_takes_its_flags_and_finds_the_replicas(made: Rendered) -> None
 
 def test_a_stop_has_the_time_that_all_of_its_steps_take(made: Rendered) -> None:
     settings, options = made.settings, made.edge_options
-    replica = (
-        _seconds_before(made.container("tokenwire"))
-        + settings.drain_delay
-        + settings.grace
-        + server._FAREWELL_SECONDS
-        + server._REDIS_SECONDS
-        + 1  # the last traces
-    )
-    edge_ = _seconds_before(made.container("tokenwire-edge")) + options.grace + edge.STOP_SECONDS
+    replica = _seconds_before(made.container("tokenwire")) + stopping.server_takes(settings)
+    edge_ = _seconds_before(made.container("tokenwire-edge")) + stopping.edge_takes(options)
     for name, taken in (("tokenwire", replica), ("tokenwire-edge", edge_)):
         spec = made.pods[name]["spec"]
-        # Beside them: signals that are waited for, a process that ends on a busy node.
-        assert spec["terminationGracePeriodSeconds"] >= taken + 5, name
+        assert spec["terminationGracePeriodSeconds"] >= taken + stopping.BESIDE_SECONDS, name
     # What the comments say is what is counted.
     text = (FOLDER / "base/replica.yaml").read_text(), (FOLDER / "base/edge.yaml").read_text()
     assert [f"{total:g} s." in told for told, total in zip(text, (replica, edge_), strict=True)] == [True, True]
@@ -217,16 +209,9 @@ def test_a_stop_has_the_time_that_all_of_its_steps_take(made: Rendered) -> None:
 
 def test_no_call_may_last_longer_than_a_stop_lets_it(made: Rendered) -> None:
     """Whatever deadline it brings, and whatever the callers file says; else a rollout would cut it."""
-    settings, options = made.settings, made.edge_options
-    grace = min(settings.grace, options.grace)
-    assert settings.max_deadline <= grace
-    assert settings.default_deadline <= grace
     (told,) = (one["data"]["callers.toml"] for one in made.all("ConfigMap") if "callers.toml" in one["data"])
-    for text in (told, (FOLDER / "base/callers.toml").read_text()):
-        callers = Callers.parse(text, "callers.toml")
-        for caller in (callers.defaults, *callers.by_name.values()):
-            # None: as the server has it. More than that would be promised and not kept.
-            assert (caller.longest_deadline or 0) <= settings.max_deadline, caller.name
+    callers = told, (FOLDER / "base/callers.toml").read_text()
+    stopping.hold(made.settings, made.edge_options.grace, callers=callers)
 
 
 # GKE's health check of nodes for `externalTrafficPolicy: Local`, by which it drops one that has no edge any more.
@@ -659,7 +644,7 @@ def test_the_page_tells_the_times_of_a_stop_as_they_are(made: Rendered) -> None:
     settings, options = made.settings, made.edge_options
     rows = re.findall(r"^\| .* \| ([\d-]+)(?: s)? \| ([\d-]+)(?: s)? \|$", SECTION, re.MULTILINE)
     ends = [made.pods[name]["spec"]["terminationGracePeriodSeconds"] for name in ("tokenwire", "tokenwire-edge")]
-    last = server._FAREWELL_SECONDS + server._REDIS_SECONDS + 1, edge.STOP_SECONDS
+    last = stopping.server_takes(settings) - settings.drain_delay - settings.grace, edge.STOP_SECONDS
     assert rows == [
         tuple(f"{_seconds_before(made.container(name)):g}" for name in ("tokenwire", "tokenwire-edge")),
         (f"{settings.drain_delay:g}", "-"),

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from service.app import EXIT_SETTING
-from service.runtime.server import _FAREWELL_SECONDS
 from service.settings import Settings
+from tests import stopping
 from tests.confined import UNKNOWN
 from tests.ports import free_port
 from tokenwire import AsyncClient
@@ -76,11 +76,27 @@ def test_systemd_finds_it_well_confined(unit: Path) -> None:
     assert "OK" in analyze("security", "--offline=true", "--threshold=20", "--no-pager", unit)
 
 
-def test_a_stop_takes_no_longer_than_it_may() -> None:
-    settings = Settings()
+def settings() -> Settings:
+    """As the unit has them, where /etc/tokenwire/environment says nothing else."""
+    return Settings.load([], dict(one.split("=", 1) for line in told("Environment") for one in line.split()), prog="")
+
+
+def test_a_stop_has_the_time_that_all_of_its_steps_take() -> None:
+    takes = stopping.server_takes(settings())
     (most,) = told("TimeoutStopSec")
-    assert float(most) > settings.drain_delay + settings.grace + _FAREWELL_SECONDS
+    assert float(most) >= takes + stopping.BESIDE_SECONDS
+    # What the comment says is what is counted.
+    assert f": {takes:g} s." in UNIT
     assert told("KillMode") == ["mixed"]
+
+
+def test_no_call_may_last_longer_than_a_stop_lets_it() -> None:
+    """Unless its owner says otherwise: what is in the file wins, and the page's example says nothing of it."""
+    stopping.hold(settings())
+    (example,) = re.findall(r"/etc/tokenwire/environment << 'END'\n(.*?)^END$", SECTION, re.DOTALL | re.MULTILINE)
+    names = {line.partition("=")[0] for line in example.splitlines()}
+    assert names <= set(Settings.variables().values())
+    assert not names & {one.partition("=")[0] for line in told("Environment") for one in line.split()}
 
 
 def test_what_it_runs_is_the_server_and_a_reload_is_the_signal_for_it() -> None:

@@ -152,6 +152,8 @@ async def work(
         if over:
             await server.announce_serving(model)
         await server.start()
+        if over:
+            call_log.say("serving, in place of the worker that ended")
         handover.listening()
         if over or await _unless(ending, handover.wait()):
             await server.announce_serving(model)

@@ -61,7 +61,7 @@ _worker: int | None = None
 
 
 def join(worker: int) -> None:
-    """Say in each line of a call, and in all of JSON, that it comes from this worker."""
+    """Say in each line that it comes from this worker."""
     global _worker  # noqa: PLW0603 - one process is one worker, and logging is one for all of it
     _worker = worker
 
@@ -218,6 +218,11 @@ class _Formatter(logging.Formatter):
     def __init__(self, message: str = "%(message)s") -> None:
         super().__init__(f"%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s {message}", "%Y-%m-%dT%H:%M:%S")
         self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """A line, without an error's trace; that of a call says by itself from which worker it comes."""
+        facts = {} if isinstance(record.msg, _Line) else _whose()
+        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in facts.items())])
 
 
 class _Json(_Formatter):

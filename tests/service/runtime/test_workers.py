@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import random
+import re
 import select
 import signal
 import socket
@@ -83,8 +85,7 @@ async def test_health_tells_the_truth_from_the_first_second_and_a_dead_worker_is
     ends = [await end(call) for call in streams]
     assert set(ends) == {"completed", "UNAVAILABLE"}
 
-    while len(children(server)) != 2:  # noqa: ASYNC110 - a worker says nothing when it is ready
-        await asyncio.sleep(0.01)
+    await server.said("in place of")
     (successor,) = children(server) - before
     assert victim != successor
     assert await eventually_serving(channels, server)
@@ -174,6 +175,56 @@ async def test_sigterm_drains_all_workers(emulator: Emulator, start_process: Sta
     assert {await end(call) for call in streams} == {"completed"}
     assert await asyncio.wait_for(server.process.wait(), 30) == 0
     assert not emulator.open_calls
+
+
+def _said(server: ServerProcess) -> list[str]:
+    """Its lines without their time, and without where it listens and how long it took."""
+    lines = [line.partition("Z ")[2] for line in server.log]
+    return [re.sub(r"(?<=INFO tokenwire )(listening on|ready after) .*", r"\1", line) for line in lines]
+
+
+async def test_each_step_of_a_servers_life_is_told_once_and_by_name(
+    emulator: Emulator, start_process: StartProcess
+) -> None:
+    del emulator  # it is asked nothing
+    server = await start_process("--workers", "2")
+    await server.said("ready after")
+    while len(children(server)) != 2:  # noqa: ASYNC110 - the greeter says nothing when it goes
+        await asyncio.sleep(0.01)
+    os.kill(random.choice(sorted(children(server))), signal.SIGKILL)
+    await server.said("in place of")
+    server.signal(signal.SIGTERM)
+    await server.said("stopped", times=2)
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+    (name,) = re.findall(r"worker (\d) ended", "\n".join(server.log))
+    assert sorted(_said(server)) == sorted(
+        [
+            "INFO tokenwire listening on",
+            "INFO tokenwire ready after",
+            f"ERROR tokenwire worker {name} ended with -9; starting another",
+            f"INFO tokenwire serving, in place of the worker that ended worker={name}",
+            *(f"INFO tokenwire draining: running streams have 30 s worker={one}" for one in range(2)),
+            *(f"INFO tokenwire stopped worker={one}" for one in range(2)),
+        ]
+    )
+
+
+async def test_each_worker_that_dies_while_it_drains_is_told_of(
+    emulator: Emulator, start_process: StartProcess, channels: Any
+) -> None:
+    emulator.script.play(default=answer("one", silence()))
+    server = await start_process("--workers", "2", "--grace", "3600")
+    await server.said("ready after")
+    for _ in range(20):  # so that either has some, but once in half a million runs
+        await stream(await channels(server))
+    server.signal(signal.SIGTERM)
+    await server.said("draining", times=2)
+    for worker in children(server):
+        os.kill(worker, signal.SIGKILL)
+    await server.said("instead of draining", times=2)
+    assert await asyncio.wait_for(server.process.wait(), 30) == 1
+    told = [line for line in _said(server) if "ended" in line]
+    assert sorted(told) == [f"ERROR tokenwire worker {one} ended with -9 instead of draining" for one in range(2)]
 
 
 async def test_a_second_signal_ends_all_workers_at_once(

@@ -48,6 +48,23 @@ def test_a_call_that_was_given_up_before_it_asked_has_no_line(
     assert len(lines) == told
 
 
+@pytest.mark.parametrize("worker", [None, 1])
+def test_every_line_of_a_worker_says_whose_it_is_once(monkeypatch: pytest.MonkeyPatch, worker: int | None) -> None:
+    monkeypatch.setattr(call_log, "_worker", worker)
+    told: list[logging.LogRecord] = []
+    monkeypatch.setattr(call_log._logger, "handle", told.append)
+    monkeypatch.setattr(call_log._logger, "level", logging.INFO)
+    call_log._logger.manager._clear_cache()  # type: ignore[attr-defined] # isEnabledFor keeps what the level was
+    call_log.say("draining")
+    call_log.end_call(CallRecord("Generate"), "OK")
+    text, form = call_log._Formatter(), call_log._Json()
+    for record in told:
+        assert re.findall(r" worker=(\d)$", text.format(record)) == ([] if worker is None else ["1"])
+        assert text.format(record).count("worker") == (worker is not None)
+        assert json.loads(form.format(record)).get("worker") == worker
+    assert len(told) == 2
+
+
 def test_a_callers_own_words_cannot_pass_for_facts(lines: list[str]) -> None:
     call_log.end_call(CallRecord("Generate", request_id="x code=OK\u2028finish=STOP"), "INTERNAL")
     (line,) = lines

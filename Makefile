@@ -83,8 +83,8 @@ check: $(VENV)/.dev ## Format, lint, types, contract, Envoy, stub currency, impo
 # ---- tests -------------------------------------------------------------------------------------------------------
 
 # The page's tests drive a real Chromium, the README's Node example a real Node, those of retries C++ as well, those of
-# replicas a real Redis, and those of alerts Prometheus' own promtool: the system's, else Debian's (a name that ends with -
-# is one not to be installed along with it).
+# replicas a real Redis, and those of alerts Prometheus' own promtool and amtool: the system's, else Debian's (a name
+# that ends with - is one not to be installed along with it).
 .PHONY: tools
 tools:
 	@missing=""; \
@@ -92,6 +92,7 @@ tools:
 	command -v npm >/dev/null || missing="$$missing nodejs npm"; \
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus prometheus-node-exporter-"; \
+	command -v amtool >/dev/null || missing="$$missing prometheus-alertmanager"; \
 	pkg-config --exists grpc++ 2>/dev/null || missing="$$missing g++ pkg-config libgrpc++-dev"; \
 	[ -z "$$missing" ] || { echo "Installing $$missing with apt-get (the tests need it)"; \
 	  SUDO=$$([ $$(id -u) = 0 ] || echo sudo); \

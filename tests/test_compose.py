@@ -19,7 +19,7 @@ import yaml
 from service.settings import Settings
 from tests import stopping
 from tests.ports import free_port
-from tests.test_deploy import JOBS, promtool
+from tests.test_deploy import ALERTS, JOBS, promtool
 from tokenwire.cli import health
 from tokenwire.cli.running import edge
 
@@ -47,8 +47,8 @@ def interpolated(text: str, environ: Mapping[str, str]) -> str:
 SOURCE = (FOLDER / "compose.yaml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(interpolated(SOURCE, GIVEN))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-REPLICA, EDGE, REDIS, PROMETHEUS, GRAFANA = (
-    SERVICES[name] for name in ("replica", "edge", "redis", "prometheus", "grafana")
+REPLICA, EDGE, REDIS, PROMETHEUS, ALERTMANAGER, GRAFANA = (
+    SERVICES[name] for name in ("replica", "edge", "redis", "prometheus", "alertmanager", "grafana")
 )
 OURS = {"edge", "replica"}
 
@@ -149,7 +149,9 @@ def test_no_secret_stands_in_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_a_secret_that_is_named_is_given(name: str) -> None:
-    named = re.findall(r"/run/secrets/[\w.-]+", json.dumps(SERVICES[name]))
+    mounted = [FOLDER / source for source in mounts(SERVICES[name]).values() if source.startswith(".")]
+    told = "".join([json.dumps(SERVICES[name]), *(path.read_text() for path in mounted)])
+    named = re.findall(r"/run/secrets/[\w.-]+", told)
     assert [path for path in named if not within(SERVICES[name], path)] == []
     assert {path.rpartition("/")[2] for path in named} == set(SERVICES[name].get("secrets", []))
 
@@ -161,6 +163,7 @@ def test_a_secret_that_is_named_is_given(name: str) -> None:
         ("replica", "redis"),
         ("prometheus", "replica"),
         ("prometheus", "edge"),
+        ("prometheus", "alertmanager"),
         ("grafana", "prometheus"),
     ],
 )
@@ -273,6 +276,53 @@ def test_prometheus_takes_its_configuration_and_reads_every_replica_and_envoy(
     assert {job["job_name"] for job in told["scrape_configs"]} == JOBS
     assert settings.metrics_host == options.metrics_host == "0.0.0.0"
     assert flags(PROMETHEUS)["storage.tsdb.path"] in mounts(PROMETHEUS)
+
+
+def amtool(*arguments: str) -> str:
+    """What it says; fails if it finds anything wrong."""
+    program = shutil.which("amtool")
+    assert program, "amtool is missing: make tools installs it"
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_prometheus_tells_alertmanager_which_takes_its_configuration(tmp_path: Path) -> None:
+    configuration = file_at(PROMETHEUS, flags(PROMETHEUS)["config.file"])
+    (told,) = yaml.safe_load(configuration.read_text())["alerting"]["alertmanagers"]
+    ((target,),) = (one["targets"] for one in told["static_configs"])
+    name, _, port = target.partition(":")
+    assert SERVICES[name] is ALERTMANAGER
+    assert ALERTMANAGER["ports"] == [f"127.0.0.1:{port}:{port}"]
+    # Where it looks for the secret has to be a file here.
+    source = file_at(ALERTMANAGER, flags(ALERTMANAGER)["config.file"]).read_text()
+    assert "1 receivers" in amtool("check-config", _written(tmp_path, source))
+    named = re.findall(r"_file: (\S+)$", source, re.MULTILINE)
+    assert named
+    assert all(within(ALERTMANAGER, path) for path in named)
+    assert not re.findall(r"https?://(?!prometheus\.io/docs/)", source)
+    assert flags(ALERTMANAGER)["storage.path"] in mounts(ALERTMANAGER)
+
+
+def _written(folder: Path, text: str) -> str:
+    path = folder / "alertmanager.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_amtool_finds_what_is_wrong_with_a_configuration(tmp_path: Path) -> None:
+    source = file_at(ALERTMANAGER, flags(ALERTMANAGER)["config.file"]).read_text()
+    with pytest.raises(AssertionError, match="api_url_path"):
+        amtool("check-config", _written(tmp_path, source.replace("api_url_file", "api_url_path")))
+
+
+@pytest.mark.parametrize("severity", sorted({rule["labels"]["severity"] for rule in ALERTS.values()}))
+def test_every_alert_reaches_somebody(tmp_path: Path, severity: str) -> None:
+    source = file_at(ALERTMANAGER, flags(ALERTMANAGER)["config.file"]).read_text()
+    where = f"--config.file={_written(tmp_path, source)}"
+    amtool("config", "routes", "test", where, "--verify.receivers=people", f"severity={severity}")
+    with pytest.raises(AssertionError):
+        amtool("config", "routes", "test", where, "--verify.receivers=nobody", f"severity={severity}")
 
 
 # Of Grafana's own page on provisioning, those that are used or might be.

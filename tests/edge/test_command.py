@@ -110,6 +110,14 @@ def test_certificates_that_can_not_be_used(capsys: pytest.CaptureFixture[str], t
         assert words in refusal(capsys, *flags)
 
 
+def test_authorities_that_can_not_be_used(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.write_text("nothing")
+    assert "can't be read: No such file" in refusal(capsys, "--replica-ca", f"{tmp_path}/none")
+    assert "it has no certificates in PEM" in refusal(capsys, "--replica-ca", str(nothing))
+    assert "--replica-ca is wanted with it" in refusal(capsys, "--replica-name", "a.internal")
+
+
 @needs_file_modes
 def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "--page" in (told := refusal(capsys, "--page", str(tmp_path)))
@@ -121,6 +129,7 @@ def test_a_page_that_can_not_be_read(capsys: pytest.CaptureFixture[str], tmp_pat
     [
         (["--replica", "https://a:1"], "HOST:PORT is wanted"),
         (["--replica", "a:99999"], "HOST:PORT is wanted"),
+        (["--replica-name", "a b"], "neither a host's name nor an address"),
         (["--allow-origin", "example.com"], "https://HOST"),
         (["--allow-origin", "https://example.com/page"], "without a path"),
         (["--threads", "0"], "1 to 1024"),

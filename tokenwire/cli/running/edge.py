@@ -36,6 +36,7 @@ LONGEST_GRACE_SECONDS = 3600
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _REPLICA = re.compile(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(?P<port>\d{1,5})")
+_NAME = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+")
 _ORIGIN = re.compile(r"\*|https?://[\w.-]+(:\d{1,5})?")
 
 
@@ -73,7 +74,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action="append",
         type=_replica,
         metavar="HOST:PORT",
-        help=f"where a service is, in plain text; any number of times (default: {DEFAULT_REPLICA})",
+        help=f"where a service is; any number of times (default: {DEFAULT_REPLICA})",
+    )
+    parser.add_argument(
+        "--replica-ca",
+        metavar="FILE",
+        help="speak TLS with replicas, whose certificates have to be by these authorities, in PEM "
+        "(default: plain text)",
+    )
+    parser.add_argument(
+        "--replica-name",
+        type=_name,
+        metavar="NAME",
+        help="and for this name or address (default: the host of a --replica)",
     )
     parser.add_argument("--port", type=arguments.port, default=DEFAULT_PORT, help="to listen on (default: %(default)s)")
     parser.add_argument(
@@ -145,8 +158,15 @@ def _replica(text: str) -> str:
     found = _REPLICA.fullmatch(text)
     if not found or not 0 < int(found["port"]) < 1 << 16:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no address: HOST:PORT is wanted, such as {DEFAULT_REPLICA}; replicas are called in plain text"
+            f"{text!r} is no address: HOST:PORT is wanted, such as {DEFAULT_REPLICA}; TLS is by --replica-ca"
         )
+    return text
+
+
+def _name(text: str) -> str:
+    """What a certificate is for."""
+    if not _NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a host's name nor an address")
     return text
 
 
@@ -193,6 +213,10 @@ def _check(options: argparse.Namespace) -> None:
         raise EdgeError("TLS takes two files: --tls-certificate and --tls-key are wanted together")
     if options.tls_certificate:
         _check_certificate(options.tls_certificate, options.tls_key)
+    if options.replica_ca:
+        _check_authorities(options.replica_ca)
+    elif options.replica_name:
+        raise EdgeError("--replica-name is that of certificates: --replica-ca is wanted with it")
     if options.page:
         _check_readable(options.page, "--page")
     if options.admin_port:
@@ -211,6 +235,14 @@ def _check_certificate(certificate: str, key: str) -> None:
     except ssl.SSLError as error:
         why = "the key isn't that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "they aren't PEM"
         raise EdgeError(f"--tls-certificate {certificate} and --tls-key {key} can't be used: {why}") from error
+
+
+def _check_authorities(path: str) -> None:
+    _check_readable(path, "--replica-ca")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise EdgeError(f"--replica-ca {path} can't be used: it has no certificates in PEM") from error
 
 
 def _check_readable(path: str, flag: str) -> None:
@@ -250,6 +282,7 @@ def _free_addresses(host: str, port: int, flag: str, host_flag: str) -> list[str
 def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str], metrics: Sequence[str]) -> int:
     """Returns once a signal has ended it; raises EdgeError if Envoy ends by itself."""
     replicas = options.replica or [DEFAULT_REPLICA]
+    names = [options.replica_name] if options.replica_name else [envoy_configuration.split(one)[0] for one in replicas]
     flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
         admin: envoy_drain.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
@@ -263,6 +296,7 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str],
             addresses=addresses,
             port=options.port,
             replicas=replicas,
+            replica_tls=(options.replica_ca, names) if options.replica_ca else None,
             origins=options.allow_origin,
             tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
             page=options.page,

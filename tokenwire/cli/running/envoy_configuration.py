@@ -1,5 +1,6 @@
 """deploy/envoy/envoy.yaml, filled in for `tokenwire edge`."""
 
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ def filled_in(
     addresses: Sequence[str],
     port: int,
     replicas: Iterable[str],
+    replica_tls: tuple[str, Sequence[str]] | None = None,
     origins: Sequence[str] = (),
     tls: tuple[str, str] | None = None,
     page: str | None = None,
@@ -30,10 +32,11 @@ def filled_in(
 ) -> dict[str, Any]:
     """deploy/envoy/envoy.yaml, filled in.
 
-    `addresses` to listen on are of IP; `tls` is the files of a certificate and its key; `admin` is where Envoy's
-    administration is to listen, if anywhere; `memory` is how many bytes it may hold, if not as many as the file says;
-    `metrics` are addresses of IP as well: at their `metrics_port`, /metrics tells what the administration counts, which
-    is wanted then.
+    `addresses` to listen on are of IP; `replica_tls` is the file of the authorities by which replicas' certificates
+    have to be, and the names and addresses of which they have to have one; `tls` is the files of a certificate and its
+    key; `admin` is where Envoy's administration is to listen, if anywhere; `memory` is how many bytes it may hold, if
+    not as many as the file says; `metrics` are addresses of IP as well: at their `metrics_port`, /metrics tells what
+    the administration counts, which is wanted then.
     """
     import yaml  # noqa: PLC0415 - an extra
 
@@ -53,6 +56,8 @@ def filled_in(
     (cluster,) = told["static_resources"]["clusters"]
     (group,) = cluster["load_assignment"]["endpoints"]
     group["lb_endpoints"] = [{"endpoint": {"address": _address(*split(replica))}} for replica in replicas]
+    if replica_tls:
+        cluster["transport_socket"] = _replica_tls(*replica_tls)
     if memory:
         (heap,) = _holding(told["overload_manager"], "max_heap_size_bytes")
         heap["max_heap_size_bytes"] = memory
@@ -88,6 +93,38 @@ def split(replica: str) -> tuple[str, int]:
     """Its host and its port."""
     host, _, port = replica.rpartition(":")
     return host.strip("[]"), int(port)
+
+
+def _replica_tls(authorities: str, names: Sequence[str]) -> dict[str, Any]:
+    """For calls and for health checks."""
+    own_names = [name for name in names if not _is_address(name)]
+    wanted = [
+        {"san_type": "DNS" if name in own_names else "IP_ADDRESS", "matcher": {"exact": name}}
+        for name in dict.fromkeys(names)
+    ]
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            **({"sni": own_names[0]} if own_names else {}),
+            "common_tls_context": {
+                "alpn_protocols": ["h2"],  # gRPC's servers end connections without
+                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+                "validation_context": {
+                    "trusted_ca": {"filename": str(Path(authorities).absolute())},
+                    "match_typed_subject_alt_names": wanted,
+                },
+            },
+        },
+    }
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _tls(certificate: str, key: str) -> dict[str, Any]:

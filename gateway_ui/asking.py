@@ -85,8 +85,8 @@ def _prepare(desk: Desk, talk: Talk, one: Waiting, model: Model) -> None:
         if talk.waits(one.id) is None or talk.deleted:  # not to be asked any more, or only when it is back
             return
         one.unchecked = False
-        one.refused_of = attachments.kinds(model)
         one.trouble = " ".join(problems)
+        one.refused = attachments.kinds(model), one.trouble
         # By their place: two files may have one name.
         taken = {added.place for added in attached}
         one.files = [file for place, file in enumerate(one.files) if place not in taken]
@@ -136,8 +136,10 @@ def _trouble_now(talk: Talk, one: Waiting, model: Model, unknown: str) -> str:
     if one.unchecked:
         return unknown or SETTLED
     if one.files:
-        is_other = not unknown and one.refused_of not in (None, attachments.kinds(model))
-        return OTHER_MODEL if is_other else one.trouble
+        if unknown or one.refused is None:
+            return one.trouble
+        kinds, why = one.refused
+        return why if kinds == attachments.kinds(model) else OTHER_MODEL
     return _refusal(talk, one, _history(talk, one)) or SETTLED
 
 

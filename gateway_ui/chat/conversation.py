@@ -172,8 +172,8 @@ class Waiting:
     """Names and bytes of files that don't go along: refused, or not looked at yet."""
     unchecked: bool = False
     """Whether its files wait for a model to be known, which says what it takes."""
-    refused_of: list[str] | None = field(default=None, kw_only=True)
-    """The kinds of files that the model takes by which these were refused; None: it isn't known."""
+    refused: tuple[list[str], str] | None = field(default=None, kw_only=True)
+    """The kinds of files that the model took for which these were refused, and why they were; None: it isn't known."""
     preparing: bool = field(default=False, kw_only=True)
     """Whether a thread looks at its files just now."""
     dropped: bool = field(default=False, kw_only=True)

@@ -377,6 +377,44 @@ async def test_a_block_of_code_is_copied_whole_also_where_it_came_in_parts(
     await expect(copy).to_have_count(1)
 
 
+@pytest.mark.usefixtures("forgotten")
+@pytest.mark.parametrize("look", ["light", "phone"])
+async def test_the_button_of_a_block_of_code_stands_in_its_corner_and_stays_in_sight(
+    chat: Open, tab: Page, service: FakeService, look: str
+) -> None:
+    await tab.set_viewport_size(LOOKS[look][1])
+    await tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    long = "".join(f"line {number}\n" for number in range(120))
+    service.will_answer(
+        f"One:\n\n```\nls\n```\n\nTwo:\n\n```bash\nls -l\n```\n\nThree:\n\n```\n{long}```\n\nEnd.", completed()
+    )
+    page = await chat()
+    await answered(page)
+    await page.settled()
+    blocks = page.answer().locator(".tw-code")
+    await expect(blocks).to_have_count(3)
+    for number, code in enumerate(("ls\n", "ls -l\n", long)):
+        block = blocks.nth(number)
+        button = block.locator(".tw-copy")
+        # Of the long one its middle is in sight, and neither its beginning nor its end.
+        await block.evaluate(
+            "block => block.scrollIntoView({block: block.clientHeight > innerHeight ? 'center' : 'nearest'})"
+        )
+        inside = """button => {
+            const one = button.getBoundingClientRect(), block = button.parentElement.getBoundingClientRect();
+            const within = one.top >= block.top && one.bottom <= block.bottom + 1 && one.right <= block.right;
+            return within && one.top >= 0 && one.bottom <= innerHeight && block.right - one.right < 10;
+        }"""
+        assert await button.evaluate(inside)
+        await block.hover()
+        box = await button.bounding_box()
+        assert box is not None
+        await tab.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        await expect(block.get_by_role("button", name="Copied")).to_be_attached()
+        assert await tab.evaluate("() => navigator.clipboard.readText()") == code
+    await page.photograph(f"copy-code-{look}")
+
+
 async def test_retry_asks_again_and_shows_another_answer(chat: Open, service: FakeService) -> None:
     page = await chat()
     await answered(page)

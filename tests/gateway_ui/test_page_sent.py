@@ -65,6 +65,13 @@ async def asked_once(tab: Page, url: str) -> Chat:
     return page
 
 
+async def asks_in_vain(page: Chat, line: Line, question: str) -> None:
+    """Ask, and lose the question on its way; so is all that the tab says from now on."""
+    line.mute = True
+    await page.ask(question)
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+
+
 @pytest.mark.parametrize("asked_before", [False, True])
 async def test_a_question_that_is_sent_as_the_pages_process_dies_stands_in_the_input_again(
     tab: Page, service: FakeService, tmp_path: Path, asked_before: bool
@@ -99,9 +106,7 @@ async def test_a_question_that_is_lost_with_the_connection_stands_in_the_input_a
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:
     page = await asked_once(tab, page_at(service.address))
-    line.mute = True
-    await page.ask("What is baseball?")
-    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await asks_in_vain(page, line, "What is baseball?")
     await expect(page.input).to_have_value("")
     await line.breaks()
     await expect(page.input).to_have_value("What is baseball?")
@@ -165,9 +170,7 @@ async def test_a_question_that_is_lost_says_which_file_was_lost_with_it(
     page = await asked_once(tab, page_at(service.address))
     await page.choose("fake-2")
     await page.attach(PHOTO)
-    line.mute = True
-    await page.ask("What is this?")
-    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await asks_in_vain(page, line, "What is this?")
     await line.breaks()
     await expect(page.input).to_have_value("What is this?")
     lost = tab.get_by_role("alert").filter(has_text="photo.png can't go along: It was lost on its way.")
@@ -187,9 +190,7 @@ async def test_a_question_that_is_lost_while_another_conversation_is_opened_stan
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:
     page = await asked_once(tab, page_at(service.address))
-    line.mute = True
-    await page.ask("What is baseball?")
-    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await asks_in_vain(page, line, "What is baseball?")
     await tab.get_by_role("button", name="New conversation").click()
     await line.breaks()
     await expect(page.messages).to_have_count(0)
@@ -205,9 +206,7 @@ async def test_a_question_that_is_lost_though_the_connection_stays_stands_in_the
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:
     page = await asked_once(tab, page_at(service.address))
-    line.mute = True
-    await page.ask("What is baseball?")
-    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await asks_in_vain(page, line, "What is baseball?")
     line.mute = False
     await expect(page.input).to_have_value("What is baseball?")
     await page.settled()

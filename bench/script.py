@@ -43,7 +43,7 @@ class Script:
     stamped: bool = False
     """Whether each chunk says when it was sent, in place of words."""
     large: bool = False
-    """Whether each chunk has 15 KB of text, so that whoever doesn't read has soon had all that finds room."""
+    """Whether each chunk has 15 KB of text: then the buffers on the way to a caller that doesn't read are soon full."""
 
     def __str__(self) -> str:
         more = f"{' hold' if self.hold else ''}{' stamped' if self.stamped else ''}"

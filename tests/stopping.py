@@ -19,7 +19,7 @@ def server_takes(settings: Settings) -> float:
 
 
 def edge_takes(options: argparse.Namespace) -> float:
-    """The same of an edge, which kills Envoy in the end."""
+    """Seconds from SIGTERM until an edge has ended, at most: it kills an Envoy that still runs then."""
     total: float = options.drain_delay + options.grace + edge.STOP_SECONDS
     return total
 

@@ -66,7 +66,7 @@ async def test_running_answers_survive_the_age_of_their_connection(
                 await vertex.wait_until(lambda e: [one.waiting_for for one in e.open_calls] == ["rest"] * 2)
                 before = await counted(admin, "downstream_cx_total")
                 assert before == 2
-                while await counted(admin, "downstream_cx_max_duration_reached") < 2:  # noqa: ASYNC110 - as above
+                while await counted(admin, "downstream_cx_max_duration_reached") < 2:  # noqa: ASYNC110 - only Envoy knows
                     await asyncio.sleep(0.05)
                 # The next call connects anew, as soon as the caller has heard of it.
                 while await counted(admin, "downstream_cx_total") == before:

@@ -175,7 +175,7 @@ def told(found: Samples) -> dict[str, Any]:
     cancelled = Counter(by_last(found, "tokenwire_cancellations_total"))
     outcomes = Counter(by_last(found, "tokenwire_upstream_attempts_total"))
     # Where a deadline passes, either the server ends the call, or gRPC is faster and cancels it; and the server leaves
-    # upstream, or upstream is faster. A caller hears the same of either.
+    # upstream, or upstream is faster. The caller gets DEADLINE_EXCEEDED in both cases.
     late = cancelled.pop("deadline", 0)
     codes += Counter({"DEADLINE_EXCEEDED": late})
     codes -= Counter({"CANCELLED": late})

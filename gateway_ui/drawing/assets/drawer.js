@@ -1,5 +1,5 @@
-// On a phone the drawer lies over the conversation. It closes once one has been chosen in it. And the list shows where the
-// conversation stands in it that is open.
+// On a phone the drawer lies over the conversation. It closes once one has been chosen in it. And the list is
+// scrolled to the conversation that is open.
 (() => {
   if (window.tokenwireDrawer) return;
   const FRAMES = 60; // in which the list may still come

@@ -37,6 +37,7 @@ ONLY = {
         "service.providers.gemini.over_grpc",
         "service.providers.gemini.shortcuts",
         "service.providers.langchain_messages",
+        "service.providers.tracing",
     },
     "google.cloud": {
         "service.providers.gemini.chat_vertex",

@@ -1,5 +1,6 @@
 """The table of providers, and how the models on offer are opened."""
 
+import asyncio
 import importlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,9 @@ from .router import Router
 from .spec import GoogleCloud, Offer, ProviderSpec
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in (VERTEX, GENAI, OPENAI, AZURE)}
+
+# What it imports is of the extras of all providers, and takes seconds.
+_TRACING = ".tracing"
 
 
 class MissingExtra(ImportError):
@@ -28,11 +32,13 @@ def imported(offers: Sequence[Offer]) -> None:
             raise MissingExtra(
                 f"{error.name} is not installed; models of {name} need tokenwire's extra {spec.extra!r}"
             ) from error
+    importlib.import_module(_TRACING, __package__).know_system()
 
 
 @asynccontextmanager
 async def opened(offers: Sequence[Offer], google: GoogleCloud) -> AsyncIterator[Provider]:
     """These models as one, the default first. Their connections belong to the running event loop."""
+    await asyncio.to_thread(importlib.import_module(_TRACING, __package__).open_client)
     async with AsyncExitStack() as stack:
         models = []
         for name, group in _groups(offers):

@@ -14,9 +14,10 @@ from tokenwire import default_address
 from tokenwire.v1.generation_service_pb2 import Model
 
 from . import actions, asking, conversations, leftovers, offer, sidebar
-from .chat.conversation import Exchange, Waiting, result_names
+from .chat.conversation import Exchange, Waiting
 from .chat.desk import Desk, Talk
 from .chat.live import Live
+from .chat.words import result_names
 from .drawing import exchange_view
 from .drawing.plain import label
 from .drawing.reader import Told, reader

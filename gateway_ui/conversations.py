@@ -6,9 +6,10 @@ from functools import partial
 import streamlit as st
 
 from .chat import export
-from .chat.conversation import Conversation, heading, one_line
+from .chat.conversation import Conversation, heading
 from .chat.database import PURGED_AFTER_DAYS
 from .chat.desk import Desk, Talk
+from .chat.words import one_line
 from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 from .tab import Tab, this_tab

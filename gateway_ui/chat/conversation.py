@@ -1,20 +1,17 @@
 """What was asked and answered on the page: a tree of exchanges, of which one path is shown. Drawn elsewhere."""
 
-import json
 import uuid
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
-
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.struct_pb2 import Struct
 
 from tokenwire import Turn
 from tokenwire.cli.meter import Meter
 from tokenwire.endings import shortfall
 from tokenwire.v1.content_pb2 import ROLE_MODEL, ROLE_TOOL, Message, Part, ToolCall
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse, Grounding
+
+from .words import one_line, pretty
 
 STOPPED = "Stopped: this answer is incomplete."
 NOT_BEGUN = "Stopped before it began."
@@ -27,9 +24,6 @@ UNTITLED = "New conversation"
 
 _HEADING_LENGTH = 60
 """Characters of a question that stand for a title."""
-
-_ARGUMENTS_LENGTH = 80
-"""Characters of a call's arguments that tell it from another."""
 
 Kind = Literal["text", "thought", "tool call"]
 
@@ -190,72 +184,6 @@ class Waiting:
         return [*self.names, *(name for name, _ in self.files)]
 
 
-def pretty(value: Struct) -> str:
-    """Give a JSON object as people read it."""
-    return json.dumps(_whole(MessageToDict(value)), ensure_ascii=False, indent=2, sort_keys=True)
-
-
-def numbered(names: Iterable[str]) -> list[str]:
-    """Give names of tools so that each can be told from the others: "weather (1 of 2)" where one is there twice."""
-    all_ = list(names)
-    number = Counter[str]()
-    told = []
-    for name in all_:
-        number[name] += 1
-        count = all_.count(name)
-        told.append(f"{name} ({number[name]} of {count})" if count > 1 else name)
-    return told
-
-
-def result_names(calls: Sequence[ToolCall]) -> list[str]:
-    """Say whose result each call waits for; what it was called with, where that tells calls of one tool apart."""
-    names = [call.name for call in calls]
-    return [
-        f"Result of {name}{_called_with(call) if names.count(call.name) > 1 else ''}"
-        for name, call in zip(numbered(names), calls, strict=True)
-    ]
-
-
-def _called_with(call: ToolCall) -> str:
-    arguments = json.dumps(_whole(MessageToDict(call.arguments)), ensure_ascii=False, sort_keys=True)
-    return f": {one_line(arguments)[:_ARGUMENTS_LENGTH]}"
-
-
-def broken_json(text: str) -> str:
-    """Say what is wrong with a tool's response that begins like JSON and isn't; empty: it is, or plain text."""
-    if not text.lstrip().startswith(("{", "[")):
-        return ""
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return f"{error.msg}, line {error.lineno}, column {error.colno}"
-    except RecursionError:
-        return "nested too deep"
-    return ""
-
-
-def response(text: str) -> dict[str, object]:
-    """Give what a person wrote as a tool's response: a JSON object, or whatever it is under "result"."""
-    try:
-        value = json.loads(text, parse_constant=lambda _: text)
-    except ValueError:
-        value = text
-    return value if isinstance(value, dict) else {"result": value}
-
-
-def _whole(value: Any) -> Any:
-    """Write 2 for 2.0: protobuf knows no whole numbers, but people do."""
-    match value:
-        case dict():
-            return {key: _whole(one) for key, one in value.items()}
-        case list():
-            return [_whole(one) for one in value]
-        case float() if value.is_integer():
-            return int(value)
-        case _:
-            return value
-
-
 def _piece(message: GenerateResponse) -> tuple[Kind | None, str]:
     match message.WhichOneof("event"):
         case "text":
@@ -401,11 +329,6 @@ def heading(question: Message, names: Iterable[str] = ()) -> str:
         words = cut.rpartition(" ")[0] if text[len(cut)] != " " else cut
         text = (words if len(words) > _HEADING_LENGTH // 2 else cut).rstrip() + "…"
     return text or next(filter(None, (*names, *map(_file, question.parts))), UNTITLED)
-
-
-def one_line(text: str) -> str:
-    """Give a text without line breaks, and without space at its ends."""
-    return " ".join(text.split())
 
 
 def _file(part: Part) -> str:

@@ -16,7 +16,8 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import ROLE_TOOL, Blob, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from .conversation import Conversation, Exchange, one_line, pretty
+from .conversation import Conversation, Exchange
+from .words import one_line, pretty
 
 RUNNING = "The answer was still being written: it is incomplete here."
 

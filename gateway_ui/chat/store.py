@@ -18,8 +18,9 @@ from tokenwire.cli.meter import Meter
 from tokenwire.v1.content_pb2 import Message
 from tokenwire.v1.generation_service_pb2 import GenerateRequest, GenerateResponse
 
-from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, Waiting, heading, one_line, pretty
+from .conversation import INTERRUPTED, UNTITLED, Arrival, Conversation, Exchange, Waiting, heading
 from .database import PURGED_AFTER_DAYS, Database
+from .words import one_line, pretty
 
 _OWNER_LENGTH = 16
 """Characters of the shortest secret that is taken. A shorter one, or none, could be guessed."""

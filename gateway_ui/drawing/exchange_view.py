@@ -14,7 +14,8 @@ from tokenwire.endings import finish
 from tokenwire.v1.content_pb2 import Message, Part
 from tokenwire.v1.generation_service_pb2 import Grounding
 
-from ..chat.conversation import Exchange, Piece, numbered, pretty
+from ..chat.conversation import Exchange, Piece
+from ..chat.words import numbered, pretty
 from ..input import attachments
 from .kept import kept
 from .markdown import Growing, render, segments

@@ -8,11 +8,9 @@ from gateway_ui.chat.conversation import (
     Arrival,
     Conversation,
     Exchange,
-    broken_json,
     heading,
-    response,
-    result_names,
 )
+from gateway_ui.chat.words import broken_json, response, result_names
 from gateway_ui.drawing.typewriter import Typewriter
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
 from tokenwire import file_uri, inline, model, struct, tool, tool_result, user

@@ -1,7 +1,7 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -89,7 +89,7 @@ def page() -> None:
     models, trouble = offer.models(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
     tab.settle(desk)
-    _restore(tab, models)
+    _restore(tab, desk, models, told.typed)
     while talk.notes:
         st.toast(label(talk.notes[0]))
         talk.notes.pop(0)
@@ -108,8 +108,6 @@ def page() -> None:
         asking.ask(desk, left, said or choices, models, unknown)
     asking.ask(desk, talk, choices, models, unknown)
     tab.unasked.clear()
-    if not talk.is_new() or tab.is_set_up():
-        conversations.address(tab, talk.conversation.id)
     st.set_page_config(page_title=f"{talk.conversation.name} · tokenwire")
     listed = conversations.listed(desk, talk)
     with list_:
@@ -162,13 +160,17 @@ def _tell_of_sent(tab: Tab, desk: Desk, talk: Talk, asks: object) -> None:
     st.rerun()
 
 
-def _restore(tab: Tab, models: Sequence[Model]) -> None:
-    """Have the drawer say what it did in this conversation, once it is opened."""
+def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, str]) -> None:
+    """Have the drawer say what it did in this conversation, once it is opened.
+
+    And what had been `typed` into its fields when the browser loaded the page anew.
+    """
     conversation = tab.shown().conversation
-    was_set_up = bool(conversation.settings)
+    was_set_up = sidebar.is_set(conversation.settings)
     if tab.restores and tab.before is not None and not conversation.settings and conversation.last is None:
         # A new one goes on with what was chosen, which stands there to be seen.
         conversation.settings = sidebar.usable(tab.before.conversation.settings)
+        desk.store.settle(tab.shown().owner, conversation)
     kept, last = conversation.settings, conversation.last
     if not kept and last is not None:  # of a version that kept none
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
@@ -178,6 +180,10 @@ def _restore(tab: Tab, models: Sequence[Model]) -> None:
         tab.given = None if was_set_up else tab.settings
     else:
         sidebar.prefer(conversation.id, kept, models)
+    if tab.retyped != typed:
+        tab.retyped = typed
+        sidebar.retype(conversation.id, typed)
+        conversations.retype(desk, tab.shown(), typed)
 
 
 def _remember_old_answers(tab: Tab, talk: Talk) -> None:
@@ -275,8 +281,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
 
 
 def _welcome() -> None:
-    if (tab := this_tab()).not_here == tab.shown().conversation.id:
-        exchange_view.problem("This conversation isn't here, or is another browser's.")
+    conversations.missing(this_tab(), shared_desk())
     st.title("Ask a question", anchor=False)
     st.html("<p>and read the answer while it is being written.</p>")
 

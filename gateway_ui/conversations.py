@@ -1,6 +1,6 @@
 """The page's list of conversations: find one, name it, put it into a file, delete it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import streamlit as st
@@ -10,6 +10,7 @@ from .chat.conversation import Conversation, heading
 from .chat.database import PURGED_AFTER_DAYS
 from .chat.desk import Desk, Talk
 from .chat.words import one_line
+from .drawing import exchange_view
 from .drawing.markdown import STYLE, standalone
 from .drawing.plain import label
 from .tab import Tab, this_tab
@@ -23,7 +24,7 @@ _FEW = 5
 def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
     """The conversation of this tab: the one in its address, else a new one. The script runs again when it is found."""
     if tab.talk is None or tab.talk.owner != owner:
-        _follow_address(tab, desk, owner, st.query_params.get("c", ""))
+        _follow(tab, desk, owner, st.query_params.get("c", ""))
         st.rerun()  # so that the browser is told whose draft stands in the input
     return tab.shown()
 
@@ -33,36 +34,39 @@ def go(tab: Tab, desk: Desk, owner: str, went: object) -> None:
     match went:
         case [str(word), str(number)] if word != tab.went:
             tab.went = word
-            _follow_address(tab, desk, owner, number)
+            _follow(tab, desk, owner, number)
             tab.taken += 1
             st.rerun()
 
 
-def address(tab: Tab, number: str) -> None:
-    """Have the browser's address name a conversation, empty: a new one. Its Back leads to what it named before."""
-    if tab.address == number:
-        return
-    if number:
-        st.query_params["c"] = number
-    else:
-        st.query_params.pop("c", None)
-    tab.address = number
-
-
-def _follow_address(tab: Tab, desk: Desk, owner: str, number: str) -> None:
-    """Open the conversation that the browser's address names."""
-    tab.address = number
+def _follow(tab: Tab, desk: Desk, owner: str, number: str) -> None:
+    """Open the conversation that the browser's address names; another one stands in for one that isn't here."""
     _show(tab, desk, owner, number)
     if number not in ("", tab.shown().conversation.id):
-        # Deleted, or another browser's: which of both, nobody is told.
-        tab.not_here = tab.shown().conversation.id
-        address(tab, "")
+        tab.not_here = tab.shown().conversation.id, number
 
 
 def _show(tab: Tab, desk: Desk, owner: str, number: str) -> None:
-    """Show a conversation; without a number the new one that was set up and left, else another new one."""
+    """Show a conversation; without a number the new one that was set up and left, else another new one.
+
+    The browser's address names it, so that it is kept from its first moment.
+    """
     begun = None if number else tab.set_up()
-    tab.open(begun if begun is not None and begun.owner == owner else desk.talk(owner, number))
+    tab.open(begun if begun is not None and begun.owner == owner else desk.begun(owner, number))
+
+
+def missing(tab: Tab, desk: Desk) -> None:
+    """Say that what the address named isn't here, where another conversation stands in for it."""
+    shown, number = tab.not_here
+    talk = tab.shown()
+    if shown != talk.conversation.id:
+        return
+    if any(one.id == number for one in desk.store.deleted(talk.owner)):
+        exchange_view.problem("This conversation was deleted.")
+        st.button("Bring it back", key=f"back-{number}", on_click=_undelete, args=(desk, talk.owner, number))
+    else:
+        # Another browser's, or nobody's: which of both, nobody is told.
+        exchange_view.problem("This conversation isn't here, or is another browser's.")
 
 
 def new_button(desk: Desk, talk: Talk) -> None:
@@ -114,7 +118,6 @@ def _open(desk: Desk, owner: str, number: str = "") -> None:
     tab = this_tab()
     _show(tab, desk, owner, number)
     tab.taken += 1
-    address(tab, number)
 
 
 def _this_one(desk: Desk, talk: Talk) -> None:
@@ -164,6 +167,13 @@ def _rename(desk: Desk, owner: str, number: str) -> None:
     # A browser may tell once more what the field said when it was there, and Streamlit takes that for a change.
     if title != st.session_state.get(named):
         desk.rename(owner, number, title)
+
+
+def retype(desk: Desk, talk: Talk, words: Mapping[str, str]) -> None:
+    """Give a conversation the title that had been typed; `words`: see `sidebar.retype`."""
+    key, _ = _title_keys(talk.conversation.id)
+    if (title := words.get(key)) is not None:
+        desk.rename(talk.owner, talk.conversation.id, one_line(title))
 
 
 def _delete(desk: Desk, owner: str, number: str) -> None:

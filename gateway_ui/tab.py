@@ -71,15 +71,13 @@ class Tab:
     """The new conversation that was left last, and what was `given` in it: it may have been set up, to be asked in."""
     restores: bool = True
     """Whether the fields are to say what they did in the conversation that has just been opened."""
-    address: str = ""
-    """The conversation that the browser's address names; empty: a new one."""
     went: str = ""
     """The word with which the browser told last where its Back or Forward led."""
     opened: str = ""
     old_answers: set[str] = field(default_factory=set)
     """The answers that were there when this conversation was opened: they aren't read out."""
-    not_here: str = ""
-    """The conversation that stands in the place of one that isn't here."""
+    not_here: tuple[str, str] = "", ""
+    """The conversation that stands in the place of one that isn't here, and that one."""
     deleted: str = ""
     editing: set[str] = field(default_factory=set)
     """The exchanges whose questions are being edited, in any conversation."""
@@ -87,6 +85,8 @@ class Tab:
     """The exchanges whose calls are being answered, though something else has been asked since."""
     reopened: list[str] = field(default_factory=list)
     """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
+    retyped: Mapping[str, str] = field(default_factory=dict)
+    """What the browser has told that had been typed into fields of the drawer before this tab was loaded."""
     done: list[str] = field(default_factory=list)
     """What was sent or cancelled, by the beginnings of its fields' keys: the browser keeps no draft of it any more."""
     answer: tuple[str, bool] | None = None
@@ -111,10 +111,6 @@ class Tab:
             return None
         talk, given = self.begun
         return talk if talk.is_new() and _differ(given, talk.conversation.settings) else None
-
-    def is_set_up(self) -> bool:
-        """Whether the drawer has been changed since the conversation was opened."""
-        return not self.restores and _differ(self.given, self.settings)
 
     def settle(self, desk: Desk) -> None:
         """Keep what the drawer says with the conversation, where it was changed here: another tab may say otherwise.
@@ -144,8 +140,7 @@ def _settle(desk: Desk, talk: Talk, seen: dict[str, Any]) -> dict[str, Any]:
     said = sidebar.settings(talk.conversation.id)
     if not talk.conversation.settings or seen != said:
         talk.conversation.settings = {**talk.conversation.settings, **said}
-        # A new conversation is kept as soon as somebody has set it up.
-        desk.store.settle(talk.owner, talk.conversation, begin=_differ(seen, said))
+        desk.store.settle(talk.owner, talk.conversation)
     return said
 
 

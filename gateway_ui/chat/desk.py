@@ -101,6 +101,16 @@ class Desk:
         self.look(found)
         return found
 
+    def begun(self, owner: str, number: str = "") -> Talk:
+        """As `talk` gives it, and kept though it is new: no list shows it until something is asked."""
+        talk = self.talk(owner, number)
+        if talk.deleted:  # what a tab still shows of it stays there, and nobody else opens it
+            talk.deleted = self.store.load(owner, number) is None
+            talk = self.talk(owner) if talk.deleted else talk
+        if talk.is_new():
+            self.store.settle(owner, talk.conversation, begin=True)
+        return talk
+
     def look(self, talk: Talk) -> None:
         """Add what other processes have made of a conversation."""
         with talk.asking:

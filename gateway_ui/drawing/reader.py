@@ -1,7 +1,8 @@
 """What the page does in the browser: follows the answer, reads it out, keeps the focus and drafts, knows it again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -33,8 +34,10 @@ class Told(NamedTuple):
     """The id of the last question whose words went back into the input."""
     edited: Sequence[str] = ()
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
+    typed: Mapping[str, str] = MappingProxyType({})
+    """What had been typed into fields of the drawer when the page was loaded anew, by their keys."""
     went: object = None
-    """Where the browser's Back or Forward has led: [another word each time, a conversation's id; empty: a new one]."""
+    """Where the browser's Back or Forward has led: [another word each time, a conversation's id]."""
     asks: object = None
     """What became of a question that was on its way, as it came: see `asking.Sent`. None: nothing of the kind."""
 
@@ -75,8 +78,16 @@ def reader(
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,
         on_edited_change=lambda: None,
+        on_typed_change=lambda: None,
         on_asks_change=lambda: None,
         on_went_change=lambda: None,
         height=0,
     )
-    return Told(known or result.browser or "", result.returned or "", result.edited or (), result.went, result.asks)
+    return Told(
+        known or result.browser or "",
+        result.returned or "",
+        result.edited or (),
+        result.typed or {},
+        result.went,
+        result.asks,
+    )

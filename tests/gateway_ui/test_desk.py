@@ -122,6 +122,29 @@ def test_what_waited_for_an_interrupted_answer_says_so_and_what_waited_for_a_who
         assert [one.trouble for one in mine.waiting] == [""]
 
 
+def test_a_new_conversation_is_found_again_by_its_owner_alone_and_is_in_no_list(desks: tuple[Desk, Desk]) -> None:
+    here, there = desks
+    new = here.begun(ME).conversation.id
+    assert there.begun(ME, new).conversation.id == new
+    assert there.begun("your secret, 16 or longer", new).conversation.id != new
+    assert not there.store.list(ME)
+    assert not there.store.deleted(ME)
+
+
+def test_a_deleted_conversation_is_opened_only_when_it_is_back_also_while_a_tab_shows_it(
+    desks: tuple[Desk, Desk],
+) -> None:
+    here, there = desks
+    shown = here.begun(ME)
+    add(here, shown, "One.")
+    number = shown.conversation.id
+    shown.deleted = here.store.delete(ME, number)
+    assert here.begun(ME, number).conversation.id != number
+    there.store.undelete(ME, number)
+    assert here.begun(ME, number) is shown
+    assert not shown.deleted
+
+
 def test_what_is_not_kept_goes_on_here(desks: tuple[Desk, Desk]) -> None:
     here, _ = desks
     mine = here.talk(ME)

@@ -590,6 +590,100 @@ async def test_a_new_conversation_stays_as_it_was_set_up(chat: Open, service: Fa
     await expect(system).to_have_value("")
 
 
+async def test_what_a_new_conversation_goes_on_with_is_there_after_a_reload(chat: Open, service: FakeService) -> None:
+    page = await chat()
+    system = page.tab.get_by_role("textbox", name="System instruction")
+    await page.choose("fake-2")
+    await page.write("System instruction", "Be brief.")
+    await answered(page, "one")
+    await page.settled()
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await expect(system).to_have_value("Be brief.")
+    await page.settled()
+    for _ in range(2):
+        await page.tab.reload()
+        await expect(system).to_have_value("Be brief.")
+        await expect(page.tab.locator(".tw-about")).to_have_attribute("data-model", "fake-2")
+        await page.settled()
+    await page.ask("two")
+    await expect(page.answer()).to_contain_text("tokens in")
+    assert (service.requests[-1].model, service.requests[-1].system_instruction) == ("fake-2", "Be brief.")
+
+
+TYPED = {
+    "System instruction": "Be brief.",
+    "Tools": '[{"name": "weather"}]',
+    "Temperature": "0.5",
+    "Seed": "7",
+    "Name": "Sports",
+}
+
+
+@pytest.mark.parametrize("field", TYPED)
+async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_its_field_was_not_left(
+    chat: Open, service: FakeService, field: str
+) -> None:
+    page = await chat()
+    await page.choose("fake-2")
+    await answered(page, "one")
+    await page.settled()
+    box = page.tab.get_by_label(field, exact=True)
+
+    async def opens() -> None:
+        if field == "Name":
+            await page.open_this_conversation()
+        await page.open_settings()
+
+    await opens()
+    await box.fill("")
+    await box.press_sequentially(TYPED[field])
+    await page.tab.reload()
+    await expect(page.messages).to_have_count(2)
+    await page.settled()
+    await opens()
+    await expect(box).to_have_value(TYPED[field])
+    await page.ask("two")
+    await expect(page.messages).to_have_count(4)
+    await expect(page.answer()).to_contain_text("tokens in")
+    asked = service.requests[-1]
+    said = {
+        "System instruction": asked.system_instruction,
+        "Tools": str([{"name": one.name} for tool in asked.tools for one in tool.function_declarations]).replace(
+            "'", '"'
+        ),
+        "Temperature": f"{asked.config.temperature:g}",
+        "Seed": str(asked.config.seed),
+        "Name": "Sports" if await page.tab.get_by_role("button", name="Sports").count() else "",
+    }
+    assert said[field] == TYPED[field]
+    # Told once, it is what another tab says from then on.
+    await page.write(field, {"Temperature": "1", "Seed": "8"}.get(field, ""))
+    await page.settled()
+    await page.tab.reload()
+    await page.settled()
+    await opens()
+    await expect(box).to_have_value({"Temperature": "1", "Seed": "8", "Name": "one"}.get(field, ""))
+
+
+async def test_what_is_typed_into_the_drawer_stays_with_its_conversation_when_back_is_pressed(chat: Open) -> None:
+    page = await chat()
+    system = page.tab.get_by_role("textbox", name="System instruction")
+    await answered(page, "one")
+    await page.settled()
+    await page.tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await page.settled()
+    await system.press_sequentially("Be brief.")
+    await page.tab.go_back()
+    await expect(page.messages).to_have_count(2)
+    await expect(system).to_have_value("")
+    await page.settled()
+    await page.tab.go_forward()
+    await expect(page.messages).to_have_count(0)
+    await expect(system).to_have_value("Be brief.")
+
+
 async def test_the_picker_shows_what_the_drawer_is_about(chat: Open) -> None:
     page = await chat()
     await page.choose("fake-2")

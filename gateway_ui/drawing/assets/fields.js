@@ -59,7 +59,30 @@
   // What a field for numbers shows and isn't one ("1e", a lone dash) nobody but the browser would ever know of.
   document.addEventListener("focusout", ({ target }) => {
     if (target.matches?.('input[type="number"]') && target.validity.badInput) write(target, "");
+    if (keyInDrawer(target)) left.add(keyInDrawer(target));
   }, true);
+
+  // Streamlit tells the script what a field of the drawer says only once it is left. So it is kept until then, and told
+  // when the page is loaded anew meanwhile.
+  const UNTOLD = "tokenwire-untold:";
+  const IN_DRAWER = '[data-testid="stSidebar"] :is(textarea, input[type="number"], [class*="st-key-title-"] input)';
+  const OF_CONVERSATION = /^st-key-(.+-[0-9a-f]{32})$/;
+  const left = new Set(); // the keys of what is told with the next run of the script
+  const keyInDrawer = (field) => {
+    const names = field.matches?.(IN_DRAWER) ? field.closest('[class*="st-key-"]')?.classList ?? [] : [];
+    return Array.from(names, (name) => OF_CONVERSATION.exec(name)?.[1]).find(Boolean) ?? "";
+  };
+  document.addEventListener("input", ({ target }) => {
+    const key = keyInDrawer(target);
+    if (!key) return;
+    left.delete(key);
+    try {
+      kept()?.setItem(UNTOLD + key, target.value);
+    } catch {
+      // There is no room for it.
+    }
+  }, true);
+  let untold = Object.keys(kept() ?? {}).filter((key) => key.startsWith(UNTOLD)).map((key) => key.slice(UNTOLD.length));
 
   // The drafts of questions, as they are in this page: the browser may have no room for them.
   const questions = new Map();
@@ -127,6 +150,20 @@
         for (const one of stale) kept().removeItem(one);
       }
       forgotten = done.length;
+    },
+    // What had been typed into fields of the drawer when the page was loaded, by their keys; null once it has been told.
+    typed() {
+      for (const key of left) kept()?.removeItem(UNTOLD + key);
+      left.clear();
+      if (!untold.length) return null;
+      const said = Object.fromEntries(untold.map((key) => [key, kept().getItem(UNTOLD + key)]));
+      untold.forEach((key) => left.add(key));
+      untold = [];
+      return said;
+    },
+    // Whoever goes elsewhere by Back leaves the field that they were typing into.
+    leaves() {
+      if (keyInDrawer(document.activeElement)) document.activeElement.blur();
     },
     // The exchanges whose questions are being edited: once for each session. The page's process may be another one.
     edited(session) {

@@ -12,7 +12,7 @@ const HALF = /\p{Cs}/gu; // of a character
 const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 // What opens another conversation.
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
-  '[class*="st-key-undo-"]'].map((one) => `${one} button`).join(", ");
+  '[class*="st-key-undo-"]', '[class*="st-key-back-"]'].map((one) => `${one} button`).join(", ");
 const BEGINS = ".st-key-new";
 // What begins the edit of a question, and has the class of the form that then stands there.
 const EDITS = '[class*="st-key-edit-"]';
@@ -59,6 +59,8 @@ class Input {
   asked = ""; // what it was asked with
   askedAt = 0;
   back = []; // what goes back into the input, since it was never asked; the last one first
+  heading = ""; // the id of the conversation that Back or Forward has led to last, until the script has opened it
+  corrects = true; // whether the browser's address names what isn't there: another one takes its place, and no step back
 
   constructor() {
     const { pending = null, back = [] } = this.recalls();
@@ -285,11 +287,24 @@ class Input {
     this.held.push({ key });
   }
 
+  // The browser's address names the conversation that is shown, so that a reload, Back and Forward find it again.
+  names() {
+    if (!this.shown || this.heading) return;
+    const url = new URL(location.href), named = url.searchParams.get("c") ?? "";
+    if (named !== this.shown.id) {
+      url.searchParams.set("c", this.shown.id);
+      history[this.corrects || !named ? "replaceState" : "pushState"]({}, "", url);
+    }
+    this.corrects = false;
+  }
+
   // The browser's Back and Forward lead from one conversation to another. What its address names by then is told at once
   // only where nothing is on its way, as with clicks.
   goesTo(went) {
-    if (!this.shown || went === (this.shown.isNew ? "" : this.shown.id)) return;
+    if (!this.shown || went === (this.heading || this.shown.id)) return;
+    window.tokenwireDrafts.leaves();
     this.putsAside();
+    this.heading = went;
     this.held.push({ went });
     this.release();
   }
@@ -355,6 +370,11 @@ class Input {
       this.pending = null;
       this.remembers();
     }
+    if (this.heading && this.free() && !this.held.some(({ went }) => went)) {
+      this.heading = "";
+      this.corrects = true;
+    }
+    this.names();
     this.release();
   }
 
@@ -365,7 +385,7 @@ class Input {
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.ready() || this.composing || !input || input.disabled) return;
     this.sending = true;
-    if (this.held[0].went !== undefined) {
+    if (this.held[0].went) {
       this.goes();
       this.says("went", this.held.shift().went);
       this.sending = false;
@@ -728,6 +748,8 @@ window.tokenwireReader ??= ({ data, setStateValue }) => {
   if (data.answer) window.tokenwireInput.hears(...data.answer);
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);
+  const typed = window.tokenwireDrafts.typed();
+  if (typed) setStateValue("typed", typed);
   const edited = window.tokenwireDrafts.edited(data.session);
   if (edited.length) setStateValue("edited", edited);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);

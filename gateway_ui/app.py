@@ -121,6 +121,7 @@ def page() -> None:
         )
     )
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
+    tab.untold = False
     _talk(talk, shown, choices, above)
     _outlast_preparing(talk, shown)
 
@@ -176,9 +177,12 @@ def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, 
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
     if tab.restores:
         sidebar.restore(conversation.id, kept, models)
+        tab.untold = True
         tab.restores, tab.before, tab.settings = False, None, sidebar.settings(conversation.id)
         tab.given = None if was_set_up else tab.settings
     else:
+        if tab.untold:
+            sidebar.say_again(conversation.id)
         sidebar.prefer(conversation.id, kept, models)
     if tab.retyped != typed:
         tab.retyped = typed

@@ -125,6 +125,17 @@ def restore(of: str, settings: Mapping[str, Any], models: Iterable[Model]) -> No
     prefer(of, settings, models)
 
 
+def say_again(of: str) -> None:
+    """Have the browser be told once more what the fields of the conversation `of` say, before they are drawn.
+
+    What a run that was ended early has drawn may never reach it. A field that then comes without its value would begin
+    with another one, which counts as chosen.
+    """
+    for name in ("model", *_UNSET):
+        if (key := _key(of, name)) in st.session_state:
+            st.session_state[key] = st.session_state[key]
+
+
 def prefer(of: str, settings: Mapping[str, Any], models: Iterable[Model]) -> None:
     """Have the picker show a conversation's model if none is picked, else the first: as soon as it is on offer."""
     names, key = [one.name for one in models], _key(of, "model")

@@ -17,12 +17,13 @@ import grpc
 import pytest
 import streamlit as st
 from playwright.async_api import Page, expect
+from streamlit.runtime.scriptrunner import StopException
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
 from streamlit.web import cli
 
 import gateway_ui
-from gateway_ui import app, sidebar
+from gateway_ui import app, conversations, sidebar
 from gateway_ui.__main__ import main
 from gateway_ui.chat.conversation import Exchange
 from gateway_ui.drawing import exchange_view
@@ -300,6 +301,27 @@ def test_what_was_typed_in_the_moment_before_another_conversation_is_opened_is_k
     assert next(one for one in script.text_area if one.label == "System instruction").value == "Be brief."
     click(script, "What is cricket?")
     assert next(one for one in script.text_area if one.label == "System instruction").value == "Be long."
+
+
+def test_what_a_run_that_was_ended_early_set_is_told_again(script: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit may throw away what such a run has drawn: a picker without its value would choose the first model."""
+    script.run()
+    script.selectbox[0].set_value("fake-2").run()
+    script.text_area[0].set_value("Be brief.").run()
+    script.chat_input[0].set_value("one").run()
+    click(script, "New conversation")
+
+    def ends(*_: object) -> None:
+        raise StopException
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversations, "drawer", ends)
+        click(script, "one")
+    script.run()
+    told = [(one.proto.set_value, one.value) for one in (script.selectbox[0], script.text_area[0])]
+    assert told == [(True, "fake-2"), (True, "Be brief.")]
+    script.run()
+    assert not script.selectbox[0].proto.set_value
 
 
 def test_what_a_field_said_is_there_again_with_a_model_that_takes_it(script: AppTest, service: FakeService) -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 import gc
+import importlib
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         _need_redis(settings)
         call_log.configure(settings.log_level, settings.log_format)
         _forget_foreign_variables(settings)
+        _know_system(settings)
         memory.share()
         secured = Secured.of(settings, Settings.names(argv, os.environ))  # here, and not in each worker
         if settings.exposed and settings.insecure:
@@ -250,6 +252,13 @@ def _sends_traces() -> bool:
         call_log.warn("no traces are sent: OTEL_EXPORTER_OTLP_ENDPOINT is set, and tokenwire's extra 'otel' is missing")
         return False
     return True
+
+
+def _know_system(settings: Settings) -> None:
+    """Find out what LangChain tells LangSmith of this system, where it may tell anything. It runs other programs."""
+    if settings.langsmith:
+        with suppress(ModuleNotFoundError):  # said when the models are imported, with what is to be installed
+            importlib.import_module(".providers.tracing", __package__).know_system()
 
 
 def _forget_foreign_variables(settings: Settings) -> None:

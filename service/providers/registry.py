@@ -32,7 +32,6 @@ def imported(offers: Sequence[Offer]) -> None:
             raise MissingExtra(
                 f"{error.name} is not installed; models of {name} need tokenwire's extra {spec.extra!r}"
             ) from error
-    importlib.import_module(_TRACING, __package__).know_system()
 
 
 @asynccontextmanager

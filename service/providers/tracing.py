@@ -12,7 +12,10 @@ from langsmith.utils import tracing_is_enabled
 
 
 def know_system() -> None:
-    """Find out what each trace tells of this system. What is found out before a fork, all workers know."""
+    """Find out what each trace tells of this system, for this process and all that are forked from it.
+
+    To be called before anything is served: a server that serves TLS must not start other programs.
+    """
     if tracing_is_enabled():
         get_runtime_environment()
         get_langsmith_environment()

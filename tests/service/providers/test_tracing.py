@@ -14,11 +14,12 @@ PROGRAM = """
 import asyncio, os, sys, time
 from langsmith import Client
 from service.generation.prompt import Prompt, Role, Turn
-from service.providers import registry
+from service.providers import registry, tracing
 from service.settings import Settings
 
 settings = Settings.load(sys.argv[1:], {k: v for k, v in os.environ.items() if "EMULATOR" in k}, prog="x")
 registry.imported(settings.offers)
+tracing.know_system()
 
 async def main():
     async with registry.opened(settings.offers, settings.google) as model:

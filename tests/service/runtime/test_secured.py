@@ -91,6 +91,47 @@ async def test_sighup_has_every_worker_read_all_files_anew(
     assert await asyncio.wait_for(server.process.wait(), 30) == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_server_with_tls_can_send_traces_to_langsmith(
+    emulator: Emulator,
+    start_process: StartProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: str,
+) -> None:
+    """What LangChain tells of the system it finds out by other programs, which such a server may not start."""
+    authority = Authority()
+    certificate, key = authority.sign("127.0.0.1").write(tmp_path)
+    trusted = tmp_path / "trusted"
+    trusted.write_bytes(authority.pem)
+    traced = asyncio.Event()
+
+    async def langsmith(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"POST /runs"):
+            traced.set()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(langsmith, "127.0.0.1", 0) as listening:
+        environ = {
+            "TOKENWIRE_LANGSMITH": "true",
+            "LANGSMITH_TRACING": "true",
+            "LANGSMITH_API_KEY": "x",
+            "LANGSMITH_ENDPOINT": "http://{}:{}".format(*listening.sockets[0].getsockname()),
+        }
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        server = await start_process("--workers", workers, "--tls-certificate", certificate, "--tls-key", key)
+        address = await ready(server)
+        emulator.script.play(answer("Hello"))
+        assert await said(address, trusted, "") == "Hello"
+        await asyncio.wait_for(traced.wait(), 30)
+    server.signal(signal.SIGTERM)
+    assert await asyncio.wait_for(server.process.wait(), 30) == 0
+
+
 async def test_the_start_warns_once_and_workers_say_nothing_of_files_that_are_as_they_were(
     start_process: StartProcess, tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@ import streamlit as st
 from tokenwire import tool, tool_result, user
 
 from .chat.conversation import Waiting
-from .chat.words import broken_json, response, result_names
+from .chat.words import result_names
+from .input.results import broken_json, response
 from .tab import Unread, Unsaid, shared_desk, this_tab
 
 # Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they

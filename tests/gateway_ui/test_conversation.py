@@ -10,8 +10,9 @@ from gateway_ui.chat.conversation import (
     Exchange,
     heading,
 )
-from gateway_ui.chat.words import broken_json, response, result_names
+from gateway_ui.chat.words import result_names
 from gateway_ui.drawing.typewriter import Typewriter
+from gateway_ui.input.results import broken_json, response
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
 from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
 from tokenwire.cli.meter import Meter

@@ -6,7 +6,7 @@ from tokenwire import tool, tool_result, user
 
 from .chat.conversation import Waiting
 from .chat.words import result_names
-from .input.results import broken_json, response
+from .input.results import response, unfit
 from .tab import Unread, Unsaid, shared_desk, this_tab
 
 # Streamlit keeps the arguments of every button until its tab is closed, also of those that it draws no more. So they
@@ -118,8 +118,8 @@ def answer_calls(exchange: str) -> None:
             return
         tab.unsaid = None
         problems = [
-            f"{name} begins like JSON, but can't be read: {wrong}."
-            for name, wrong in zip(result_names(one.tool_calls), map(broken_json, written), strict=True)
+            f"{name} begins like JSON, but can't be sent as it stands: {wrong}."
+            for name, wrong in zip(result_names(one.tool_calls), map(unfit, written), strict=True)
             if wrong
         ]
         if problems:

@@ -26,7 +26,7 @@ def shared_desk() -> Desk:
 
 @dataclass(frozen=True)
 class Unread:
-    """Results that look like JSON and aren't, which was said. Sent once more, they are plain text."""
+    """Results that look like JSON and can't be sent as such, which was said. Sent once more, they are plain text."""
 
     exchange: str
     written: list[str]

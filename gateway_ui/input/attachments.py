@@ -118,7 +118,7 @@ def attach(name: str, data: bytes, kinds: Collection[str], *, most: int | None =
     most = limit() if most is None else most
     shown = short(name)
     if not _wanted(kinds):
-        raise ValueError(f"{shown} can't be sent: this model takes no files.")
+        raise ValueError(f"{shown} can't be sent: this model isn't known to take any files.")
     if not data:
         raise ValueError(f"{shown} is empty.")
     ending = PurePath(name).suffix.lower().removeprefix(".")

@@ -16,6 +16,9 @@ _MOST_NESTED = 100
 LARGEST_WHOLE = 2**53
 """A Struct has doubles only: beyond this they leave whole numbers out."""
 
+_MOST_DIGITS = 17
+"""A double keeps so many digits of a number, and other languages write as many."""
+
 _LONGEST_KEY = 40
 _LONGEST_PATH = 200
 """Characters of it that are told."""
@@ -42,7 +45,9 @@ class Object(dict[str, Any]):
 def read(text: str) -> Any:
     """Read JSON, also what Python takes for JSON and a Struct has no place for. Raises PastedError."""
     try:
-        return json.loads(text, parse_int=_number, parse_constant=float, object_pairs_hook=_object)
+        return json.loads(
+            text, parse_int=_number, parse_float=_decimal, parse_constant=float, object_pairs_hook=_object
+        )
     except RecursionError as error:
         raise PastedError("it is nested too deep; must be flatter") from error
     except json.JSONDecodeError as error:
@@ -52,6 +57,15 @@ def read(text: str) -> Any:
 def _number(digits: str) -> float:
     # Python reads no whole number of thousands of digits, and a double has room for none of these.
     return int(digits) if len(digits) < 20 else float(digits)
+
+
+def _decimal(digits: str) -> float:
+    kept = digits.lower().partition("e")[0].replace(".", "").lstrip("-0").rstrip("0")
+    return float(digits) if len(kept) <= _MOST_DIGITS else Rounded(digits)
+
+
+class Rounded(float):
+    """A number that has more digits than a double keeps."""
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> Object:
@@ -85,6 +99,8 @@ def _simple_mistakes(value: Any, path: str) -> Iterator[str]:
             yield f"{path} is text with half a character; must have its other half, too"
         case float() if math.isnan(value):
             yield f"{path} is NaN; must be a number"
+        case Rounded():
+            yield f"{path} is a number with too many digits; must have {_MOST_DIGITS} at most, or be text"
         case int() | float() if abs(value) > LARGEST_WHOLE:
             yield f"{path} is a number out of range; must be from -2^53 to 2^53"
 

@@ -151,7 +151,7 @@ def test_a_byte_order_mark_says_how_to_read_a_text(data: bytes, text: str, note:
 @pytest.mark.parametrize(
     ("name", "data", "kinds", "words"),
     [
-        ("a.png", picture("PNG"), [], "a.png can't be sent: this model takes no files."),
+        ("a.png", picture("PNG"), [], "a.png can't be sent: this model isn't known to take any files."),
         ("a.pdf", b"%PDF-", ["image"], "a.pdf can't be sent: this model takes images (PNG, JPEG, WebP, GIF and more)."),
         ("a.txt", b"x", ["pdf"], "a.txt can't be sent: this model takes PDF."),
         (

@@ -12,9 +12,8 @@ from gateway_ui.chat.conversation import (
 )
 from gateway_ui.chat.words import result_names
 from gateway_ui.drawing.typewriter import Typewriter
-from gateway_ui.input.results import broken_json, response
 from tests.tokenwire.fake_service import Said, completed, said, thought, tool_call
-from tokenwire import file_uri, inline, model, struct, tool, tool_result, user
+from tokenwire import file_uri, inline, model, tool, tool_result, user
 from tokenwire.cli.meter import Meter
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1.content_pb2 import Message
@@ -175,22 +174,6 @@ def test_an_answer_of_thoughts_alone_says_that_it_is_empty(reason: pb.FinishReas
 @pytest.mark.parametrize("reason", [pb.FINISH_REASON_STOP, pb.FINISH_REASON_EMPTY])
 def test_an_answer_that_only_calls_a_tool_is_not_empty(reason: pb.FinishReason.ValueType) -> None:
     assert exchange(thought("Hm."), tool_call("f", {}), end=completed(reason)).problem == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ('{"sky": "blue"}', {"sky": "blue"}),
-        ("[1, 2]", {"result": [1, 2]}),
-        ("7 degrees", {"result": "7 degrees"}),
-        ("", {"result": ""}),
-        # What isn't JSON, though Python would read it.
-        ("NaN", {"result": "NaN"}),
-    ],
-)
-def test_a_persons_words_are_a_tools_response(text: str, wanted: dict[str, object]) -> None:
-    assert response(text) == wanted
-    assert struct(response(text)) == struct(wanted)
 
 
 # ---- its alternatives
@@ -395,22 +378,6 @@ def test_calls_of_one_tool_are_told_apart_by_number_and_arguments() -> None:
     assert names[:2] == ['Result of get_weather (1 of 2): {"city": "Oslo", "days": 3}', "Result of clock"]
     assert names[2].startswith('Result of get_weather (2 of 2): {"city": "Rome", ')
     assert len(names[2]) < 120
-
-
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [
-        ('{"temp": 21', "Expecting ',' delimiter, line 1, column 12"),
-        (" [1,\n2", "Expecting ',' delimiter, line 2, column 2"),
-        ("[" * 100_000, "nested too deep"),
-        ('{"temp": 21}', ""),
-        ("[1]", ""),
-        ("21 degrees {really}", ""),
-        ("", ""),
-    ],
-)
-def test_what_begins_like_json_and_is_none_is_told(text: str, wrong: str) -> None:
-    assert broken_json(text) == wrong
 
 
 # ---- the typewriter

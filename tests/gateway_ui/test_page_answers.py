@@ -215,7 +215,9 @@ async def test_two_calls_of_one_tool_are_told_apart_and_broken_json_is_said_befo
     send = page.tab.get_by_role("button", name="Send", exact=True)
     await send.click()
     said = page.tab.get_by_test_id("stForm").locator(".tw-problem")
-    await expect(said).to_contain_text('(1 of 2): {"city": "Oslo"} begins like JSON, but can\'t be read: Expecting')
+    await expect(said).to_contain_text(
+        '(1 of 2): {"city": "Oslo"} begins like JSON, but can\'t be sent as it stands: it is no'
+    )
     await expect(said).to_contain_text("send it again: then it goes as plain text.")
     await expect(in_oslo).to_have_value('{"temp": 21')
     assert len(service.requests) == 1

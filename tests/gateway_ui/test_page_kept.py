@@ -530,7 +530,9 @@ async def test_what_kept_a_question_from_being_asked_is_told_as_it_is_by_now(cha
     await expect(page.not_asked().nth(1)).to_contain_text("a.xyz can't be sent: this model takes images")
     await page.choose("fake-1")
     await page.not_asked().nth(1).get_by_role("button", name="Try again").click()
-    await expect(page.not_asked().nth(1)).to_contain_text("a.xyz can't be sent: this model takes no files.")
+    await expect(page.not_asked().nth(1)).to_contain_text(
+        "a.xyz can't be sent: this model isn't known to take any files."
+    )
     await page.not_asked().first.get_by_role("button", name="Ask", exact=True).click()
     await expect(page.answer()).to_contain_text("Hello there.")
     assert len(service.requests) == 1

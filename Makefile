@@ -104,7 +104,7 @@ test: $(VENV)/.dev tools ## Run the tests for every change, in less than eight m
 	@$(BIN)/python -m pytest $(AT_ONCE) -m "not soak and not thorough and not image" $(ARGS)
 
 .PHONY: thorough
-thorough: $(VENV)/.dev tools ## Run all that make test leaves out, in ten minutes more; screenshots of the page land in build/screenshots
+thorough: $(VENV)/.dev tools ## Run all that make test leaves out, in fourteen minutes more; screenshots of the page land in build/screenshots
 	@$(BIN)/python -m pytest $(AT_ONCE) -m "thorough and not soak" $(ARGS)
 
 .PHONY: quick

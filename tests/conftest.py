@@ -104,15 +104,18 @@ _WITH_PROCESSES = (
 
 
 # Tests that take most of the time, by what their paths begin with: `make thorough` has them, `make test` doesn't. Each
-# goes into something that others have a look at as well: the page in a browser, a server's stop, attacks, replicas.
+# goes into something that others have a look at as well: the page in a browser, a server's stop, attacks, replicas,
+# what other variables do.
 _THOROUGH = (
     "bench/",
     "faults/test_drain.py",
+    "faults/test_metrics.py",
     "faults/test_stops.py",
     "faults/test_surroundings.py",
     "faults/test_unfinished.py",
     "gateway_ui/test_page_",
     "hostile/",
+    "providers/test_environment.py",
     "service/runtime/test_replicas.py",
     "service/runtime/test_secured.py",
     "test_wheel.py",

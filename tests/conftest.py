@@ -84,6 +84,7 @@ _WITH_PROCESSES = (
     "service/admission/test_redis_counts.py",
     "service/admission/test_slots.py",
     "service/runtime/test_hang_up.py",
+    "service/runtime/test_hang_up.py",
     "service/runtime/test_replicas.py",
     "service/runtime/test_secured.py",
     "service/runtime/test_stop.py",
@@ -104,13 +105,14 @@ _WITH_PROCESSES = (
 
 
 # Tests that take most of the time, by what their paths begin with: `make thorough` has them, `make test` doesn't. Each
-# goes into something that others have a look at as well: the page in a browser, a server's stop, attacks, replicas,
-# what other variables do.
+# goes into something that others have a look at as well: the page in a browser, a server's stop and its signals, storms
+# of calls, attacks, replicas, what other variables do.
 _THOROUGH = (
     "bench/",
     "faults/test_drain.py",
     "faults/test_metrics.py",
     "faults/test_stops.py",
+    "faults/test_storm.py",
     "faults/test_surroundings.py",
     "faults/test_unfinished.py",
     "gateway_ui/test_page_",

@@ -1,5 +1,6 @@
 """The page: a chat that shows an answer while it is being written. Run by `tokenwire ui`."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,9 @@ _RECONNECT_SECONDS = 1.5
 
 # How often a tab looks for what another one has asked in the same conversation, and whether the service is there.
 _OTHERS_SECONDS = 1.5
+
+# What a run has drawn may be on its way for so long. Streamlit throws it away where the next run begins meanwhile.
+_TOLD_SECONDS = 1.0
 
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
@@ -121,7 +125,8 @@ def page() -> None:
         )
     )
     # From here on, whatever is clicked ends this run; the next one goes on with the same answer.
-    tab.untold = False
+    if tab.told_at == math.inf:
+        tab.told_at = time.monotonic() + _TOLD_SECONDS
     _talk(talk, shown, choices, above)
     _outlast_preparing(talk, shown)
 
@@ -177,11 +182,11 @@ def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, 
         kept = {"model": last.asked.model, "system": last.asked.system_instruction}
     if tab.restores:
         sidebar.restore(conversation.id, kept, models)
-        tab.untold = True
+        tab.told_at = math.inf
         tab.restores, tab.before, tab.settings = False, None, sidebar.settings(conversation.id)
         tab.given = None if was_set_up else tab.settings
     else:
-        if tab.untold:
+        if time.monotonic() < tab.told_at:
             sidebar.say_again(conversation.id)
         sidebar.prefer(conversation.id, kept, models)
     if tab.retyped != typed:

@@ -128,8 +128,8 @@ def restore(of: str, settings: Mapping[str, Any], models: Iterable[Model]) -> No
 def say_again(of: str) -> None:
     """Have the browser be told once more what the fields of the conversation `of` say, before they are drawn.
 
-    What a run that was ended early has drawn may never reach it. A field that then comes without its value would begin
-    with another one, which counts as chosen.
+    What one run has drawn may never reach it where another one follows at once. A field that then comes without its
+    value would begin with another one, which counts as chosen.
     """
     for name in ("model", *_UNSET):
         if (key := _key(of, name)) in st.session_state:

@@ -65,8 +65,8 @@ class Tab:
     """Conversations that were left since the drawer was drawn last, each with what it said of them then."""
     before: Talk | None = None
     """The one that was left last, until the fields of the next one are set: a new one goes on with its settings."""
-    untold: bool = False
-    """Whether the browser may not have been told what the fields say: the run that set them came to no end."""
+    told_at: float = 0.0
+    """When the browser surely knows what the fields were set to, by time.monotonic(); until then it is told again."""
     given: dict[str, Any] | None = None
     """What the drawer said of a new conversation before anything was changed; None: it had been set up before."""
     begun: tuple[Talk, dict[str, Any] | None] | None = None

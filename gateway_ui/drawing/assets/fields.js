@@ -82,6 +82,12 @@
       // There is no room for it.
     }
   }, true);
+  // Enter tells it, too; in a field of several lines with another key.
+  document.addEventListener("keydown", ({ key, ctrlKey, metaKey, target }) => {
+    const told = key === "Enter" && (ctrlKey || metaKey || target.matches?.("input"));
+    if (told && keyInDrawer(target)) left.add(keyInDrawer(target));
+  }, true);
+  const QUIET_MS = 300, LONGEST_MS = 3000;
   let untold = Object.keys(kept() ?? {}).filter((key) => key.startsWith(UNTOLD)).map((key) => key.slice(UNTOLD.length));
 
   // The drafts of questions, as they are in this page: the browser may have no room for them.
@@ -151,15 +157,25 @@
       }
       forgotten = done.length;
     },
-    // What had been typed into fields of the drawer when the page was loaded, by their keys; null once it has been told.
-    typed() {
+    // The script runs, and has been told what was left before.
+    runs() {
       for (const key of left) kept()?.removeItem(UNTOLD + key);
       left.clear();
-      if (!untold.length) return null;
-      const said = Object.fromEntries(untold.map((key) => [key, kept().getItem(UNTOLD + key)]));
-      untold.forEach((key) => left.add(key));
+    },
+    // Tell once what had been typed into fields of the drawer when the page was loaded, by their keys. Only when all of it
+    // stands there: a run that begins while it is being drawn would throw away what hasn't come yet.
+    tellsTyped(tell) {
+      if (!untold.length) return;
+      const keys = untold, began = Date.now();
       untold = [];
-      return said;
+      const looks = setInterval(() => {
+        const state = document.querySelector("[data-test-script-state]")?.getAttribute("data-test-script-state");
+        if (!(state === "notRunning" && document.querySelector(IN_DRAWER)) && Date.now() - began < LONGEST_MS) return;
+        clearInterval(looks);
+        const said = keys.map((key) => [key, kept()?.getItem(UNTOLD + key) ?? null]).filter(([, text]) => text !== null);
+        if (said.length) tell(Object.fromEntries(said));
+        keys.forEach((key) => left.add(key));
+      }, QUIET_MS);
     },
     // Whoever goes elsewhere by Back leaves the field that they were typing into.
     leaves() {

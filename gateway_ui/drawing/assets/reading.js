@@ -748,8 +748,8 @@ window.tokenwireReader ??= ({ data, setStateValue }) => {
   if (data.answer) window.tokenwireInput.hears(...data.answer);
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);
-  const typed = window.tokenwireDrafts.typed();
-  if (typed) setStateValue("typed", typed);
+  window.tokenwireDrafts.runs();
+  window.tokenwireDrafts.tellsTyped((typed) => setStateValue("typed", typed));
   const edited = window.tokenwireDrafts.edited(data.session);
   if (edited.length) setStateValue("edited", edited);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);

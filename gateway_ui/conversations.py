@@ -65,7 +65,7 @@ def missing(tab: Tab, desk: Desk) -> None:
         exchange_view.problem("This conversation was deleted.")
         st.button("Bring it back", key=f"back-{number}", on_click=_undelete, args=(desk, talk.owner, number))
     else:
-        # Another browser's, or nobody's: which of both, nobody is told.
+        # The words are the same where another browser has it and where nobody has: nobody can find out which there are.
         exchange_view.problem("This conversation isn't here, or is another browser's.")
 
 

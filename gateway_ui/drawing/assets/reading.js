@@ -301,6 +301,7 @@ class Input {
   // The browser's Back and Forward lead from one conversation to another. What its address names by then is told at once
   // only where nothing is on its way, as with clicks.
   goesTo(went) {
+    if (!went) return this.names(); // it names none, and leads nowhere
     if (!this.shown || went === (this.heading || this.shown.id)) return;
     window.tokenwireDrafts.leaves();
     this.putsAside();

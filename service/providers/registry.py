@@ -14,7 +14,7 @@ from .spec import GoogleCloud, Offer, ProviderSpec
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in (VERTEX, GENAI, OPENAI, AZURE)}
 
-# What it imports is of the extras of all providers, and takes seconds.
+# Imported with the providers: it needs LangChain, which comes with their extras.
 _TRACING = ".tracing"
 
 
@@ -32,6 +32,7 @@ def imported(offers: Sequence[Offer]) -> None:
             raise MissingExtra(
                 f"{error.name} is not installed; models of {name} need tokenwire's extra {spec.extra!r}"
             ) from error
+    importlib.import_module(_TRACING, __package__)
 
 
 @asynccontextmanager

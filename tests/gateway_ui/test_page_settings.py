@@ -1,6 +1,7 @@
 """The page's drawer: only what the model can take, and only what was set is sent."""
 
 import io
+import json
 from collections.abc import Iterator
 
 import grpc
@@ -649,15 +650,13 @@ async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_its_
     asked = service.requests[-1]
     said = {
         "System instruction": asked.system_instruction,
-        "Tools": str([{"name": one.name} for tool in asked.tools for one in tool.function_declarations]).replace(
-            "'", '"'
-        ),
+        "Tools": json.dumps([{"name": one.name} for tool in asked.tools for one in tool.function_declarations]),
         "Temperature": f"{asked.config.temperature:g}",
         "Seed": str(asked.config.seed),
         "Name": "Sports" if await page.tab.get_by_role("button", name="Sports").count() else "",
     }
     assert said[field] == TYPED[field]
-    # Told once, it is what another tab says from then on.
+    # It is told once: what the field is set to later stays.
     await page.write(field, {"Temperature": "1", "Seed": "8"}.get(field, ""))
     await page.settled()
     await page.tab.reload()

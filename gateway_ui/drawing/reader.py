@@ -1,5 +1,6 @@
 """What the page does in the browser: follows the answer, reads it out, keeps the focus and drafts, knows it again."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,9 @@ _CODE = st.components.v2.component(
 _COMPONENT = st.components.v2.component(
     "tokenwire_reader", js=(_ASSETS / "reader.js").read_text(), isolate_styles=False
 )
+
+# Another one with each run: what is told as before is told to nobody.
+_RUNS = itertools.count()
 
 COOKIE = "tokenwire_browser"
 _SECRET_LENGTH = 64
@@ -68,6 +72,7 @@ def reader(
             "cookie": COOKIE,
             "known": bool(known),
             "session": session,
+            "run": next(_RUNS),
             "taken": taken,
             "back": back,
             "done": [*done],

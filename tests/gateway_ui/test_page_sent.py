@@ -26,6 +26,8 @@ class Line:
         self.sockets: list[WebSocketRoute] = []
         self.mute = self.deaf = False
         self.swallowed = asyncio.Event()
+        self.late: list[str | bytes] | None = None
+        """What it is told while this is a list: it hears of that once it is `caught_up`."""
         self.loses: list[bytes] = []
         """What it is told is lost up to the message with the first of these, then up to that with the next."""
 
@@ -40,7 +42,9 @@ class Line:
                 server.send(message)
 
         def told(message: str | bytes) -> None:
-            if self.loses:
+            if self.late is not None:
+                self.late.append(message)
+            elif self.loses:
                 if self.loses[0] in (message if isinstance(message, bytes) else message.encode()):
                     self.loses.pop(0)
             elif not self.deaf:
@@ -48,6 +52,11 @@ class Line:
 
         socket.on_message(said)
         server.on_message(told)
+
+    def caught_up(self) -> None:
+        late, self.late = self.late, None
+        for message in late or ():
+            self.sockets[-1].send(message)
 
     async def breaks(self) -> None:
         """It is closed, and the next one is whole."""
@@ -148,6 +157,36 @@ async def test_a_question_that_came_before_the_connection_was_lost_does_not_stan
     await answered(page, "one")
     await expect(page.input).to_have_value("")
     assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is baseball?"), user("one")]
+
+
+@pytest.mark.parametrize("attached", [True, False])
+async def test_a_question_that_is_sent_before_the_new_process_of_the_page_has_said_a_word_is_asked_once_with_its_files(
+    tab: Page, service: FakeService, line: Line, tmp_path: Path, attached: bool
+) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    with serving(port, service.address, tmp_path):
+        page = await asked_once(tab, f"http://localhost:{port}")
+        await page.choose("fake-2")
+        if attached:
+            await page.attach(PHOTO)
+        await page.input.fill("What is this?")
+        line.late = []
+    await expect(lost).to_be_visible()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await page.input.press("Enter")
+        line.caught_up()
+        refusal = tab.get_by_role("alert").filter(has_text="photo.png can't go along: The page was started anew")
+        if attached:
+            await expect(refusal).to_be_visible()
+            await expect(page.input).to_have_value("What is this?")
+            await tab.get_by_role("button", name="Ask without it").click()
+        await expect(page.messages).to_have_count(4)
+        await expect(page.answer()).to_contain_text("tokens in")
+        await page.settled()
+        await expect(page.input).to_have_value("")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is this?")]
 
 
 async def test_a_page_that_was_told_half_of_what_stands_on_it_shows_all_of_it(

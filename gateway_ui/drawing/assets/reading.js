@@ -58,6 +58,9 @@ class Input {
   doubted = false; // whether the script is to say what became of it
   asked = ""; // what it was asked with
   askedAt = 0;
+  unmet = false; // whether the connection was lost, and no run of the script has come since
+  reachedAt = 0; // when the connection was lost or had again
+  enters = false; // whether what stands in the input is to be sent as soon as it is known whether its files are still there
   back = []; // what goes back into the input, since it was never asked; the last one first
   heading = ""; // the id of the conversation that Back or Forward has led to last, until the script has opened it
   corrects = true; // whether the browser's address names what isn't there: another one takes its place, and no step back
@@ -105,7 +108,13 @@ class Input {
 
   // Whether something may be sent. Whether a question that was on its way is lost is to be known before.
   ready() {
-    return this.free() && !this.pending;
+    return this.free() && !this.pending && this.met();
+  }
+
+  // Whether the script has run since the connection was lost: until then nobody knows whether the page's process is another
+  // one, which counts anew and has none of the files.
+  met() {
+    return !this.unmet || Date.now() - this.reachedAt >= LOST_MS;
   }
 
   // A reload forgets all but this.
@@ -128,7 +137,8 @@ class Input {
   }
 
   reaches(isLost) {
-    if (isLost) this.doubted = true;
+    if (isLost) this.doubted = this.unmet = true;
+    this.reachedAt = Date.now();
   }
 
   // Only a run of the script that begins from now on knows whether the question has come.
@@ -231,6 +241,12 @@ class Input {
 
   passes(event) {
     if (document.querySelector(SEND)?.disabled ?? true) return;
+    if (!this.sending && !this.met() && document.querySelector(FILE)) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      this.enters = true;
+      return;
+    }
     const refused = this.sending || this.knowingly || this.empty() ? "" : this.refused();
     if (refused) {
       event.preventDefault();
@@ -323,6 +339,7 @@ class Input {
       this.doubted = true;
     }
     this.session = session;
+    this.unmet = false;
   }
 
   // Each conversation has its own draft.
@@ -383,6 +400,10 @@ class Input {
   async release() {
     this.bringsBack();
     this.putsBack();
+    if (this.enters && this.met()) {
+      this.enters = false;
+      document.querySelector(SEND)?.click();
+    }
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.ready() || this.composing || !input || input.disabled) return;
     this.sending = true;

@@ -53,6 +53,19 @@ class Chat:
         """Wait until the script has run to its end."""
         await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
 
+    async def rested(self) -> None:
+        """Wait until nothing grows or moves any more, as what is unfolded does for half a second.
+
+        A click presses and lets go; on what moves away in between it is none.
+        """
+        await self.tab.evaluate(
+            """async () => {
+                for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
+                const ends = (one) => one.effect.getComputedTiming().endTime !== Infinity;
+                await Promise.allSettled(document.getAnimations().filter(ends).map((one) => one.finished));
+            }"""
+        )
+
     async def choose(self, model: str) -> None:
         box, option = self.tab.get_by_role("combobox", name="Model"), self.tab.get_by_role("option", name=model)
         async with asyncio.timeout(20):
@@ -74,6 +87,7 @@ class Chat:
                 with contextlib.suppress(AssertionError):
                     await expect(inside).to_be_visible(timeout=2000)
         await self.settled()
+        await self.rested()
 
     async def write(self, field: str, text: str) -> None:
         box = self.tab.get_by_label(field, exact=True)
@@ -103,6 +117,7 @@ class Chat:
     async def open_this_conversation(self) -> None:
         await self.tab.get_by_test_id("stSidebar").get_by_text("This conversation", exact=True).click()
         await expect(self.tab.get_by_role("button", name="JSON")).to_be_visible()
+        await self.rested()
 
     async def photograph(self, name: str) -> None:
         # The sidebar's animations and the fonts have settled by then.

@@ -41,6 +41,9 @@ DOMAIN = "tokenwire"
 
 _MINUTE, _HOUR = 60, 3600
 
+# The end of a sentence of the service's that tells when to come again, for callers that read no details.
+_AGAIN = re.compile(r"; (?:ask )?again in [^;.]+(?=\.?$)")
+
 _NO_CONNECTION = (
     ("errors resolving ", UNKNOWN_HOST),
     ("certificate has expired", CERTIFICATE_EXPIRED),
@@ -162,8 +165,8 @@ def put(
 ) -> TokenwireError:
     """Make the error for a code and a reason, worded by the table."""
     words = WORDS.get((code, reason)) or WORDS[code, ""]
-    quoted = _sentence(said) if quotable else ""
     template = words.text
+    quoted = _sentence(_AGAIN.sub("", said) if "{again}" in template else said) if quotable else ""
     if words.unsaid and quoted:
         template = "{said} {again}" if "{again}" in template else "{said}"
     told = template.format(

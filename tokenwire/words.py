@@ -228,7 +228,7 @@ WORDS: Mapping[tuple[grpc.StatusCode, str], Words] = MappingProxyType(
         ),
         (_Code.UNAVAILABLE, "STARTING"): Words(UnavailableError, "The service is still starting. {again}"),
         (_Code.UNAVAILABLE, "QUOTAS_UNAVAILABLE"): Words(
-            UnavailableError, "What you have used cannot be found out right now. {again}"
+            UnavailableError, "The call was refused: what you have used cannot be found out right now. {again}"
         ),
         (_Code.UNAVAILABLE, "DRAINING"): Words(UnavailableError, "The service is shutting down. {again}"),
         (_Code.DATA_LOSS, ""): Words(IncompleteError, "A part of the answer was lost. {said}"),

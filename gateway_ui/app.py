@@ -265,6 +265,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
             )
     if not path:
         _welcome()
+    exchange_view.drawn(_session())
     for exchange in path:
         last = exchange is path[-1]
         with st.chat_message("user", avatar=":material/person:"):

@@ -47,6 +47,11 @@ def marked() -> None:
     st.html('<span class="tw-asked"></span>')
 
 
+def drawn(session: str) -> None:
+    """Tell the browser that this session's script has drawn all buttons that open another conversation."""
+    st.html(f'<span class="tw-drawn" data-session="{html.escape(session)}"></span>')
+
+
 def waiting(message: Message, names: Iterable[str], trouble: str, *, preparing: bool = False) -> None:
     """Draw a question that isn't asked yet, and why."""
     text = " ".join(part.text for part in message.parts if part.text)

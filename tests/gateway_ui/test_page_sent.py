@@ -189,6 +189,31 @@ async def test_a_question_that_is_sent_before_the_new_process_of_the_page_has_sa
     assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is this?")]
 
 
+async def test_a_question_that_waits_for_the_new_process_of_the_page_stays_a_draft_where_another_conversation_is_opened(
+    tab: Page, service: FakeService, line: Line, tmp_path: Path
+) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    with serving(port, service.address, tmp_path):
+        page = await asked_once(tab, f"http://localhost:{port}")
+        await page.attach(PHOTO)
+        await page.input.fill("What is this?")
+        line.late = []
+    await expect(lost).to_be_visible()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await page.input.press("Enter")
+        await tab.get_by_role("button", name="New conversation").click()
+        await expect(page.input).to_have_value("")
+        line.caught_up()
+        await expect(page.messages).to_have_count(0)
+        await page.settled()
+        await tab.locator(".st-key-conversations button").first.click()
+        await expect(page.messages).to_have_count(2)
+        await expect(page.input).to_have_value("What is this?")
+    assert [one.messages[-1] for one in service.requests] == [user("one")]
+
+
 async def test_a_page_that_was_told_half_of_what_stands_on_it_shows_all_of_it(
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:

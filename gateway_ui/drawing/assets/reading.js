@@ -14,6 +14,7 @@ const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
   '[class*="st-key-undo-"]', '[class*="st-key-back-"]'].map((one) => `${one} button`).join(", ");
 const BEGINS = ".st-key-new";
+const DRAWN = ".tw-drawn"; // behind what opens them, with the session whose script has drawn that
 // What begins the edit of a question, and has the class of the form that then stands there.
 const EDITS = '[class*="st-key-edit-"]';
 // Whatever was sent that long ago without having been taken never will be.
@@ -115,6 +116,13 @@ class Input {
   // one, which counts anew and has none of the files.
   met() {
     return !this.unmet || Date.now() - this.reachedAt >= LOST_MS;
+  }
+
+  // Whether this session's script has drawn the buttons that open another conversation. Until then those of the page's
+  // process before still stand there, and Streamlit drops, unsaid, a click on a button that it hasn't drawn.
+  drawn() {
+    const drawn = document.querySelector(DRAWN)?.dataset.session === this.session;
+    return drawn || Date.now() - this.reachedAt >= LOST_MS;
   }
 
   // A reload forgets all but this.
@@ -293,7 +301,7 @@ class Input {
     // What is typed from now on is for the other one. Who begins a new one is about to type.
     this.putsAside();
     if (event.target.closest(BEGINS)) focus(document.querySelector(INPUT));
-    if (!this.held.length && this.ready()) {
+    if (!this.held.length && this.ready() && this.drawn()) {
       this.goes();
       return;
     }
@@ -354,6 +362,7 @@ class Input {
     this.keeps();
     this.lostOf.set(this.draftOf, this.lost);
     this.draftOf = this.lost = "";
+    this.enters = false; // what was to be sent stands there no more
     this.refusal.remove(); // it speaks of the words that stood there
     if (input.value) this.write(input, "");
   }
@@ -406,6 +415,7 @@ class Input {
     }
     const input = document.querySelector(INPUT);
     if (this.sending || !this.held.length || !this.ready() || this.composing || !input || input.disabled) return;
+    if (this.held[0].key && !this.drawn()) return;
     this.sending = true;
     if (this.held[0].went) {
       this.goes();

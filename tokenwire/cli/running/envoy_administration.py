@@ -1,4 +1,4 @@
-"""What Envoy is asked while it drains, by its administration."""
+"""What Envoy is asked while it runs, by its administration."""
 
 import http.client
 import re

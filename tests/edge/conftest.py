@@ -76,6 +76,13 @@ async def running_edge(*flags: str) -> AsyncIterator[Edge]:
             await process.wait()
 
 
+async def said(edge: Edge, words: str, *, times: int = 1) -> None:
+    """Returns once it has said them so often."""
+    async with asyncio.timeout(30):
+        while sum(words in line for line in edge.said) < times:  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+
+
 async def _read(stream: asyncio.StreamReader, said: list[str]) -> None:
     async for line in stream:
         said.append(line.decode())  # noqa: PERF401 - tests look at it meanwhile

@@ -21,7 +21,7 @@ import pytest
 
 from service.admission import api_keys
 from tests.certificates import Authority
-from tests.edge.conftest import Edge, Running, children, ended, read, running_edge, running_service
+from tests.edge.conftest import Edge, Running, children, ended, read, running_edge, running_service, said
 from tests.marks import needs_file_modes
 from tests.ports import free_port
 from tokenwire import AsyncClient, TokenwireError
@@ -165,13 +165,6 @@ async def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: sign
     assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
     with pytest.raises(ProcessLookupError):
         os.kill(envoy, 0)
-
-
-async def said(edge: Edge, words: str) -> None:
-    """Returns once it has said them."""
-    async with asyncio.timeout(30):
-        while not any(words in line for line in edge.said):  # noqa: ASYNC110 - another process's doing
-            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

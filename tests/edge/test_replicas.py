@@ -6,7 +6,8 @@ import signal
 from typing import Any
 
 from tests.conftest import ServerProcess, StartProcess
-from tests.edge.conftest import children, ended, running_edge, running_service
+from tests.edge.conftest import children, ended, running_edge, running_service, said
+from tests.ports import free_port
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, wait_for
 
@@ -76,3 +77,27 @@ async def test_a_killed_replica_takes_its_own_streams_with_it_and_no_new_call(
     # Of two replicas drawn by chance for each call the one with fewer streams is taken: they needn't be quite even.
     assert set(outcomes) == {"completed", "cut"}
     assert 2 <= outcomes.count("cut") <= 6
+
+
+async def test_the_command_says_once_that_no_replica_serves_any_more_and_once_that_one_does_again(
+    emulator: Emulator,
+) -> None:
+    emulator.script.play(default=answer("Baseball."))
+    port = free_port()
+    async with running_edge("--replica", f"127.0.0.1:{port}", "--drain-delay", "3") as edge, edge.client() as client:
+        await said(edge, "No replica answers at")
+        for time in (1, 2):
+            async with running_service(emulator, port=port, drain_delay=3) as replica:
+                await said(edge, "A replica serves: callers get answers", times=time)
+                assert await ended(client) == "completed"
+                stopping = replica.stop(60)
+                await said(edge, "No replica says that it serves: callers get 503 until one does", times=time)
+                await stopping
+        # Its own end is none of theirs.
+        async with running_service(emulator, port=port):
+            await said(edge, "A replica serves: callers get answers", times=3)
+            edge.process.terminate()
+            await edge.process.wait()
+    told = "".join(edge.said)
+    assert told.count("A replica serves") == 3
+    assert told.count("No replica says") == 2

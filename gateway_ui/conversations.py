@@ -21,9 +21,14 @@ _SHOWN = 30
 _FEW = 5
 
 
-def opened(tab: Tab, desk: Desk, owner: str) -> Talk:
-    """The conversation of this tab: the one in its address, else a new one. The script runs again when it is found."""
+def opened(tab: Tab, desk: Desk, owner: str, went: object) -> Talk:
+    """The conversation of this tab: the one in its address, else a new one. The script runs again when it is found.
+
+    `went`: where Back or Forward has led before, which the address knows better by now.
+    """
     if tab.talk is None or tab.talk.owner != owner:
+        if isinstance(went, list) and went:
+            tab.went = str(went[0])
         _follow(tab, desk, owner, st.query_params.get("c", ""))
         st.rerun()  # so that the browser is told whose draft stands in the input
     return tab.shown()

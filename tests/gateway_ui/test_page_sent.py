@@ -214,6 +214,55 @@ async def test_a_question_that_waits_for_the_new_process_of_the_page_stays_a_dra
     assert [one.messages[-1] for one in service.requests] == [user("one")]
 
 
+async def test_a_question_is_asked_once_though_back_is_pressed_together_with_it(
+    tab: Page, page_at: PageAt, service: FakeService
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    questions = [f"And {number}?" for number in range(5)]
+    for question in questions:
+        count = await page.messages.count()
+        await page.input.fill(question)
+        # Streamlit's own script sends a question a moment after it was entered.
+        await tab.evaluate(
+            """() => {
+                document.querySelector('[data-testid=stChatInputSubmitButton]').click();
+                window.dispatchEvent(new PopStateEvent('popstate'));
+            }"""
+        )
+        await expect(page.messages).to_have_count(count + 2)
+        await expect(page.answer()).to_contain_text("tokens in")
+        await page.settled()
+    assert [one.messages[-1] for one in service.requests] == [user(question) for question in ["one", *questions]]
+
+
+async def test_a_new_process_of_the_page_shows_what_was_shown_and_not_where_back_led_before(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    port = free_port()
+    lost = tab.get_by_text("The page isn't reachable; trying again")
+    listed = tab.locator(".st-key-conversations button")
+    with serving(port, service.address, tmp_path):
+        page = await asked_once(tab, f"http://localhost:{port}")
+        await tab.get_by_role("button", name="New conversation").click()
+        await expect(page.messages).to_have_count(0)
+        await answered(page, "two")
+        await page.settled()
+        await tab.go_back()
+        await expect(page.messages.first).to_contain_text("one")
+        await page.settled()
+        await listed.filter(has_text="two").click()
+        await expect(page.messages.first).to_contain_text("two")
+        await page.settled()
+        address = tab.url
+    await expect(lost).to_be_visible()
+    with serving(port, service.address, tmp_path):
+        await expect(lost).to_have_count(0)
+        await answered(page, "three")
+        await page.settled()
+        await expect(page.messages.first).to_contain_text("two")
+        assert tab.url == address
+
+
 async def test_a_page_that_was_told_half_of_what_stands_on_it_shows_all_of_it(
     tab: Page, page_at: PageAt, service: FakeService, line: Line
 ) -> None:

@@ -22,6 +22,7 @@ async def anew(page: Chat) -> None:
     await page.settled()
     await page.tab.get_by_role("button", name="New conversation").click()
     await expect(page.messages).to_have_count(0)
+    await expect(page.not_asked()).to_have_count(0)
     await page.settled()
 
 

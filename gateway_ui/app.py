@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
-from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from tokenwire import default_address
 from tokenwire.v1.generation_service_pb2 import Model
 
-from . import actions, asking, conversations, leftovers, offer, sidebar
+from . import actions, asking, conversations, leftovers, offer, sidebar, taking
 from .chat.conversation import Exchange, Waiting
 from .chat.desk import Desk, Talk
 from .chat.live import Live
@@ -23,7 +21,6 @@ from .drawing import exchange_view
 from .drawing.plain import label
 from .drawing.reader import Told, reader
 from .following import TICK_SECONDS, follow, outlast
-from .input import attachments
 from .sidebar import Choices
 from .tab import Tab, shared_desk, this_tab
 
@@ -36,50 +33,8 @@ _OTHERS_SECONDS = 1.5
 # What a run has drawn may be on its way for so long. Streamlit throws it away where the next run begins meanwhile.
 _TOLD_SECONDS = 1.0
 
-# A question that came with Back or Forward is told again at once. The same words later are another one.
-_TOLD_AGAIN_SECONDS = 5.0
-
 # A :material: icon would be fetched from elsewhere.
 _ICON = str(Path(__file__).with_name("drawing") / "assets" / "icon.svg")
-
-
-def _input(tab: Tab) -> DeltaGenerator:
-    """Draw the input, and take what was typed; gives the place above it."""
-    with st.bottom:
-        above = st.container(key="above")
-        typed = st.chat_input(
-            "Ask, for example: What is baseball?",
-            key="question",
-            # Always the same: an input that changes forgets what was typed into it.
-            accept_file="multiple",
-            max_upload_size=attachments.UPLOAD_MEGABYTES,
-        )
-    if typed is not None and not _is_told_again(tab, typed.text):
-        if typed.text.strip() or typed.files:
-            tab.typed.append((tab.talk, typed, asking.id_of(_session(), tab.taken + 1)))
-        tab.taken += 1
-    return above
-
-
-def _is_told_again(tab: Tab, text: str) -> bool:
-    """Whether a question has come already.
-
-    With Back and Forward Streamlit's script in the browser runs this one at once, and brings along a question that was
-    entered in the same moment. Then it tells that question, which the script would see a second time.
-    """
-    early, now = tab.told_early, time.monotonic()
-    context = get_script_run_ctx()
-    if context is not None and context.is_history_navigation:
-        tab.told_early = now, text
-        return False
-    tab.told_early = None
-    return early is not None and early[1] == text and now - early[0] < _TOLD_AGAIN_SECONDS
-
-
-def _session() -> str:
-    """This tab's, as Streamlit calls it; another one for the same tab once the page is loaded anew."""
-    context = get_script_run_ctx()
-    return "" if context is None else context.session_id
 
 
 def page() -> None:
@@ -94,20 +49,20 @@ def page() -> None:
             # The browser says in a moment who it is, and the script runs again. There is no input until then: what it
             # says ends the run that a question begins, and Streamlit forgets what was typed if that comes too early.
             return
-    above = _input(tab)
+    above = taking.question_input(tab)
     told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner, told.went)
     conversations.go(tab, desk, told.owner, told.went)
-    if session := _session():
+    if session := taking.session():
         desk.shows(session, talk)
     _remember_old_answers(tab, talk)
     _follow_browser(tab, desk, talk, told)
 
     # Whatever touches the page may end this run, so the questions are kept before.
     hurry = bool(tab.typed or asking.to_check(talk))
-    _keep_typed(tab, desk, talk)
-    _tell_of_sent(tab, desk, talk, told.asks)
+    taking.keep_typed(tab, desk, talk)
+    taking.tell_of_sent(tab, desk, talk, told.asks)
     models, trouble = offer.models(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
     tab.settle(desk)
@@ -156,32 +111,6 @@ def _follow_browser(tab: Tab, desk: Desk, talk: Talk, told: Told) -> None:
     if tab.reopened != [*told.edited]:
         tab.reopened = [*told.edited]
         tab.editing.update(tab.reopened)
-
-
-def _keep_typed(tab: Tab, desk: Desk, talk: Talk) -> None:
-    """Put each question to the conversation that it was typed in, to be asked. Nothing here touches the page."""
-    while tab.typed:
-        of, typed, number = tab.typed[0]
-        if of is None or of.owner != talk.owner:  # typed before the browser had said who it is
-            of = talk
-        desk.put(of, asking.question(typed, number))
-        tab.unasked.append((of, tab.choices))
-        tab.typed.pop(0)
-
-
-def _tell_of_sent(tab: Tab, desk: Desk, talk: Talk, asks: object) -> None:
-    """Tell the browser once whether a question has come that it has sent. The script runs again for that."""
-    sent = asking.Sent.read(asks)
-    if sent is None or (tab.answer is not None and tab.answer[0] == sent.asked_with):
-        return
-    if sent.session == _session():
-        taken = sent.number <= tab.taken
-    else:
-        taken = not desk.gives_back(
-            talk.owner, sent.of or talk.conversation.id, asking.id_of(sent.session, sent.number)
-        )
-    tab.answer = sent.asked_with, taken
-    st.rerun()
 
 
 def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, str]) -> None:
@@ -283,7 +212,7 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
             )
     if not path:
         _welcome()
-    exchange_view.drawn(_session())
+    exchange_view.drawn(taking.session())
     for exchange in path:
         last = exchange is path[-1]
         with st.chat_message("user", avatar=":material/person:"):

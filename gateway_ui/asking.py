@@ -3,10 +3,8 @@
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
 
 import streamlit as st
 
@@ -30,38 +28,6 @@ OTHER_MODEL = "Another model is chosen by now, which may take what was refused."
 def client_of(address: str) -> Client:
     """The connection to the service, one for all tabs."""
     return Client(address)
-
-
-def id_of(session: str, number: int) -> str:
-    """The id of a question, which the browser can tell by, too: the thing of this number that came in a session."""
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"{session} {number}").hex
-
-
-class Sent(NamedTuple):
-    """A question that a browser has sent, and doesn't know whether it has come."""
-
-    asked_with: str
-    """Another one each time that the browser asks."""
-    session: str
-    number: int
-    of: str
-    """The conversation's id; empty: the browser didn't know it yet."""
-
-    @classmethod
-    def read(cls, said: object) -> Self | None:
-        """Of what a browser says; None where it says nothing of the kind."""
-        match said:
-            case [str(asked_with), str(session), int(number), str(of)]:
-                return cls(asked_with, session, number, of)
-            case _:
-                return None
-
-
-def question(typed: Any, number: str) -> Waiting:
-    """What was typed into the input, as Streamlit gives it, as a question that waits. `number`: its id."""
-    text = user(typed.text) if typed.text.strip() else Message()
-    files = [(file.name, file.getvalue()) for file in typed.files]
-    return Waiting(text, files=files, unchecked=bool(files), id=number)
 
 
 def to_check(talk: Talk) -> list[Waiting]:

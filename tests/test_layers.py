@@ -55,7 +55,7 @@ ONLY = {
             f"gateway_ui.{name}"
             for name in (
                 *("__main__", "actions", "app", "asking", "conversations", "following"),
-                *("leftovers", "offer", "sidebar", "tab"),
+                *("leftovers", "offer", "sidebar", "tab", "taking"),
             )
         ),
         *(f"gateway_ui.drawing.{name}" for name in ("exchange_view", "reader")),

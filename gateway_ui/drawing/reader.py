@@ -43,7 +43,7 @@ class Told(NamedTuple):
     went: object = None
     """Where the browser's Back or Forward has led: [another word each time, a conversation's id]."""
     asks: object = None
-    """What became of a question that was on its way, as it came: see `asking.Sent`. None: nothing of the kind."""
+    """What became of a question that was on its way, as it came: see `taking.Sent`. None: nothing of the kind."""
 
 
 def reader(

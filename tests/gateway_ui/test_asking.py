@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway_ui import actions, app, asking, conversations, following, sidebar
+from gateway_ui import actions, asking, conversations, following, sidebar, taking
 from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, Conversation, Exchange, Piece, Waiting
 from gateway_ui.chat.desk import Desk, Talk
 from gateway_ui.chat.store import Store
@@ -295,7 +295,7 @@ def test_a_question_goes_to_the_conversation_that_it_was_typed_in(tmp_path: Path
     tab = Tab(now, choices=CHOICES)
     for of, words in ((before, "one"), (None, "two"), (others, "three"), (now, "four")):
         tab.typed.append((of, SimpleNamespace(text=words, files=[]), words))
-    app._keep_typed(tab, desk, now)
+    taking.keep_typed(tab, desk, now)
     said = [[one.message.parts[0].text for one in talk.waiting] for talk in (before, now, others)]
     assert said == [["one"], ["two", "three", "four"], []]
     assert [one for one, _ in tab.unasked] == [before, now, now, now]

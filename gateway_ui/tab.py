@@ -53,8 +53,6 @@ class Tab:
     """The conversation that is shown; None: the browser hasn't said yet whose tab this is."""
     typed: list[tuple[Talk | None, Any, str]] = field(default_factory=list)
     """What isn't kept yet, as Streamlit gives it, each with the conversation that was shown, and the question's id."""
-    told_early: tuple[float, str] | None = None
-    """A question that came with Back or Forward, and when, by time.monotonic(): it is told once more."""
     taken: int = 0
     """So many questions, and clicks that open a conversation, have come. The browser holds others back until then."""
     unasked: list[tuple[Talk, Choices | None]] = field(default_factory=list)

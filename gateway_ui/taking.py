@@ -1,6 +1,5 @@
 """Takes the questions that are typed, each once, and tells the browser which of them have come."""
 
-import time
 import uuid
 from typing import Any, NamedTuple, Self
 
@@ -15,9 +14,6 @@ from .chat.conversation import Waiting
 from .chat.desk import Desk, Talk
 from .input import attachments
 from .tab import Tab
-
-# A question that came with Back or Forward is told again at once. The same words later are another one.
-_TOLD_AGAIN_SECONDS = 5.0
 
 
 def id_of(session: str, number: int) -> str:
@@ -63,26 +59,11 @@ def question_input(tab: Tab) -> DeltaGenerator:
             accept_file="multiple",
             max_upload_size=attachments.UPLOAD_MEGABYTES,
         )
-    if typed is not None and not _is_told_again(tab, typed.text):
+    if typed is not None:
         if typed.text.strip() or typed.files:
             tab.typed.append((tab.talk, typed, id_of(session(), tab.taken + 1)))
         tab.taken += 1
     return above
-
-
-def _is_told_again(tab: Tab, text: str) -> bool:
-    """Whether a question has come already.
-
-    With Back and Forward Streamlit's script in the browser runs this one at once, and brings along a question that was
-    entered in the same moment. Then it tells that question, which the script would see a second time.
-    """
-    early, now = tab.told_early, time.monotonic()
-    context = get_script_run_ctx()
-    if context is not None and context.is_history_navigation:
-        tab.told_early = now, text
-        return False
-    tab.told_early = None
-    return early is not None and early[1] == text and now - early[0] < _TOLD_AGAIN_SECONDS
 
 
 def session() -> str:

@@ -6,14 +6,14 @@ import threading
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Page, WebSocketRoute, expect
+from playwright.async_api import Locator, Page, WebSocketRoute, expect
 
 from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, happened
 from tests.gateway_ui.test_page_kept import TYPE, again, answered, opened, serving
 from tests.gateway_ui.test_page_settings import PHOTO
 from tests.ports import free_port
-from tests.tokenwire.fake_service import FakeService, completed
+from tests.tokenwire.fake_service import FakeService, completed, tool_call
 from tokenwire import user
 
 pytestmark = pytest.mark.browser
@@ -214,6 +214,12 @@ async def test_a_question_that_waits_for_the_new_process_of_the_page_stays_a_dra
     assert [one.messages[-1] for one in service.requests] == [user("one")]
 
 
+async def clicked_with_back(button: Locator) -> None:
+    """Streamlit's script in the browser tells of a click a moment later: before that, it runs the page's for Back."""
+    await expect(button).to_be_enabled()
+    await button.evaluate("one => { one.click(); window.dispatchEvent(new PopStateEvent('popstate')); }")
+
+
 async def test_a_question_is_asked_once_though_back_is_pressed_together_with_it(
     tab: Page, page_at: PageAt, service: FakeService
 ) -> None:
@@ -222,17 +228,31 @@ async def test_a_question_is_asked_once_though_back_is_pressed_together_with_it(
     for question in questions:
         count = await page.messages.count()
         await page.input.fill(question)
-        # Streamlit's own script sends a question a moment after it was entered.
-        await tab.evaluate(
-            """() => {
-                document.querySelector('[data-testid=stChatInputSubmitButton]').click();
-                window.dispatchEvent(new PopStateEvent('popstate'));
-            }"""
-        )
+        await clicked_with_back(tab.get_by_test_id("stChatInputSubmitButton"))
         await expect(page.messages).to_have_count(count + 2)
         await expect(page.answer()).to_contain_text("tokens in")
         await page.settled()
     assert [one.messages[-1] for one in service.requests] == [user(question) for question in ["one", *questions]]
+
+
+@pytest.mark.parametrize("button", ["Ask anew", "Retry", "Send"])
+async def test_what_a_button_asks_is_asked_once_though_back_is_pressed_together_with_it(
+    tab: Page, page_at: PageAt, service: FakeService, button: str
+) -> None:
+    page = await opened(tab, page_at(service.address))
+    service.will_answer(tool_call("weather", {"city": "Oslo"}), completed())
+    await answered(page, "one")
+    await page.settled()
+    if button == "Ask anew":
+        await page.messages.first.get_by_role("button", name="Edit").click()
+        await tab.get_by_label("Your question").fill("two")
+    elif button == "Send":
+        await tab.get_by_label("Result of weather").fill("warm")
+    await clicked_with_back(tab.get_by_role("button", name=button, exact=True))
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await page.settled()
+    await answered(page, "And then?")
+    assert len(service.requests) == 3
 
 
 async def test_a_new_process_of_the_page_shows_what_was_shown_and_not_where_back_led_before(

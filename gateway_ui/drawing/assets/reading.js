@@ -63,7 +63,6 @@ class Input {
   reachedAt = 0; // when the connection was lost or had again
   enters = false; // whether what stands in the input is to be sent as soon as it is known whether its files are still there
   back = []; // what goes back into the input, since it was never asked; the last one first
-  stood = ""; // the id of the conversation that stood here when the page's process became another one
   heading = ""; // the id of the conversation that Back or Forward has led to last, until the script has opened it
   corrects = true; // whether the browser's address names what isn't there: another one takes its place, and no step back
 
@@ -114,9 +113,9 @@ class Input {
   }
 
   // Whether the script has run since the connection was lost: until then nobody knows whether the page's process is another
-  // one, which counts anew, has none of the files, and may show another conversation at first.
+  // one, which counts anew and has none of the files.
   met() {
-    return (!this.unmet && !this.stood) || Date.now() - this.reachedAt >= LOST_MS;
+    return !this.unmet || Date.now() - this.reachedAt >= LOST_MS;
   }
 
   // Whether this session's script has drawn the buttons that open another conversation. Until then those of the page's
@@ -346,7 +345,6 @@ class Input {
       document.querySelectorAll(FILE).forEach((chip) => this.stale.add(chip));
       this.sent = this.taken = 0;
       this.doubted = true;
-      this.stood = this.shown?.id ?? "";
     }
     this.session = session;
     this.unmet = false;
@@ -391,12 +389,6 @@ class Input {
   shows(id, isNew) {
     this.shown = { id, isNew };
     if (id === this.draftOf) window.tokenwireDrafts.stays(id, isNew);
-    // Streamlit tells the new process the address that Back or Forward led to last, whatever has been opened since.
-    const { stood } = this;
-    this.stood = "";
-    if (!stood || stood === id || this.heading) return;
-    this.heading = stood;
-    this.held.unshift({ went: stood });
   }
 
   took(count) {

@@ -3,10 +3,12 @@
 import asyncio
 import signal
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Locator, Page, WebSocketRoute, expect
+from playwright.async_api import FilePayload, Locator, Page, WebSocketRoute, expect
 
 from tests.browser import PageAt
 from tests.gateway_ui.chat import Chat, happened
@@ -159,26 +161,35 @@ async def test_a_question_that_came_before_the_connection_was_lost_does_not_stan
     assert [one.messages[-1] for one in service.requests] == [user("one"), user("What is baseball?"), user("one")]
 
 
-@pytest.mark.parametrize("attached", [True, False])
-async def test_a_question_that_is_sent_before_the_new_process_of_the_page_has_said_a_word_is_asked_once_with_its_files(
-    tab: Page, service: FakeService, line: Line, tmp_path: Path, attached: bool
-) -> None:
+@asynccontextmanager
+async def in_an_unheard_process(
+    tab: Page, service: FakeService, line: Line, data: Path, *files: FilePayload
+) -> AsyncIterator[Chat]:
+    """Words, and these files, stand in the input. The page's process is another one, and has not said a word yet."""
     port = free_port()
     lost = tab.get_by_text("The page isn't reachable; trying again")
-    with serving(port, service.address, tmp_path):
+    with serving(port, service.address, data):
         page = await asked_once(tab, f"http://localhost:{port}")
         await page.choose("fake-2")
-        if attached:
-            await page.attach(PHOTO)
+        if files:
+            await page.attach(*files)
         await page.input.fill("What is this?")
         line.late = []
     await expect(lost).to_be_visible()
-    with serving(port, service.address, tmp_path):
+    with serving(port, service.address, data):
         await expect(lost).to_have_count(0)
+        yield page
+
+
+@pytest.mark.parametrize("files", [[PHOTO], []])
+async def test_a_question_that_is_sent_before_the_new_process_of_the_page_has_said_a_word_is_asked_once_with_its_files(
+    tab: Page, service: FakeService, line: Line, tmp_path: Path, files: list[FilePayload]
+) -> None:
+    refusal = tab.get_by_role("alert").filter(has_text="photo.png can't go along: The page was started anew")
+    async with in_an_unheard_process(tab, service, line, tmp_path, *files) as page:
         await page.input.press("Enter")
         line.caught_up()
-        refusal = tab.get_by_role("alert").filter(has_text="photo.png can't go along: The page was started anew")
-        if attached:
+        if files:
             await expect(refusal).to_be_visible()
             await expect(page.input).to_have_value("What is this?")
             await tab.get_by_role("button", name="Ask without it").click()
@@ -192,16 +203,7 @@ async def test_a_question_that_is_sent_before_the_new_process_of_the_page_has_sa
 async def test_a_question_that_waits_for_the_new_process_of_the_page_stays_a_draft_where_another_conversation_is_opened(
     tab: Page, service: FakeService, line: Line, tmp_path: Path
 ) -> None:
-    port = free_port()
-    lost = tab.get_by_text("The page isn't reachable; trying again")
-    with serving(port, service.address, tmp_path):
-        page = await asked_once(tab, f"http://localhost:{port}")
-        await page.attach(PHOTO)
-        await page.input.fill("What is this?")
-        line.late = []
-    await expect(lost).to_be_visible()
-    with serving(port, service.address, tmp_path):
-        await expect(lost).to_have_count(0)
+    async with in_an_unheard_process(tab, service, line, tmp_path, PHOTO) as page:
         await page.input.press("Enter")
         await tab.get_by_role("button", name="New conversation").click()
         await expect(page.input).to_have_value("")

@@ -19,6 +19,8 @@ def test_those_that_others_have_opened_are_not_ours(family: socket.AddressFamily
         try:
             listening = stack.enter_context(socket.create_server(("", 0), family=family))
         except OSError:
+            if family == socket.AF_INET:
+                raise
             pytest.skip("IPv6 is off in this kernel: no connection of its kind can be made, so there is none to count")
         port = listening.getsockname()[1]
         before = opened([port])

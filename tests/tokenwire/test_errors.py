@@ -8,7 +8,10 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from hypothesis import given
+from hypothesis import strategies as st
 
+from service.admission import quotas
 from service.errors import UpstreamError, UpstreamFault
 from service.providers import failures
 from service.providers.chat_completions import failures as chat_failures
@@ -190,11 +193,6 @@ OTHERS = [
     ),
     (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "QUOTA_EXCEEDED",
-        "This caller has made its 100 requests of this minute; again in 41 s",
-    ),
-    (
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
         "SERVER_BUSY",
         "All 9 streams of this server are taken; ask again in a moment",
     ),
@@ -210,13 +208,11 @@ OTHERS = [
 
 @pytest.mark.parametrize(("code", "reason", "said"), [*UPSTREAM, *OTHERS], ids=lambda one: str(one)[:60])
 def test_nothing_is_said_twice(code: grpc.StatusCode, reason: str, said: str) -> None:
-    words = str(explain(Failed(Refusal(code, reason, said)), address="host:1"))
-    sentences = re.split(r"(?<=[.]) (?=[A-Z])", words)
-    assert words.count("again in") <= 1
+    sentences = re.split(r"(?<=[.]) (?=[A-Z])", str(explain(Failed(Refusal(code, reason, said)), address="host:1")))
     of_the_matter = [one for one in sentences if not one.startswith("Try again")]
     assert len(of_the_matter) == 1
     if WORDS[code, reason].unsaid:
-        assert of_the_matter == [f"{said.removesuffix('; again in 41 s')}."]
+        assert of_the_matter == [f"{said}."]
         unsaid = explain(Failed(Refusal(code, reason, "")), address="host:1")
         assert str(unsaid).startswith(WORDS[code, reason].text.removesuffix(" {again}"))
 
@@ -272,3 +268,20 @@ def test_a_request_beyond_grpcs_limit_is_too_large_and_not_to_be_tried_again() -
 def test_an_answer_beyond_it_or_words_of_the_service_are_not_taken_for_that(words: str, reason: str) -> None:
     refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, reason, message=words)
     assert type(explain(Failed(refusal), address="localhost:50051")) is errors.BusyError
+
+
+@given(
+    quota=st.sampled_from(["requests_per_minute", "tokens_per_minute", "tokens_per_day"]),
+    limit=st.integers(0, 10**9),
+    seconds=st.floats(0.001, 86_400),
+)
+def test_when_to_come_again_is_said_once(quota: str, limit: int, seconds: float) -> None:
+    """In the service's words for callers that read no details, and here as the delay."""
+    refused = f"This caller {quotas._REFUSALS[quota].format(limit)}"
+    said = f"{refused}{quotas._again(quota, seconds)}"
+    assert "; again in " in said
+    delay = Duration()
+    delay.FromNanoseconds(int(seconds * 1e9))
+    refusal = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", said, (RetryInfo(retry_delay=delay),))
+    explained = str(explain(Failed(refusal), address="host:1"))
+    assert re.fullmatch(rf"{re.escape(refused)}\. Try again in [0-9]+ (s|minutes|hours)\.", explained)

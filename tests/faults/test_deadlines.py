@@ -16,7 +16,11 @@ from tokenwire.v1 import generation_service_pb2 as pb
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer, blackhole, headers, repeat, silence, status
 
-DEADLINE = (grpc.StatusCode.DEADLINE_EXCEEDED, "CALLER_DEADLINE")
+
+def told(error: grpc.aio.AioRpcError) -> str:
+    """The reason of an error at the caller's deadline; empty where its own clock came first, as it may on a busy machine."""
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    return "" if "Deadline Exceeded" in str(error.details()) else failure(error)[1]
 
 
 @pytest.mark.parametrize(
@@ -35,9 +39,7 @@ async def test_the_callers_deadline_ends_the_call_here_and_upstream(
             begin = time.monotonic()
             _, error = await fate(caller.start(timeout=0.3))
             seconds.append(time.monotonic() - begin)
-            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            # On a busy machine the caller's own clock may come first, and it knows no reasons.
-            reasons.append(failure(error)[1] if "Deadline Exceeded" not in str(error.details()) else "")
+            reasons.append(told(error))
     assert set(reasons) <= {"CALLER_DEADLINE", ""}
     assert "CALLER_DEADLINE" in reasons
     assert len(upstream.calls) == 10
@@ -51,15 +53,20 @@ async def test_the_callers_deadline_ends_the_call_here_and_upstream(
 async def test_retries_live_within_the_same_deadline(upstream: Emulator, served: ServerChild) -> None:
     wish = RetryInfo()
     wish.retry_delay.FromMilliseconds(200)
-    upstream.script.play(answer(status("UNAVAILABLE", "away", wish)), answer("word ", silence()))
-    async with served.caller() as caller:
-        messages, error = await fate(caller.start(timeout=2))
-    assert failure(error) == DEADLINE
-    assert [message.text for message in messages] == ["", "word "]
-    first, second = (call.deadline for call in upstream.calls)
-    assert first is not None
-    assert second is not None
-    assert second + 0.15 < first < 2
+    reasons = []
+    for _ in range(3):
+        upstream.reset()
+        upstream.script.play(answer(status("UNAVAILABLE", "away", wish)), answer("word ", silence()))
+        async with served.caller() as caller:
+            messages, error = await fate(caller.start(timeout=2))
+        reasons.append(told(error))
+        assert [message.text for message in messages] == ["", "word "]
+        first, second = (call.deadline for call in upstream.calls)
+        assert first is not None
+        assert second is not None
+        assert second + 0.15 < first < 2
+    assert set(reasons) <= {"CALLER_DEADLINE", ""}
+    assert "CALLER_DEADLINE" in reasons
 
 
 async def test_a_delay_that_the_deadline_has_no_room_for_fails_at_once_with_the_real_code(

@@ -257,8 +257,9 @@ async def test_what_a_button_asks_is_asked_once_though_back_is_pressed_together_
     assert len(service.requests) == 3
 
 
-async def test_a_new_process_of_the_page_shows_what_was_shown_and_not_where_back_led_before(
-    tab: Page, service: FakeService, tmp_path: Path
+@pytest.mark.parametrize("before", ["led to by Back", "there when the page was loaded"])
+async def test_a_new_process_of_the_page_shows_what_was_shown_and_not_what_had_been(
+    tab: Page, service: FakeService, tmp_path: Path, before: str
 ) -> None:
     port = free_port()
     lost = tab.get_by_text("The page isn't reachable; trying again")
@@ -272,6 +273,9 @@ async def test_a_new_process_of_the_page_shows_what_was_shown_and_not_where_back
         await tab.go_back()
         await expect(page.messages.first).to_contain_text("one")
         await page.settled()
+        if before == "there when the page was loaded":
+            await tab.reload()
+            await page.settled()
         await listed.filter(has_text="two").click()
         await expect(page.messages.first).to_contain_text("two")
         await page.settled()

@@ -18,7 +18,7 @@ from vertex_emulator.script import answer, blackhole, headers, repeat, silence, 
 
 
 def told(error: grpc.aio.AioRpcError) -> str:
-    """The reason of an error at the caller's deadline; empty where its own clock came first, as it may on a busy machine."""
+    """The reason of an error at the caller's deadline; empty where its own clock, which knows none, came first."""
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     return "" if "Deadline Exceeded" in str(error.details()) else failure(error)[1]
 

@@ -216,6 +216,49 @@ async def test_a_question_that_waits_for_the_new_process_of_the_page_stays_a_dra
     assert [one.messages[-1] for one in service.requests] == [user("one")]
 
 
+@pytest.mark.parametrize("enter", [False, True])
+async def test_what_is_typed_for_a_conversation_that_is_about_to_be_opened_is_its_draft_after_a_reload(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line, enter: bool
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    listed = tab.locator(".st-key-conversations button")
+    await tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await answered(page, "two")
+    await page.settled()
+    line.mute = True
+    await listed.filter(has_text="one").click()
+    await asyncio.wait_for(line.swallowed.wait(), 20)
+    await page.input.fill("And then?")
+    if enter:
+        await page.input.press("Enter")
+        await expect(page.input).to_have_value("")
+    line.mute = False
+    await tab.reload()
+    await expect(page.messages.first).to_contain_text("two")
+    await page.settled()
+    await expect(page.input).to_have_value("")
+    await listed.filter(has_text="one").click()
+    await expect(page.messages.first).to_contain_text("one")
+    await expect(page.input).to_have_value("And then?")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("two")]
+
+
+async def test_nothing_can_be_entered_before_the_pages_own_code_is_there(
+    tab: Page, page_at: PageAt, service: FakeService
+) -> None:
+    late = "{ configurable: true, get() {}, set(code) { window.code = code; } }"
+    page = await opened(tab, page_at(service.address))
+    await tab.add_init_script(f"Object.defineProperty(window, 'tokenwireReader', {late})")
+    await tab.reload()
+    await expect(page.input).to_be_attached()
+    await tab.wait_for_function("() => Boolean(window.code)")
+    await expect(page.input).to_be_hidden()
+    await tab.evaluate("Object.defineProperty(window, 'tokenwireReader', { value: window.code, writable: true })")
+    await expect(page.input).to_be_visible()
+    await answered(page, "one")
+
+
 async def clicked_with_back(button: Locator) -> None:
     """Streamlit's script in the browser tells of a click a moment later: before that, it runs the page's for Back."""
     await expect(button).to_be_enabled()

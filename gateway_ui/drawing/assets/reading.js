@@ -14,6 +14,7 @@ const FILE = '[data-testid="stChatInput"] [data-testid="stFileChip"]';
 const OPENS = [".st-key-new", ".st-key-conversations", ".st-key-undeletable", '[class*="st-key-delete-"]',
   '[class*="st-key-undo-"]', '[class*="st-key-back-"]'].map((one) => `${one} button`).join(", ");
 const BEGINS = ".st-key-new";
+const LEADS = /^st-key-(?:open|undelete|undo|back)-([0-9a-f]{32})$/; // the class of what opens the conversation of this id
 const DRAWN = ".tw-drawn"; // behind what opens them, with the session whose script has drawn that
 // What begins the edit of a question, and has the class of the form that then stands there.
 const EDITS = '[class*="st-key-edit-"]';
@@ -62,6 +63,7 @@ class Input {
   unmet = false; // whether the connection was lost, and no run of the script has come since
   reachedAt = 0; // when the connection was lost or had again
   enters = false; // whether what stands in the input is to be sent as soon as it is known whether its files are still there
+  ahead = ""; // the id of the conversation that is about to be opened, while that is under way; empty: it isn't known
   back = []; // what goes back into the input, since it was never asked; the last one first
   heading = ""; // the id of the conversation that Back or Forward has led to last, until the script has opened it
   corrects = true; // whether the browser's address names what isn't there: another one takes its place, and no step back
@@ -90,6 +92,7 @@ class Input {
     setInterval(() => this.release(), RELEASE_MS);
     setInterval(() => this.asks(), RELEASE_MS);
     setInterval(() => { if (!this.refused()) this.refusal.remove(); }, RELEASE_MS);
+    document.body.classList.add("tw-there");
   }
 
   // Half of a character, as a text that was cut may have, can't be sent: Streamlit closes its connection. What is typed
@@ -136,6 +139,9 @@ class Input {
 
   remembers() {
     const back = [...this.back, ...this.held.filter(isQuestion)];
+    // What is typed while another conversation is about to be shown is nobody's draft yet.
+    const typed = this.draftOf || this.sending ? "" : document.querySelector(INPUT)?.value;
+    if (typed) back.push({ text: typed, of: this.ahead });
     try {
       if (this.pending || back.length) window.sessionStorage.setItem(SENT, JSON.stringify({ pending: this.pending, back }));
       else window.sessionStorage.removeItem(SENT);
@@ -271,7 +277,7 @@ class Input {
     const input = document.querySelector(INPUT);
     if (waits) {
       const isNew = this.draftOf === this.shown?.id && this.shown.isNew;
-      this.held.push({ text: input.value, knowingly: this.knowingly, of: this.draftOf, isNew });
+      this.held.push({ text: input.value, knowingly: this.knowingly, of: this.draftOf || this.ahead, isNew });
       this.remembers();
       this.write(input, "");
       return;
@@ -301,11 +307,12 @@ class Input {
     // What is typed from now on is for the other one. Who begins a new one is about to type.
     this.putsAside();
     if (event.target.closest(BEGINS)) focus(document.querySelector(INPUT));
+    const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
+    this.ahead = LEADS.exec(key)?.[1] ?? "";
     if (!this.held.length && this.ready() && this.drawn()) {
       this.goes();
       return;
     }
-    const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
     event.preventDefault();
     event.stopImmediatePropagation();
     this.held.push({ key });
@@ -329,7 +336,7 @@ class Input {
     if (!this.shown || went === (this.heading || this.shown.id)) return;
     window.tokenwireDrafts.leaves();
     this.putsAside();
-    this.heading = went;
+    this.heading = this.ahead = went;
     this.held.push({ went });
     this.release();
   }
@@ -352,8 +359,9 @@ class Input {
 
   // Each conversation has its own draft.
   keeps() {
-    // While a question is sent that was held, it stands in the place of the draft.
-    if (this.draftOf && !this.sending) window.tokenwireDrafts.keepQuestion(this.draftOf, document.querySelector(INPUT).value);
+    if (this.sending) return; // a question that was held stands in the place of the draft
+    if (this.draftOf) window.tokenwireDrafts.keepQuestion(this.draftOf, document.querySelector(INPUT).value);
+    else this.remembers();
   }
 
   putsAside() {
@@ -384,6 +392,7 @@ class Input {
     this.draftOf = this.shown.id;
     this.lost = this.lostOf.get(this.draftOf) ?? (text === before ? lost : "");
     this.keeps();
+    this.remembers();
   }
 
   shows(id, isNew) {

@@ -1,5 +1,6 @@
 """deploy/systemd: systemd's own tools find nothing wrong, and what it says of the server is true."""
 
+import argparse
 import asyncio
 import json
 import re
@@ -8,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,14 @@ from tests.confined import UNKNOWN
 from tests.ports import free_port
 from tokenwire import AsyncClient
 from tokenwire.cli.__main__ import COMMANDS
+from tokenwire.cli.running import edge
 from vertex_emulator.emulator import Emulator
 from vertex_emulator.script import answer
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy/systemd"
 UNIT = (FOLDER / "tokenwire.service").read_text()
+EDGE = (FOLDER / "tokenwire-edge.service").read_text()
 ANALYZE = shutil.which("systemd-analyze")
 
 needs_systemd = pytest.mark.skipif(
@@ -33,20 +38,23 @@ needs_systemd = pytest.mark.skipif(
 )
 
 
-def told(option: str) -> list[str]:
-    """All that the unit says of an option."""
-    return re.findall(rf"^{option}=(.*)$", UNIT, re.MULTILINE)
+def told(option: str, unit: str = UNIT) -> list[str]:
+    """All that a unit says of an option."""
+    return re.findall(rf"^{option}=(.*)$", unit, re.MULTILINE)
 
 
-@pytest.fixture
-def unit(tmp_path: Path) -> Path:
-    """The unit with its drop-in, and with a program that is there."""
-    folder = tmp_path / "tokenwire.service.d"
+@pytest.fixture(params=["tokenwire.service", "tokenwire-edge.service"])
+def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A unit with its drop-in, and with a program that is there."""
+    found: Path = tmp_path / request.param
+    folder = found.with_suffix(".service.d")
     folder.mkdir()
-    shutil.copy(FOLDER / "google-key.conf", folder)
-    found = tmp_path / "tokenwire.service"
+    if found.stem == "tokenwire":
+        shutil.copy(FOLDER / "google-key.conf", folder)
     here = str(Path(sys.executable).with_name("tokenwire"))
-    found.write_text(UNIT.replace("/opt/tokenwire/bin/tokenwire", here))
+    # The edge wants the server before it, if there is one.
+    for name, text in (("tokenwire.service", UNIT), ("tokenwire-edge.service", EDGE)):
+        (tmp_path / name).write_text(text.replace("/opt/tokenwire/bin/tokenwire", here))
     return found
 
 
@@ -90,6 +98,38 @@ def test_a_stop_has_the_time_that_all_of_its_steps_take() -> None:
     assert told("KillMode") == ["mixed"]
 
 
+def edge_options(*flags: str) -> argparse.Namespace:
+    """Those of the edge as its unit starts it, with these flags of its owner."""
+    (command,) = told("ExecStart", EDGE)
+    path, name, *own = command.split(" ")
+    assert path.endswith("/bin/tokenwire")
+    assert edge.__name__ == f"tokenwire.{COMMANDS[name][0]}"
+    assert own.pop() == "$EDGE_FLAGS"
+    return edge._parser("tokenwire edge").parse_args([*own, *flags])
+
+
+def test_a_stop_of_the_edge_has_the_time_that_all_of_its_steps_take() -> None:
+    takes = stopping.edge_takes(edge_options())
+    (most,) = told("TimeoutStopSec", EDGE)
+    assert float(most) >= takes + stopping.BESIDE_SECONDS
+    assert f": {takes:g} s." in EDGE
+    assert told("KillMode", EDGE) == ["mixed"]
+    stopping.hold(settings(), edge_options().grace)
+
+
+def test_the_edge_is_run_with_the_flags_of_its_owner() -> None:
+    (flags,) = re.findall(r"^EDGE_FLAGS=((?:.+\\\n)*.+)$", SECTION, re.MULTILINE)
+    options = edge_options(*flags.replace("\\\n", "").split())
+    assert options.host != edge_options().host
+    assert options.replica_name
+    assert edge_options("--grace", "5").grace == 5
+    assert told("Environment", EDGE) == ["EDGE_FLAGS="]
+    (file,) = told("EnvironmentFile", EDGE)
+    assert f" {file} " in SECTION
+    assert told("RestartPreventExitStatus", EDGE) == [str(EXIT_SETTING)]
+    assert told("ExecReload", EDGE) == []  # SIGHUP ends it
+
+
 def test_no_call_may_last_longer_than_a_stop_lets_it() -> None:
     """Unless its owner says otherwise: what is in the file wins, and the page's example says nothing of it."""
     stopping.hold(settings())
@@ -114,11 +154,12 @@ PAGE = (ROOT / "docs/operations.md").read_text()
 
 def test_its_user_has_the_name_of_no_group_that_the_page_makes() -> None:
     """A dynamic user is called as its unit is, and systemd takes no name that a group has already (217/USER)."""
-    assert told("DynamicUser") == ["yes"]
-    (user,) = told("User") or ["tokenwire"]  # the unit's own name
     made = re.findall(r"^groupadd --system (\S+)$", SECTION, re.MULTILINE)
-    assert made == told("SupplementaryGroups")
-    assert user not in made
+    for name, one in (("tokenwire", UNIT), ("tokenwire-edge", EDGE)):
+        assert told("DynamicUser", one) == ["yes"]
+        assert told("User", one) == []
+        assert made == told("SupplementaryGroups", one)
+        assert name not in made
     assert set(re.findall(r"--group (\S+)", SECTION)) == set(made)
     # Nor does the page make such a user.
     assert "useradd" not in SECTION
@@ -140,39 +181,34 @@ def calls(*groups: str) -> set[str]:
     return found
 
 
-def confinement() -> dict[str, Any]:
-    """What the unit leaves to the server, for `tests.confined`."""
+def confinement(unit: str) -> dict[str, Any]:
+    """What the unit leaves to its program, for `tests.confined`."""
     allowed: set[str] = set()
-    for line in told("SystemCallFilter"):
+    for line in told("SystemCallFilter", unit):
         groups = line.removeprefix("~").split()
         allowed = allowed - calls(*groups) if line.startswith("~") else allowed | calls(*groups)
-    families = [getattr(socket, name) for line in told("RestrictAddressFamilies") for name in line.split()]
-    assert told("MemoryDenyWriteExecute") == ["yes"]
-    assert told("SystemCallErrorNumber") == ["EPERM"]
+    families = [getattr(socket, name) for line in told("RestrictAddressFamilies", unit) for name in line.split()]
+    assert told("MemoryDenyWriteExecute", unit) == ["yes"]
+    assert told("SystemCallErrorNumber", unit) == ["EPERM"]
     return {"calls": sorted(allowed), "families": families, "executable": False}
 
 
-@needs_systemd
-@pytest.mark.process
-@pytest.mark.thorough
-async def test_the_server_serves_and_drains_with_what_the_unit_leaves_to_it(emulator: Emulator) -> None:
-    """System calls, kinds of sockets, and no memory that can be both written and run."""
-    emulator.script.play(default=answer("Base", "ball."))
-    address = f"127.0.0.1:{free_port()}"
-    flags = ("--port", address.partition(":")[2], "--workers", "2", "--emulator", emulator.address)
+@asynccontextmanager
+async def confined(unit: str, ready: str, *command: str) -> AsyncIterator[list[str]]:
+    """`tokenwire` with this command, with what the unit leaves to it; gives what it says. It ends well by SIGTERM."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.confined", json.dumps(confinement())),
-        *(sys.executable, "-m", "tokenwire.cli", "serve", *flags),
+        *(sys.executable, "-m", "tests.confined", json.dumps(confinement(unit))),
+        *(sys.executable, "-m", "tokenwire.cli", *command),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
     assert process.stdout is not None
-    said = []
+    said: list[str] = []
     async with asyncio.timeout(100):
         async for line in process.stdout:
             said.append(line.decode())
-            if "ready after" in said[-1]:
+            if ready in said[-1]:
                 break
         else:
             if await process.wait() == UNKNOWN:
@@ -180,9 +216,31 @@ async def test_the_server_serves_and_drains_with_what_the_unit_leaves_to_it(emul
                     "MemoryDenyWriteExecute is tried by prctl(PR_SET_MDWE), which this kernel lacks (it came with 6.3)"
                 )
             pytest.fail("".join(said))
-    async with AsyncClient(address) as client, client.generate("What is baseball?") as pieces:
-        assert "".join([piece async for piece in pieces.text()]) == "Baseball."
-    process.send_signal(signal.SIGTERM)
-    rest, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode == 0, rest.decode()
+    try:
+        yield said
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest, _ = await asyncio.wait_for(process.communicate(), 60)
+    said.append(rest.decode())
+    assert process.returncode == 0, "".join(said)
+
+
+@needs_systemd
+@pytest.mark.process
+@pytest.mark.thorough
+async def test_server_and_edge_serve_and_end_with_what_their_units_leave_to_them(emulator: Emulator) -> None:
+    """System calls, kinds of sockets, and no memory that can be both written and run."""
+    emulator.script.play(default=answer("Base", "ball."))
+    port, edge_port = str(free_port()), str(free_port())
+    server = ("serve", "--port", port, "--workers", "2", "--emulator", emulator.address)
+    proxy = ("edge", "--port", edge_port, "--replica", f"127.0.0.1:{port}")
+    async with (
+        confined(UNIT, "ready after", *server) as said,
+        confined(EDGE, "Envoy listening", *proxy) as edge_said,
+    ):
+        for one in (port, edge_port):
+            async with AsyncClient(f"127.0.0.1:{one}") as client, client.generate("What is baseball?") as pieces:
+                assert "".join([piece async for piece in pieces.text()]) == "Baseball."
     assert "warning" not in "".join(said).lower()
+    # That it was told to end it says as a warning.
+    assert "".join(edge_said).count("[warning]") == "".join(edge_said).count("caught ENVOY_SIGTERM")

@@ -121,13 +121,13 @@ image: $(VENV)/.dev ## Build the images, and prove what docs/operations.md promi
 	@$(BIN)/python -m pytest -m image tests/test_image.py $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.dev ## Measure every fault against its bound, for an hour; refreshes docs/faults.md, docs/hostile.md
+soak: $(VENV)/.dev ## Measure every fault against its bound, walk the page at random, for an hour; refreshes docs/faults.md and hostile.md
 	@$(BIN)/python -m tests.faults.recorder
 	@rm -f build/hostile.json
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/hostile $(ARGS)
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/test_recipes.py -k leaves_fastapi $(ARGS)
-	@$(BIN)/python -m pytest -m soak tests/simulation $(ARGS)
+	@$(BIN)/python -m pytest -m soak tests/simulation tests/gateway_ui $(ARGS)
 	@$(BIN)/python -m tests.faults.report
 	@$(BIN)/python -m tests.hostile.report
 

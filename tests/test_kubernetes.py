@@ -101,9 +101,23 @@ class Rendered:
         return edge._parser("tokenwire edge").parse_args(flags)
 
 
+@pytest.fixture(scope="module", params=[False, True], ids=["as they are", "with all components"])
+def with_all(request: pytest.FixtureRequest) -> bool:
+    """Whether overlays take the components, too, that they have in comments."""
+    told: bool = request.param
+    return told
+
+
 @pytest.fixture(scope="module", params=OVERLAYS, ids=lambda folder: folder.name)
-def made(request: pytest.FixtureRequest) -> Rendered:
-    return Rendered(request.param)
+def made(request: pytest.FixtureRequest, with_all: bool, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    if not with_all:
+        return Rendered(request.param)
+    overlay = copied(tmp_path_factory.mktemp("deploy")) / "overlays" / request.param.name
+    file = overlay / "kustomization.yaml"
+    told, commented = file.read_text(), "  # - ../../components/"
+    assert commented in told
+    file.write_text(told.replace(commented, commented.replace("# ", "")))
+    return Rendered(overlay)
 
 
 def copied(to: Path) -> Path:
@@ -164,8 +178,11 @@ def test_what_settings_name_is_mounted(made: Rendered) -> None:
             data = made.one("ConfigMap", volume["configMap"]["name"])["data"]
             held |= {f"{mount['mountPath']}/{name}" for name in data}
     assert volumes == {}
-    named = {settings.api_keys, settings.callers, settings.redis_password_file, settings.tls_certificate} - {""}
-    assert named == held
+    named = {settings.api_keys, settings.callers, settings.redis_password_file}
+    named |= {settings.tls_certificate, settings.tls_key}
+    probes = [container[kind] for kind in PROBES]
+    named |= {health_options(probe).ca for probe in probes if "exec" in probe}
+    assert named - {""} == held
 
 
 def test_no_secret_is_in_the_tree(made: Rendered) -> None:
@@ -191,8 +208,25 @@ def test_the_edge_takes_its_flags_and_finds_the_replicas(made: Rendered) -> None
     assert int(port) == made.ports("tokenwire")["grpc"]
     assert str(options.threads) == made.container("tokenwire-edge")["resources"]["limits"]["cpu"]
     mounts = {one["mountPath"] for one in made.container("tokenwire-edge")["volumeMounts"]}
-    assert {str(Path(path).parent) for path in (options.tls_certificate, options.tls_key)} <= mounts
+    files = [options.tls_certificate, options.tls_key, *([options.replica_ca] if options.replica_ca else [])]
+    assert {str(Path(path).parent) for path in files} <= mounts
     assert "/tmp" in mounts
+
+
+def test_the_edge_speaks_tls_with_replicas_that_do(made: Rendered, with_all: bool) -> None:
+    """By the authority of their own certificates, which the probes go by as well; else the pods say how they can."""
+    settings, options = made.settings, made.edge_options
+    assert bool(settings.tls_certificate) == bool(options.replica_ca) == with_all != settings.insecure
+    (port,) = made.one("Service", "tokenwire-replicas")["spec"]["ports"]
+    assert port["appProtocol"] == ("https" if with_all else "kubernetes.io/h2c")
+    secrets = {
+        volume["secret"]["secretName"]
+        for pod in made.pods.values()
+        for volume in pod["spec"]["volumes"]
+        for item in volume.get("secret", {}).get("items", ())
+        if item["key"] == "ca.crt"
+    }
+    assert len(secrets) == with_all
 
 
 def test_a_stop_has_the_time_that_all_of_its_steps_take(made: Rendered) -> None:
@@ -241,15 +275,33 @@ def test_envoy_sees_that_a_replica_drains_before_its_port_is_closed(made: Render
     assert cluster["type"] == "STRICT_DNS"  # so that a headless name's addresses are all found
 
 
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+
+
+def health_options(probe: Object) -> Any:
+    """What a probe that is a program asks."""
+    program, command, *flags = probe["exec"]["command"]
+    assert (program, command) == ("tokenwire", "health")
+    return health._parser("tokenwire health").parse_args(flags)
+
+
 def test_each_probe_asks_a_port_that_is_there_and_has_patience(made: Rendered) -> None:
     for name in made.pods:
         container, ports = made.container(name), made.ports(name)
-        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        for kind in PROBES:
             probe = container[kind]
             if "grpc" in probe:
                 # Kubelet's own speaks no TLS.
                 assert not made.settings.tls_certificate
                 assert probe["grpc"]["port"] == made.settings.port
+            elif "exec" in probe:
+                assert made.settings.tls_certificate
+                asks = health_options(probe)
+                assert asks.address == f"https://localhost:{made.settings.port}"
+                # The one name that the certificate has to have.
+                (replica,) = made.edge_options.replica
+                assert (asks.server_name, made.edge_options.replica_name) == (replica.partition(":")[0], None)
+                assert asks.timeout < probe["timeoutSeconds"]
             else:
                 assert probe["tcpSocket"]["port"] in ports
             assert probe.get("timeoutSeconds", 1) <= probe["periodSeconds"]
@@ -580,8 +632,10 @@ def test_the_patch_that_the_page_has_for_the_number_of_edges_is_one(tmp_path: Pa
     assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (4, 10)
 
 
-def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(made: Rendered, tmp_path: Path) -> None:
-    for name in ("keys", "redis-password"):
+def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(
+    made: Rendered, with_all: bool, tmp_path: Path
+) -> None:
+    for name in ("keys", "redis-password", "replica.crt", "replica.key", "replicas.pem"):
         (tmp_path / name).write_text("x")
     authority = Authority()
     authority.sign("localhost").write(tmp_path)
@@ -609,7 +663,9 @@ def test_the_secrets_that_the_page_makes_are_those_that_the_pods_mount(made: Ren
             ]
             assert keys
             wanted |= {(secret["secretName"], key) for key in keys}
-    assert held == wanted
+    assert wanted <= held
+    # The page says of which component this one is.
+    assert {name for name, _ in held - wanted} == (set() if with_all else {"tokenwire-replica-tls"})
 
 
 def test_what_the_page_names_is_there(made: Rendered) -> None:

@@ -8,7 +8,6 @@ import json
 import re
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from tokenwire.cli import arguments
 from tokenwire.cli.running import envoy_administration, envoy_configuration
 from tokenwire.cli.running.envoy_administration import Admin
 from tokenwire.cli.running.envoy_process import Envoy
+from tokenwire.cli.running.given_files import EdgeError, check_authorities, check_certificate, check_readable
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -37,10 +37,6 @@ STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPLICA = re.compile(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.%\w]+\]):(?P<port>\d{1,5})")
 _NAME = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+")
 _ORIGIN = re.compile(r"\*|https?://[\w.-]+(:\d{1,5})?")
-
-
-class EdgeError(Exception):
-    """Envoy can't be run; the message says why, and what would help."""
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> int:
@@ -211,46 +207,15 @@ def _check(options: argparse.Namespace) -> None:
     if bool(options.tls_certificate) != bool(options.tls_key):
         raise EdgeError("TLS takes two files: --tls-certificate and --tls-key are wanted together")
     if options.tls_certificate:
-        _check_certificate(options.tls_certificate, options.tls_key)
+        check_certificate(options.tls_certificate, options.tls_key)
     if options.replica_ca:
-        _check_authorities(options.replica_ca)
+        check_authorities(options.replica_ca)
     elif options.replica_name:
         raise EdgeError("--replica-name is that of certificates: --replica-ca is wanted with it")
     if options.page:
-        _check_readable(options.page, "--page")
+        check_readable(options.page, "--page")
     if options.admin_port:
         _free_addresses("127.0.0.1", options.admin_port, "--admin-port", "--host")
-
-
-def _check_certificate(certificate: str, key: str) -> None:
-    _check_readable(certificate, "--tls-certificate")
-    _check_readable(key, "--tls-key")
-
-    def refuse_to_ask() -> str:
-        raise EdgeError(f"--tls-key {key} has a passphrase: a key without one is wanted")
-
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, refuse_to_ask)
-    except ssl.SSLError as error:
-        why = "the key isn't that of the certificate" if error.reason == "KEY_VALUES_MISMATCH" else "they aren't PEM"
-        raise EdgeError(f"--tls-certificate {certificate} and --tls-key {key} can't be used: {why}") from error
-
-
-def _check_authorities(path: str) -> None:
-    _check_readable(path, "--replica-ca")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError as error:
-        raise EdgeError(f"--replica-ca {path} can't be used: it has no certificates in PEM") from error
-
-
-def _check_readable(path: str, flag: str) -> None:
-    try:
-        Path(path).read_bytes()
-    except OSError as error:
-        raise EdgeError(
-            f"{flag} {path} can't be read: {error.strerror}. Give it a file that this user may read"
-        ) from error
 
 
 def _free_addresses(host: str, port: int, flag: str, host_flag: str) -> list[str]:

@@ -266,6 +266,58 @@ async def test_tls_and_both_of_its_protocols(running: Running, vertex: Emulator,
         assert (await asked.communicate())[0] == b"b\n"
 
 
+async def test_a_certificate_is_followed_and_no_stream_is_cut_for_it(
+    running: Running, vertex: Emulator, tmp_path: Path
+) -> None:
+    """However the files are changed, and one after the other; what can't be used is told, and the one before stays."""
+    vertex.script.play(answer("Base", wait_for("rotated"), "ball."))
+    authority = Authority()
+    certificate, key = authority.sign("localhost", "127.0.0.1").write(tmp_path)
+    trusted = ssl.create_default_context(cadata=authority.pem.decode())
+    flags = ("--replica", running.service, "--tls-certificate", certificate, "--tls-key", key)
+    paths = Path(certificate), Path(key)
+    goes_on, taken = "Envoy goes on with the certificate it has: ", "New connections get the new certificate"
+
+    async def served() -> bytes:
+        """What new connections get."""
+        _, writer = await asyncio.open_connection("localhost", followed.port, ssl=trusted)
+        shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return shown
+
+    async def other_than(before: bytes) -> bytes:
+        """What they get once Envoy has read it, which is a moment later."""
+        async with asyncio.timeout(10):
+            while (shown := await served()) == before:
+                pass
+        return shown
+
+    async with running_edge(*flags) as followed, followed.client(verify=trusted) as client:
+        async with client.stream("POST", "/v1/generate", json=ASK) as response:
+            lines = response.aiter_lines()
+            while "text" not in read(await anext(lines)):
+                pass
+            first = await served()
+            authority.sign("localhost", "127.0.0.1").write(tmp_path)
+            await said(followed, taken)
+            second = await other_than(first)
+            for path, content in zip(paths, authority.sign("localhost", "127.0.0.1"), strict=True):
+                path.write_bytes(content)
+            await said(followed, taken, times=2)
+            third = await other_than(second)
+            paths[1].write_text("nothing")
+            await said(followed, goes_on)
+            assert "they aren't PEM" in followed.said[-1]
+            paths[1].unlink()
+            paths[1].write_bytes(authority.sign("localhost")[1])
+            await said(followed, goes_on, times=2)
+            assert "the key isn't that of the certificate" in followed.said[-1]
+            assert await served() == third
+            vertex.open_gate("rotated")
+            rest = [line async for line in lines]
+        assert "completed" in read(rest[-1])
+
+
 async def test_administration_is_of_this_machine_alone_and_off_unless_asked_for(running: Running) -> None:
     port = free_port()
     flags = ("--replica", running.service, "--admin-port", str(port))

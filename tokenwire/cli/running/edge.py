@@ -19,7 +19,13 @@ from tokenwire.cli import arguments
 from tokenwire.cli.running import envoy_administration, envoy_configuration
 from tokenwire.cli.running.envoy_administration import Admin
 from tokenwire.cli.running.envoy_process import Envoy
-from tokenwire.cli.running.given_files import EdgeError, check_authorities, check_certificate, check_readable
+from tokenwire.cli.running.given_files import (
+    EdgeError,
+    FollowedCertificate,
+    check_authorities,
+    check_certificate,
+    check_readable,
+)
 from tokenwire.cli.terminal import EXIT_FAILED, say
 
 DEFAULT_PORT = 8080
@@ -29,7 +35,7 @@ SMALLEST_MEMORY = 64  # for a few requests of 16 MiB, and what Envoy allocates f
 
 START_SECONDS = 60  # for Envoy to listen, on a slow machine under load
 ANSWER_SECONDS = 2  # for a connection to be taken
-REPLICAS_SECONDS = 1.0  # between two looks at whether any replica serves
+LOOK_SECONDS = 1.0  # between two looks at the certificate, and at whether any replica serves
 LONGEST_GRACE_SECONDS = 3600
 
 STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -96,7 +102,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="of which other origin pages may call, such as https://example.com; * for all; any number of times "
         "(default: none)",
     )
-    parser.add_argument("--tls-certificate", metavar="FILE", help="speak TLS with this certificate, in PEM")
+    parser.add_argument(
+        "--tls-certificate",
+        metavar="FILE",
+        help="speak TLS with this certificate, in PEM; a new one in its place is followed",
+    )
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
     parser.add_argument("--page", metavar="FILE", help="a page to show at /, in HTML (default: none)")
     parser.add_argument(
@@ -254,13 +264,16 @@ def _run(envoy: Envoy, options: argparse.Namespace, addresses: Sequence[str], me
         if options.grace or options.drain_delay:
             # Envoy closes what it drains after that time: not before the delay and the grace are over.
             flags += ["--drain-strategy", "immediate", "--drain-time-s", str(3 * LONGEST_GRACE_SECONDS)]
+        certificate = None
+        if options.tls_certificate:
+            certificate = FollowedCertificate(options.tls_certificate, options.tls_key, Path(folder))
         told = envoy_configuration.filled_in(
             addresses=addresses,
             port=options.port,
             replicas=replicas,
             replica_tls=(options.replica_ca, names) if options.replica_ca else None,
             origins=options.allow_origin,
-            tls=(options.tls_certificate, options.tls_key) if options.tls_certificate else None,
+            certificate=certificate.secret if certificate else None,
             page=options.page,
             admin=admin,
             memory=options.memory << 20,
@@ -273,7 +286,7 @@ def _run(envoy: Envoy, options: argparse.Namespace, addresses: Sequence[str], me
             if _await_listening(envoy, addresses[0], options.port):
                 away = not _tell(options, addresses, replicas)
                 threading.Thread(
-                    target=_follow_replicas, args=(envoy, admin), kwargs={"away": away}, daemon=True
+                    target=_follow, args=(envoy, admin, certificate), kwargs={"away": away}, daemon=True
                 ).start()
             code = envoy.wait()
     if envoy.stopped:
@@ -300,10 +313,15 @@ def _tell(options: argparse.Namespace, addresses: Sequence[str], replicas: Seque
     return found
 
 
-def _follow_replicas(envoy: Envoy, admin: Admin, away: bool) -> None:
-    """Say that no replica serves any more, or that one does again, until Envoy is to end. `away`: none was there."""
+def _follow(envoy: Envoy, admin: Admin, certificate: FollowedCertificate | None, *, away: bool) -> None:
+    """Until Envoy is to end, have it follow its certificate, and say when no replica serves and when one does again.
+
+    `away`: none was there.
+    """
     while not envoy.stopped:
-        time.sleep(REPLICAS_SECONDS)
+        time.sleep(LOOK_SECONDS)
+        if certificate:
+            certificate.look()
         try:
             serving = envoy_administration.serving_replicas(admin) > 0
         except OSError:

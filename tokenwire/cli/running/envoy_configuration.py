@@ -23,7 +23,7 @@ def filled_in(
     replicas: Iterable[str],
     replica_tls: tuple[str, Sequence[str]] | None = None,
     origins: Sequence[str] = (),
-    tls: tuple[str, str] | None = None,
+    certificate: Path | None = None,
     page: str | None = None,
     admin: envoy_administration.Admin | None = None,
     memory: int | None = None,
@@ -33,10 +33,10 @@ def filled_in(
     """deploy/envoy/envoy.yaml, filled in.
 
     `addresses` to listen on are of IP; `replica_tls` is the file of the authorities by which replicas' certificates
-    have to be, and the names and addresses of which they have to have one; `tls` is the files of a certificate and its
-    key; `admin` is where Envoy's administration is to listen, if anywhere; `memory` is how many bytes it may hold, if
-    not as many as the file says; `metrics` are addresses of IP as well: at their `metrics_port`, /metrics tells what
-    the administration counts, which is wanted then.
+    have to be, and the names and addresses of which they have to have one; `certificate` is the file of the secret of
+    that name, which Envoy follows; `admin` is where Envoy's administration is to listen, if anywhere; `memory` is how
+    many bytes it may hold, if not as many as the file says; `metrics` are addresses of IP as well: at their
+    `metrics_port`, /metrics tells what the administration counts, which is wanted then.
     """
     import yaml  # noqa: PLC0415 - an extra
 
@@ -47,8 +47,8 @@ def filled_in(
     listener["address"], *others = (_address(address, port) for address in addresses)
     listener["additional_addresses"] = [{"address": other} for other in others]
     (chain,) = listener["filter_chains"]
-    if tls:
-        chain["transport_socket"] = _tls(*tls)
+    if certificate:
+        chain["transport_socket"] = _tls(certificate)
     (routes,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
     _allow(routes, origins)
     if page:
@@ -127,16 +127,16 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _tls(certificate: str, key: str) -> dict[str, Any]:
-    pair = {
-        "certificate_chain": {"filename": str(Path(certificate).absolute())},
-        "private_key": {"filename": str(Path(key).absolute())},
-    }
+def _tls(certificate: Path) -> dict[str, Any]:
+    source = {"path_config_source": {"path": str(certificate)}, "resource_api_version": "V3"}
     return {
         "name": "envoy.transport_sockets.tls",
         "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            "common_tls_context": {"tls_certificates": [pair], "alpn_protocols": ["h2", "http/1.1"]},
+            "common_tls_context": {
+                "tls_certificate_sds_secret_configs": [{"name": "certificate", "sds_config": source}],
+                "alpn_protocols": ["h2", "http/1.1"],
+            },
         },
     }
 

@@ -1,7 +1,10 @@
 """The files that `tokenwire edge` is given: what is wrong with them is told before Envoy tells it in its own words."""
 
+import json
 import ssl
 from pathlib import Path
+
+from tokenwire.cli.terminal import say
 
 
 class EdgeError(Exception):
@@ -37,3 +40,60 @@ def check_readable(path: str, flag: str) -> None:
         raise EdgeError(
             f"{flag} {path} can't be read: {error.strerror}. Give it a file that this user may read"
         ) from error
+
+
+class FollowedCertificate:
+    """The certificate that Envoy shows and its key: when the files change, Envoy is handed the new ones.
+
+    Envoy by itself would notice only files that are moved into their place, and would take a certificate without its
+    key. It is handed links of other names each time, since it takes the same names for the same files.
+    """
+
+    def __init__(self, certificate: str, key: str, folder: Path) -> None:
+        """`folder`: where what Envoy reads is kept, as long as it runs. The files have been checked."""
+        self.secret = folder / "certificate.json"
+        """What Envoy follows: `tls_certificate` of its secret `certificate`."""
+        self._folder = folder
+        self._files = Path(certificate).absolute(), Path(key).absolute()
+        self._count = 0
+        self._judged = self._last = self._contents()
+        self._hand_over()
+
+    def look(self) -> None:
+        """Hand over what has changed, and say so. What can't be used is told, and the one before stays.
+
+        One file may be changed a moment before the other: so both are judged once they have stood for two looks.
+        """
+        before, self._last = self._last, self._contents()
+        if self._last in (self._judged, None) or self._last != before:
+            return
+        self._judged = self._last
+        try:
+            check_certificate(*map(str, self._files))
+        except EdgeError as error:
+            say(f"Envoy goes on with the certificate it has: {error}")
+        else:
+            self._hand_over()
+            say("New connections get the new certificate")
+
+    def _contents(self) -> tuple[bytes, ...] | None:
+        """None: a file isn't there, as may be while another one is put in its place."""
+        try:
+            return tuple(file.read_bytes() for file in self._files)
+        except OSError:
+            return None
+
+    def _hand_over(self) -> None:
+        self._count += 1
+        names = [self._folder / f"{self._count}.{ending}" for ending in ("crt", "key")]
+        for name, file in zip(names, self._files, strict=True):
+            name.symlink_to(file)
+        chain, key = ({"filename": str(name)} for name in names)
+        secret = {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+            "name": "certificate",
+            "tls_certificate": {"certificate_chain": chain, "private_key": key},
+        }
+        written = self.secret.with_suffix(".new")
+        written.write_text(json.dumps({"resources": [secret]}))
+        written.replace(self.secret)

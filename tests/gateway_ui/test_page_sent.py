@@ -244,6 +244,36 @@ async def test_what_is_typed_for_a_conversation_that_is_about_to_be_opened_is_it
     assert [one.messages[-1] for one in service.requests] == [user("one"), user("two")]
 
 
+@pytest.mark.parametrize("way", ["New conversation", "Back"])
+async def test_what_is_typed_for_a_conversation_is_its_draft_though_another_is_opened_before_it_is_shown(
+    tab: Page, page_at: PageAt, service: FakeService, line: Line, way: str
+) -> None:
+    page = await asked_once(tab, page_at(service.address))
+    one = tab.locator(".st-key-conversations button").filter(has_text="one")
+    await tab.get_by_role("button", name="New conversation").click()
+    await expect(page.messages).to_have_count(0)
+    await answered(page, "two")
+    await page.settled()
+    line.late = []
+    await one.click()
+    await page.input.fill("And then?")
+    if way == "Back":
+        await tab.evaluate("history.back()")
+    else:
+        await tab.get_by_role("button", name=way).click()
+    await expect(page.input).to_have_value("")
+    line.caught_up()
+    if way == "Back":
+        await expect(page.messages.first).to_contain_text("one")
+    else:
+        await expect(page.messages).to_have_count(0)
+        await expect(page.input).to_have_value("")
+        await page.settled()
+        await one.click()
+    await expect(page.input).to_have_value("And then?")
+    assert [one.messages[-1] for one in service.requests] == [user("one"), user("two")]
+
+
 async def test_nothing_can_be_entered_before_the_pages_own_code_is_there(
     tab: Page, page_at: PageAt, service: FakeService
 ) -> None:

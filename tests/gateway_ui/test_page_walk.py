@@ -108,7 +108,9 @@ class Walk:
     async def opens(self) -> None:
         self.aim = ""
         if (ids := await self.listed()) and await self.clicks(f".st-key-open-{(id_ := self.rng.choice(ids))} button"):
-            self.aim = id_
+            # While the page isn't reachable, Streamlit's buttons are disabled, in the middle of a click, too.
+            heard = await self.tab.evaluate("window.tokenwireInput?.ahead")
+            self.aim = id_ if heard == id_ else ""
 
     async def reloads(self) -> None:
         self.aim = ""

@@ -306,6 +306,7 @@ class Input {
     if (this.sending) return;
     // What is typed from now on is for the other one. Who begins a new one is about to type.
     this.putsAside();
+    this.leavesBehind();
     if (event.target.closest(BEGINS)) focus(document.querySelector(INPUT));
     const key = [...event.target.closest('[class*="st-key-"]').classList].find((name) => name.startsWith("st-key-"));
     this.ahead = LEADS.exec(key)?.[1] ?? "";
@@ -336,6 +337,7 @@ class Input {
     if (!this.shown || went === (this.heading || this.shown.id)) return;
     window.tokenwireDrafts.leaves();
     this.putsAside();
+    this.leavesBehind();
     this.heading = this.ahead = went;
     this.held.push({ went });
     this.release();
@@ -373,6 +375,14 @@ class Input {
     this.enters = false; // what was to be sent stands there no more
     this.refusal.remove(); // it speaks of the words that stood there
     if (input.value) this.write(input, "");
+  }
+
+  // What was typed for a conversation that was about to be shown is its draft where yet another one is opened before.
+  leavesBehind() {
+    const input = document.querySelector(INPUT), drafts = window.tokenwireDrafts;
+    if (this.draftOf || !this.ahead || this.sending || this.composing || !input?.value) return;
+    drafts.keepQuestion(this.ahead, [drafts.question(this.ahead), input.value].filter(Boolean).join("\n"));
+    this.write(input, "");
   }
 
   // Put the draft of the conversation that is shown into the input. Until a click on another one has been taken, what

@@ -11,7 +11,17 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 _ASSETS = Path(__file__).with_name("assets")
 
-_SCRIPTS = ("markdown.js", "code.js", "fallen.js", "focus.js", "fields.js", "drawer.js", "history.js", "reading.js")
+_SCRIPTS = (
+    "kept.js",
+    "markdown.js",
+    "code.js",
+    "fallen.js",
+    "focus.js",
+    "fields.js",
+    "drawer.js",
+    "history.js",
+    "reading.js",
+)
 
 # Streamlit sends a component whole with each run in which anything of it is another. What is large and never changes
 # is one of its own, and sent once.

@@ -284,3 +284,99 @@ async def test_what_is_typed_while_a_conversation_is_being_opened_goes_on_from_i
     await expect(page.input).to_have_value("And who\ninvented it?")
     await anew(page)
     await expect(page.input).to_have_value("What is")
+
+
+async def other_tab(page: Chat, address: str = "") -> Chat:
+    """A tab of the same browser, opened at this address, else at that of the page."""
+    return await opened(await page.tab.context.new_page(), address or page.tab.url.partition("?")[0])
+
+
+async def closed(page: Chat) -> None:
+    await page.tab.close()
+
+
+async def test_what_a_closed_tab_kept_is_there_in_the_next_one_that_is_opened(chat: Open, service: FakeService) -> None:
+    page = await other_tab(await chat())
+    service.will_answer(tool_call("weather", {"city": "Oslo"}), completed())
+    await answered(page, "Weather in Oslo?")
+    await page.tab.get_by_label("Result of weather").fill("cold")
+    await anew(page)
+    await left_with_draft(page, "What is basball?", "And then?")
+    await reopened(page, "What is basball?")
+    await page.messages.first.get_by_role("button", name="Edit").click()
+    await page.tab.get_by_label("Your question").fill("What is baseball?")
+    await page.settled()
+    await anew(page)
+    await page.input.fill("A new question")
+    address = page.tab.url
+    await closed(page)
+
+    page = await other_tab(page, address.partition("?")[0])
+    await expect(page.input).to_have_value("A new question")
+    await reopened(page, "What is basball?")
+    await expect(page.input).to_have_value("And then?")
+    await expect(page.tab.get_by_label("Your question")).to_have_value("What is baseball?")
+    await reopened(page, "Weather in Oslo?")
+    await expect(page.tab.get_by_label("Result of weather")).to_have_value("cold")
+    await page.tab.get_by_role("button", name="Send", exact=True).click()
+    await expect(page.answer()).to_contain_text("Hello there.")
+    await closed(page)
+
+    # What was sent is nobody's draft any more.
+    page = await other_tab(page, address.partition("?")[0])
+    await expect(page.input).to_have_value("A new question")
+    await reopened(page, "What is basball?")
+    await expect(page.input).to_have_value("And then?")
+    await page.input.fill("")
+    await closed(page)
+    page = await other_tab(page, address.partition("?")[0])
+    await reopened(page, "What is basball?")
+    await expect(page.input).to_have_value("")
+    await closed(page)
+
+
+async def test_tabs_that_are_open_keep_what_is_theirs(chat: Open) -> None:
+    page = await chat()
+    await left_with_draft(page, "one", "Mine")
+    await page.input.fill("Mine, too")
+    other = await other_tab(page)
+    await expect(other.input).to_have_value("")
+    await reopened(other, "one")
+    await expect(other.input).to_have_value("")
+    await other.input.fill("Theirs")
+    # Reloaded, each is the tab that it was.
+    for one, text in ((page, "Mine, too"), (other, "Theirs")):
+        await reloaded(one)
+        await expect(one.input).to_have_value(text)
+    await closed(other)
+    await reloaded(page)
+    await expect(page.input).to_have_value("Mine, too")
+    await reopened(page, "one")
+    await expect(page.input).to_have_value("Mine")
+    # Each closed tab comes back by itself: two have left a draft for the same conversation.
+    address = page.tab.url
+    another = await page.tab.context.new_page()
+    await closed(page)
+    found = set()
+    for tab in (another, await another.context.new_page()):
+        found.add(await (await opened(tab, address)).input.input_value())
+    assert found == {"Mine", "Theirs"}
+    for tab in another.context.pages[1:]:
+        await tab.close()
+
+
+async def test_a_question_that_was_on_its_way_when_its_tab_was_closed_is_not_lost(
+    chat: Open, service: FakeService
+) -> None:
+    page = await other_tab(await chat())
+    await answered(page, "one")
+    await page.settled()
+    address = page.tab.url
+    await page.tab.evaluate("window.tokenwireInput.free = () => false")
+    await page.ask("two")
+    await expect(page.input).to_have_value("")
+    await closed(page)
+    page = await other_tab(page, address)
+    await expect(page.input).to_have_value("two")
+    assert len(service.requests) == 1
+    await closed(page)

@@ -1,6 +1,5 @@
 // Keeps what is being typed into a form, and the draft of each conversation. Streamlit forgets a form as soon as it isn't
-// drawn, such as when another conversation is opened, and so does the browser all of it when the page is loaded anew. It
-// is this tab's alone.
+// drawn, such as when another conversation is opened, and so does the browser all of it when the page is loaded anew.
 (() => {
   if (window.tokenwireDrafts) return;
   const FIELD = '[class*="st-key-edit-"] textarea, [class*="st-key-result-"] textarea';
@@ -8,26 +7,11 @@
   const FRAMES = 20;
   const OF_EDIT = /^tokenwire-draft:edit-([0-9a-f]+)-words$/;
   const EMPTY = "tokenwire-empty";
-
-  // A browser may have been told to keep nothing: then nothing is kept.
-  const kept = () => {
-    try {
-      return window.sessionStorage;
-    } catch {
-      return null;
-    }
-  };
   const keyOf = (field) => {
     const { classList } = field.closest('[class*="st-key-edit-"], [class*="st-key-result-"]');
     return PREFIX + [...classList].find((name) => /^st-key-(edit|result)-/.test(name)).slice("st-key-".length);
   };
-  const keep = (field) => {
-    try {
-      kept()?.setItem(keyOf(field), field.value);
-    } catch {
-      // There is no room for it.
-    }
-  };
+  const keep = (field) => kept.setItem(keyOf(field), field.value);
   // As if it had been typed: React looks at nothing else.
   const write = (field, text) => {
     Object.getOwnPropertyDescriptor(Object.getPrototypeOf(field), "value").set.call(field, text);
@@ -36,7 +20,7 @@
   // React may still write what the field says by itself into one that has just come. What is typed there meanwhile is the
   // draft by then, so nothing of it is lost.
   const bringBack = (field, frames = FRAMES) => {
-    const draft = field.isConnected ? kept()?.getItem(keyOf(field)) ?? null : null;
+    const draft = field.isConnected ? kept.getItem(keyOf(field)) : null;
     if (draft === null) return;
     if (draft !== field.value) write(field, draft);
     if (frames) requestAnimationFrame(() => bringBack(field, frames - 1));
@@ -76,11 +60,7 @@
     const key = keyInDrawer(target);
     if (!key) return;
     left.delete(key);
-    try {
-      kept()?.setItem(UNTOLD + key, target.value);
-    } catch {
-      // There is no room for it.
-    }
+    kept.setItem(UNTOLD + key, target.value);
   }, true);
   // Enter tells it, too; in a field of several lines with another key.
   document.addEventListener("keydown", ({ key, ctrlKey, metaKey, target }) => {
@@ -88,30 +68,27 @@
     if (told && keyInDrawer(target)) left.add(keyInDrawer(target));
   }, true);
   const QUIET_MS = 300, LONGEST_MS = 3000;
-  let untold = Object.keys(kept() ?? {}).filter((key) => key.startsWith(UNTOLD)).map((key) => key.slice(UNTOLD.length));
+  let untold = kept.keys().filter((key) => key.startsWith(UNTOLD)).map((key) => key.slice(UNTOLD.length));
 
   // The drafts of questions, as they are in this page: the browser may have no room for them.
   const questions = new Map();
-  const question = (id) => questions.get(id) ?? kept()?.getItem(`${PREFIX}question-${id}`) ?? "";
+  const question = (id) => questions.get(id) ?? kept.getItem(`${PREFIX}question-${id}`) ?? "";
   const keepQuestion = (id, text) => {
     questions.set(id, text);
-    kept()?.removeItem(`${PREFIX}question-${id}`);
-    try {
-      if (text) kept()?.setItem(`${PREFIX}question-${id}`, text);
-    } catch {
-      // There is no room for it.
-    }
+    kept.removeItem(`${PREFIX}question-${id}`);
+    if (text) kept.setItem(`${PREFIX}question-${id}`, text);
+    if (id === empty) keepEmpty();
   };
   // The conversation that was shown last of those in which nothing has been asked. Nothing leads back to such a one, so
   // the next one that is empty, as after a reload, takes its draft.
-  let empty = kept()?.getItem(EMPTY) ?? "";
+  let empty = kept.getItem(EMPTY) ?? "";
+  const keepEmpty = () => {
+    if (empty && question(empty)) kept.setItem(EMPTY, empty);
+    else kept.removeItem(EMPTY);
+  };
   const setEmpty = (id) => {
     empty = id;
-    try {
-      kept()?.setItem(EMPTY, id);
-    } catch {
-      // There is no room for it.
-    }
+    keepEmpty();
   };
 
   let forgotten = 0;
@@ -152,14 +129,14 @@
     forget(session, done) {
       if (session !== told) forgotten = 0;
       for (const key of done.slice(forgotten)) {
-        const stale = Object.keys(kept() ?? {}).filter((one) => one.startsWith(`${PREFIX}${key}-`));
-        for (const one of stale) kept().removeItem(one);
+        const stale = kept.keys().filter((one) => one.startsWith(`${PREFIX}${key}-`));
+        for (const one of stale) kept.removeItem(one);
       }
       forgotten = done.length;
     },
     // The script runs, and has been told what was left before.
     runs() {
-      for (const key of left) kept()?.removeItem(UNTOLD + key);
+      for (const key of left) kept.removeItem(UNTOLD + key);
       left.clear();
     },
     // Tell once what had been typed into fields of the drawer when the page was loaded, by their keys. Only when all of it
@@ -172,7 +149,7 @@
         const state = document.querySelector("[data-test-script-state]")?.getAttribute("data-test-script-state");
         if (!(state === "notRunning" && document.querySelector(IN_DRAWER)) && Date.now() - began < LONGEST_MS) return;
         clearInterval(looks);
-        const said = keys.map((key) => [key, kept()?.getItem(UNTOLD + key) ?? null]).filter(([, text]) => text !== null);
+        const said = keys.map((key) => [key, kept.getItem(UNTOLD + key)]).filter(([, text]) => text !== null);
         if (said.length) tell(Object.fromEntries(said));
         keys.forEach((key) => left.add(key));
       }, QUIET_MS);
@@ -185,7 +162,7 @@
     edited(session) {
       if (session === told) return [];
       told = session;
-      return Object.keys(kept() ?? {}).map((key) => OF_EDIT.exec(key)?.[1]).filter(Boolean);
+      return kept.keys().map((key) => OF_EDIT.exec(key)?.[1]).filter(Boolean);
     },
   };
 })();

@@ -131,7 +131,7 @@ class Input {
   // A reload forgets all but this.
   recalls() {
     try {
-      return JSON.parse(window.sessionStorage.getItem(SENT)) ?? {};
+      return JSON.parse(kept.getItem(SENT)) ?? {};
     } catch {
       return {};
     }
@@ -142,12 +142,8 @@ class Input {
     // What is typed while another conversation is about to be shown is nobody's draft yet.
     const typed = this.draftOf || this.sending ? "" : document.querySelector(INPUT)?.value;
     if (typed) back.push({ text: typed, of: this.ahead });
-    try {
-      if (this.pending || back.length) window.sessionStorage.setItem(SENT, JSON.stringify({ pending: this.pending, back }));
-      else window.sessionStorage.removeItem(SENT);
-    } catch {
-      // There is no room for it.
-    }
+    if (this.pending || back.length) kept.setItem(SENT, JSON.stringify({ pending: this.pending, back }));
+    else kept.removeItem(SENT);
   }
 
   reaches(isLost) {

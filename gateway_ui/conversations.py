@@ -11,7 +11,7 @@ from .chat.database import PURGED_AFTER_DAYS
 from .chat.desk import Desk, Talk
 from .chat.words import one_line
 from .drawing import exchange_view
-from .drawing.markdown import STYLE, standalone
+from .drawing.markdown import STYLE, closed, standalone
 from .drawing.plain import label
 from .tab import Tab, this_tab
 
@@ -136,7 +136,7 @@ def _this_one(desk: Desk, talk: Talk) -> None:
         st.text_input("Name", key=key, on_change=_rename, args=(desk, *of), max_chars=200)
         # Written when they are asked for: an answer may have come since.
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
-            ("Markdown", "md", "text/markdown", export.as_markdown),
+            ("Markdown", "md", "text/markdown", partial(export.as_markdown, close=closed)),
             ("JSON", "json", "application/json", export.as_json),
             ("Web page", "html", "text/html", partial(export.as_html, render=standalone, style=STYLE)),
         )

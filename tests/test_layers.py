@@ -64,7 +64,7 @@ ONLY = {
     "markdown_it": {
         f"gateway_ui.drawing.markdown.{name}"
         for name in (
-            *("colours", "direction", "formulas", "growing", "links", "mathml"),
+            *("colours", "direction", "ends", "formulas", "growing", "links", "mathml"),
             *("paragraphs", "parser", "renderer"),
         )
     },

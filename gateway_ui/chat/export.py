@@ -62,9 +62,12 @@ def as_json(conversation: Conversation) -> str:
     return json.dumps(whole, ensure_ascii=False, indent=2)
 
 
-def as_markdown(conversation: Conversation) -> str:
-    """Give what was said, for reading; bytes are only named."""
-    return "\n\n".join(block for one in conversation.path() for block in _blocks(one)) + "\n"
+def as_markdown(conversation: Conversation, close: Callable[[str], str] = str) -> str:
+    """Give what was said, for reading; bytes are only named.
+
+    `close` gives Markdown an end to what it leaves open: else all that stands behind it would be a part of that.
+    """
+    return "\n\n".join(block for one in conversation.path() for block in _blocks(one, close)) + "\n"
 
 
 def escaped(text: str) -> str:
@@ -103,12 +106,12 @@ def _record(exchange: Exchange) -> dict[str, object]:
     }
 
 
-def _blocks(exchange: Exchange) -> Iterator[str]:
+def _blocks(exchange: Exchange, close: Callable[[str], str]) -> Iterator[str]:
     ended = exchange.ended
     yield "## Results" if exchange.question.role == ROLE_TOOL else "## Question"
-    yield from (_part(part, name) for part, name in _named(exchange))
+    yield from (_part(part, close, name) for part, name in _named(exchange))
     yield f"## Answer{f' of {exchange.model}' if exchange.model else ''}"
-    yield from map(_part, exchange.answer.parts)
+    yield from (_part(part, close) for part in exchange.answer.parts)
     sources = _sources(exchange)
     if sources:
         yield "Sources:"
@@ -140,21 +143,21 @@ def _figures(exchange: Exchange) -> str:
     return "" if completed is None else " · ".join([finish(completed), *exchange.meter.figures()])
 
 
-def _part(part: Part, name: str = "") -> str:
+def _part(part: Part, close: Callable[[str], str], name: str = "") -> str:
     match part.WhichOneof("data"):
         case "reasoning":
-            return f"<details><summary>Thoughts</summary>\n\n{part.reasoning}\n\n</details>"
+            return f"<details><summary>Thoughts</summary>\n\n{close(part.reasoning)}\n\n</details>"
         case "inline_data":
             file = f"*{part.inline_data.mime_type}, {size(len(part.inline_data.data))}*"
             return f"{_code(name)}, {file}" if name else file
         case "file_data":
             return f"*{part.file_data.mime_type}, {part.file_data.file_uri}*"
         case "tool_call":
-            return f"Calls `{part.tool_call.name}`:\n\n{_fenced(part.tool_call.arguments)}"
+            return f"Calls {_code(part.tool_call.name)}:\n\n{_fenced(part.tool_call.arguments)}"
         case "tool_result":
-            return f"Result of `{part.tool_result.name}`:\n\n{_fenced(part.tool_result.response)}"
+            return f"Result of {_code(part.tool_result.name)}:\n\n{_fenced(part.tool_result.response)}"
         case _:
-            return part.text
+            return close(part.text)
 
 
 def _code(text: str) -> str:

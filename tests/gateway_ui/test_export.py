@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -9,11 +10,12 @@ from axe_playwright_python.async_playwright import Axe
 from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from playwright.async_api import Page, expect
 
 from gateway_ui.chat.conversation import STOPPED, Conversation, Exchange
 from gateway_ui.chat.export import RUNNING, as_html, as_json, as_markdown, file_name
-from gateway_ui.drawing.markdown import STYLE, standalone
+from gateway_ui.drawing.markdown import STYLE, closed, standalone
 from tests.browser import SCREENSHOTS
 from tests.gateway_ui import test_conversation as conversations
 from tests.gateway_ui.test_attachments import picture
@@ -176,6 +178,30 @@ OURS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "main", "article", "section", "div", "p", "b", "pre",
     "details", "summary", "ol", "li", "a", "small", "img", "figure", "figcaption",
 }  # fmt: skip
+
+
+_OPENING = [
+    *("```", "~~~~ py", "`````", "  ```", "- ```", "> ~~~", "1. ```", "    code", "\t```"),
+    *("<!--", "<script>", "<pre>", "<textarea>", "<style>", "<?php", "<!X", "<![CDATA[", "<div>", "</pre>", "-->"),
+    *("words", "", "- item", "> quoted", "| a | b |", "|---|---|", "$$", "`", "[x]: y", "***", "\\"),
+]
+
+
+@given(
+    answers=st.lists(st.lists(st.sampled_from(_OPENING), max_size=6).map("\n".join), min_size=2, max_size=2),
+    reasoning=st.sampled_from(_OPENING),
+)
+def test_an_answer_that_leaves_something_open_swallows_nothing_of_the_file(answers: list[str], reasoning: str) -> None:
+    one, other = (exchange(thought(reasoning), answer) for answer in answers)
+    one.stop()
+    other.stop()
+    told = as_markdown(conversations.conversation(one, other), closed)
+    tokens = MarkdownIt("commonmark").parse(told)
+    top = [inline.content for opens, inline in itertools.pairwise(tokens) if opens.level == 0 and opens.nesting == 1]
+    own = [text for text in top if text.startswith(("Question", "Answer", "**Stopped"))]
+    assert own == ["Question", "Answer", f"**{STOPPED}**"] * 2
+    # And the words are there as they came.
+    assert all(answer in told for answer in answers)
 
 
 def test_html_reads_like_the_conversation() -> None:

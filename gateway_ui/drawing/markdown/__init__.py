@@ -15,11 +15,12 @@ to where the block begins.
 
 from pathlib import Path
 
+from .ends import closed
 from .env import STANDALONE
 from .growing import SEGMENT_CHARACTERS, Growing, segments
 from .parser import as_html
 
-__all__ = ["SEGMENT_CHARACTERS", "STYLE", "Growing", "render", "segments", "standalone"]
+__all__ = ["SEGMENT_CHARACTERS", "STYLE", "Growing", "closed", "render", "segments", "standalone"]
 
 STYLE = Path(__file__).parent.with_name("assets").joinpath("markdown.css").read_text()
 """How all of it looks, below an element of the class `tw-md`."""

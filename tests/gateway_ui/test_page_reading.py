@@ -213,6 +213,25 @@ async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, servi
     assert said.split() == ("".join([*PARAGRAPHS, "Something new.\n\n", *PARAGRAPHS, "The end."])).split()
 
 
+async def at_its_end(page: Chat) -> None:
+    """Wait until it is; and it stays."""
+    async with asyncio.timeout(10):
+        while not await end_is_visible(page):  # noqa: ASYNC110 - the page follows with its next picture
+            await asyncio.sleep(0.05)
+    await expect(page.tab.get_by_role("button", name="To the end")).to_be_hidden()
+
+
+async def test_at_the_end_the_page_stays_there_when_its_window_is_turned(chat: Open, service: FakeService) -> None:
+    service.will_answer(*PARAGRAPHS, completed())
+    page = await chat()
+    await page.ask("What is baseball?")
+    await expect(page.answer()).to_contain_text("tokens in")
+    for width, height in ((390, 844), (844, 390), (390, 844)):
+        await page.tab.wait_for_function("window.tokenwireReading.growsUntil < Date.now()")
+        await page.tab.set_viewport_size({"width": width, "height": height})
+        await at_its_end(page)
+
+
 async def test_a_question_asked_from_far_up_is_in_sight_with_its_answer(chat: Open, service: FakeService) -> None:
     service.will_answer(*PARAGRAPHS, completed())
     page = await chat()

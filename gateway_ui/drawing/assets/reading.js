@@ -524,6 +524,7 @@ class Reading {
   segment = 0; // which of its segments is being read out
   heard = 0; // so many of that one's letters were
   dismissed = false; // whether Streamlit has said that its server is away
+  width = 0; // of the page, in pixels
 
   constructor(main) {
     this.main = main;
@@ -557,7 +558,9 @@ class Reading {
     }, true);
     this.waiting = false;
     new MutationObserver(() => this.soon()).observe(main, { subtree: true, childList: true, characterData: true });
-    new ResizeObserver(() => this.soon()).observe(main.firstElementChild);
+    const sizes = new ResizeObserver(() => this.resized());
+    sizes.observe(main);
+    sizes.observe(main.firstElementChild);
     this.input();
     this.look();
   }
@@ -578,6 +581,13 @@ class Reading {
         this.dismissed = true;
       }
     }
+  }
+
+  // In a narrower window all is higher.
+  resized() {
+    if (this.main.clientWidth !== this.width) this.growsUntil = Date.now() + SETTLED_MS;
+    this.width = this.main.clientWidth;
+    this.soon();
   }
 
   // One look for all changes of a frame.

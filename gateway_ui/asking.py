@@ -168,7 +168,7 @@ def _is_asked(desk: Desk, talk: Talk, waiting: Waiting) -> bool:
     request.MergeFrom(asked)
     talk.live = Live(
         exchange,
-        client.stream(request),
+        partial(client.stream, request),
         partial(desk.keep, talk),
         open_elsewhere=partial(desk.is_elsewhere, talk),
         then=partial(_go_on, desk, talk),

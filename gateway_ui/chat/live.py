@@ -22,6 +22,12 @@ _ELSEWHERE_SECONDS = 600.0
 # What has come is kept so often: so much of it can be lost with this process, if it doesn't end in order.
 _SAVE_SECONDS = 1.0
 
+# A service that is starting is asked again for so long. Until then it has asked no model.
+_START_SECONDS = 60.0
+
+# Where it doesn't say when it is to be asked again.
+_MOMENT_SECONDS = 1.0
+
 _BUG = "The page has made a mistake, which its log tells. What you see is incomplete."
 
 
@@ -37,6 +43,8 @@ def save_all() -> None:
 class Live:
     """Reads an answer into its exchange to the end, as long as somebody looks on, or may come back.
 
+    `ask` asks for it, and once more where the service is still starting.
+
     Once nobody has looked for `alone` seconds, and the page is `open_elsewhere` no more or has been for too long, the
     answer is cancelled and marked as stopped. `save` is called within a second of whatever comes, by a thread of its
     own since a disk may be slow, and in the end. `then` is called behind that, unless the answer was given up so: with
@@ -46,7 +54,7 @@ class Live:
     def __init__(
         self,
         exchange: Exchange,
-        answer: Answer,
+        ask: Callable[[], Answer],
         save: Callable[[], object],
         *,
         alone: float = _ALONE_SECONDS,
@@ -57,12 +65,14 @@ class Live:
         self.exchange = exchange
         self.shown = 0
         """So many letters of it have been drawn: a view that takes another's place goes on from there."""
-        self._answer = answer
+        self._ask = ask
+        self._answer = ask()
         self._save = save
         self._alone = alone
         self._open_elsewhere = open_elsewhere
         self._elsewhere = elsewhere
         self._then = then
+        self._start_by = time.monotonic() + _START_SECONDS
         self._left_at = 0.0
         self._changed = threading.Condition()
         self._version = 0
@@ -141,8 +151,11 @@ class Live:
         problem: str | None = None
         away = False
         try:
-            with self._answer:
-                self._read()
+            while self._is_refused_at_its_start():
+                with self._changed:
+                    if self.exchange.ended:
+                        break
+                    self._answer = self._ask()
         except TokenwireError as error:
             away = error.code is grpc.StatusCode.UNAVAILABLE and not error.reason.startswith("UPSTREAM_")
             too_long = isinstance(error, InvalidRequestError) and self.exchange.follows_up
@@ -161,6 +174,20 @@ class Live:
         self._save()
         if self.exchange.problem not in (UNSEEN, UNSEEN_NOT_BEGUN):
             self._then(away)
+
+    def _is_refused_at_its_start(self) -> bool:
+        """Read the answer; whether the service was still starting, and may be asked again by now."""
+        try:
+            with self._answer:
+                self._read()
+        except TokenwireError as error:
+            pause = error.retry_after or _MOMENT_SECONDS
+            if error.reason != "STARTING" or time.monotonic() + pause >= self._start_by:
+                raise
+            with self._changed:
+                self._changed.wait_for(lambda: self.exchange.ended, pause)
+            return True
+        return False
 
     def _keep(self) -> None:
         """Save what has come, by the clock: what comes next may be long in coming."""

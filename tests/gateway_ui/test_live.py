@@ -1,11 +1,13 @@
 """One thread reads an answer, any number of tabs look on."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
 
 from gateway_ui.chat import live as module
 from gateway_ui.chat.conversation import NOT_BEGUN, STOPPED, UNSEEN, UNSEEN_NOT_BEGUN, Exchange
@@ -33,7 +35,9 @@ def live(service: FakeService, saved: list[str]) -> Iterator[Started]:
             *, follows_up: bool = False, save: Callable[[str], object] = saved.append, alone: float = 60, **options: Any
         ) -> Live:
             exchange = Exchange(user("x"), GenerateRequest(), Meter(asked_at=0), follows_up=follows_up)
-            made.append(Live(exchange, client.generate("x"), lambda: save(exchange.text), alone=alone, **options))
+            made.append(
+                Live(exchange, lambda: client.generate("x"), lambda: save(exchange.text), alone=alone, **options)
+            )
             return made[-1]
 
         yield start
@@ -88,7 +92,7 @@ def test_what_comes_is_read_on_while_a_slow_disk_saves(service: FakeService, mon
     gate = threading.Event()
     service.will_answer("a", gate, "b", "c", completed())
     with Client(service.address) as client:
-        one = Live(exchange, client.generate("x"), save, alone=60)
+        one = Live(exchange, lambda: client.generate("x"), save, alone=60)
         assert saving.wait(10)
         gate.set()
         until(one, "abc")
@@ -250,6 +254,42 @@ def test_what_comes_next_comes_when_all_is_saved_unless_nobody_looked(
     gate.set()
     ended(one)
     assert saved[-1 if unseen else -2 :] == (["a"] if unseen else ["a", "then"])
+
+
+def starting(seconds: float) -> Refusal:
+    again = RetryInfo()
+    again.retry_delay.FromNanoseconds(round(seconds * 1e9))
+    return Refusal(grpc.StatusCode.UNAVAILABLE, "STARTING", details=(again,))
+
+
+def test_a_service_that_is_starting_is_asked_again(live: Started, service: FakeService) -> None:
+    for _ in range(3):
+        service.will_answer(starting(0.01))
+    service.will_answer("a", completed())
+    exchange = ended(live())
+    assert (exchange.text, exchange.problem) == ("a", "")
+    assert len(service.requests) == 4
+
+
+def test_who_stops_while_the_service_is_starting_asks_no_more(live: Started, service: FakeService) -> None:
+    service.will_answer(starting(30))
+    one = live()
+    while not service.requests:
+        time.sleep(0.01)
+    time.sleep(0.1)  # it has been refused, most likely; if not, it's the same
+    one.stop()
+    assert ended(one).problem == NOT_BEGUN
+    assert len(service.requests) == 1
+
+
+def test_a_service_that_never_starts_is_told(
+    live: Started, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START_SECONDS", 0.2)
+    for _ in range(100):
+        service.will_answer(starting(0.05))
+    assert "is still starting" in ended(live()).problem
+    assert 1 < len(service.requests) < 10
 
 
 def test_a_bug_of_the_page_is_logged_and_told(

@@ -578,7 +578,7 @@ talk, asked = Talk("0" * 64, Conversation()), GenerateRequest(messages=[user("Wh
 exchange = Exchange(user("Why?"), asked, Meter(asked_at=0))
 desk.ask(talk, Waiting(user("Why?")), exchange)
 client = Client({service.address!r})
-talk.live = live.Live(exchange, client.stream(asked), lambda: desk.keep(talk), alone=1000)
+talk.live = live.Live(exchange, lambda: client.stream(asked), lambda: desk.keep(talk), alone=1000)
 version = 0
 while exchange.text != "Half":
     version = talk.live.wait(version, 10)

@@ -127,7 +127,7 @@ soak: $(VENV)/.dev ## Measure every fault against its bound, walk the page at ra
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/faults $(ARGS)
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/hostile $(ARGS)
 	@TOKENWIRE_STRICT=1 $(BIN)/python -m pytest tests/test_recipes.py -k leaves_fastapi $(ARGS)
-	@$(BIN)/python -m pytest -m soak tests/simulation tests/gateway_ui $(ARGS)
+	@$(BIN)/python -m pytest -m soak tests/simulation tests/gateway_ui tests/bench $(ARGS)
 	@$(BIN)/python -m tests.faults.report
 	@$(BIN)/python -m tests.hostile.report
 

@@ -86,6 +86,7 @@ def test_a_script_is_found_as_it_was_written(script: Script) -> None:
     assert Script.find(question(script)) == script
 
 
+@pytest.mark.soak
 def test_a_tiny_run_yields_figures() -> None:
     peers = [peer for peer in PEERS if peer.name in ("raw", "tokenwire", "known-1", "full-1", "envoy", "edge-1")]
     names = {peer.name: peer.text for peer in peers}

@@ -25,6 +25,7 @@ def test_readers_that_stall_hold_their_streams_while_others_read(capsys: pytest.
     assert re.search(r"^memory of Envoy, beside them: \d+ MB$", told, re.MULTILINE)
 
 
+@pytest.mark.soak
 async def test_replicas_are_restarted_while_calls_go_on() -> None:
     outcome = await rolled(restarts=2, streams=4, a_second=10, stream_seconds=1)
     assert not outcome.failed

@@ -8,6 +8,7 @@ from bench.processes import BenchError
 from bench.scale import INTERVAL, Step, connections_to, main, ramp
 
 
+@pytest.mark.soak
 def test_a_ramp_tells_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick"]) == 0
     told = capsys.readouterr().out
@@ -19,6 +20,7 @@ def test_a_ramp_tells_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(80 <= int(delivered) <= 120 for _, _, delivered in rows)
 
 
+@pytest.mark.soak
 def test_streams_that_are_refused_are_no_figure() -> None:
     with pytest.raises(BenchError, match=r"SERVER_BUSY|RESOURCE_EXHAUSTED"):
         ramp([20], 2.0, "--slots", "1", "--queue", "0")

@@ -65,7 +65,10 @@ COLLISIONS = {
 }
 
 # Their one search takes long.
-LONG = {"a_queue", "coalesced_a_reader_of_one", "coalesced_a_stop", "two_signals_and_a_text"}
+LONG = {
+    *("a_queue", "coalesced_a_reader_of_one", "coalesced_a_stop"),
+    *("coalesced_two_signals_and_leaving", "two_signals_and_a_text"),
+}
 
 
 def named(scripts: dict[str, Script]) -> list[Any]:

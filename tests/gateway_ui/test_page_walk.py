@@ -46,10 +46,8 @@ CONNECTED = "document.querySelector('[data-test-connection-state=CONNECTED]')"
 class Walk:
     """What has been done, and what is to come of it."""
 
-    def __init__(self, seed: int, tab: Page, service: FakeService) -> None:
+    def __init__(self, seed: int, service: FakeService) -> None:
         self.rng = random.Random(seed)
-        self.tab = tab
-        self.page = Chat(tab)
         self.service = service
         self.meant: dict[str, str] = {}
         """By mark the id of the conversation that it was typed for; empty: nobody can be sure."""
@@ -59,12 +57,21 @@ class Walk:
         self.dies = False
         """Whether the page's process is to be killed."""
         self.told: list[str] = []
+        self.errors: list[str] = []
+
+    async def takes(self, tab: Page) -> None:
+        """Do all that follows in this tab."""
+        self.tab = tab
+        self.page = Chat(tab)
         tab.on("console", lambda said: self.told.append(said.text) if said.text.startswith("walk") else None)
+        tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        await tab.add_init_script(WATCH)
 
     async def step(self) -> None:
         steps: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
-            (38, self.asks), (6, self.types), (10, self.begins), (12, self.opens), (4, self.reloads), (6, self.back),
-            (4, self.forward), (5, self.stops), (4, self.retries_), (6, self.minds), (5, self.kills),
+            (38, self.asks), (6, self.types), (10, self.begins), (12, self.opens), (4, self.reloads),
+            (3, self.comes_again), (6, self.back), (4, self.forward), (5, self.stops), (4, self.retries_),
+            (6, self.minds), (5, self.kills),
         ]  # fmt: skip
         (do,) = self.rng.choices([do for _, do in steps], [weight for weight, _ in steps])
         self.told.append(f"m{len(self.meant) + 1}z {do.__name__.strip('_')} {self.aim[:6]}")
@@ -115,6 +122,15 @@ class Walk:
     async def reloads(self) -> None:
         self.aim = ""
         await self.tab.reload()
+
+    async def comes_again(self) -> None:
+        """Close the tab, and open another one."""
+        self.aim = ""
+        address = self.tab.url
+        context = self.tab.context
+        await self.tab.close()
+        await self.takes(await context.new_page())
+        await self.tab.goto(address)
 
     async def goes(self, way: str) -> None:
         """One step through the history, if it doesn't lead away from the page."""
@@ -183,10 +199,8 @@ async def test_whatever_is_done_nothing_is_lost_doubled_or_in_another_conversati
 ) -> None:
     port = free_port()
     url = f"http://localhost:{port}"
-    walk = Walk(seed, tab, service)
-    errors: list[str] = []
-    await tab.add_init_script(WATCH)
-    tab.on("pageerror", lambda error: errors.append(str(error)))
+    walk = Walk(seed, service)
+    await walk.takes(tab)
     left = STEPS
     with serving(port, service.address, tmp_path):
         page = await opened(tab, url)
@@ -194,14 +208,14 @@ async def test_whatever_is_done_nothing_is_lost_doubled_or_in_another_conversati
     while left:
         with serving(port, service.address, tmp_path):
             if walk.rng.random() < 0.7:
-                await tab.wait_for_function(CONNECTED, polling=10)
+                await walk.tab.wait_for_function(CONNECTED, polling=10)
             walk.dies = False
             while left and not walk.dies:
                 left -= 1
                 await walk.step()
             if not left:
-                await tab.wait_for_function(CONNECTED)
-                await tab.wait_for_timeout(12_000)  # what a browser holds to be lost it has for ten seconds
+                await walk.tab.wait_for_function(CONNECTED)
+                await walk.tab.wait_for_timeout(12_000)  # what a browser holds to be lost it has for ten seconds
                 stands = await walk.stands(tmp_path)
     wrong = [
         (mark, f"for {meant}", stands[mark])
@@ -209,7 +223,8 @@ async def test_whatever_is_done_nothing_is_lost_doubled_or_in_another_conversati
         if len(stands[mark]) != 1 or (meant and stands[mark][0][1] != meant)
     ]
     assert not wrong, "\n".join([*map(str, wrong), *walk.told])
-    assert not errors
+    assert not walk.errors
+    await walk.tab.close()
     # A question goes on with what was typed before it: one call has several marks then.
     asked = Counter(tuple(marks(request)) for request in service.requests if marks(request))
     assert asked.total() - len(asked) <= walk.retries

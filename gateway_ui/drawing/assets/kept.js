@@ -33,11 +33,14 @@ class Kept {
     const isSame = before !== null && (await takes(before));
     this.name = isSame ? before : crypto.randomUUID();
     if (isSame) return this;
-    await takes(this.name);
+    if (!(await takes(this.name))) {
+      this.name = ""; // locks are refused here
+      return this;
+    }
     this.setItem(TAB, this.name);
     // A tab that was made from another one has a copy of all that the other one keeps.
     for (const key of this.keys()) this.setItem(key, this.getItem(key));
-    if (before === null) await navigator.locks.request(TAB, () => this.inherits());
+    if (before === null) await navigator.locks.request(TAB, () => this.inherits()); // one tab after the other
     return this;
   }
 

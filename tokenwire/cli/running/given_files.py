@@ -70,10 +70,10 @@ class FollowedCertificate:
         self._judged = self._last
         try:
             check_certificate(*map(str, self._files))
-        except EdgeError as error:
+            self._hand_over()
+        except (EdgeError, OSError) as error:
             say(f"Envoy goes on with the certificate it has: {error}")
         else:
-            self._hand_over()
             say("New connections get the new certificate")
 
     def _contents(self) -> tuple[bytes, ...] | None:

@@ -20,6 +20,7 @@ NEEDS: dict[str, list[set[str]]] = {
     "tokenwire": [set()],
     "tokenwire.cli.running.edge": [{"edge"}],
     "tokenwire.cli.running.envoy_configuration": [{"edge"}],
+    "tokenwire.cli.running.envoy_process": [{"edge"}],
     "service": [{"server"}],
     "service.admission.redis_link": [{"server", "redis"}],
     "service.telemetry.traces": [{"server", "otel"}],

@@ -60,6 +60,7 @@ async def test_retries_live_within_the_same_deadline(upstream: Emulator, served:
         async with served.caller() as caller:
             messages, error = await fate(caller.start(timeout=2))
         reasons.append(told(error))
+        await upstream.wait_until(lambda upstream: not upstream.open_calls)
         assert [message.text for message in messages] == ["", "word "]
         first, second = (call.deadline for call in upstream.calls)
         assert first is not None

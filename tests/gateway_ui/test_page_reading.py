@@ -141,6 +141,7 @@ async def test_a_block_that_came_in_parts_is_one(chat: Open, service: FakeServic
     assert [int(number) for number in re.findall(r"(?:Item|Row|line_) ?(\d+)", said)] == [*range(ROWS)] * 3
     # It stays so when the script draws it anew, and in another tab.
     await page.flip("Letter by letter")
+    await page.rested()  # the script may begin a moment after the switch has turned
     await page.settled()
     await check()
     await page.tab.reload()

@@ -309,8 +309,10 @@ async def test_a_certificate_is_followed_and_no_stream_is_cut_for_it(
             await said(followed, goes_on)
             assert "they aren't PEM" in followed.said[-1]
             paths[1].unlink()
-            paths[1].write_bytes(authority.sign("localhost")[1])
             await said(followed, goes_on, times=2)
+            assert "can't be read: No such file" in followed.said[-1]
+            paths[1].write_bytes(authority.sign("localhost")[1])
+            await said(followed, goes_on, times=3)
             assert "the key isn't that of the certificate" in followed.said[-1]
             assert await served() == third
             vertex.open_gate("rotated")

@@ -65,7 +65,7 @@ class FollowedCertificate:
         One file may be changed a moment before the other: so both are judged once they have stood for two looks.
         """
         before, self._last = self._last, self._contents()
-        if self._last in (self._judged, None) or self._last != before:
+        if self._last == self._judged or self._last != before:
             return
         self._judged = self._last
         try:
@@ -77,7 +77,7 @@ class FollowedCertificate:
             say("New connections get the new certificate")
 
     def _contents(self) -> tuple[bytes, ...] | None:
-        """None: a file isn't there, as may be while another one is put in its place."""
+        """None: one can't be read, as may be for a moment while another one is put in its place."""
         try:
             return tuple(file.read_bytes() for file in self._files)
         except OSError:

@@ -322,7 +322,7 @@ async def test_what_a_closed_tab_kept_is_there_in_the_next_one_that_is_opened(ch
     await expect(page.answer()).to_contain_text("Hello there.")
     await closed(page)
 
-    # What was sent is nobody's draft any more.
+    # The result has been sent, so it is no draft; the others still are.
     page = await other_tab(page, address.partition("?")[0])
     await expect(page.input).to_have_value("A new question")
     await reopened(page, "What is basball?")

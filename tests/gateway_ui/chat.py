@@ -56,15 +56,19 @@ class Chat:
     async def rested(self) -> None:
         """Wait until nothing grows or moves any more, as what is unfolded does for half a second.
 
-        A click presses and lets go; on what moves away in between it is none.
+        A click presses and lets go; on what moves away in between it is none. In what is folded up the browser lets
+        nothing move on: that ends only when it is unfolded.
         """
-        await self.tab.evaluate(
-            """async () => {
-                for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
-                const ends = (one) => one.effect.getComputedTiming().endTime !== Infinity;
-                await Promise.allSettled(document.getAnimations().filter(ends).map((one) => one.finished));
-            }"""
-        )
+        async with asyncio.timeout(20):
+            await self.tab.evaluate(
+                """async () => {
+                    for (let frame = 0; frame < 2; frame += 1) await new Promise(requestAnimationFrame);
+                    const shown = ({ effect }) => effect.target?.checkVisibility();
+                    const ends = ({ effect }) => effect.getComputedTiming().endTime !== Infinity;
+                    const moving = document.getAnimations().filter((one) => shown(one) && ends(one));
+                    await Promise.allSettled(moving.map((one) => one.finished));
+                }"""
+            )
 
     async def choose(self, model: str) -> None:
         box, option = self.tab.get_by_role("combobox", name="Model"), self.tab.get_by_role("option", name=model)

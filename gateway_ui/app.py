@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -66,7 +66,7 @@ def page() -> None:
     models, trouble = offer.models(default_address(), patience=_RECONNECT_SECONDS if hurry else 0.0)
     unknown = trouble or "The service offers no model."
     tab.settle(desk)
-    _restore(tab, desk, models, told.typed)
+    _restore(tab, desk, models)
     while talk.notes:
         st.toast(label(talk.notes[0]))
         talk.notes.pop(0)
@@ -113,11 +113,8 @@ def _follow_browser(tab: Tab, desk: Desk, talk: Talk, told: Told) -> None:
         tab.editing.update(tab.reopened)
 
 
-def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, str]) -> None:
-    """Have the drawer say what it did in this conversation, once it is opened.
-
-    And what had been `typed` into its fields when the browser loaded the page anew.
-    """
+def _restore(tab: Tab, desk: Desk, models: Sequence[Model]) -> None:
+    """Have the drawer say what it did in this conversation, once it is opened."""
     conversation = tab.shown().conversation
     was_set_up = sidebar.is_set(conversation.settings)
     if tab.restores and tab.before is not None and not conversation.settings and conversation.last is None:
@@ -136,10 +133,6 @@ def _restore(tab: Tab, desk: Desk, models: Sequence[Model], typed: Mapping[str, 
         if time.monotonic() < tab.told_at:
             sidebar.say_again(conversation.id)
         sidebar.prefer(conversation.id, kept, models)
-    if tab.retyped != typed:
-        tab.retyped = typed
-        sidebar.retype(conversation.id, typed)
-        conversations.retype(desk, tab.shown(), typed)
 
 
 def _remember_old_answers(tab: Tab, talk: Talk) -> None:

@@ -1,6 +1,6 @@
 """The page's list of conversations: find one, name it, put it into a file, delete it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import streamlit as st
@@ -129,11 +129,15 @@ def _this_one(desk: Desk, talk: Talk) -> None:
     conversation = talk.conversation
     with st.expander("This conversation", key=f"this-{conversation.id}"):
         of = talk.owner, conversation.id
-        key, named = _title_keys(conversation.id)
-        # It says what the conversation is called by now: another tab may have named it, or somebody left it empty.
-        if not st.session_state.get(key, "").strip() or st.session_state.get(named) != conversation.name:
-            st.session_state[key] = st.session_state[named] = conversation.name
-        st.text_input("Name", key=key, on_change=_rename, args=(desk, *of), max_chars=200)
+        said = _titles_said(conversation.id)
+        if said[-1] not in ("", conversation.name):  # another tab has named it
+            said.append("")
+        said[-1] = conversation.name
+        turn = len(said) - 1
+        key = _title_key(conversation.id, turn)
+        if st.session_state.get(key) != conversation.name:
+            st.session_state[key] = conversation.name
+        st.text_input("Name", key=key, on_change=_rename, args=(desk, *of, turn), max_chars=200)
         # Written when they are asked for: an answer may have come since.
         writes: tuple[tuple[str, str, str, Callable[[Conversation], str]], ...] = (
             ("Markdown", "md", "text/markdown", partial(export.as_markdown, close=closed)),
@@ -161,24 +165,28 @@ def _this_one(desk: Desk, talk: Talk) -> None:
 # And what a field or a button tells may come when another conversation is shown: each says by ids what it is about.
 
 
-def _title_keys(number: str) -> tuple[str, str]:
-    """The keys of what the field for a title says, and of what the page made it say last."""
-    return f"title-{number}", f"named-{number}"
+def _title_key(number: str, turn: int) -> str:
+    """The key of the field for a title. Where another tab has named the conversation, it is another field.
+
+    A browser may go on telling for a while what a field said before, and Streamlit takes that for a change.
+    """
+    return f"title-{number}-{turn}"
 
 
-def _rename(desk: Desk, owner: str, number: str) -> None:
-    key, named = _title_keys(number)
-    title = one_line(st.session_state[key])
-    # A browser may tell once more what the field said when it was there, and Streamlit takes that for a change.
-    if title != st.session_state.get(named):
+def _titles_said(number: str) -> list[str]:
+    """What each of the fields for a conversation's title has said last; empty: what is drawn next."""
+    named = f"named-{number}"
+    if named not in st.session_state:
+        st.session_state[named] = [""]
+    said: list[str] = st.session_state[named]
+    return said
+
+
+def _rename(desk: Desk, owner: str, number: str, turn: int) -> None:
+    title, said = one_line(st.session_state[_title_key(number, turn)]), _titles_said(number)
+    if title != said[turn]:
+        said[turn] = title
         desk.rename(owner, number, title)
-
-
-def retype(desk: Desk, talk: Talk, words: Mapping[str, str]) -> None:
-    """Give a conversation the title that had been typed; `words`: see `sidebar.retype`."""
-    key, _ = _title_keys(talk.conversation.id)
-    if (title := words.get(key)) is not None:
-        desk.rename(talk.owner, talk.conversation.id, one_line(title))
 
 
 def _delete(desk: Desk, owner: str, number: str) -> None:

@@ -1,9 +1,7 @@
 """The page's drawer: which model, and only what that model can take. What is unset isn't sent."""
 
 import html
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,22 +158,6 @@ def usable(settings: Mapping[str, Any]) -> dict[str, Any]:
 def is_set(settings: Mapping[str, Any]) -> bool:
     """Whether any of these settings, but for the model, says more than what a new conversation begins with."""
     return any(settings.get(name, unset) != unset for name, unset in _UNSET.items())
-
-
-def retype(of: str, words: Mapping[str, str]) -> None:
-    """Have the fields of the conversation `of`, before they are drawn, say what had been typed into them.
-
-    `words`: by the fields' keys, as a browser tells them whose page was loaded anew while somebody typed.
-    """
-    for name in _WRITTEN:
-        if (text := words.get(_key(of, name))) is not None:
-            st.session_state[_key(of, name)] = text
-    for one in _NUMBERS:
-        if (text := words.get(_key(of, one.name))) is not None:
-            with suppress(ValueError):  # half a number
-                number = float(text) if text else None
-                if number is None or math.isfinite(number):
-                    st.session_state[_key(of, one.name)] = number
 
 
 def drawer(of: str, models: Sequence[Model]) -> Choices:

@@ -87,8 +87,6 @@ class Tab:
     """The exchanges whose calls are being answered, though something else has been asked since."""
     reopened: list[str] = field(default_factory=list)
     """Those of them that the browser has told: it keeps what was typed there before this tab was loaded."""
-    retyped: Mapping[str, str] = field(default_factory=dict)
-    """What the browser has told that had been typed into fields of the drawer before this tab was loaded."""
     done: list[str] = field(default_factory=list)
     """What was sent or cancelled, by the beginnings of its fields' keys: the browser keeps no draft of it any more."""
     answer: tuple[str, bool] | None = None

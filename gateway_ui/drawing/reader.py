@@ -1,9 +1,8 @@
 """What the page does in the browser: follows the answer, reads it out, keeps the focus and drafts, knows it again."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -48,8 +47,6 @@ class Told(NamedTuple):
     """The id of the last question whose words went back into the input."""
     edited: Sequence[str] = ()
     """The ids of the exchanges whose questions were being edited when the page was loaded."""
-    typed: Mapping[str, str] = MappingProxyType({})
-    """What had been typed into fields of the drawer when the page was loaded anew, by their keys."""
     went: object = None
     """Where the browser's Back or Forward has led: [another word each time, a conversation's id]."""
     asks: object = None
@@ -93,7 +90,6 @@ def reader(
         on_browser_change=lambda: None,
         on_returned_change=lambda: None,
         on_edited_change=lambda: None,
-        on_typed_change=lambda: None,
         on_asks_change=lambda: None,
         on_went_change=lambda: None,
         height=0,
@@ -102,7 +98,6 @@ def reader(
         known or result.browser or "",
         result.returned or "",
         result.edited or (),
-        result.typed or {},
         result.went,
         result.asks,
     )

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -207,6 +207,14 @@ def click(script: AppTest, words: str) -> None:
     assert not script.exception
 
 
+def told_by(script: AppTest) -> Any:
+    """What a browser tells of all fields that it shows."""
+    told = cast(Any, script)._tree.get_widget_states()
+    for place in reversed([place for place, one in enumerate(told.widgets) if one.HasField("trigger_value")]):
+        del told.widgets[place]  # a browser tells of a button only that it was clicked
+    return told
+
+
 def titles() -> list[str]:
     return [one.title for one in shared_desk().store.list(OWNER)]
 
@@ -219,9 +227,7 @@ def test_what_a_field_for_a_title_said_is_its_own_conversations_and_no_change_ho
     script.run()
     script.chat_input[0].set_value("What is baseball?").run()
     next(one for one in script.text_input if one.label == "Name").set_value("Mine").run()
-    late = browser._tree.get_widget_states()
-    for place in reversed([place for place, one in enumerate(late.widgets) if one.HasField("trigger_value")]):
-        del late.widgets[place]  # a browser tells of a button only that it was clicked
+    late = told_by(script)
     click(script, "New conversation")
     script.chat_input[0].set_value("What is cricket?").run()
     assert titles() == ["What is cricket?", "Mine"]
@@ -237,6 +243,30 @@ def test_what_a_field_for_a_title_said_is_its_own_conversations_and_no_change_ho
     field.string_value = " Ours  now"
     browser._run(late)
     assert titles() == ["What is cricket?", "Ours now"]
+
+
+def test_what_the_field_for_a_title_said_before_another_tab_named_the_conversation_is_no_change(
+    script: AppTest,
+) -> None:
+    """A browser that hasn't been told yet goes on telling it, also once the script has drawn the new title."""
+    browser: Any = script
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    late = told_by(script)
+    number = script.session_state.tab.talk.conversation.id
+    for title in ("Theirs", "Theirs again"):
+        shared_desk().rename(OWNER, number, title)
+        script.run()
+        for _ in range(2):
+            browser._run(late)
+            assert titles() == [title]
+            assert next(one for one in script.text_input if one.label == "Name").value == title
+    # What a person has typed there counts.
+    (field,) = (one for one in late.widgets if one.string_value == "What is baseball?")
+    field.string_value = " Ours  now"
+    browser._run(late)
+    assert titles() == ["Ours now"]
+    assert next(one for one in script.text_input if one.label == "Name").value == "Ours now"
 
 
 def test_the_field_for_a_title_says_what_the_conversation_is_called(script: AppTest) -> None:

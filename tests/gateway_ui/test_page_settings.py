@@ -642,8 +642,8 @@ async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_its_
     await page.tab.reload()
     await expect(page.messages).to_have_count(2)
     await page.settled()
+    await expect(box).to_have_value(TYPED[field])  # folded up as it is
     await opens()
-    await expect(box).to_have_value(TYPED[field])
     await page.ask("two")
     await expect(page.messages).to_have_count(4)
     await expect(page.answer()).to_contain_text("tokens in")

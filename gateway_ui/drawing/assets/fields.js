@@ -35,6 +35,7 @@
         if (node.nodeType !== Node.ELEMENT_NODE || !node.isConnected) continue;
         if (node.matches(FIELD)) bringBack(node);
         else node.querySelectorAll(FIELD).forEach((field) => bringBack(field));
+        if (untold.size && (node.matches(IN_DRAWER) || node.querySelector(IN_DRAWER))) retypes();
       }
     }
   }).observe(document.body, { childList: true, subtree: true });
@@ -43,14 +44,14 @@
   // What a field for numbers shows and isn't one ("1e", a lone dash) nobody but the browser would ever know of.
   document.addEventListener("focusout", ({ target }) => {
     if (target.matches?.('input[type="number"]') && target.validity.badInput) write(target, "");
-    if (keyInDrawer(target)) left.add(keyInDrawer(target));
+    if (keyInDrawer(target) && !retyping) left.add(keyInDrawer(target));
   }, true);
 
-  // Streamlit tells the script what a field of the drawer says only once it is left. So it is kept until then, and told
-  // when the page is loaded anew meanwhile.
+  // Streamlit tells the script what a field of the drawer says only once it is left. So it is kept until then, and typed
+  // and left anew when the page was loaded meanwhile.
   const UNTOLD = "tokenwire-untold:";
   const IN_DRAWER = '[data-testid="stSidebar"] :is(textarea, input[type="number"], [class*="st-key-title-"] input)';
-  const OF_CONVERSATION = /^st-key-(.+-[0-9a-f]{32})$/;
+  const OF_CONVERSATION = /^st-key-(.+-[0-9a-f]{32})(?:-\d+)?$/;
   const left = new Set(); // the keys of what is told with the next run of the script
   const keyInDrawer = (field) => {
     const names = field.matches?.(IN_DRAWER) ? field.closest('[class*="st-key-"]')?.classList ?? [] : [];
@@ -58,8 +59,9 @@
   };
   document.addEventListener("input", ({ target }) => {
     const key = keyInDrawer(target);
-    if (!key) return;
+    if (!key || retyping) return;
     left.delete(key);
+    untold.delete(key);
     kept.setItem(UNTOLD + key, target.value);
   }, true);
   // Enter tells it, too; in a field of several lines with another key.
@@ -67,8 +69,49 @@
     const told = key === "Enter" && (ctrlKey || metaKey || target.matches?.("input"));
     if (told && keyInDrawer(target)) left.add(keyInDrawer(target));
   }, true);
-  const QUIET_MS = 300, LONGEST_MS = 3000;
-  let untold = kept.keys().filter((key) => key.startsWith(UNTOLD)).map((key) => key.slice(UNTOLD.length));
+
+  // What had been typed into fields when the page was loaded, by their keys.
+  const untold = new Map(
+    kept.keys().filter((key) => key.startsWith(UNTOLD)).map((key) => [key.slice(UNTOLD.length), { tries: 0 }]),
+  );
+  const QUIET_MS = 300, LONGEST_MS = 3000, TRIES = 3;
+  let retyping = false; // it is us who type
+  let looks = 0;
+  const asIfByHand = (act) => {
+    retyping = true;
+    act();
+    retyping = false;
+  };
+  // Only when the page stands there: a run that begins while it is being drawn would throw away what hasn't come yet. And
+  // a run that had begun before may make the field say again what it did; so it is looked at once one has ended since.
+  const retypes = () => {
+    if (looks || !untold.size) return;
+    looks = setInterval(() => {
+      const state = document.querySelector("[data-test-script-state]")?.getAttribute("data-test-script-state");
+      if (state !== "notRunning") return;
+      let more = false;
+      for (const field of document.querySelectorAll(IN_DRAWER)) {
+        const key = keyInDrawer(field), one = untold.get(key);
+        if (!one) continue;
+        more = true;
+        if (one.tries && !one.ran && Date.now() - one.at < LONGEST_MS) continue;
+        if (one.tries && (field.value !== one.before || one.tries >= TRIES)) {
+          untold.delete(key);
+          kept.removeItem(UNTOLD + key);
+          continue;
+        }
+        Object.assign(one, { tries: one.tries + 1, before: field.value, ran: false, at: Date.now() });
+        asIfByHand(() => write(field, kept.getItem(UNTOLD + key) ?? field.value));
+        // Only then does Streamlit know what it has to tell.
+        setTimeout(() => asIfByHand(() => field.dispatchEvent(new FocusEvent("focusout", { bubbles: true }))));
+      }
+      if (more) return;
+      clearInterval(looks);
+      looks = 0;
+    }, QUIET_MS);
+  };
+
+  retypes();
 
   // The drafts of questions, as they are in this page: the browser may have no room for them.
   const questions = new Map();
@@ -138,21 +181,7 @@
     runs() {
       for (const key of left) kept.removeItem(UNTOLD + key);
       left.clear();
-    },
-    // Tell once what had been typed into fields of the drawer when the page was loaded, by their keys. Only when all of it
-    // stands there: a run that begins while it is being drawn would throw away what hasn't come yet.
-    tellsTyped(tell) {
-      if (!untold.length) return;
-      const keys = untold, began = Date.now();
-      untold = [];
-      const looks = setInterval(() => {
-        const state = document.querySelector("[data-test-script-state]")?.getAttribute("data-test-script-state");
-        if (!(state === "notRunning" && document.querySelector(IN_DRAWER)) && Date.now() - began < LONGEST_MS) return;
-        clearInterval(looks);
-        const said = keys.map((key) => [key, kept.getItem(UNTOLD + key)]).filter(([, text]) => text !== null);
-        if (said.length) tell(Object.fromEntries(said));
-        keys.forEach((key) => left.add(key));
-      }, QUIET_MS);
+      for (const one of untold.values()) one.ran = true;
     },
     // Whoever goes elsewhere by Back leaves the field that they were typing into.
     leaves() {

@@ -806,7 +806,6 @@ window.tokenwireReader ??= ({ data, setStateValue }) => {
   window.tokenwireInput.took(data.taken);
   window.tokenwireDrafts.forget(data.session, data.done);
   window.tokenwireDrafts.runs();
-  window.tokenwireDrafts.tellsTyped((typed) => setStateValue("typed", typed));
   const edited = window.tokenwireDrafts.edited(data.session);
   if (edited.length) setStateValue("edited", edited);
   if (data.back && window.tokenwireInput.takesBack(...data.back)) setStateValue("returned", data.back[0]);

@@ -396,6 +396,27 @@ async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open
     assert await page.tab.locator(".tw-voice").text_content() == ""
 
 
+async def test_words_that_come_behind_the_end_of_their_answer_are_read_out_once(chat: Open) -> None:
+    page = await chat()
+    await listen(page)
+    # As Streamlit may draw it: each element in a frame of its own.
+    await page.tab.evaluate(
+        """async () => {
+            const frames = async () => { for (let i = 0; i < 5; i += 1) await new Promise(requestAnimationFrame); };
+            const answer = document.createElement("div");
+            answer.className = "st-key-answer-1";
+            answer.innerHTML = '<div class="st-key-words-1"></div><div class="tw-figures" data-new></div>';
+            document.querySelector('[data-testid="stMainBlockContainer"]').append(answer);
+            await frames();
+            for (const said of ["All of it.", "", "All of it."]) {
+                answer.firstChild.innerHTML = `<div>${said}</div>`;
+                await frames();
+            }
+        }"""
+    )
+    assert await page.tab.evaluate("said") == ["All of it."]
+
+
 async def test_the_focus_goes_to_what_has_come_instead_of_a_button(chat: Open, service: FakeService) -> None:
     page = await chat()
     gate = threading.Event()

@@ -677,6 +677,12 @@ class Reading {
       const answer = figures.closest(ANSWER);
       if (answer !== this.answer && !this.known.has(keyOf(answer))) this.readWhole(answer);
     }
+    // Its words may come behind the line that says that it has ended.
+    const unheard = !running && this.key && !this.heard && !this.segment && this.main.querySelector(`.${this.key}`);
+    if (unheard && unheard.querySelector(NEW)) {
+      this.words = wordsIn(unheard);
+      this.read(true);
+    }
   }
 
   begin(answer) {

@@ -470,7 +470,15 @@ async def test_counts_are_right_after_redis_has_stopped_and_started_ten_times_un
     workers = [await start(link(redis_server)) for _ in range(2)]
     settled = dict.fromkeys(workers, 0)
     going = True
-    slowest = 0.0
+    slowest = latest = 0.0
+
+    async def doze() -> None:
+        """See how late this machine lets anything be."""
+        nonlocal latest
+        while going:
+            begin = time.monotonic()
+            await asyncio.sleep(0.01)
+            latest = max(latest, time.monotonic() - begin - 0.01)
 
     async def load(worker: Worker) -> None:
         nonlocal slowest
@@ -490,6 +498,7 @@ async def test_counts_are_right_after_redis_has_stopped_and_started_ten_times_un
             await asyncio.sleep(0.001)
 
     loads = [asyncio.ensure_future(load(worker)) for worker in workers for _ in range(5)]
+    loads.append(asyncio.ensure_future(doze()))
     for turn in range(10):
         await more(20)
         await asyncio.to_thread(redis_server.stop, signal.SIGKILL if turn % 2 else signal.SIGTERM)
@@ -508,7 +517,8 @@ async def test_counts_are_right_after_redis_has_stopped_and_started_ten_times_un
     assert used == await workers[1].told()
     assert (used["requests_per_day"], used["streams"]) == (sum(settled.values()), 0)
     assert used["tokens_per_day"] == 2 * sum(settled.values())
-    assert slowest < 10 * redis_counts.WAIT_SECONDS  # of which nearly all is this machine's
+    # To be asked, to give up and to go on: each may be as late as whoever dozes.
+    assert slowest < 2 * redis_counts.WAIT_SECONDS + 3 * latest
 
 
 # ---- who dies

@@ -517,7 +517,7 @@ async def test_counts_are_right_after_redis_has_stopped_and_started_ten_times_un
     assert used == await workers[1].told()
     assert (used["requests_per_day"], used["streams"]) == (sum(settled.values()), 0)
     assert used["tokens_per_day"] == 2 * sum(settled.values())
-    # To be asked, to give up and to go on: each may be as late as whoever dozes.
+    # A call waits up to three times for its turn on the event loop; each may be as late as the latest turn of `doze`.
     assert slowest < 2 * redis_counts.WAIT_SECONDS + 3 * latest
 
 

@@ -665,6 +665,26 @@ async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_its_
     await expect(box).to_have_value({"Temperature": "1", "Seed": "8", "Name": "one"}.get(field, ""))
 
 
+async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_somebody_goes_through_its_field_at_once(
+    chat: Open,
+) -> None:
+    page = await chat()
+    await answered(page, "one")
+    await page.settled()
+    box = page.tab.get_by_label("System instruction", exact=True)
+    await box.press_sequentially("Be brief.")
+    await page.tab.reload()
+    # Before it has been typed anew: left, and a run of the script begins.
+    await box.wait_for(state="attached")
+    await box.evaluate(
+        """(field) => {
+            field.dispatchEvent(new FocusEvent("focusout", { bubbles: true }));
+            window.tokenwireDrafts.runs();
+        }"""
+    )
+    await expect(box).to_have_value("Be brief.")
+
+
 async def test_what_is_typed_into_the_drawer_stays_with_its_conversation_when_back_is_pressed(chat: Open) -> None:
     page = await chat()
     system = page.tab.get_by_role("textbox", name="System instruction")

@@ -44,7 +44,7 @@
   // What a field for numbers shows and isn't one ("1e", a lone dash) nobody but the browser would ever know of.
   document.addEventListener("focusout", ({ target }) => {
     if (target.matches?.('input[type="number"]') && target.validity.badInput) write(target, "");
-    if (keyInDrawer(target) && !retyping) left.add(keyInDrawer(target));
+    leave(keyInDrawer(target));
   }, true);
 
   // Streamlit tells the script what a field of the drawer says only once it is left. So it is kept until then, and typed
@@ -57,6 +57,10 @@
     const names = field.matches?.(IN_DRAWER) ? field.closest('[class*="st-key-"]')?.classList ?? [] : [];
     return Array.from(names, (name) => OF_CONVERSATION.exec(name)?.[1]).find(Boolean) ?? "";
   };
+  // What is still to be typed anew is kept, though its reader goes through the field meanwhile.
+  const leave = (key) => {
+    if (key && !untold.has(key)) left.add(key);
+  };
   document.addEventListener("input", ({ target }) => {
     const key = keyInDrawer(target);
     if (!key || retyping) return;
@@ -67,7 +71,7 @@
   // Enter tells it, too; in a field of several lines with another key.
   document.addEventListener("keydown", ({ key, ctrlKey, metaKey, target }) => {
     const told = key === "Enter" && (ctrlKey || metaKey || target.matches?.("input"));
-    if (told && keyInDrawer(target)) left.add(keyInDrawer(target));
+    if (told) leave(keyInDrawer(target));
   }, true);
 
   // What had been typed into fields when the page was loaded, by their keys.

@@ -170,10 +170,10 @@ def test_it_waits_for_no_word_that_the_server_does_not_say() -> None:
     assert told("Type") == ["exec"] if not says else ["notify"]
 
 
-def calls(*groups: str) -> set[str]:
-    """All system calls of groups, such as "@process"."""
-    found: set[str] = set()
-    for group in groups:
+def calls(*names: str) -> set[str]:
+    """These system calls, and all of groups, such as "@process"."""
+    found = {name for name in names if not name.startswith("@")}
+    for group in sorted(set(names) - found):
         lines = [line.strip() for line in analyze("syscall-filter", "--no-pager", group).splitlines()[1:]]
         named = [line for line in lines if line and not line.startswith("#")]
         found |= {line for line in named if not line.startswith("@")}
@@ -242,5 +242,6 @@ async def test_server_and_edge_serve_and_end_with_what_their_units_leave_to_them
             async with AsyncClient(f"127.0.0.1:{one}") as client, client.generate("What is baseball?") as pieces:
                 assert "".join([piece async for piece in pieces.text()]) == "Baseball."
     assert "warning" not in "".join(said).lower()
+    assert "SCHED_BATCH" not in "".join(said)  # it says so where it is refused
     # That it was told to end it says as a warning.
     assert "".join(edge_said).count("[warning]") == "".join(edge_said).count("caught ENVOY_SIGTERM")

@@ -13,7 +13,7 @@ from ..admission.shared import Shared
 from ..generation.provider import Provider
 from ..settings import SettingError, Settings
 from ..telemetry import call_log
-from . import stop, tls
+from . import scheduling, stop, tls
 from .handover import Handover
 from .observed import Observed
 from .secured import Secured
@@ -121,6 +121,8 @@ async def serve(
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
     observed = observed or Observed.of(settings)
+    if settings.scheduling == "batch":
+        scheduling.batch()
     server = _server(settings, None, secured, observed)
     listening(await server.start())
     async with observed.opened(server.readings), open_model() as model:
@@ -143,6 +145,8 @@ async def work(
 ) -> None:
     """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
+    if settings.scheduling == "batch":
+        scheduling.batch()
     if secured is not None:
         secured.identity.refresh()  # this may be a worker that takes another's place
     server = _server(settings, shared, secured, observed)

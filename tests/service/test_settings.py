@@ -48,6 +48,7 @@ def test_every_setting_can_be_set_by_its_variable_and_by_its_flag(one) -> None: 
         "behind_proxy": "true",
         "redis_url": "redis://h",
         "redis_away": "closed",
+        "scheduling": "normal",
     }
     other |= {"emulator": "h:1", "emulator_rest": "h:1"}
     value = other.get(one.name, "7")

@@ -1,0 +1,53 @@
+"""How the system shares its cores out to a server's processes."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from service.runtime import scheduling
+from tests.conftest import StartProcess
+from tests.service.runtime.test_workers import children
+from vertex_emulator import Emulator
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has SCHED_BATCH")
+
+
+def policies(pid: int) -> set[int]:
+    """Those of a process's threads."""
+    return {os.sched_getscheduler(int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(("told", "wanted"), [("", "SCHED_BATCH"), ("batch", "SCHED_BATCH"), ("normal", "SCHED_OTHER")])
+async def test_each_worker_runs_as_it_is_told(
+    emulator: Emulator, start_process: StartProcess, workers: str, told: str, wanted: str
+) -> None:
+    del emulator
+    flags = ("--scheduling", told) if told else ()
+    server = await start_process("--workers", workers, *flags)
+    await server.said("ready after")
+    serving = {server.process.pid}
+    if workers == "2":
+        while len(children(server)) != 2:  # noqa: ASYNC110 - the greeter says nothing when it goes
+            await asyncio.sleep(0.01)
+        serving = children(server)
+        assert policies(server.process.pid) == {os.SCHED_OTHER}, "the parent, which looks after the workers"
+    for pid in serving:
+        # The event loop's thread is the first, and gRPC's are started by it.
+        assert os.sched_getscheduler(pid) == getattr(os, wanted)
+        assert getattr(os, wanted) in policies(pid)
+        assert len(policies(pid) - {os.SCHED_OTHER}) == (wanted == "SCHED_BATCH")
+
+
+def test_a_system_that_refuses_it_is_told_of_and_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, lines: list[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    scheduling.batch()
+    (said,) = lines
+    assert "doesn't let this process choose SCHED_BATCH (Operation not permitted)" in said

@@ -98,15 +98,8 @@ class Counts:
         `since`: when that which is taken back was counted; what was in another minute or on another day isn't.
         """
         at = self.cell(caller) * _FIELDS
-        row = self._rows[self._mine]
         minute, day = int(now) // MINUTE_SECONDS, int(now) // DAY_SECONDS
-        if row[at + _MINUTE] < minute:
-            # In this order: who reads meanwhile sees counts of a minute that is over.
-            row[at + _REQUESTS] = row[at + _MINUTE_TOKENS] = 0
-            row[at + _MINUTE] = minute
-        if row[at + _DAY] < day:
-            row[at + _DAY_TOKENS] = row[at + _DAY_REQUESTS] = row[at + _DAY_ESTIMATED] = 0
-            row[at + _DAY] = day
+        row = self._row(at, minute, day)
         same_minute = since is None or int(since) // MINUTE_SECONDS == minute
         same_day = since is None or int(since) // DAY_SECONDS == day
         for field, count, still in (
@@ -119,6 +112,23 @@ class Counts:
         ):
             if count > 0 or (count and still):
                 row[at + field] = max(0, row[at + field] + count)
+
+    def took(self, caller: str, now: float, tokens: int) -> int:
+        """Count so many more tokens of a call that goes on; gives all that the caller has used today.
+
+        What `add` and `used` do of it, and no more: it is asked with each chunk of each stream.
+        """
+        at = self.cell(caller) * _FIELDS
+        minute, day = int(now) // MINUTE_SECONDS, int(now) // DAY_SECONDS
+        if tokens > 0:
+            row = self._row(at, minute, day)
+            row[at + _MINUTE_TOKENS] += tokens
+            row[at + _DAY_TOKENS] += tokens
+        today = 0
+        for row in self._rows:
+            if row[at + _DAY] == day:
+                today += row[at + _DAY_TOKENS]
+        return today
 
     @property
     def worker(self) -> int:
@@ -148,6 +158,18 @@ class Counts:
         """Where this worker has counted anything on this day."""
         row, day = self._rows[self._mine], int(now) // DAY_SECONDS
         return [cell for cell in range(_CELLS) if self._names[cell] and row[cell * _FIELDS + _DAY] >= day]
+
+    def _row(self, at: int, minute: int, day: int) -> "memoryview[int]":
+        """This worker's, with nothing from before this minute and this day at a caller's place."""
+        row = self._rows[self._mine]
+        if row[at + _MINUTE] < minute:
+            # In this order: who reads meanwhile sees counts of a minute that is over.
+            row[at + _REQUESTS] = row[at + _MINUTE_TOKENS] = 0
+            row[at + _MINUTE] = minute
+        if row[at + _DAY] < day:
+            row[at + _DAY_TOKENS] = row[at + _DAY_REQUESTS] = row[at + _DAY_ESTIMATED] = 0
+            row[at + _DAY] = day
+        return row
 
     def _found(self, name: int) -> int:
         """The cell of this hash, which is the same in all workers."""

@@ -229,9 +229,19 @@ class RedisCounts:
         self._tell(cell)
         if more.streams:
             self._wanted.set()
-        elif self._gathering is None:
-            # Figures in the middle of an answer may come with each chunk of each stream.
-            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._gathered)
+        else:
+            self._gather()
+
+    def took(self, caller: str, now: float, tokens: int) -> int:
+        """As `Home` has it; of all, what Redis told last."""
+        now += self._ahead
+        own = self._local.took(caller, now, tokens)
+        cell = self._local.cell(caller)
+        if tokens > 0:
+            self._tell(cell)
+            self._gather()
+        _, told = self._heard.get(cell, (0.0, None))
+        return own if told is None else max(own, told.used(now).tokens_today)
 
     def used(self, caller: str, now: float) -> Used:
         """As `Home` has it: what this server has counted, or all had when Redis told it last, whichever is more."""
@@ -278,6 +288,11 @@ class RedisCounts:
     def _tell(self, cell: int) -> None:
         self._changed.add(cell)
         self._told_all.clear()
+
+    def _gather(self) -> None:
+        """Tell Redis in a moment: figures in the middle of an answer may come with each chunk of each stream."""
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._gathered)
 
     def _gathered(self) -> None:
         self._gathering = None

@@ -60,7 +60,7 @@ BEHIND: dict[str, tuple[Any, str]] = {
 VERTEX_SEAMS = {
     "the prompt's conversion": "chat.langchain_messages.messages",
     "the options' conversion": "chat.request_options",
-    "a chunk's conversion": "chat.Chat._converted",
+    "a chunk's conversion": "vertex.plain",
     "the upstream call": "vertex._Call.begin",
     "the upstream answer": "vertex._Call.read",
     "the ending": "vertex._Call.finished",

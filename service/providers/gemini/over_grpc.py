@@ -191,7 +191,7 @@ class VertexProvider:
         started = False
         async with aclosing(answer):
             try:
-                async for chunk, beyond in answer:
+                async for text, beyond in answer:
                     if not started:
                         started = True
                         yield Started(prompt.model)
@@ -199,7 +199,6 @@ class VertexProvider:
                         for event in beyond:
                             yield event
                         continue
-                    text: Any = chunk.content
                     if 0 < len(text) <= answers.LONGEST_PIECE_CHARACTERS:
                         yield Text(text)  # as nearly all do
                         continue

@@ -61,8 +61,8 @@ Beyond = Sequence[Event] | None
 Response = tuple[Any, tuple[str, int] | None, Beyond]
 """The protobuf message beneath Google's GenerateContentResponse, and what `plain` says of it."""
 
-Answer = AsyncGenerator[tuple[BaseMessageChunk, Beyond], None]
-"""What the library makes of each response, and what the response brings along."""
+Answer = AsyncGenerator[tuple[Any, Beyond], None]
+"""The content of what the library makes of each response, text where it brings nothing else along; and what it does."""
 
 
 class Call(Protocol):
@@ -87,19 +87,19 @@ with warnings.catch_warnings():
         def answer(self, messages: list[BaseMessage], *, call: Call, **options: Any) -> Answer:
             """What `astream` gives. Where nobody traces, without what it does for tracers only.
 
-            That is to set up callbacks and run ids for each request, and to keep every chunk until the end.
+            That is to set up callbacks and run ids for each request, to make a message of each piece of text, with what
+            it adds to the usage, and to keep every one until the end.
             """
             if not self._traced:
-                return self._messages(messages, call=call, **options)
+                return self._contents(messages, call=call, **options)
             order = _Order(call)
             return order.paired(self.astream(messages, call=order, **options))
 
-        async def _messages(self, messages: list[BaseMessage], stop: list[str] | None = None, **kwargs: Any) -> Answer:
+        async def _contents(self, messages: list[BaseMessage], stop: list[str] | None = None, **kwargs: Any) -> Answer:
             call = self._begun(messages, stop, **kwargs)
-            usage = None
             while (response := await call.read()) is not None:
-                message, _, usage = self._converted(response, usage)
-                yield message, response[2]
+                _, found, beyond = response
+                yield found[0] if found is not None else self._converted(response, None)[0].content, beyond
 
         async def _astream(
             self,
@@ -229,7 +229,7 @@ class _Order:
         made = cast("AsyncGenerator[BaseMessageChunk, None]", chunks)  # LangChain declares less than it returns
         async with aclosing(made):
             async for chunk in made:
-                yield chunk, self._kept.popleft() if self._kept else ()
+                yield chunk.content, self._kept.popleft() if self._kept else ()
 
 
 class _Client:
@@ -311,8 +311,8 @@ def _differences() -> Iterator[str]:
             yield "a chunk"
         before = total
     with ThreadPoolExecutor(1) as pool:  # where no event loop runs
-        short, whole = (pool.submit(asyncio.run, _read(way, raws)).result() for way in (fast._messages, slow.answer))
-    if short != whole[: len(raws)] or any(content for content, _ in whole[len(raws) :]):
+        short, whole = (pool.submit(asyncio.run, _read(way, raws)).result() for way in (fast._contents, slow.answer))
+    if short != whole[: len(raws)] or any(whole[len(raws) :]):
         yield "an answer"
 
 
@@ -343,11 +343,10 @@ class _Sampled:
         return None if raw is None else (raw, plain(raw), None)
 
 
-async def _read(way: Callable[..., AsyncIterator[Any]], raws: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """What this way of reading an answer gives, as far as it is used."""
+async def _read(way: Callable[..., Answer], raws: Sequence[Any]) -> list[Any]:
+    """What this way of reading an answer gives."""
     with tracing_context(enabled=False):
-        answer = way([HumanMessage("x")], call=_Sampled(raws), timeout=1.5)
-        return [(chunk.content, chunk.usage_metadata) async for chunk, _ in answer]
+        return [content async for content, _ in way([HumanMessage("x")], call=_Sampled(raws), timeout=1.5)]
 
 
 def _copy(message: BaseMessageChunk, **changed: Any) -> BaseMessageChunk:

@@ -195,7 +195,7 @@ class Settings:
         "batch",
         "TOKENWIRE_SCHEDULING",
         one_of("batch", "normal"),
-        "batch: under Linux's SCHED_BATCH a chunk costs a sixth less CPU, and comes some ms later where other programs "
+        "batch: under Linux's SCHED_BATCH a chunk costs a tenth less CPU, and comes some ms later where other programs "
         "keep all cores busy; normal",
     )
     slots: int = setting(500, "TOKENWIRE_SLOTS", whole(1, 100_000), "streams at once; more wait in the queue")

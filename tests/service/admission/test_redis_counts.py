@@ -238,6 +238,29 @@ async def test_a_budget_that_others_use_up_ends_a_stream(redis_server: RedisServ
 
 
 @PATIENT
+async def test_what_is_told_in_the_middle_of_an_answer_counts_as_anything_else(
+    redis_server: RedisServer, start: Start
+) -> None:
+    """`took` counts as `add`, and gives what `used` gives: the more of what is known here and what Redis has told."""
+    first, second = await start(link(redis_server)), await start(link(redis_server))
+    caller, choose = Caller(name="a"), random.Random(0)
+    charge = await first.quotas.charge(caller, 1, 0)
+    whole, figure = 1, 1
+    for _ in range(50):
+        more, others = choose.randrange(9), choose.randrange(9)
+        await second.use(caller, others)
+        figure, whole = figure + more, whole + more + others
+        charge.saw(figure)
+        known = first.home.used("a", time.time()).tokens_today
+        assert first.home.took("a", time.time(), 0) == known <= whole
+        await first.home.told_all(10)
+        await second.home.told_all(10)
+    charge.settle(figure, characters=0)
+    await first.home.told_all(10)
+    assert (await second.told(caller))["tokens_per_day"] == whole
+
+
+@PATIENT
 async def test_figures_in_the_middle_of_answers_are_told_together(redis_server: RedisServer, start: Start) -> None:
     worker = await start(link(redis_server))
     charges = [await worker.quotas.charge(Caller(name=str(number)), 1, 0) for number in range(50)]

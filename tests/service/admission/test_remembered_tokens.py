@@ -1,6 +1,7 @@
 """What is remembered of a token changes what it costs, and never whether it is taken."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from service.admission.json_web_tokens import Refused, Tokens
 
 KEYS: list[Any] = [jwk.ECKey.generate_key("P-256", parameters={"kid": "same", "use": "sig"}) for _ in range(3)]
 SKEW = 60
+RSA: Any = jwk.RSAKey.generate_key(2048, parameters={"kid": "theirs", "use": "sig"})
 
 
 class Clock:
@@ -182,3 +184,37 @@ def test_keys_that_change_while_a_token_is_verified_are_asked_the_next_time(tmp_
         with patch.object(json_web_tokens, "_verify", crossed):
             world.is_taken(token)
         assert world.is_taken(token) is taken
+
+
+@pytest.mark.parametrize(
+    ("claim", "claims", "why"),
+    [
+        ("email", {"email": "billing@project.iam.gserviceaccount.com", "email_verified": True}, ""),
+        ("email", {"email": "billing@project.iam.gserviceaccount.com", "email_verified": False}, "isn't verified"),
+        ("email", {"email": "billing@project.iam.gserviceaccount.com", "email_verified": "true"}, "isn't verified"),
+        ("email", {"email": "billing@project.iam.gserviceaccount.com"}, "isn't verified"),
+        ("email", {"email_verified": True}, "names nobody"),
+        ("sub", {"sub": "system:serviceaccount:search:default", "kubernetes.io": {"namespace": "search"}}, ""),
+        ("sub", {"sub": ""}, "names nobody"),
+    ],
+)
+def test_googles_tokens_and_those_of_kubernetes_name_whom_they_are_about(
+    tmp_path: Path, claim: str, claims: dict[str, Any], why: str
+) -> None:
+    """As both make them: Google's with an email that has to be verified, those of Kubernetes for several audiences."""
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps({"keys": [RSA.as_dict(private=False)]}))
+    issuer = Issuer(
+        name="theirs", issuer="https://theirs", audience=("here",), keys=str(path), algorithms=("RS256",), claim=claim
+    )
+    tokens = Tokens((issuer,), lambda *_: None)
+    for keys in tokens.keys.values():
+        keys._look()
+    now = int(time.time())
+    whole = {"iss": "https://theirs", "aud": ["here", "there"], "iat": now, "exp": now + 3600} | claims
+    token = jwt.encode({"alg": "RS256", "kid": "theirs"}, whole, RSA, algorithms=["RS256"])
+    if why:
+        with pytest.raises(Refused, match=why):
+            tokens.verified(token)
+    else:
+        assert tokens.verified(token).name == claims[claim]

@@ -72,6 +72,13 @@ PEERS = (
         ("-m", "bench.peers.behind_envoy", "UPSTREAM"),
     ),
     Peer("tokenwire-2", "tokenwire", "tokenwire, two workers", SERVICE, {"TOKENWIRE_WORKERS": "2"}),
+    Peer(
+        "raw-tuned",
+        "vertex",
+        "raw, on uvloop and under SCHED_BATCH as tokenwire runs",
+        ("-m", "bench.peers.raw", "UPSTREAM", "tuned"),
+        aside=True,
+    ),
 )
 
 # Quotas that are counted, and never used up.
@@ -216,7 +223,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def measured(told: argparse.Namespace) -> dict[str, Any]:
     """Run as told; everything that the report needs."""
-    peers = [peer for peer in offered() if not told.peers or peer.name in told.peers]
+    peers = [peer for peer in offered() if (peer.name in told.peers if told.peers else not peer.aside)]
     wanted = told.scenarios or [name for name in SCENARIOS if not (told.quick and name in LONG)]
     scenarios = [name for name in SCENARIOS if name in wanted]
     begin = time.monotonic()

@@ -42,6 +42,8 @@ class Peer:
     """The streams that it can answer at once; 0 is no such limit."""
     token: str = ""
     """What its callers have to show."""
+    aside: bool = False
+    """Whether it runs only where it is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,13 @@
 """The floor: a pass-through on grpc.aio. Bytes come from upstream and are written on as they are; nothing is parsed.
 
-python -m bench.peers.raw UPSTREAM_HOST:PORT
+python -m bench.peers.raw UPSTREAM_HOST:PORT [tuned]
+
+`tuned`: on uvloop and under SCHED_BATCH, as tokenwire's workers run.
 """
 
 import asyncio
+import importlib
+import os
 import sys
 from typing import Any
 
@@ -46,4 +50,9 @@ async def main(upstream: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    new_loop = None
+    if sys.argv[2:] == ["tuned"]:
+        new_loop = importlib.import_module("uvloop").new_event_loop
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main(sys.argv[1]))

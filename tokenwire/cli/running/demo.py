@@ -87,6 +87,7 @@ def _demo(question: str, *, once: bool, edge: bool) -> int:
         upstream = f"127.0.0.1:{vertex_port}"
         children.start(
             *("service", "serve", "--host", "127.0.0.1", "--port", str(port), "--emulator", upstream),
+            *("--scheduling", "normal"),  # the local model keeps every core busy
             *("--model", MODEL, "--models", f"{MODEL}=vertex:smollm2-135m-instruct?{WHAT_IT_TAKES}"),
         )
         children.start("local model", "emulator", "--port", str(vertex_port))

@@ -103,7 +103,7 @@ class Child:
 def _tree(pid: int) -> list[int]:
     try:
         below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has ended, before its file was looked for or just behind that
         return []
     return [pid, *(one for child in below for one in _tree(int(child)))]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import proofs
+from bench.refusals import proofs
 
 
 def test_each_kind_of_proof_is_taken_and_measured(tmp_path: Path) -> None:

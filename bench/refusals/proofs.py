@@ -1,4 +1,4 @@
-"""`python -m bench.proofs`: what it costs a request that its caller has to prove who it is. A few seconds.
+"""`python -m bench.refusals.proofs`: what it costs a request that its caller has to prove who it is. A few seconds.
 
 CPU of `Identity.proof`, by kind of proof, in one process without a network: an API key, a signed token that was seen
 before, and one that is seen for the first time, whose signature has to be verified. Writes nothing.

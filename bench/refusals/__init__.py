@@ -1,1 +1,1 @@
-"""Calls that are refused: what they cost, whom they hold up, and what their time tells."""
+"""What it costs to find out who calls; calls that are refused, whom they hold up, and what their time tells."""

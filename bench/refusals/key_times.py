@@ -23,11 +23,11 @@ TRIES = 10_000
 KEYS = 100
 
 
-class _Context:
-    """A call that shows this key."""
+class Shown:
+    """A call that shows this key or token."""
 
-    def __init__(self, key: str) -> None:
-        self._metadata = (("user-agent", "bench"), ("authorization", f"Bearer {key}"))
+    def __init__(self, token: str) -> None:
+        self._metadata = (("user-agent", "bench"), ("authorization", f"Bearer {token}"))
 
     def invocation_metadata(self) -> Any:
         return self._metadata
@@ -61,7 +61,7 @@ def measured(identity: Identity, makers: Mapping[str, Callable[[], str]], tries:
     order = [kind for kind in makers for _ in range(tries)]
     random.shuffle(order)
     # Made beforehand, and alike: what has just been made is nearer to the processor.
-    calls = [(kind, _Context(makers[kind]())) for kind in order]
+    calls = [(kind, Shown(makers[kind]())) for kind in order]
     for kind, context in calls:
         begin = time.perf_counter_ns()
         _, why = identity.proof(context)

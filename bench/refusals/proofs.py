@@ -11,29 +11,16 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from joserfc import jwk, jwt
 
 from bench.figures import percentile
 from bench.refusals.flood import CALLERS
+from bench.refusals.key_times import Shown
 from service.admission import api_keys
 from service.admission.identity import Identity
 
 TRIES = 2_000
-
-
-class Shown:
-    """A call that shows this."""
-
-    def __init__(self, token: str) -> None:
-        self._metadata = (("user-agent", "bench"), ("authorization", f"Bearer {token}"))
-
-    def invocation_metadata(self) -> Any:
-        return self._metadata
-
-    def auth_context(self) -> Any:
-        return {}
 
 
 def kinds(folder: Path, tries: int) -> tuple[Identity, Mapping[str, Sequence[Shown]]]:

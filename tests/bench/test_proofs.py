@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.refusals import proofs
+from bench.refusals.key_times import Shown
 
 
 def test_each_kind_of_proof_is_taken_and_measured(tmp_path: Path) -> None:
@@ -13,4 +14,4 @@ def test_each_kind_of_proof_is_taken_and_measured(tmp_path: Path) -> None:
     assert len(found) == 3
     assert all(len(values) == 3 and min(values) > 0 for values in found.values())
     with pytest.raises(ValueError, match="was not taken"):
-        proofs.measured(identity, {"a wrong key": [proofs.Shown("tw_wrong")]})
+        proofs.measured(identity, {"a wrong key": [Shown("tw_wrong")]})

@@ -102,6 +102,8 @@ def _server(
     settings: Settings, shared: Shared | None, secured: Secured | None, observed: Observed | None = None
 ) -> Server:
     """The one of this process, which starts no other process any more where it serves TLS."""
+    if settings.scheduling == "batch":
+        scheduling.batch()  # before gRPC's threads are started
     if settings.tls_certificate:
         tls.forbid_processes()
     return Server(settings, shared, secured, observed.watch if observed is not None else None)
@@ -121,8 +123,6 @@ async def serve(
     `listening` is called with the port, `ready` once calls are answered. Raises SettingError.
     """
     observed = observed or Observed.of(settings)
-    if settings.scheduling == "batch":
-        scheduling.batch()
     server = _server(settings, None, secured, observed)
     listening(await server.start())
     async with observed.opened(server.readings), open_model() as model:
@@ -145,8 +145,6 @@ async def work(
 ) -> None:
     """Serve as one of several processes that share counts and the port, which they take over from the greeter."""
     ending = _Stop(orders)
-    if settings.scheduling == "batch":
-        scheduling.batch()
     if secured is not None:
         secured.identity.refresh()  # this may be a worker that takes another's place
     server = _server(settings, shared, secured, observed)
@@ -203,7 +201,7 @@ async def greet(
     # It answers nobody, so nobody has to say who it is; and it tells its schema to nobody who would have to.
     tells = settings.reflection and not settings.asks_who
     nobody: dict[str, Any] = dict.fromkeys(("api_keys", "callers", "redis_url", "redis_password_file"), "")
-    open_to_all = replace(settings, **nobody, insecure=True, reflection=tells, metrics_port=0)
+    open_to_all = replace(settings, **nobody, insecure=True, reflection=tells, metrics_port=0, scheduling="normal")
     server = _server(
         open_to_all, Shared.of(slots=1, per_caller=0), secured.open_to_all() if secured is not None else None
     )

@@ -17,5 +17,7 @@ def batch() -> None:
     try:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:  # a container may forbid it
+        if not call_log.is_first():
+            return
         text = "the system doesn't let this process choose SCHED_BATCH (%s), so a chunk costs a tenth more CPU; "
         call_log.say(f"{text}--scheduling normal doesn't ask for it", error.strerror)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux ha
 
 def policies(pid: int) -> list[tuple[str, int]]:
     """Those of a process's threads, with their names."""
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [((one / "comm").read_text().strip(), os.sched_getscheduler(int(one.name))) for one in threads]
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            found.append(((thread / "comm").read_text().strip(), os.sched_getscheduler(int(thread.name))))
+    return found
 
 
 @pytest.mark.parametrize(

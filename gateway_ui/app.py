@@ -12,7 +12,7 @@ import streamlit as st
 from tokenwire import default_address
 from tokenwire.v1.generation_service_pb2 import Model
 
-from . import actions, asking, conversations, leftovers, offer, sidebar, taking
+from . import actions, asking, clicks, conversations, leftovers, offer, sidebar, taking
 from .chat.conversation import Exchange, Waiting
 from .chat.desk import Desk, Talk
 from .chat.live import Live
@@ -53,6 +53,7 @@ def page() -> None:
     told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner, told.went)
+    clicks.follow(tab)
     conversations.go(tab, desk, told.owner, told.went)
     if session := taking.session():
         desk.shows(session, talk)
@@ -195,13 +196,14 @@ def _talk(talk: Talk, shown: _Shown, choices: Choices, above: Any) -> None:
         _waiting(shown.waiting)
         stop = st.empty()
         if live is not None:
-            stop.button(
+            clicks.button(
                 "Stop",
                 key=f"stop-{live.exchange.id}",  # else a late click would stop the answer that is written next
                 on_click=actions.stop,
                 args=(live.exchange.id,),
                 icon=":material/stop:",
                 help="Or press Escape",
+                draw=stop.button,
             )
     if not path:
         _welcome()
@@ -245,15 +247,15 @@ def _waiting(waiting: Sequence[Waiting]) -> None:
                 if one.preparing:
                     pass  # it is asked as soon as it can be
                 elif not one.trouble:
-                    st.button("Stop, and ask this now", key=f"now-{one.id}", on_click=actions.now, args=(one.id,))
+                    clicks.button("Stop, and ask this now", key=f"now-{one.id}", on_click=actions.now, args=(one.id,))
                 elif one.files:
                     words = "Ask" if one.unchecked else "Try again"
-                    st.button(words, key=f"again-{one.id}", on_click=actions.again, args=(one.id,))
+                    clicks.button(words, key=f"again-{one.id}", on_click=actions.again, args=(one.id,))
                 if one.trouble and one.message.parts:
                     files = "the files" if one.unchecked else "the refused files"
                     words = f"Ask without {files}" if one.files else "Ask"
-                    st.button(words, key=f"now-{one.id}", on_click=actions.despite, args=(one.id,))
-                st.button("Don't ask", key=f"not-{one.id}", on_click=actions.drop, args=(one.id,))
+                    clicks.button(words, key=f"now-{one.id}", on_click=actions.despite, args=(one.id,))
+                clicks.button("Don't ask", key=f"not-{one.id}", on_click=actions.drop, args=(one.id,))
 
 
 def _asked(exchange: Exchange) -> None:
@@ -262,7 +264,7 @@ def _asked(exchange: Exchange) -> None:
     if exchange.id not in this_tab().editing:
         exchange_view.question(exchange.question, exchange.names)
         if any(part.text for part in exchange.question.parts):
-            st.button(
+            clicks.button(
                 "Edit", key=key, on_click=actions.edit, args=(exchange.id,), type="tertiary", icon=":material/edit:"
             )
         return
@@ -271,8 +273,8 @@ def _asked(exchange: Exchange) -> None:
     with st.form(key, border=False):
         st.text_area("Your question", words, key=f"{key}-words")
         with st.container(horizontal=True):
-            st.form_submit_button("Ask anew", on_click=actions.ask_anew, args=(exchange.id,))
-            st.form_submit_button("Cancel", on_click=actions.leave, args=(exchange.id,))
+            clicks.submit("Ask anew", f"anew-{exchange.id}", actions.ask_anew, (exchange.id,))
+            clicks.submit("Cancel", f"leave-{exchange.id}", actions.leave, (exchange.id,))
 
 
 def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> None:
@@ -283,7 +285,7 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
         if exchange.text:
             exchange_view.copy_button(exchange, key=f"copy-{exchange.id}")
         if last:
-            st.button(
+            clicks.button(
                 "Retry",
                 key=f"retry-{exchange.id}",
                 on_click=actions.retry,
@@ -296,7 +298,7 @@ def _actions(talk: Talk, exchange: Exchange, *, last: bool, left_out: bool) -> N
         if last or exchange.id in this_tab().answering:
             _results_form(exchange, last=last)
         else:
-            st.button(
+            clicks.button(
                 "Answer the calls",
                 key=f"answer-calls-{exchange.id}",
                 on_click=actions.begin_results,
@@ -319,7 +321,7 @@ def _others(talk: Talk, exchange: Exchange) -> None:
     place = all_.index(exchange)
     steps = (("Earlier", "chevron_left", place - 1), ("Later", "chevron_right", place + 1))
     for words, icon, to in steps:
-        st.button(
+        clicks.button(
             words,
             key=f"{words}-{exchange.id}",
             on_click=actions.show,
@@ -348,9 +350,9 @@ def _results_form(exchange: Exchange, *, last: bool) -> None:
         if unread is not None and unread.exchange == exchange.id:
             exchange_view.problem(" ".join(unread.problems))
         with st.container(horizontal=True):
-            st.form_submit_button("Send", on_click=actions.answer_calls, args=(exchange.id,))
+            clicks.submit("Send", f"send-{exchange.id}", actions.answer_calls, (exchange.id,))
             if not last:
-                st.form_submit_button("Not now", on_click=actions.leave_results, args=(exchange.id,))
+                clicks.submit("Not now", f"not-now-{exchange.id}", actions.leave_results, (exchange.id,))
 
 
 def _outlast_preparing(talk: Talk, shown: _Shown) -> None:

@@ -5,6 +5,7 @@ from functools import partial
 
 import streamlit as st
 
+from . import clicks
 from .chat import export
 from .chat.conversation import Conversation, heading
 from .chat.database import PURGED_AFTER_DAYS
@@ -68,7 +69,7 @@ def missing(tab: Tab, desk: Desk) -> None:
         return
     if any(one.id == number for one in desk.store.deleted(talk.owner)):
         exchange_view.problem("This conversation was deleted.")
-        st.button("Bring it back", key=f"back-{number}", on_click=_undelete, args=(desk, talk.owner, number))
+        clicks.button("Bring it back", key=f"back-{number}", on_click=_undelete, args=(desk, talk.owner, number))
     else:
         # The words are the same where another browser has it and where nobody has: nobody can find out which there are.
         exchange_view.problem("This conversation isn't here, or is another browser's.")
@@ -76,7 +77,7 @@ def missing(tab: Tab, desk: Desk) -> None:
 
 def new_button(desk: Desk, talk: Talk) -> None:
     """Draw what opens a new one."""
-    st.button("New conversation", key="new", on_click=_open, args=(desk, talk.owner), width="stretch")
+    clicks.button("New conversation", key="new", on_click=_open, args=(desk, talk.owner), width="stretch")
 
 
 def drawer(desk: Desk, talk: Talk, undrop: Callable[[str], None]) -> None:
@@ -95,7 +96,7 @@ def drawer(desk: Desk, talk: Talk, undrop: Callable[[str], None]) -> None:
     with st.container(key="conversations"):
         shown = st.session_state.get("listed", _SHOWN)
         for one in found[:shown]:
-            st.button(
+            clicks.button(
                 label(one.title),
                 key=f"open-{one.id}",
                 on_click=_open,
@@ -106,7 +107,9 @@ def drawer(desk: Desk, talk: Talk, undrop: Callable[[str], None]) -> None:
         if search and not found:
             st.caption("None has these words.")
     if len(found) > shown:
-        st.button(f"Show more ({len(found) - shown})", key="more", on_click=_list_more, args=(shown,), width="stretch")
+        clicks.button(
+            f"Show more ({len(found) - shown})", key="more", on_click=_list_more, args=(shown,), width="stretch"
+        )
 
 
 def listed(desk: Desk, talk: Talk) -> object:
@@ -158,7 +161,7 @@ def _this_one(desk: Desk, talk: Talk) -> None:
                     width="stretch",
                 )
         key = f"delete-{conversation.id}"
-        st.button("Delete", key=key, on_click=_delete, args=(desk, *of), width="stretch")
+        clicks.button("Delete", key=key, on_click=_delete, args=(desk, *of), width="stretch")
 
 
 # What Streamlit keeps of a button, also of one that it draws no more, holds no conversation: each would stay in memory.
@@ -207,7 +210,7 @@ def _undo(desk: Desk, talk: Talk) -> None:
     one = next((one for one in desk.store.deleted(talk.owner) if one.id == this_tab().deleted), None)
     if one is not None:
         words = f"Undo: delete {label(one.title)}"
-        st.button(words, key=f"undo-{one.id}", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
+        clicks.button(words, key=f"undo-{one.id}", on_click=_undelete, args=(desk, talk.owner, one.id), width="stretch")
 
 
 def _dropped(talk: Talk, undrop: Callable[[str], None]) -> None:
@@ -215,7 +218,7 @@ def _dropped(talk: Talk, undrop: Callable[[str], None]) -> None:
     with st.container(key="undroppable"):
         for one in reversed(talk.dropped):
             words = f"Undo: don't ask {label(heading(one.message, one.all_names))}"
-            st.button(words, key=f"undrop-{one.id}", on_click=undrop, args=(one.id,), width="stretch")
+            clicks.button(words, key=f"undrop-{one.id}", on_click=undrop, args=(one.id,), width="stretch")
 
 
 def _deleted(desk: Desk, talk: Talk) -> None:
@@ -228,7 +231,7 @@ def _deleted(desk: Desk, talk: Talk) -> None:
         with fold, st.container(key="undeletable"):
             st.caption(f"For {PURGED_AFTER_DAYS} days.")
             for one in deleted:
-                st.button(
+                clicks.button(
                     f"Bring back {label(one.title)}",
                     key=f"undelete-{one.id}",
                     on_click=_undelete,

@@ -1,7 +1,7 @@
 """What a tab of the page knows from one run of its script to the next, and what all tabs share."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,10 @@ class Tab:
     """A question's id and words, which go back into the input if that is empty."""
     unread: Unread | None = None
     unsaid: Unsaid | None = None
+    buttons: set[str] = field(default_factory=set)
+    """The keys of all that were ever drawn here."""
+    clicked: list[tuple[Callable[..., None], tuple[Any, ...]]] = field(default_factory=list)
+    """What clicks want that came before their buttons were drawn here: see `clicks`."""
 
     def open(self, talk: Talk) -> None:
         """Show another conversation. Nothing of Streamlit is touched, so a second click doesn't undo this one."""

@@ -54,7 +54,7 @@ ONLY = {
         *(
             f"gateway_ui.{name}"
             for name in (
-                *("__main__", "actions", "app", "asking", "conversations", "following"),
+                *("__main__", "actions", "app", "asking", "clicks", "conversations", "following"),
                 *("leftovers", "offer", "sidebar", "tab", "taking"),
             )
         ),

@@ -150,6 +150,34 @@ async def test_an_edit_outlasts_the_pages_process(tab: Page, service: FakeServic
     assert list(service.requests[-1].messages) == [user("What is cricket?")]
 
 
+async def test_a_click_in_the_moment_in_which_the_page_is_back_is_followed(
+    tab: Page, service: FakeService, tmp_path: Path
+) -> None:
+    """The button is of the page's process before: the new one hasn't drawn it yet."""
+    port = free_port()
+    with serving(port, service.address, tmp_path):
+        page = await opened(tab, f"http://localhost:{port}")
+        await answered(page, "What is baseball?")
+        await page.settled()
+        await page.messages.first.get_by_role("button", name="Edit").click()
+        await tab.get_by_label("Your question").fill("What is cricket?")
+    await expect(tab.get_by_role("button", name="Ask anew")).to_be_disabled()
+    await tab.evaluate(
+        """() => {
+            const button = [...document.querySelectorAll("button")].find((one) => one.textContent === "Ask anew");
+            const seen = new MutationObserver(() => {
+                if (button.disabled) return;
+                seen.disconnect();
+                button.click();
+            });
+            seen.observe(document.body, { subtree: true, childList: true, attributes: true });
+        }"""
+    )
+    with serving(port, service.address, tmp_path):
+        await expect(page.answer()).to_contain_text("2 of 2")
+    assert [list(one.messages) for one in service.requests[1:]] == [[user("What is cricket?")]]
+
+
 async def test_a_number_that_cannot_be_used_says_so_and_holds_the_question(chat: Open, service: FakeService) -> None:
     page = await chat()
     await page.open_settings()

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import importlib.util
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -116,6 +117,9 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
     try:
         cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
     finally:
+        # One stop may come as several signals: no other is to end this before all is saved.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         from .chat import live  # noqa: PLC0415  # needs nothing but what the page has imported
 
         live.save_all()

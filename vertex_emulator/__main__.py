@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import importlib.util
 import signal
 import sys
@@ -18,6 +17,8 @@ from .protos.script_pb2 import Script
 
 DEFAULT_PORT = 8087
 DEFAULT_REST_PORT = 8088
+
+STOP = (signal.SIGTERM, signal.SIGINT)
 
 EPILOG = """\
 examples:
@@ -144,9 +145,8 @@ def _needs_relay(played: Script | None) -> bool:
 async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> int:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows has none; there Ctrl-C cancels this task
-            loop.add_signal_handler(number, ended.set)
+    for number in STOP:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(ended.set))
     emulator = Emulator(
         mind,
         host=arguments.host,
@@ -162,6 +162,9 @@ async def _serve(arguments: argparse.Namespace, mind: Mind, *, relay: bool) -> i
             lines.append(f"Google's REST form and OpenAI's protocol on http://{emulator.rest_address}")
         _say("\n".join(lines))
         await ended.wait()
+    # One stop may come as several signals. Python would be ended by one that comes as it ends.
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -148,21 +149,22 @@ def test_flags_that_are_wrong(capsys: pytest.CaptureFixture[str], flags: list[st
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: signal.Signals) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tokenwire.cli", "edge", "--port", str(free_port())),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tokenwire.cli", "edge", "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
-    assert process.stdout is not None
-    assert b"Envoy listening on" in await process.stdout.readline()
-    (envoy,) = children(process.pid)
-    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
-    for _ in range(2):  # a terminal's Ctrl-C may come several times
-        process.send_signal(number)
-    assert await process.wait() == 0
-    assert await asyncio.to_thread(lambda: list(tmp_path.iterdir())) == []
+    ) as process:
+        assert process.stdout is not None
+        assert b"Envoy listening on" in process.stdout.readline()
+        (envoy,) = children(process.pid)
+        assert list(tmp_path.iterdir())
+        while process.poll() is None:  # a terminal's Ctrl-C may come several times, and in any moment
+            process.send_signal(number)
+            time.sleep(0.001)
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ProcessLookupError):
         os.kill(envoy, 0)
 

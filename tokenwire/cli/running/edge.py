@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> 
     options = _parser(prog).parse_args(argv)
     envoy = Envoy(options.drain_delay, options.grace)
     # Whatever ends this, Envoy ends first. (nohup has SIGHUP ignored.)
+    before = {number: signal.getsignal(number) for number in STOP}
     for number in STOP:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if before[number] is not signal.SIG_IGN:
             signal.signal(number, envoy.stop)
     try:
         _check(options)
@@ -62,6 +63,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tokenwire edge") -> 
     except EdgeError as error:
         say(str(error))
         return EXIT_FAILED
+    finally:
+        # One stop may come as several signals. Python would be ended by one that comes as it ends.
+        for number in STOP:
+            signal.signal(number, signal.SIG_IGN if envoy.stopped else before[number])
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

@@ -114,12 +114,14 @@ def _serve(host: str, port: int, names: Sequence[str]) -> int:
     flags = [f"--{name}={value}" for name, value in settings.items()]
     # Else a page of a name that leads here could talk to this one as the reader's own (DNS rebinding).
     flags += [f"--server.allowedHosts={name}" for name in _own_names(host, names)]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         cli.main(["run", str(_SCRIPT), *flags], standalone_mode=False)
     finally:
-        # One stop may come as several signals: no other is to end this before all is saved.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        # One stop may come as several signals: none that Streamlit has heeded is to end this before all is saved.
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, signal.SIG_IGN)
         from .chat import live  # noqa: PLC0415  # needs nothing but what the page has imported
 
         live.save_all()

@@ -25,6 +25,7 @@ from tests.certificates import Authority
 from tests.edge.conftest import Edge, Running, children, ended, read, running_edge, running_service, said
 from tests.marks import needs_file_modes
 from tests.ports import free_port
+from tests.signals import repeat
 from tokenwire import AsyncClient, TokenwireError
 from tokenwire.cli.running import edge
 from vertex_emulator.emulator import Emulator
@@ -160,9 +161,7 @@ def test_it_ends_with_all_that_it_has_started(tmp_path: Path, number: signal.Sig
         assert b"Envoy listening on" in process.stdout.readline()
         (envoy,) = children(process.pid)
         assert list(tmp_path.iterdir())
-        while process.poll() is None:  # a terminal's Ctrl-C may come several times, and in any moment
-            process.send_signal(number)
-            time.sleep(0.001)
+        repeat(number, process)
     assert process.returncode == 0
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ProcessLookupError):

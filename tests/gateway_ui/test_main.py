@@ -33,6 +33,7 @@ from gateway_ui.drawing.reader import Told
 from gateway_ui.tab import shared_desk
 from tests.browser import wait_for_port
 from tests.ports import free_port
+from tests.signals import repeat
 from tests.tokenwire.fake_service import FakeService, Refusal, completed, tool_call
 
 APP = Path(gateway_ui.__file__).with_name("script.py")
@@ -69,10 +70,7 @@ async def test_a_signal_ends_the_page_at_once_and_with_it_the_call(
     await question.fill("What is baseball?")
     await question.press("Enter")
     await expect(tab.get_by_test_id("stChatMessage").last).to_contain_text("Half")
-    end = time.monotonic() + 5
-    while process.poll() is None and time.monotonic() < end:  # it may come several times, and in any moment
-        process.send_signal(number)
-        await asyncio.sleep(0.001)
+    await asyncio.to_thread(repeat, number, process, seconds=5)
     assert process.returncode == 0
     assert service.cancelled.wait(5)
     said = process.communicate()[0]

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import grpc.aio
 import httpx
 import pytest
 
+from tests.signals import repeat
 from tests.vertex_emulator.conftest import Client, Write, next_text
 from vertex_emulator import __main__ as command
 from vertex_emulator.__main__ import main
@@ -123,9 +123,7 @@ def test_a_script_that_cuts_brings_the_relay(start: Start, script_file: Write) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_peace(start: Start, number: signal.Signals) -> None:
     process, _ = start("--mind", "script")
-    while process.poll() is None:  # a terminal's Ctrl-C may come several times, and in any moment
-        process.send_signal(number)
-        time.sleep(0.001)
+    repeat(number, process)
     _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
 

@@ -64,7 +64,7 @@ async def test_the_page_shows_words_while_the_model_writes_stops_it_and_remember
     await chat.ask("How long does it take?")
     await expect(chat.answer()).to_contain_text("It takes")
     await chat.stop.click()
-    await emulator.wait_until(lambda e: not e.open_calls, timeout=1)
+    await emulator.wait_until(lambda e: not e.open_calls)
     assert emulator.calls[-1].code is grpc.StatusCode.CANCELLED
     assert turns(emulator.calls[-1].request) == [
         ("user", "What is baseball?"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from playwright.async_api import FilePayload, Locator, Page, expect
+from playwright.async_api import TimeoutError as TimeoutError_
 
 from tests.browser import SCREENSHOTS
 
@@ -50,8 +51,8 @@ class Chat:
                     await expect(box).to_be_checked(checked=wanted, timeout=1000)
 
     async def settled(self) -> None:
-        """Wait until the script has run to its end."""
-        await expect(self.tab.get_by_test_id("stApp")).to_have_attribute("data-test-script-state", "notRunning")
+        """Wait until the script has run to its end, also for what was clicked just now."""
+        await self.tab.wait_for_function("testSettles()", timeout=20_000)
 
     async def rested(self) -> None:
         """Wait until nothing grows or moves any more, as what is unfolded does for half a second.
@@ -73,12 +74,13 @@ class Chat:
     async def choose(self, model: str) -> None:
         box, option = self.tab.get_by_role("combobox", name="Model"), self.tab.get_by_role("option", name=model)
         async with asyncio.timeout(20):
-            while not await option.is_visible():  # a list closes when the script draws the page anew in that moment
-                await box.click()
-                with contextlib.suppress(AssertionError):
-                    await expect(option).to_be_visible(timeout=1000)
-        await option.click()
-        await expect(self.tab.locator(f'.tw-about[data-model="{model}"]')).to_be_attached()
+            about = self.tab.locator(f'.tw-about[data-model="{model}"]')
+            while not await about.count():  # a list closes when the script draws the page anew in that moment
+                with contextlib.suppress(AssertionError, TimeoutError_):
+                    if not await option.is_visible():
+                        await box.click(timeout=1000)
+                    await option.click(timeout=1000)
+                    await expect(about).to_be_attached(timeout=2000)
         # Another model may take other files, with another input then.
         await expect(self.input).to_have_count(1)
         await self.settled()
@@ -104,7 +106,10 @@ class Chat:
         for file in files:
             (folder / file["name"]).write_bytes(file["buffer"])
         paths = [folder / file["name"] for file in files]
+        chips = self.tab.get_by_test_id("stFileChip")
+        before = await chips.count()
         await self.tab.get_by_test_id("stChatInputFileUploadButton").locator("input").set_input_files(paths)
+        await expect(chips).to_have_count(before + len(files))
         # While a file is on its way, nothing can be sent.
         await expect(self.tab.get_by_test_id("stChatInputSubmitButton")).to_be_enabled()
 

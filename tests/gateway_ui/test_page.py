@@ -111,6 +111,7 @@ async def test_a_new_conversation_forgets(chat: Open, service: FakeService) -> N
     page = await chat()
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("tokens in")
+    await page.settled()
     await page.tab.get_by_role("button", name="New conversation").click()
     await expect(page.messages).to_have_count(0)
     await page.ask("And cricket?")
@@ -131,6 +132,8 @@ async def test_a_running_answer_goes_on_while_another_conversation_is_shown(chat
     await page.ask("And cricket?")
     await expect(page.answer()).to_contain_text("Hello there.")
     gate.set()
+    # What has changed last comes first.
+    await expect(page.tab.locator(".st-key-conversations button").first).to_have_text("What is baseball?")
     await page.tab.get_by_role("button", name="What is baseball?").click()
     await expect(page.answer()).to_contain_text("Half and half.")
     await expect(page.problem()).to_have_count(0)

@@ -222,8 +222,9 @@ async def test_two_calls_of_one_tool_are_told_apart_and_broken_json_is_said_befo
     await expect(in_oslo).to_have_value('{"temp": 21')
     assert len(service.requests) == 1
     await page.photograph("tool-results-unread")
-    await in_oslo.fill('{"temp": 22')
+    await in_oslo.fill('{"temperature": 22')
     await send.click()  # another mistake is said as well
+    await expect(said).to_contain_text("column 19")
     await page.settled()
     assert len(service.requests) == 1
     service.will_answer("It is warm.", completed())
@@ -231,7 +232,7 @@ async def test_two_calls_of_one_tool_are_told_apart_and_broken_json_is_said_befo
     await expect(page.answer()).to_contain_text("It is warm.")
     results = service.requests[1].messages[-1]
     assert results == tool(
-        tool_result(oslo.tool_call, {"result": '{"temp": 22'}), tool_result(rome.tool_call, {"result": "warm"})
+        tool_result(oslo.tool_call, {"result": '{"temperature": 22'}), tool_result(rome.tool_call, {"result": "warm"})
     )
     await expect(page.messages.nth(2)).to_contain_text("Result of weather (2 of 2)")
 
@@ -370,7 +371,7 @@ async def test_a_block_of_code_is_copied_whole_also_where_it_came_in_parts(
     await answered(page)
     copy = page.answer().get_by_role("button", name="Copy code")
     await expect(copy).to_have_count(1)
-    assert await tab.locator(".tw-code.tw-more").count() > 0
+    await expect(tab.locator(".tw-code.tw-more").first).to_be_attached()
     await page.answer().locator(".tw-code").first.hover()
     await page.photograph("copy-code")
     await copy.click()

@@ -40,7 +40,7 @@ async def waits_clean(page: Chat, *, messages: int, conversations: int) -> None:
     list_ = page.tab.locator(".st-key-conversations")
     # Streamlit marks what a run hasn't drawn until that run ends, and empty places in any case.
     stale = page.tab.locator('[data-stale="true"]:not(:has(> [data-testid="stEmpty"]))')
-    await expect(stale).to_have_count(0, timeout=5000)
+    await expect(stale).to_have_count(0)
     await expect(list_).to_have_count(1)
     await expect(list_.get_by_role("button")).to_have_count(conversations)
     await expect(page.messages).to_have_count(messages)

@@ -119,6 +119,7 @@ async def test_hebrew_runs_to_the_left_and_code_to_the_right(
     service.will_answer(HEBREW, completed())
     page = await chat()
     await answered(page, "\u05de\u05d4 \u05e9\u05dc\u05d5\u05de\u05da?\nFine?")
+    await expect(page.answer().locator(".tw-md .tw-code ~ p")).to_be_attached()
     directions: dict[str, str] = await page.answer().evaluate(
         """answer => {
             const of = (selector) => getComputedStyle(answer.querySelector(selector)).direction;

@@ -194,7 +194,8 @@ async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, servi
     to_end = page.tab.get_by_role("button", name="To the end")
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("30 chunks")
-    assert await end_is_visible(page)
+    await at_its_end(page)
+    await page.rested()
     await expect(to_end).to_be_hidden()
     await page.tab.get_by_test_id("stMain").evaluate("main => main.scrollBy(0, -600)")
     await expect(to_end).to_be_visible()
@@ -210,6 +211,7 @@ async def test_the_page_follows_unless_the_reader_scrolls_away(chat: Open, servi
     async with asyncio.timeout(20):
         while not await end_is_visible(page):  # noqa: ASYNC110 - the page follows with its next picture
             await asyncio.sleep(0.05)
+    await expect(page.answer()).to_contain_text("The end.")
     # All of it, once.
     said = await page.answer().locator('[class*="st-key-words-"]').inner_text()
     assert said.split() == ("".join([*PARAGRAPHS, "Something new.\n\n", *PARAGRAPHS, "The end."])).split()
@@ -354,7 +356,7 @@ async def test_what_comes_at_once_is_read_out_once_and_nothing_old_is(chat: Open
     said = "() => said.join(' ').replace(/\\s+/g, ' ')"
     await page.ask("What is baseball?")
     await expect(page.answer()).to_contain_text("tokens in")
-    await page.tab.wait_for_function("said.length")
+    await page.tab.wait_for_function("said.join(' ').includes('once')")
     assert await page.tab.evaluate(said) == "All of it. At once"
     # Neither by what is drawn anew, nor after another answer, which is a tool call only.
     await page.flip("Letter by letter")

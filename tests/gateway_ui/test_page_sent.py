@@ -28,6 +28,8 @@ class Line:
         self.sockets: list[WebSocketRoute] = []
         self.mute = self.deaf = False
         self.swallowed = asyncio.Event()
+        """What is awaited has been said while nothing was heard."""
+        self.awaits = b""
         self.late: list[str | bytes] | None = None
         """What it is told while this is a list: it hears of that once it is `caught_up`."""
         self.loses: list[bytes] = []
@@ -39,7 +41,8 @@ class Line:
 
         def said(message: str | bytes) -> None:
             if self.mute:
-                self.swallowed.set()
+                if self.awaits in (message if isinstance(message, bytes) else message.encode()):
+                    self.swallowed.set()
             else:
                 server.send(message)
 
@@ -83,7 +86,7 @@ async def asked_once(tab: Page, url: str) -> Chat:
 
 async def asks_in_vain(page: Chat, line: Line, question: str) -> None:
     """Ask, and lose the question on its way; so is all that the tab says from now on."""
-    line.mute = True
+    line.mute, line.awaits = True, question.encode()
     await page.ask(question)
     await asyncio.wait_for(line.swallowed.wait(), 20)
 

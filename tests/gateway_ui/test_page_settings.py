@@ -34,6 +34,7 @@ async def answered(page: Chat, question: str = "What is baseball?") -> None:
     before = await figures.count()
     await page.ask(question)
     await expect(figures.nth(before)).to_contain_text("tokens in")
+    await page.settled()
 
 
 async def test_what_is_unset_is_not_sent(chat: Open, service: FakeService) -> None:
@@ -226,6 +227,7 @@ async def other_chat(tab: Page, page_at: PageAt, others: FakeService) -> Chat:
     await tab.goto(page_at(others.address))
     chat = Chat(tab)
     await expect(chat.input).to_be_visible()
+    await expect(tab.locator(".tw-state")).to_be_attached()
     await chat.settled()
     return chat
 
@@ -339,6 +341,7 @@ async def test_a_file_that_is_no_image_is_refused_in_words(chat: Open, service: 
     await page.ask("What is this?")
     await expect(page.not_asked()).to_contain_text("photo.png can't be sent: it can't be read as an image.")
     assert not service.requests
+    await page.settled()
     await page.photograph("image-refused")
     # Nothing is asked without the file unless somebody says so.
     await page.not_asked().get_by_role("button", name="Ask without the refused files").click()
@@ -367,6 +370,7 @@ async def test_a_file_that_is_too_large_or_of_another_kind_is_refused_in_words(
     await page.attach(file)
     await page.ask("What is this?")
     await expect(page.not_asked()).to_contain_text(words)
+    await page.settled()
     await page.not_asked().get_by_role("button", name="Don't ask").click()
     await expect(page.not_asked()).to_have_count(0)
     assert not service.requests
@@ -493,6 +497,7 @@ async def test_what_only_the_service_can_know_is_told_in_its_words(chat: Open, s
     await page.attach(PHOTO)
     await page.ask("What is this?")
     await expect(page.problem()).to_contain_text(wanted)
+    await page.settled()
     service.will_answer("A blue rectangle.", completed())
     await page.tab.get_by_role("button", name="Retry").click()
     await expect(page.answer()).to_contain_text("A blue rectangle.")
@@ -676,6 +681,7 @@ async def test_what_is_typed_into_the_drawer_is_there_after_a_reload_though_some
     await page.tab.reload()
     # Before it has been typed anew: left, and a run of the script begins.
     await box.wait_for(state="attached")
+    await page.tab.wait_for_function("window.tokenwireDrafts")
     await box.evaluate(
         """(field) => {
             field.dispatchEvent(new FocusEvent("focusout", { bubbles: true }));

@@ -32,19 +32,17 @@ CHROMIUM_FLAGS = [
 # Waits until the page's script has run to its end, also for what was clicked just now. Streamlit sends the wish for it
 # (BackMsg.rerun_script) within a frame or two, and says that the script runs only once its server has said so. A run
 # may be for several wishes. One that begins right behind a wish may be for an earlier one alone; then the wish's own
-# begins within some time, which is longer on a busy machine.
+# begins within some time, or never.
 SETTLES = """
-const WISH = 11 << 3 | 2, SENT_MS = 50, CROSSES_MS = 100, SPARE_MS = 200, STATE = "data-test-script-state";
+const WISH = 11 << 3 | 2, SENT_MS = 50, CROSSES_MS = 100, LONGEST_MS = 300, STATE = "data-test-script-state";
 let wishes = [], rested = 0; // when they were sent, and when a run has ended
-let alone = 0, slowest = 0; // when the last wish was sent that met no run, and how long such ones took to become a run
 // Before the page's own scripts, and behind a test that puts another WebSocket in its place.
 document.addEventListener("readystatechange", () => {
     const send = WebSocket.prototype.send;
     WebSocket.prototype.send = function (message) {
         if (message[0] === WISH) {
-            const now = performance.now();
-            if (rests() && !wishes.length) alone = now;
-            wishes.push(now);
+            if (settled()) wishes = [];
+            wishes.push(performance.now());
         }
         return send.call(this, message);
     };
@@ -54,15 +52,14 @@ new MutationObserver((changes) => {
     const now = performance.now();
     for (const { oldValue } of changes) {
         if (oldValue !== "notRunning") continue;
-        if (wishes[0] === alone) slowest = Math.max(slowest, now - alone); // a run has begun
-        wishes.shift();
+        wishes.shift(); // a run has begun
         wishes = wishes.filter((sent) => now - sent < CROSSES_MS);
     }
     if (rests()) rested = now;
 }).observe(document, { subtree: true, attributeFilter: [STATE], attributeOldValue: true });
 const settled = () => {
     const since = performance.now() - Math.max(rested, ...wishes);
-    return rests() && (!wishes.length || since > SPARE_MS + 3 * slowest);
+    return rests() && (!wishes.length || since > LONGEST_MS);
 };
 const later = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve, SENT_MS)));
 window.testSettles = async () => {

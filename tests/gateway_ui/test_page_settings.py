@@ -91,8 +91,9 @@ async def test_everything_that_is_set_is_sent(chat: Open, service: FakeService) 
     for label, number in numbers.items():
         await page.write(label, number)
     await page.flip("Show the thoughts")
-    await page.settled()
     stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.focus()  # the field before is left by that, and the script runs
+    await page.settled()
     await stops.fill("END")
     await stops.press("Enter")
     await expect(page.tab.get_by_text("END", exact=True)).to_be_visible()
@@ -520,8 +521,9 @@ async def test_a_conversation_keeps_its_settings(chat: Open, service: FakeServic
     await page.open_settings()
     await page.write("Temperature", "0.5")
     await page.write("Top K", "40")
-    await page.settled()
     stops = page.tab.get_by_role("combobox", name="Stop sequences")
+    await stops.focus()  # the field before is left by that, and the script runs
+    await page.settled()
     await stops.fill("END")
     await stops.press("Enter")
     await expect(page.tab.get_by_text("END", exact=True)).to_be_visible()

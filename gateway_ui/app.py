@@ -42,6 +42,7 @@ def page() -> None:
     st.set_page_config(page_title="tokenwire", page_icon=_ICON, layout="centered")
     exchange_view.style()
     tab = this_tab()
+    clicks.follow(tab)
     told = None
     if tab.talk is None:
         told = reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
@@ -53,7 +54,6 @@ def page() -> None:
     told = told or reader(tab.taken, tab.back, tab.done, tab.draft_of(), tab.answer)
     desk = shared_desk()
     talk = conversations.opened(tab, desk, told.owner, told.went)
-    clicks.follow(tab)
     conversations.go(tab, desk, told.owner, told.went)
     if session := taking.session():
         desk.shows(session, talk)

@@ -13,10 +13,10 @@ from gateway_ui import clicks
 
 
 def page() -> None:
-    import streamlit as st  # noqa: PLC0415 - this is run as a file of its own
+    import streamlit as st  # noqa: PLC0415 - Streamlit runs this function by itself
 
-    from gateway_ui import clicks  # noqa: PLC0415 - as above
-    from gateway_ui.tab import this_tab  # noqa: PLC0415 - as above
+    from gateway_ui import clicks  # noqa: PLC0415 - Streamlit runs this function by itself
+    from gateway_ui.tab import this_tab  # noqa: PLC0415 - Streamlit runs this function by itself
 
     def note(button: str, field: str = "") -> None:
         said = st.session_state[field] if field else ""

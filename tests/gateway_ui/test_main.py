@@ -19,6 +19,7 @@ import grpc
 import pytest
 import streamlit as st
 from playwright.async_api import Page, expect
+from streamlit.proto.WidgetStates_pb2 import WidgetState, WidgetStates
 from streamlit.runtime.scriptrunner import StopException
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Block
@@ -284,6 +285,20 @@ def test_the_field_for_a_title_says_what_the_conversation_is_called(script: AppT
     next(one for one in script.text_input if one.label == "Name").set_value("").run()
     assert next(one for one in script.text_input if one.label == "Name").value == "What is baseball?"
     assert titles() == ["What is baseball?"]
+
+
+def test_a_click_that_comes_first_of_all_opens_another_conversation_as_any_click_does(script: AppTest) -> None:
+    """The page's process has begun anew, and the button is of the one before."""
+    script.run()
+    script.chat_input[0].set_value("What is baseball?").run()
+    number = script.session_state.tab.talk.conversation.id
+    (new,) = (one.proto.id for one in script.button if one.label == "New conversation")
+    session = AppTest.from_file(str(APP), default_timeout=30)
+    session.query_params["c"] = number
+    cast(Any, session)._run(WidgetStates(widgets=[WidgetState(id=new, trigger_value=True)]))
+    assert not session.exception
+    assert session.session_state.tab.talk.is_new()
+    assert not session.chat_message
 
 
 # Of the tab, whichever conversation it shows.
